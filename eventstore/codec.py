@@ -1,0 +1,139 @@
+"""Events to bytes and back: stored names, schema versions, and the errors when the two sides disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+from uuid_utils import uuid7
+
+from eventstore.backend import EncodedEvent
+from eventstore.errors import EventDecodeError, EventEncodeError, PayloadTooLarge, UnknownEventType
+from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class
+
+DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
+
+
+class Encoding(NamedTuple):
+    """How one event class is written: cached, because looking it up costs as much as using it."""
+
+    type: str
+    schema_version: int
+    to_json: Callable[[Event], bytes]
+
+
+_encodings: dict[type[Event], Encoding] = {}
+
+
+def _encoding_of(cls: type[Event]) -> Encoding:
+    encoding = Encoding(cls.__event_type__, cls.__schema_version__, cls.__pydantic_serializer__.to_json)
+    _encodings[cls] = encoding
+    return encoding
+
+
+def encode_payload(event: Event, *, limit: int = DEFAULT_MAX_PAYLOAD_BYTES) -> tuple[str, int, bytes]:
+    """The event's stored name, schema version and JSON.
+
+    Raises `EventEncodeError` or `PayloadTooLarge`; nothing has been stored then.
+    """
+    cls = event.__class__
+    type_, schema_version, to_json = _encodings.get(cls) or _encoding_of(cls)
+    try:
+        payload = to_json(event)
+    except (PydanticSerializationError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
+        raise EventEncodeError(f"event {type_!r} cannot be written as JSON, nothing was stored: {error}") from error
+    if len(payload) > limit:
+        raise PayloadTooLarge(f"event {type_!r}", len(payload), limit)
+    return type_, schema_version, payload
+
+
+def encode_metadata(metadata: Metadata | None, *, limit: int = DEFAULT_MAX_PAYLOAD_BYTES) -> bytes | None:
+    """Metadata as JSON with only the fields that are set; None stays None."""
+    if metadata is None:
+        return None
+    try:
+        encoded = metadata.__pydantic_serializer__.to_json(metadata, exclude_defaults=True)
+    except (PydanticSerializationError, ValueError) as error:
+        raise EventEncodeError(f"metadata cannot be written as JSON, nothing was stored: {error}") from error
+    if len(encoded) > limit:
+        raise PayloadTooLarge("metadata", len(encoded), limit)
+    return encoded
+
+
+def new_event_id() -> bytes:
+    """A UUIDv7: unique everywhere, and rising with time, so that the index on it grows at one end."""
+    return uuid7().bytes
+
+
+def encode_batch(events: Iterable[Event | NewEvent], *, limit: int) -> tuple[EncodedEvent, ...]:
+    """Encode events that are appended together; those without an id get one. Reads the events now, not later."""
+    encoded: list[EncodedEvent] = []
+    batch_id: bytes | None = None
+    for item in events:
+        event, event_id, metadata = (item, None, None) if isinstance(item, Event) else item
+        identity = new_event_id() if event_id is None else event_id.bytes
+        batch_id = batch_id or identity
+        type_, schema_version, payload = encode_payload(event, limit=limit)
+        encoded.append(
+            EncodedEvent(
+                identity, type_, schema_version, payload, encode_metadata(metadata, limit=limit), batch_id
+            )
+        )
+    return tuple(encoded)
+
+
+def decode_metadata(encoded: str | bytes | None) -> Metadata | None:
+    """Metadata out of the journal; None stays None."""
+    return None if encoded is None else Metadata.__pydantic_validator__.validate_json(encoded)
+
+
+def decode_event(recorded: RecordedEvent) -> Event:
+    """The event of a record, as its class has it now.
+
+    Raises `UnknownEventType` or `EventDecodeError`, which name stream and version.
+    """
+    cls = event_class(recorded.type)
+    if cls is None:
+        raise UnknownEventType(recorded.type, stream_id=recorded.stream_id, version=recorded.version)
+    return decode_payload(
+        cls,
+        recorded.schema_version,
+        recorded.payload,
+        stream_id=recorded.stream_id,
+        version=recorded.version,
+    )
+
+
+def decode_payload(
+    cls: type[Event], schema_version: int, payload: str | bytes, *, stream_id: str, version: int
+) -> Event:
+    """One stored payload as an event of a class; fields that the class does not know are kept."""
+    type_ = cls.__event_type__
+    if schema_version != cls.__schema_version__:
+        known = cls.__schema_version__
+        remedy = (
+            "it was written by newer code: run that version"
+            if schema_version > known
+            else "it is older than the class: keep the class at that version until an upcaster exists"
+        )
+        raise EventDecodeError(
+            type_,
+            f"it has schema version {schema_version}, the class has {known}; {remedy}",
+            stream_id=stream_id,
+            version=version,
+        )
+    try:
+        return cls.__pydantic_validator__.validate_json(payload, extra="allow")
+    except ValidationError as error:
+        raise EventDecodeError(type_, _reasons(error), stream_id=stream_id, version=version) from error
+
+
+def _reasons(error: ValidationError) -> str:
+    """What is wrong, field by field, without the stored values: they may be personal."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in detail['loc']) or 'payload'}: {detail['msg']}"
+        for detail in error.errors(include_input=False, include_url=False, include_context=False)[:5]
+    )
+

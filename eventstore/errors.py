@@ -1,0 +1,220 @@
+"""Every error this package raises on purpose, in one tree: what happened, and what to do then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EventStoreError(Exception):
+    """The root. Catch it to catch everything the journal and the actors raise on purpose."""
+
+
+class InvalidStoreUrl(EventStoreError):
+    """The URL names no store that can be opened. Nothing was touched: correct the URL."""
+
+
+class InvalidStreamId(EventStoreError, ValueError):
+    """The id cannot name a stream on every backend. Nothing was read or written: choose another id."""
+
+
+class StoreClosed(EventStoreError):
+    """The store is not open here: not entered yet, already closed, or carried over a fork or to another loop.
+
+    Nothing was stored by this call. Open a store of its own in each process and event loop.
+    """
+
+
+class ConcurrencyError(EventStoreError):
+    """Another writer reached the stream first. Nothing was stored: reload it and decide again.
+
+    `expected` is the version the append was decided on, `actual` the stream's version when it was refused.
+    """
+
+    def __init__(self, stream_id: str, expected: int | str, actual: int) -> None:
+        super().__init__(
+            f"stream {stream_id!r} is at version {actual}, not {expected}: nothing was stored; "
+            "reload the stream and decide again"
+        )
+        self.stream_id = stream_id
+        self.expected = expected
+        self.actual = actual
+
+
+class FencedError(EventStoreError):
+    """A newer owner has claimed the stream. Nothing was stored: stop, and drop what is held in memory."""
+
+    def __init__(self, stream_id: str, epoch: int, current: int) -> None:
+        super().__init__(
+            f"stream {stream_id!r} belongs to writer epoch {current}; this writer holds epoch {epoch}: "
+            "nothing was stored, stop writing to it"
+        )
+        self.stream_id = stream_id
+        self.epoch = epoch
+        self.current = current
+
+
+class DuplicateEventError(EventStoreError):
+    """An event id is already stored, in another stream or another batch. Nothing of this batch was stored.
+
+    The same batch appended again is no error: it is answered with its original versions and positions.
+    """
+
+    def __init__(self, stream_id: str, event_id: str) -> None:
+        super().__init__(
+            f"event id {event_id} for stream {stream_id!r} is already stored elsewhere: nothing was stored; "
+            "give every new event an id of its own"
+        )
+        self.stream_id = stream_id
+        self.event_id = event_id
+
+
+class OutcomeUnknown(EventStoreError):
+    """The store stopped answering while it committed: the events may be stored or not.
+
+    Append the identical events again (their ids decide, nothing is stored twice), or read the stream once
+    the store is back. Do not decide anew from memory.
+    """
+
+
+class BackendUnavailable(EventStoreError):
+    """The database cannot serve now. This call stored nothing: try again later."""
+
+
+class StoreBusy(BackendUnavailable):
+    """Another process held the database's write lock for the whole busy timeout. Nothing was stored: retry."""
+
+
+class StorageFull(BackendUnavailable):
+    """The disk, or the database's size limit, is full. Nothing of this call was stored: free space and retry."""
+
+
+class DurabilityError(EventStoreError):
+    """The database is not set up to keep what was asked of it. Nothing was written: change it, or ask for less."""
+
+
+class SchemaError(EventStoreError):
+    """The database's journal tables are not those of this version. Nothing was written.
+
+    `found` and `expected` are schema revisions; `found` is None where there is no journal.
+    """
+
+    def __init__(self, message: str, *, found: str | None, expected: str) -> None:
+        super().__init__(message)
+        self.found = found
+        self.expected = expected
+
+
+class SchemaMissing(SchemaError):
+    """The database has no journal yet. Run `eventstore migrate URL`."""
+
+
+class CapabilityError(EventStoreError):
+    """This backend cannot do what was asked, and says so in its capabilities. Nothing was done."""
+
+
+class JournalCorrupt(EventStoreError):
+    """Stored data contradicts itself: a hole or a repeat in the versions, a checksum or a row that is not valid.
+
+    Nothing is skipped. Restore the named stream, or inspect it with `eventstore events`.
+    """
+
+    def __init__(self, stream_id: str, message: str, *, version: int | None = None) -> None:
+        super().__init__(f"stream {stream_id!r}: {message}")
+        self.stream_id = stream_id
+        self.version = version
+
+
+class CodecError(EventStoreError):
+    """An event, snapshot or command could not be turned into bytes, or back."""
+
+
+class EventEncodeError(CodecError):
+    """An event cannot be written as JSON. Nothing was stored: give it fields that pydantic can serialise."""
+
+
+class UnknownEventType(CodecError):
+    """The journal holds an event type that this code has no class for. Nothing was skipped.
+
+    Import the module that defines it, or give its class the stored name: `class X(Event, name=…)`.
+    """
+
+    def __init__(self, type: str, *, stream_id: str = "", version: int = 0) -> None:
+        super().__init__(
+            f"no event class is known for {type!r}{_place(stream_id, version)}: import the module that "
+            f'defines it, or name a class for it with `class …(Event, name="{type}")`'
+        )
+        self.type = type
+        self.stream_id = stream_id
+        self.version = version
+
+
+class EventDecodeError(CodecError):
+    """Stored bytes do not fit the event's class. Nothing was skipped: fix the class, or add what it lacks."""
+
+    def __init__(self, type: str, reason: str, *, stream_id: str = "", version: int = 0) -> None:
+        super().__init__(f"event {type!r}{_place(stream_id, version)} cannot be decoded: {reason}")
+        self.type = type
+        self.stream_id = stream_id
+        self.version = version
+
+
+class SnapshotUnusable(CodecError):
+    """A snapshot is damaged, or was taken of another state schema. Recovery goes to an older one by itself."""
+
+
+class PayloadTooLarge(CodecError):
+    """The encoded event or state exceeds the store's limit. Nothing was stored: split it, or raise the limit."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"{what} takes {size} bytes, over the limit of {limit}: nothing was stored; split it, "
+            "or open the store with a larger max_payload_bytes"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class DefinitionError(EventStoreError, TypeError):
+    """A class is declared wrongly: found when it is defined, before anything runs. The message names the place."""
+
+
+class ActorError(EventStoreError):
+    """What concerns one actor, not the store."""
+
+
+class CommandRejected(ActorError):
+    """Raised by a command handler that refuses a command. Nothing changes, and the asker gets it as it is."""
+
+
+class AskTimeout(ActorError):
+    """The reply did not come in time. The command is not undone: it may still be handled and stored."""
+
+
+class MailboxFull(ActorError):
+    """The actor has as many commands waiting as its mailbox holds. This one was not accepted: try again later."""
+
+
+class AskCycle(ActorError):
+    """The actor waits, directly or through others, for the very command that asks it. The command was not accepted."""
+
+    def __init__(self, chain: Sequence[str]) -> None:
+        super().__init__(
+            f"asking would wait for itself: {' -> '.join(chain)}; use tell, or decide with the state at hand"
+        )
+        self.chain = tuple(chain)
+
+
+class RecoveryError(ActorError):
+    """The actor's state could not be rebuilt from the journal, so it serves no command. The cause is chained."""
+
+    def __init__(self, stream_id: str, message: str) -> None:
+        super().__init__(f"actor {stream_id!r} cannot recover: {message}")
+        self.stream_id = stream_id
+
+
+class ActorStopped(ActorError):
+    """The actor, or its system, is stopped. The command was not handled, unless the message says otherwise."""
+
+
+def _place(stream_id: str, version: int) -> str:
+    return f" (stream {stream_id!r}, version {version})" if stream_id else ""

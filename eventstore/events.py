@@ -1,0 +1,167 @@
+"""Events: what a user declares, what an append is given, and what the journal gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from eventstore.errors import DefinitionError, InvalidStreamId
+
+MAX_STREAM_ID_BYTES = 1024
+MAX_EVENT_TYPE_CHARACTERS = 255
+
+_event_classes: dict[str, type[Event]] = {}
+
+
+class Event(BaseModel):
+    """A fact. Subclass it with typed fields; it is stored as JSON under a name and a schema version.
+
+    `class Deposited(Event, name="account.deposited", version=2)` sets both; without them the name is the
+    class's own and the version is 1. The name is what the journal keeps, never the Python path, so a class
+    may move between modules. Two classes with one name are an error when the second is defined.
+
+    A field that the class does not know is an error in Python, where it is a typing slip, and is kept when it
+    comes out of the journal, where newer code wrote it. Not-a-number, infinities and bytes survive the journal.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+    __event_type__: ClassVar[str] = "Event"
+    __schema_version__: ClassVar[int] = 1
+
+    def __init_subclass__(cls, *, name: str | None = None, version: int = 1, **config: Any) -> None:
+        super().__init_subclass__(**config)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, name: str | None = None, version: int = 1, **config: Any) -> None:
+        super().__pydantic_init_subclass__(**config)
+        cls.__event_type__ = _checked_type(cls, cls.__name__ if name is None else name)
+        if version < 1:
+            raise DefinitionError(f"{cls.__qualname__}: an event's schema version starts at 1, not {version}")
+        cls.__schema_version__ = version
+        _event_classes[cls.__event_type__] = cls
+
+
+def event_class(type_name: str) -> type[Event] | None:
+    """The class that was defined for a stored name, if its module has been imported."""
+    return _event_classes.get(type_name)
+
+
+def _checked_type(cls: type[Event], name: str) -> str:
+    if not name or len(name) > MAX_EVENT_TYPE_CHARACTERS or not name.isprintable():
+        raise DefinitionError(
+            f"{cls.__qualname__}: an event's stored name has 1 to {MAX_EVENT_TYPE_CHARACTERS} printable "
+            f"characters, not {name!r}"
+        )
+    other = _event_classes.get(name)
+    # The same place in the source defined again is a reload (a notebook cell, importlib.reload), not a clash.
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise DefinitionError(
+            f"{cls.__module__}.{cls.__qualname__}: the stored name {name!r} already belongs to "
+            f'{other.__module__}.{other.__qualname__}; give one of them its own with `class …(Event, name="…")`'
+        )
+    return name
+
+
+class Metadata(BaseModel):
+    """What is known about an event besides its content. Absent fields are stored as absent.
+
+    `values` is for the application's own keys. `tags` can be filtered on (`EventFilter`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    command_id: str | None = None
+    user: str | None = None
+    traceparent: str | None = None
+    tags: tuple[str, ...] = ()
+    values: Mapping[str, JsonValue] = {}
+
+
+class NewEvent(NamedTuple):
+    """An event to append, with the id and the metadata it shall be stored with.
+
+    Give an `event_id` to make a retry recognisable across processes; without one the store makes a UUIDv7.
+    """
+
+    event: Event
+    event_id: UUID | None = None
+    metadata: Metadata | None = None
+
+
+class RecordedEvent(NamedTuple):
+    """One event as the journal holds it. `payload` is the JSON as stored, byte for byte.
+
+    `version` is its place in the stream, from 1 and without holes; `position` its place in the whole log,
+    rising, with holes where nothing was stored. `recorded_at` is the store's clock in UTC and never decides
+    an order. Events with one `batch_id` were stored together. `EventStore.decode` makes the `Event` of it.
+    """
+
+    position: int
+    stream_id: str
+    version: int
+    type: str
+    schema_version: int
+    payload: bytes
+    metadata: Metadata | None
+    event_id: UUID
+    batch_id: UUID
+    epoch: int
+    recorded_at: datetime
+    tenant: str = ""
+    origin: str | None = None
+    origin_sequence: int | None = None
+    clock: bytes | None = None
+    concurrent: bool = False
+
+    def json(self) -> Any:
+        """The payload as plain JSON values: no event class is needed, no upcaster is applied."""
+        return orjson.loads(self.payload)
+
+
+class Snapshot(NamedTuple):
+    """A state as it was after `version`, as JSON. `fingerprint` names the schema the state had then."""
+
+    stream_id: str
+    version: int
+    fingerprint: str
+    data: bytes
+    recorded_at: datetime
+
+
+def checked_stream_id(stream_id: str) -> str:
+    """Return the id, or raise `InvalidStreamId`.
+
+    Ids are compared byte for byte on every backend: no case folding and no Unicode normalisation, so forms
+    that look equal are different streams. The length limit is what the smallest index of the backends holds.
+    """
+    if not stream_id:
+        raise InvalidStreamId("a stream id cannot be empty")
+    if "\0" in stream_id:
+        raise InvalidStreamId(f"a stream id cannot hold a NUL character: {stream_id[:80]!r}")
+    try:
+        size = len(stream_id.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidStreamId(
+            f"a stream id must be text that UTF-8 can encode; it has half of a surrogate pair: {stream_id[:80]!r}"
+        ) from error
+    if size > MAX_STREAM_ID_BYTES:
+        raise InvalidStreamId(
+            f"a stream id takes at most {MAX_STREAM_ID_BYTES} bytes of UTF-8, this one takes {size}: "
+            f"{stream_id[:40]!r}…"
+        )
+    return stream_id
+
+
+def stream_kind(stream_id: str) -> str:
+    """The part before the first dash: `Account` of `Account-alice`. A stream without a dash is its own kind."""
+    return stream_id.partition("-")[0]

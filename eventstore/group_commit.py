@@ -1,0 +1,207 @@
+"""GroupCommit: many appends, one durable commit.
+
+One append is in flight; what arrives meanwhile is the next group. There is no timer: a lone append starts at once,
+and under load a group is as large as what came in during the commit before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from eventstore.backend import AppendOutcome, Batch, StreamWrite
+from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreClosed
+
+MAX_GROUP_EVENTS = 512
+MAX_GROUP_BYTES = 4 * 1024 * 1024
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+# A fixed cost per event beside its payload, so that many tiny events fill the queue too.
+_EVENT_OVERHEAD_BYTES = 256
+
+
+class PendingAppend:
+    """One atomic batch on its way. Its owner may extend `writes` until `is_taken`; then it belongs to the group.
+
+    `on_outcome` is called once, from the event loop, unless the owner sets `is_withdrawn` before it is taken.
+    """
+
+    __slots__ = ("is_taken", "is_withdrawn", "on_outcome", "size_bytes", "writes")
+
+    def __init__(
+        self, writes: Batch, size_bytes: int, on_outcome: Callable[[AppendOutcome | EventStoreError], None]
+    ) -> None:
+        self.writes = writes
+        self.size_bytes = size_bytes
+        self.on_outcome = on_outcome
+        self.is_taken = False
+        self.is_withdrawn = False
+
+
+def size_of(writes: Sequence[StreamWrite]) -> int:
+    """The bytes a batch counts for in the queue."""
+    return sum(len(event.payload) + _EVENT_OVERHEAD_BYTES for write in writes for event in write.events)
+
+
+class GroupCommit:
+    """The queue in front of `Backend.append`. It belongs to one event loop and owns every append given to it.
+
+    An unknown outcome is resolved by appending the identical group again until `resolve_within` seconds have passed:
+    the events' ids decide, so nothing is stored twice. What is still unknown then is `OutcomeUnknown` for all.
+    """
+
+    def __init__(
+        self,
+        append: Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome]]],
+        *,
+        resolve_within: float = 30.0,
+    ) -> None:
+        self._append = append
+        self._resolve_within = resolve_within
+        self._waiting: deque[PendingAppend] = deque()
+        self._waiting_bytes = 0
+        self._group: list[PendingAppend] = []
+        self._in_flight: asyncio.Future[Sequence[AppendOutcome]] | None = None
+        self._flush_scheduled = False
+        self._on_room: deque[Callable[[], None]] = deque()
+        self._drained: asyncio.Future[None] | None = None
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is waiting as may: callers then wait for `when_room` before they submit."""
+        return self._waiting_bytes >= MAX_WAITING_BYTES
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the queue has room again."""
+        self._on_room.append(callback)
+
+    def submit(self, pending: PendingAppend) -> None:
+        """Queue a batch. Its outcome comes by callback, after those of every batch submitted before it."""
+        if self._is_closed:
+            raise StoreClosed("the store is closed: nothing was stored")
+        self._waiting.append(pending)
+        self._waiting_bytes += pending.size_bytes
+        if self._in_flight is None and not self._flush_scheduled:
+            # One turn of the loop later, so that everything decided in this turn shares the commit.
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def grow(self, pending: PendingAppend, size_bytes: int) -> None:
+        """Count what the owner added to a batch that is still waiting."""
+        pending.size_bytes += size_bytes
+        self._waiting_bytes += size_bytes
+
+    async def close(self) -> None:
+        """Refuse new batches and wait for the outcome of those already here."""
+        self._is_closed = True
+        if self._in_flight is not None or self._waiting:
+            self._drained = self._drained or self._loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self._group = self._take_group()
+        if not self._group:
+            self._notify_drained()
+            return
+        batches = [pending.writes for pending in self._group]
+        try:
+            self._in_flight = asyncio.ensure_future(self._append(batches))
+        except EventStoreError as error:
+            self._deliver([error] * len(batches))
+            return
+        self._in_flight.add_done_callback(self._on_done)
+
+    def _take_group(self) -> list[PendingAppend]:
+        group: list[PendingAppend] = []
+        events = size = 0
+        while self._waiting:
+            pending = self._waiting[0]
+            count = sum(len(write.events) for write in pending.writes)
+            too_large = events + count > MAX_GROUP_EVENTS or size + pending.size_bytes > MAX_GROUP_BYTES
+            if group and too_large and not pending.is_withdrawn:
+                break
+            self._waiting.popleft()
+            self._waiting_bytes -= pending.size_bytes
+            if pending.is_withdrawn:
+                continue
+            pending.is_taken = True
+            group.append(pending)
+            events += count
+            size += pending.size_bytes
+        return group
+
+    def _on_done(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
+        if future.cancelled():
+            outcomes = self._all(OutcomeUnknown("the append was cancelled inside the backend: its outcome is unknown"))
+        elif (error := future.exception()) is None:
+            outcomes = future.result()
+        elif isinstance(error, OutcomeUnknown) and future is self._in_flight:
+            self._in_flight = resolving = asyncio.ensure_future(self._resolve([p.writes for p in self._group]))
+            resolving.add_done_callback(self._on_resolved)
+            return
+        else:
+            outcomes = self._all(_as_outcome(error))
+        self._deliver(outcomes)
+
+    def _on_resolved(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
+        if future.cancelled():
+            outcomes = self._all(OutcomeUnknown("the event loop ended before the outcome was known"))
+        elif (error := future.exception()) is None:
+            outcomes = future.result()
+        else:
+            outcomes = self._all(_as_outcome(error))
+        self._deliver(outcomes)
+
+    async def _resolve(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type((OutcomeUnknown, BackendUnavailable)),
+            wait=wait_random_exponential(multiplier=0.05, max=2.0),
+            stop=stop_after_delay(self._resolve_within),
+            reraise=True,
+        )
+        try:
+            return await attempts(self._append_again, batches)
+        except BackendUnavailable as error:
+            # The first try may have been stored: that the later ones were not does not settle it.
+            raise OutcomeUnknown(
+                f"the database could not say within {self._resolve_within:g} s whether the events were stored"
+            ) from error
+
+    async def _append_again(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        return await self._append(batches)
+
+    def _all(self, error: EventStoreError) -> Sequence[EventStoreError]:
+        return [error] * len(self._group)
+
+    def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
+        group, self._group, self._in_flight = self._group, [], None
+        for pending, outcome in zip(group, outcomes, strict=True):
+            try:
+                pending.on_outcome(outcome)
+            except Exception as error:
+                self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
+        while self._on_room and not self.is_full:
+            self._on_room.popleft()()
+        if self._waiting and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+        elif not self._waiting:
+            self._notify_drained()
+
+    def _notify_drained(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _as_outcome(error: BaseException) -> EventStoreError:
+    if isinstance(error, EventStoreError):
+        return error
+    unknown = OutcomeUnknown(f"the backend failed unexpectedly ({type(error).__name__}): the outcome is unknown")
+    unknown.__cause__ = error
+    return unknown

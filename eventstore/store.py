@@ -1,0 +1,420 @@
+"""EventStore: the journal as applications use it. One object, one database, one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from importlib.metadata import entry_points
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, cast
+
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
+
+from eventstore.backend import (
+    AppendOutcome,
+    Appended,
+    Backend,
+    Capabilities,
+    Durability,
+    EventFilter,
+    Expected,
+    Load,
+    Loaded,
+    LogPage,
+    Statistics,
+    StreamInfo,
+    StreamWrite,
+)
+from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, encode_batch
+from eventstore.errors import (
+    BackendUnavailable,
+    EventStoreError,
+    InvalidStoreUrl,
+    SchemaMissing,
+    SnapshotUnusable,
+    StoreClosed,
+)
+from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
+from eventstore.group_commit import GroupCommit, PendingAppend, size_of
+from eventstore.group_read import GroupRead
+from eventstore.snapshots import pack, unpack
+from eventstore.url import StoreUrl, parse_store_url
+
+logger = logging.getLogger(__name__)
+
+# Named by import string, because the store knows no database. Other schemes come from the entry points
+# of the group `eventstore.backends`.
+_BACKENDS = {
+    "sqlite": "backends.sqlite:SQLiteBackend",
+    "memory": "backends.memory:MemoryBackend",
+}
+_ENTRY_POINTS = "eventstore.backends"
+_CREATE_SCHEMA = "eventstore.schema:upgrade"
+
+_T = TypeVar("_T")
+
+_PAGE = 500
+_EVERYTHING = EventFilter()
+
+
+class Append(NamedTuple):
+    """One stream's part of an atomic batch (`EventStore.append_batch`)."""
+
+    stream_id: str
+    events: Sequence[Event | NewEvent]
+    expected_version: int = Expected.ANY
+
+
+class EventStore:
+    """A journal: streams of events, one order over all of them, snapshots.
+
+        async with EventStore.open("sqlite:///shop.db") as store:
+            await store.append("order-1", [Placed(item="book")], expected_version=0)
+            async for recorded in store.read("order-1"):
+                print(recorded.version, store.decode(recorded))
+
+    It belongs to the event loop it was entered in.
+    """
+
+    def __init__(self, backend: Backend, *, url: StoreUrl, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> None:
+        self._backend = backend
+        self._url = url
+        self.max_payload_bytes = max_payload_bytes
+        self._commits: GroupCommit | None = None
+        self._reads: GroupRead | None = None
+
+    @classmethod
+    def open(cls, url: str, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> Self:
+        """The store a URL names; enter it with `async with`. Nothing is opened before that.
+
+        Raises `InvalidStoreUrl` for a URL that no backend understands.
+        """
+        parsed = parse_store_url(url)
+        return cls(_backend_factory(parsed.scheme)(parsed), url=parsed, max_payload_bytes=max_payload_bytes)
+
+    async def __aenter__(self) -> Self:
+        """Connect. A new, empty embedded database gets its journal; no other schema is ever changed here.
+
+        Raises `SchemaError`, `DurabilityError` or `BackendUnavailable`.
+        """
+        if self._commits is not None:
+            raise StoreClosed("this store is already open: enter it once")
+        try:
+            await self._backend.open()
+        except SchemaMissing:
+            if not self._backend.capabilities.creates_schema:
+                raise
+            create_schema = cast("Callable[[StoreUrl], None]", _imported(_CREATE_SCHEMA))
+            await asyncio.to_thread(create_schema, self._url)
+            await self._backend.open()
+        self._commits = GroupCommit(self._backend.append)
+        self._reads = GroupRead(self._backend.load)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Refuse new work, wait for the appends in flight, let go of the database. Closing twice does nothing."""
+        if self._commits is None or self._reads is None:
+            return
+        commits, reads = self._commits, self._reads
+        self._commits = self._reads = None
+        try:
+            await commits.close()
+            await reads.close()
+        finally:
+            await self._backend.close()
+
+    @property
+    def url(self) -> StoreUrl:
+        """The store's URL; printing it shows no secret."""
+        return self._url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can do."""
+        return self._backend.capabilities
+
+    @property
+    def durability(self) -> Durability:
+        """What an acknowledged append survives."""
+        return self._backend.durability
+
+    @property
+    def schema_revision(self) -> str | None:
+        """The revision of the journal's tables; None for a backend without any."""
+        return self._backend.schema_revision
+
+    # Writing
+
+    def append(
+        self, stream_id: str, events: Iterable[Event | NewEvent], *, expected_version: int = Expected.ANY
+    ) -> Coroutine[Any, Any, Appended]:
+        """Store every event, in order and as one batch, or none.
+
+        The events are read at the call, not when it is awaited. `expected_version` is the version the stream must
+        have (0: no stream yet), or an `Expected`. Appending the identical events (same ids) again stores nothing and
+        returns their original place.
+
+        A caller that is cancelled waits until the outcome is known and is cancelled then: the events may be stored.
+
+        Raises `ConcurrencyError`, `DuplicateEventError`, `CodecError`, `InvalidStreamId`, `BackendUnavailable`
+        (nothing stored) or `OutcomeUnknown` (append the same events again).
+        """
+        return self.append_batch([Append(stream_id, tuple(events), expected_version)])
+
+    def append_batch(self, appends: Iterable[Append]) -> Coroutine[Any, Any, Appended]:
+        """Store the events of several streams together, or none. They stand in the log in the order given.
+
+        Raises as `append` does; the error names the stream that refused.
+        """
+        writes = [
+            StreamWrite(
+                checked_stream_id(stream_id), int(expected_version), encode_batch(events, limit=self.max_payload_bytes)
+            )
+            for stream_id, events, expected_version in appends
+        ]
+        return self._append(writes)
+
+    async def _append(self, writes: list[StreamWrite]) -> Appended:
+        commits = self._open_commits
+        loop = asyncio.get_running_loop()
+        while commits.is_full:
+            room: asyncio.Future[None] = loop.create_future()
+            commits.when_room(lambda room=room: None if room.done() else room.set_result(None))
+            await room
+        outcome: asyncio.Future[AppendOutcome | EventStoreError] = loop.create_future()
+        commits.submit(PendingAppend(writes, size_of(writes), outcome.set_result))
+        result = await _finish_then_cancel(outcome)
+        if isinstance(result, Appended):
+            return result
+        raise result
+
+    def submit(self, pending: PendingAppend) -> None:
+        """Hand over an encoded batch without waiting; its outcome comes by callback. For the actor runtime."""
+        self._open_commits.submit(pending)
+
+    @property
+    def commits(self) -> GroupCommit:
+        """The queue of appends. For the actor runtime."""
+        return self._open_commits
+
+    async def claim(self, stream_id: str) -> int:
+        """Take the stream's next writer epoch: appends with an older one are refused from then on."""
+        return await self._open.claim(checked_stream_id(stream_id))
+
+    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
+        """Remove a stream's events up to a version, and record that and why. Returns how many were removed.
+
+        The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
+        needs a snapshot at or above `through`.
+        """
+        return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason)
+
+    # Reading
+
+    async def read(
+        self,
+        stream_id: str,
+        *,
+        after: int = 0,
+        through: int | None = None,
+        limit: int | None = None,
+        backwards: bool = False,
+        page_size: int = _PAGE,
+    ) -> AsyncIterator[RecordedEvent]:
+        """The events of one stream with after < version <= through, in version order, or falling if `backwards`.
+
+        An unknown stream has none. What is appended meanwhile may or may not come. `limit` bounds the count.
+        """
+        checked_stream_id(stream_id)
+        remaining = limit
+        while remaining is None or remaining > 0:
+            size = page_size if remaining is None else min(page_size, remaining)
+            page = await self._open.read_stream(
+                stream_id, after=after, through=through, limit=size, backwards=backwards
+            )
+            for recorded in page.events:
+                yield recorded
+            if len(page.events) < size:
+                return
+            remaining = None if remaining is None else remaining - len(page.events)
+            last = page.events[-1].version
+            after, through = (after, last - 1) if backwards else (last, through)
+
+    async def version(self, stream_id: str) -> int:
+        """The stream's version: that of its newest event, also after truncation. 0 for an unknown stream."""
+        page = await self._open.read_stream(
+            checked_stream_id(stream_id), after=0, through=None, limit=0, backwards=False
+        )
+        return page.version
+
+    async def read_all(
+        self,
+        *,
+        after: int = 0,
+        last: int | None = None,
+        limit: int | None = None,
+        where: EventFilter = _EVERYTHING,
+        page_size: int = _PAGE,
+    ) -> AsyncIterator[RecordedEvent]:
+        """The events of the whole log after a position, in position order, up to its end at that moment.
+
+        `last` starts so that only the last so many matching events come. `limit` bounds the count.
+        """
+        position = after if last is None else await self._open.start_of_last(last, where)
+        remaining = limit
+        while remaining is None or remaining > 0:
+            size = page_size if remaining is None else min(page_size, remaining)
+            page = await self.read_page(after=position, limit=size, where=where)
+            for recorded in page.events:
+                yield recorded
+            if page.is_end:
+                return
+            remaining = None if remaining is None else remaining - len(page.events)
+            position = page.position
+
+    async def read_page(
+        self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING
+    ) -> LogPage:
+        """One page of the log: for readers that keep their own position (`LogPage.position`)."""
+        return await self._open.read_all(after=after, limit=limit, where=where)
+
+    async def subscribe(
+        self,
+        *,
+        after: int = 0,
+        last: int | None = None,
+        where: EventFilter = _EVERYTHING,
+        page_size: int = _PAGE,
+        poll_seconds: float = 0.5,
+    ) -> AsyncIterator[RecordedEvent]:
+        """Every event after a position, once and in position order, and then every new one as it comes.
+
+        It never ends by itself: while the database cannot be reached it tries again. Appends through this store
+        are seen at once, those of other processes within `poll_seconds`. Keep `position` of the last event you
+        have dealt with, and continue with `after=` that. Raises `StoreClosed` when the store is closed.
+        """
+        again = AsyncRetrying(
+            retry=retry_if_exception_type(BackendUnavailable),
+            wait=wait_random_exponential(multiplier=0.05, max=5.0),
+            before_sleep=before_sleep_log(logger, logging.WARNING),
+        )
+        position = after if last is None else await again(self._start_of_last, last, where)
+        while True:
+            page = await again(self.read_page, after=position, limit=page_size, where=where)
+            for recorded in page.events:
+                yield recorded
+            position = page.position
+            if page.is_end:
+                await again(self._wait, position, poll_seconds)
+
+    async def _start_of_last(self, count: int, where: EventFilter) -> int:
+        return await self._open.start_of_last(count, where)
+
+    async def _wait(self, after: int, timeout: float) -> None:
+        await self._open.wait(after, timeout)
+
+    def decode(self, recorded: RecordedEvent) -> Event:
+        """The event of a record, as its class has it now. Raises `UnknownEventType` or `EventDecodeError`."""
+        return decode_event(recorded)
+
+    async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncIterator[StreamInfo]:
+        """Every stream once, in the order of the ids' bytes; of one kind if given."""
+        after = ""
+        while page := await self._open.streams(after=after, limit=page_size, kind=kind):
+            for info in page:
+                yield info
+            after = page[-1].stream_id
+
+    async def load(self, load: Load) -> Loaded:
+        """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
+        if self._reads is None:
+            raise _closed()
+        return await self._reads.load(load)
+
+    async def statistics(self) -> Statistics:
+        """Counts of what the journal holds."""
+        return await self._open.statistics()
+
+    # Snapshots
+
+    async def save_snapshot(self, snapshot: Snapshot, *, keep: int = 2) -> None:
+        """Store a state, and remove all but the newest `keep`. One of the same version is replaced.
+
+        Raises `PayloadTooLarge`. A snapshot is only an optimisation: a failure here loses nothing.
+        """
+        checked_stream_id(snapshot.stream_id)
+        stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
+        await self._open.save_snapshot(stored, keep=keep)
+
+    async def snapshots(
+        self, stream_id: str, *, through: int | None = None, limit: int = 10
+    ) -> Sequence[Snapshot | SnapshotUnusable]:
+        """The newest snapshots of at most version `through`, newest first. A damaged one is given as its error."""
+        stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=through, limit=limit)
+        found: list[Snapshot | SnapshotUnusable] = []
+        for packed in stored:
+            try:
+                found.append(unpack(packed, limit=self.max_snapshot_bytes))
+            except SnapshotUnusable as error:
+                found.append(error)
+        return found
+
+    async def delete_snapshots(self, stream_id: str, *, through: int | None = None) -> int:
+        """Remove snapshots of at most version `through`, all if None. Returns how many."""
+        return await self._open.delete_snapshots(checked_stream_id(stream_id), through=through)
+
+    @property
+    def max_snapshot_bytes(self) -> int:
+        """The limit on a state's JSON: sixteen times that of an event."""
+        return 16 * self.max_payload_bytes
+
+    @property
+    def _open(self) -> Backend:
+        if self._commits is None:
+            raise _closed()
+        return self._backend
+
+    @property
+    def _open_commits(self) -> GroupCommit:
+        if self._commits is None:
+            raise _closed()
+        return self._commits
+
+
+async def _finish_then_cancel(future: asyncio.Future[_T]) -> _T:
+    """Wait for an outcome however often the caller is cancelled, and pass the cancellation on afterwards."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return future.result()
+
+
+def _closed() -> StoreClosed:
+    return StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
+
+
+def _backend_factory(scheme: str) -> Callable[[StoreUrl], Backend]:
+    if scheme in _BACKENDS:
+        return cast("Callable[[StoreUrl], Backend]", _imported(_BACKENDS[scheme]))
+    known = {point.name: point for point in entry_points(group=_ENTRY_POINTS)}
+    if scheme in known:
+        return cast("Callable[[StoreUrl], Backend]", known[scheme].load())
+    schemes = ", ".join(sorted({*_BACKENDS, *known}))
+    raise InvalidStoreUrl(f"no backend is installed for {scheme}:// URLs; known schemes: {schemes}")
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,85 @@
+"""StoreUrl: the one string that chooses a database, taken apart once and never printed with its secrets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from eventstore.errors import InvalidStoreUrl
+
+_SECRET_PARAMETERS = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUrl:
+    """A store URL's parts. `str()` and `repr()` mask every secret; `raw` is for the driver alone.
+
+    `path` is what stands behind `scheme://host/`, still percent-encoded: each backend decides what it means.
+    """
+
+    scheme: str
+    authority: str
+    path: str
+    parameters: dict[str, str]
+    raw: str = field(repr=False)
+
+    def __str__(self) -> str:
+        user, at, host = self.authority.rpartition("@")
+        shown_user = user.partition(":")[0] + ":***" if ":" in user else user
+        query = "&".join(
+            f"{name}={'***' if _SECRET_PARAMETERS.search(name) else value}" for name, value in self.parameters.items()
+        )
+        return f"{self.scheme}://{shown_user}{at}{host}{self.path}" + (f"?{query}" if query else "")
+
+    def __repr__(self) -> str:
+        return f"StoreUrl({str(self)!r})"
+
+    def file_path(self, *, parameters: frozenset[str]) -> Path:
+        """The absolute path of a store that is one file: `scheme:///relative/path` or `scheme:////absolute/path`.
+
+        Refused with `InvalidStoreUrl`: a host, a path that is empty, climbs with `..` or is a URI of its own, any
+        parameter not named in `parameters`, and a file that is a symbolic link (it may lead anywhere, and two names
+        for one file would get two sets of locks).
+        """
+        text = unquote(self.path.removeprefix("/"), errors="strict")
+        if self.authority:
+            raise InvalidStoreUrl(
+                f"{self}: a file store has no host; write {self.scheme}:///relative/path or {self.scheme}:////absolute/path"
+            )
+        if not text or text.endswith("/") or "\0" in text or not text.isprintable():
+            raise InvalidStoreUrl(f"{self}: name a file, such as {self.scheme}:///bank.db")
+        if text.startswith((":", "file:")) or ".." in Path(text).parts:
+            raise InvalidStoreUrl(f"{self}: the path cannot be a URI or climb with '..'; give an absolute path")
+        unknown = sorted(self.parameters.keys() - parameters)
+        if unknown:
+            known = ", ".join(sorted(parameters))
+            raise InvalidStoreUrl(f"{self}: unknown parameter {', '.join(unknown)}; known: {known}")
+        path = Path(text).absolute()
+        if path.is_symlink():
+            raise InvalidStoreUrl(f"{self}: the file is a symbolic link; name the file it points to")
+        return path
+
+
+def parse_store_url(url: str) -> StoreUrl:
+    """Take a store URL apart. Raises `InvalidStoreUrl` for what is no URL, or sets a parameter twice."""
+    if not url.isprintable():
+        raise InvalidStoreUrl("a store URL cannot hold control characters")
+    scheme, separator, _ = url.partition("://")
+    if not separator or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
+        # The text may hold a password, so it is not shown.
+        raise InvalidStoreUrl(
+            "a store URL starts with its scheme, such as sqlite:///bank.db or memory://; this one has none"
+        )
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise InvalidStoreUrl(f"the {scheme} URL cannot be read: its host or its ?parameters are malformed") from error
+    if parts.fragment:
+        raise InvalidStoreUrl(f"the {scheme} URL holds a '#': write it as %23")
+    parameters = dict(pairs)
+    if len(parameters) != len(pairs):
+        raise InvalidStoreUrl(f"the {scheme} URL sets a parameter twice")
+    return StoreUrl(scheme, parts.netloc, parts.path, parameters, url)
