@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
-from eventstore.errors import ConcurrencyError, DuplicateEventError, FencedError
+from eventstore.errors import ConcurrencyError, DuplicateEventError, FencedError, JournalCorrupt
 from eventstore.events import RecordedEvent
 
 
@@ -54,6 +54,19 @@ class StreamWrite(NamedTuple):
 
 Batch = Sequence[StreamWrite]
 """Writes that are stored together or not at all. A stream may occur more than once: the writes follow each other."""
+
+
+def refusal(write: StreamWrite, version: int, epoch: int) -> ConcurrencyError | FencedError | None:
+    """Why a write cannot go into a stream that is at a version and a claimed epoch, or None if it can."""
+    if write.epoch is not None and write.epoch < epoch:
+        return FencedError(write.stream_id, write.epoch, epoch)
+    match write.expected:
+        case Expected.ANY:
+            return None
+        case Expected.STREAM_EXISTS:
+            return None if version > 0 else ConcurrencyError(write.stream_id, "STREAM_EXISTS", version)
+        case expected:
+            return None if version == expected else ConcurrencyError(write.stream_id, expected, version)
 
 
 class Appended(NamedTuple):
@@ -164,12 +177,11 @@ class Capabilities:
     """What a backend can do. What it cannot, it refuses with `CapabilityError`; it never pretends.
 
     `creates_schema`: a new, empty database gets its journal by itself. `survives_restart`: what is stored can be
-    opened again. `user_sql`: the user's own statements can join the append's transaction.
+    opened again.
     """
 
     creates_schema: bool
     survives_restart: bool
-    user_sql: bool = False
 
 
 class Statistics(NamedTuple):
@@ -222,8 +234,9 @@ class Backend(Protocol):
         """Take the stream's next writer epoch, above all earlier ones. Older epochs are fenced from then on."""
         ...
 
-    async def load(self, loads: Sequence[Load]) -> Sequence[Loaded]:
-        """Serve many recoveries in one round trip. Each answer is what one moment of its stream held."""
+    async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
+        """Serve many recoveries in one round trip. Each answer is what one moment of its stream held, or why that
+        stream, and it alone, cannot be read."""
         ...
 
     async def read_stream(

@@ -118,8 +118,8 @@ class JournalCorrupt(EventStoreError):
     Nothing is skipped. Restore the named stream, or inspect it with `eventstore events`.
     """
 
-    def __init__(self, stream_id: str, message: str, *, version: int | None = None) -> None:
-        super().__init__(f"stream {stream_id!r}: {message}")
+    def __init__(self, message: str, *, stream_id: str | None = None, version: int | None = None) -> None:
+        super().__init__(message if stream_id is None else f"stream {stream_id!r}: {message}")
         self.stream_id = stream_id
         self.version = version
 

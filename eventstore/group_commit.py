@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -20,30 +21,32 @@ MAX_GROUP_BYTES = 4 * 1024 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 # A fixed cost per event beside its payload, so that many tiny events fill the queue too.
-_EVENT_OVERHEAD_BYTES = 256
+EVENT_OVERHEAD_BYTES = 256
 
 
 class PendingAppend:
     """One atomic batch on its way. Its owner may extend `writes` until `is_taken`; then it belongs to the group.
 
-    `on_outcome` is called once, from the event loop, unless the owner sets `is_withdrawn` before it is taken.
+    `on_outcome` is called once, from the event loop, with the batch and its outcome, unless the owner sets
+    `is_withdrawn` before it is taken. `on_taken`, if set, is called when a group takes it.
     """
 
-    __slots__ = ("is_taken", "is_withdrawn", "on_outcome", "size_bytes", "writes")
+    __slots__ = ("is_taken", "is_withdrawn", "on_outcome", "on_taken", "size_bytes", "writes")
 
     def __init__(
-        self, writes: Batch, size_bytes: int, on_outcome: Callable[[AppendOutcome | EventStoreError], None]
+        self, writes: Batch, size_bytes: int, on_outcome: Callable[[Any, AppendOutcome | EventStoreError], None]
     ) -> None:
         self.writes = writes
         self.size_bytes = size_bytes
         self.on_outcome = on_outcome
+        self.on_taken: Callable[[], None] | None = None
         self.is_taken = False
         self.is_withdrawn = False
 
 
 def size_of(writes: Sequence[StreamWrite]) -> int:
     """The bytes a batch counts for in the queue."""
-    return sum(len(event.payload) + _EVENT_OVERHEAD_BYTES for write in writes for event in write.events)
+    return sum(len(event.payload) + EVENT_OVERHEAD_BYTES for write in writes for event in write.events)
 
 
 class GroupCommit:
@@ -131,6 +134,8 @@ class GroupCommit:
             if pending.is_withdrawn:
                 continue
             pending.is_taken = True
+            if pending.on_taken is not None:
+                self._loop.call_soon(pending.on_taken)
             group.append(pending)
             events += count
             size += pending.size_bytes
@@ -183,7 +188,7 @@ class GroupCommit:
         group, self._group, self._in_flight = self._group, [], None
         for pending, outcome in zip(group, outcomes, strict=True):
             try:
-                pending.on_outcome(outcome)
+                pending.on_outcome(pending, outcome)
             except Exception as error:
                 self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
         while self._on_room and not self.is_full:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from eventstore.backend import Load, Loaded
+from eventstore.errors import JournalCorrupt
 
 # As many loads share a trip; with pages of up to 1,000 events this bounds what one trip holds in memory.
 MAX_GROUP_LOADS = 100
@@ -18,7 +19,7 @@ class GroupRead:
     Its length is bounded by the callers: the actor system lets only so many recover at once.
     """
 
-    def __init__(self, load: Callable[[Sequence[Load]], Awaitable[Sequence[Loaded]]]) -> None:
+    def __init__(self, load: Callable[[Sequence[Load]], Awaitable[Sequence[Loaded | JournalCorrupt]]]) -> None:
         self._load = load
         self._waiting: deque[tuple[Load, asyncio.Future[Loaded]]] = deque()
         self._reader: asyncio.Task[None] | None = None
@@ -58,5 +59,9 @@ class GroupRead:
                     future.set_exception(error)
             return
         for (_, future), answer in zip(group, answers, strict=True):
-            if not future.done():
+            if future.done():
+                continue
+            if isinstance(answer, JournalCorrupt):
+                future.set_exception(answer)
+            else:
                 future.set_result(answer)

@@ -189,15 +189,11 @@ class EventStore:
             commits.when_room(lambda room=room: None if room.done() else room.set_result(None))
             await room
         outcome: asyncio.Future[AppendOutcome | EventStoreError] = loop.create_future()
-        commits.submit(PendingAppend(writes, size_of(writes), outcome.set_result))
+        commits.submit(PendingAppend(writes, size_of(writes), lambda _, result: outcome.set_result(result)))
         result = await _finish_then_cancel(outcome)
         if isinstance(result, Appended):
             return result
         raise result
-
-    def submit(self, pending: PendingAppend) -> None:
-        """Hand over an encoded batch without waiting; its outcome comes by callback. For the actor runtime."""
-        self._open_commits.submit(pending)
 
     @property
     def commits(self) -> GroupCommit:

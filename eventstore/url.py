@@ -9,6 +9,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from eventstore.errors import InvalidStoreUrl
 
+SQLITE_PARAMETERS = frozenset({"durability", "busy_timeout"})
+"""What may stand behind the `?` of a sqlite:// URL."""
+
 _SECRET_PARAMETERS = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
 
 

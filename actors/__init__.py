@@ -1,0 +1,44 @@
+"""Persistent actors: live objects that journal every change of their state as events."""
+
+from eventstore.errors import (
+    ActorError,
+    ActorStopped,
+    AskCycle,
+    AskTimeout,
+    CommandRejected,
+    DefinitionError,
+    MailboxFull,
+    RecoveryError,
+)
+
+from actors.actor import PersistentActor
+from actors.command import Command
+from actors.handlers import command_handler, event_handler
+from actors.recovery import Folded, fold
+from actors.snapshotting import SnapshotPolicy
+from actors.supervision import Restart, Stop, Supervision
+from actors.system import ActorRef, ActorSystem, SystemStats
+
+__all__ = [
+    "ActorError",
+    "ActorRef",
+    "ActorStopped",
+    "ActorSystem",
+    "AskCycle",
+    "AskTimeout",
+    "Command",
+    "CommandRejected",
+    "DefinitionError",
+    "Folded",
+    "MailboxFull",
+    "PersistentActor",
+    "RecoveryError",
+    "Restart",
+    "SnapshotPolicy",
+    "Stop",
+    "Supervision",
+    "SystemStats",
+    "command_handler",
+    "event_handler",
+    "fold",
+]

@@ -1,0 +1,128 @@
+"""PersistentActor: the class applications subclass."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_origin
+
+from eventstore.errors import DefinitionError
+from eventstore.events import Event, checked_stream_id
+
+from actors.handlers import Handlers, collect_handlers
+from actors.snapshotting import SnapshotPolicy
+from actors.state import StateType
+from actors.supervision import Restart, Supervision
+
+S = TypeVar("S")
+
+
+class Stage(Protocol):
+    """What stands behind a live actor: it stages events, and knows the stream they go to."""
+
+    stream_id: str
+    version: int
+
+    def stage(self, events: tuple[Event, ...]) -> Awaitable[None]: ...
+
+
+class PersistentActor(Generic[S]):
+    """An actor whose state is the fold of its events. `S` is the state: any type pydantic can handle.
+
+    Subclass it, and write command handlers that decide and event handlers that change `self.state`. The journal
+    keeps its events in the stream `kind-key`; the kind is the class's name, or given:
+    `class Account(PersistentActor[Balance], kind="account")`.
+
+    One command is handled at a time. What is wrong with the handlers is found when the class is defined.
+    """
+
+    __slots__ = ("_stage", "state")
+
+    snapshot_policy: ClassVar[SnapshotPolicy] = SnapshotPolicy()
+    supervision: ClassVar[Supervision] = Restart()
+
+    kind: ClassVar[str]
+    handlers: ClassVar[Handlers]
+    state_type: ClassVar[StateType]
+
+    state: S
+    _stage: Stage
+
+    def __init_subclass__(cls, *, kind: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            raise DefinitionError(
+                f"{cls.__qualname__}.__init__: an actor is made by the runtime; set up its state in initial_state, "
+                "and what depends on it in recovered"
+            )
+        annotation = _state_annotation(cls)
+        if isinstance(annotation, TypeVar):
+            return  # A generic base of actors, not an actor yet.
+        cls.kind = cls.__name__ if kind is None else kind
+        if not cls.kind or "-" in cls.kind:
+            raise DefinitionError(f"{cls.__qualname__}: a kind is a name without a dash, not {cls.kind!r}")
+        cls.handlers = collect_handlers(cls)
+        cls.state_type = StateType(annotation, place=cls.__qualname__, revision=cls.snapshot_policy.revision)
+        if cls.initial_state is PersistentActor.initial_state:
+            try:
+                cls.state_type.initial()
+            except Exception as error:
+                raise DefinitionError(
+                    f"{cls.__qualname__}: the state {annotation!r} cannot be made without arguments; "
+                    "give its fields defaults or define initial_state"
+                ) from error
+
+    def initial_state(self) -> S:
+        """The state before the first event. By default the state's type, called without arguments."""
+        return self.state_type.initial()  # type: ignore[no-any-return]
+
+    def recovered(self) -> Awaitable[None] | None:
+        """Called once after every recovery, before the first command. It may be `async def`; it cannot persist."""
+        return None
+
+    def persist(self, *events: Event) -> Awaitable[None]:
+        """Apply events to the state at once, and stage them to be stored as one batch when the handler ends.
+
+        An event handler that raises ends the command, and nothing of it is stored. An `async def` handler that must
+        know the events are durable before it goes on awaits the result: what is staged so far is stored then.
+        Raises `CodecError` for an event that cannot be stored, before the state is touched.
+        """
+        return self._stage.stage(events)
+
+    @property
+    def persistence_id(self) -> str:
+        """The id of the actor's stream: its kind, a dash, its key."""
+        return self._stage.stream_id
+
+    @property
+    def key(self) -> str:
+        """What tells this actor from others of its class."""
+        return self._stage.stream_id[len(self.kind) + 1 :]
+
+    @property
+    def version(self) -> int:
+        """The version of the state: how many events it is made of, staged ones included."""
+        return self._stage.version
+
+
+def stream_id_of(cls: type[PersistentActor[Any]], key: str) -> str:
+    """The stream of one actor. Raises `InvalidStreamId` for a key no stream can be named by."""
+    if not key:
+        return checked_stream_id("")
+    return checked_stream_id(f"{cls.kind}-{key}")
+
+
+def new_actor(cls: type[PersistentActor[S]], stage: Stage) -> PersistentActor[S]:
+    """An actor in its initial state."""
+    actor = cls()
+    actor._stage = stage  # noqa: SLF001
+    actor.state = actor.initial_state()
+    return actor
+
+
+def _state_annotation(cls: type) -> Any:
+    for klass in cls.__mro__:
+        for base in vars(klass).get("__orig_bases__", ()):
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, PersistentActor):
+                return get_args(base)[0]
+    raise DefinitionError(f"{cls.__qualname__}: name the state's type: class {cls.__name__}(PersistentActor[State])")

@@ -1,0 +1,170 @@
+"""Handlers: the decorators that mark them, and the tables they are dispatched by, built once per class."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from eventstore.errors import DefinitionError
+from eventstore.events import Event
+
+from actors.command import Command
+
+_H = TypeVar("_H", bound=Callable[..., Any])
+_ROLE = "__eventstore_role__"
+_COMMAND, _EVENT = "command_handler", "event_handler"
+
+
+def command_handler(function: _H) -> _H:
+    """Mark the method that decides about one type of command: that of its annotated argument.
+
+    A plain `def` is a pure decision: it may be run again after a version conflict, and takes the fast path. An
+    `async def` may do I/O; it is never run twice by the runtime, and starts only when all earlier events are durable.
+    """
+    setattr(function, _ROLE, _COMMAND)
+    return function
+
+
+def event_handler(function: _H) -> _H:
+    """Mark the method that changes the state for one type of event: that of its annotated argument.
+
+    It is run when the event is persisted and again at every recovery, so it uses the event and the state alone:
+    no I/O, no clock, no random numbers. It must not fail for an event that a command handler persists.
+    """
+    setattr(function, _ROLE, _EVENT)
+    return function
+
+
+class CommandRoute(NamedTuple):
+    """Where a type of command goes."""
+
+    name: str
+    handle: Callable[[Any, Any], Any]
+    is_async: bool
+
+
+class EventRoute(NamedTuple):
+    """Where a type of event goes, and how it is read."""
+
+    cls: type[Event]
+    schema_version: int
+    validate: Callable[..., Event]
+    apply: Callable[[Any, Any], None]
+
+
+class Handlers(NamedTuple):
+    """One class's tables. `decisions` holds the sync command handlers alone; `stored` is keyed by stored event name."""
+
+    commands: Mapping[type[Command[Any]], CommandRoute]
+    decisions: Mapping[type[Command[Any]], Callable[[Any, Any], Any]]
+    events: Mapping[type[Event], Callable[[Any, Any], None]]
+    stored: Mapping[str, EventRoute]
+
+
+def collect_handlers(cls: type) -> Handlers:
+    """Find and check a class's handlers. Raises `DefinitionError` that names class and method."""
+    local_names = _names_where_defined()
+    commands: dict[type[Command[Any]], CommandRoute] = {}
+    events: dict[type[Event], Callable[[Any, Any], None]] = {}
+    owners: dict[type, str] = {}
+    for name, function, role in _marked(cls):
+        place = f"{cls.__qualname__}.{name}"
+        for handled in _handled_types(function, place, role, local_names):
+            if handled in owners:
+                raise DefinitionError(
+                    f"{place}: {handled.__qualname__} already has a {role}: {owners[handled]}; keep one of them"
+                )
+            owners[handled] = place
+            is_async = inspect.iscoroutinefunction(function)
+            if role == _COMMAND:
+                commands[handled] = CommandRoute(name, function, is_async)
+            elif is_async:
+                raise DefinitionError(f"{place}: an event handler cannot be async: it is run at every recovery")
+            else:
+                events[handled] = function
+    return Handlers(
+        commands,
+        {command: route.handle for command, route in commands.items() if not route.is_async},
+        events,
+        {
+            event.__event_type__: EventRoute(
+                event, event.__schema_version__, event.__pydantic_validator__.validate_json, apply
+            )
+            for event, apply in events.items()
+        },
+    )
+
+
+def _marked(cls: type) -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Every handler the class has, with those of its bases; an override must be marked as well."""
+    found: dict[str, tuple[Callable[..., Any], str]] = {}
+    for klass in reversed(cls.__mro__):
+        for name, value in vars(klass).items():
+            role = getattr(value, _ROLE, None)
+            if role is not None:
+                found[name] = (value, role)
+            elif name in found:
+                raise DefinitionError(
+                    f"{klass.__qualname__}.{name} overrides a {found[name][1]}: decorate it with @{found[name][1]} too"
+                )
+    for name, (function, role) in found.items():
+        yield name, function, role
+
+
+def _handled_types(
+    function: Callable[..., Any], place: str, role: str, local_names: Mapping[str, Any]
+) -> Iterator[type[Any]]:
+    wanted: type[Any] = Command if role == _COMMAND else Event
+    parameters = list(inspect.signature(function).parameters.values())
+    example = "command: Deposit" if role == _COMMAND else "event: Deposited"
+    if len(parameters) != 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+        raise DefinitionError(f"{place}: a {role} takes self and one argument, such as `{example}`")
+    argument = parameters[1].name
+    if argument not in function.__annotations__:
+        raise DefinitionError(f"{place}: annotate `{argument}` with what it handles, such as `{example}`")
+    try:
+        hints = get_type_hints(function, localns=dict(local_names))
+    except NameError as error:
+        raise DefinitionError(
+            f"{place}: the annotation names {error.name!r}, which is not defined here: define or import it first"
+        ) from error
+    handled = hints[argument]
+    is_union = get_origin(handled) in (Union, types.UnionType)
+    for alternative in get_args(handled) if is_union else (handled,):
+        if not (isinstance(alternative, type) and issubclass(alternative, wanted)) or alternative is wanted:
+            raise DefinitionError(
+                f"{place}: a {role} is annotated with a subclass of {wanted.__name__}, not with "
+                f"{getattr(alternative, '__qualname__', alternative)!s}"
+            )
+        if role == _COMMAND:
+            _check_reply(alternative, hints.get("return", Any), place)
+        yield alternative
+
+
+def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None:
+    """The handler's return annotation against the reply the command's class promises, where both are classes."""
+    promised = next(
+        (
+            base.__pydantic_generic_metadata__["args"][0]
+            for base in command.__mro__
+            if issubclass(base, Command) and base.__pydantic_generic_metadata__["args"]
+        ),
+        Any,
+    )
+    promised = type(None) if promised is None else promised
+    if isinstance(promised, type) and isinstance(returned, type) and not issubclass(returned, promised):
+        raise DefinitionError(
+            f"{place}: it returns {returned.__qualname__}, but {command.__qualname__} is a "
+            f"Command[{promised.__qualname__}]"
+        )
+
+
+def _names_where_defined() -> Mapping[str, Any]:
+    """The local names where the class statement stands: its annotations may use them."""
+    frame = sys._getframe(1)  # noqa: SLF001
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("actors", "abc"):
+        frame = frame.f_back
+    return frame.f_locals

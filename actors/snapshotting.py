@@ -1,0 +1,38 @@
+"""SnapshotPolicy: when an actor's state is kept, so that its recovery need not start from the first event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from eventstore.errors import DefinitionError
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """Set it on the class: `snapshot_policy = SnapshotPolicy(every=100)`. By default no snapshot is taken.
+
+    `every` takes one whenever so many events have been stored; `when(state, version)` decides after every command
+    that stored events; `on_passivation` takes one when the actor leaves memory. The newest `keep` are kept.
+    A snapshot is valid as long as the state's schema is unchanged; raise `revision` when an event handler changes
+    what it computes, and snapshots of the old meaning are left aside.
+    """
+
+    every: int | None = None
+    when: Callable[[Any, int], bool] | None = None
+    on_passivation: bool = False
+    keep: int = 2
+    revision: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise DefinitionError(f"SnapshotPolicy(every={self.every}): take one every 1 or more events, or None")
+        if self.keep < 1:
+            raise DefinitionError(f"SnapshotPolicy(keep={self.keep}): keep at least the one just taken")
+
+    def is_due(self, state: Any, before: int, version: int) -> bool:
+        """Whether the events after version `before` up to `version` make one due."""
+        if self.every is not None and version // self.every > before // self.every:
+            return True
+        return self.when is not None and self.when(state, version)

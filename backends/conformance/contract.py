@@ -1,0 +1,18 @@
+"""BackendContract: every part of the contract in one class."""
+
+from __future__ import annotations
+
+from backends.conformance.appending import Appending
+from backends.conformance.batches import Batches
+from backends.conformance.concurrency import Concurrency
+from backends.conformance.epochs import Epochs
+from backends.conformance.ids import Ids
+from backends.conformance.log import Log
+from backends.conformance.reading import Reading
+from backends.conformance.snapshots import Snapshots
+from backends.conformance.subscriptions import Subscriptions
+from backends.conformance.truncation import Truncation
+
+
+class BackendContract(Appending, Batches, Concurrency, Epochs, Ids, Log, Reading, Snapshots, Subscriptions, Truncation):
+    """Inherit from it, and give it a fixture `url` that names an empty journal."""

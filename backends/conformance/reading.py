@@ -1,0 +1,192 @@
+"""Reading one stream: ranges, both directions, pages, and what rebuilding a state needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.conformance.cases import case
+from backends.conformance.events import collect, happened, versions
+from backends.conformance.fixtures import StoreFixtures
+from eventstore.backend import Backend, Load, Loaded
+from eventstore.store import EventStore
+
+
+async def _filled(store: EventStore, count: int = 5) -> None:
+    await store.append("a", happened(*range(1, count + 1)))
+
+
+class Reading(StoreFixtures):
+    @case("C069")
+    async def test_a_read_gives_the_whole_stream(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a")) == [1, 2, 3, 4, 5]
+        assert await store.version("a") == 5
+
+    @case("C070")
+    async def test_a_read_starts_after_a_version(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=2)) == [3, 4, 5]
+
+    @case("C071")
+    async def test_a_read_goes_through_a_version(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", through=3)) == [1, 2, 3]
+
+    @case("C072")
+    async def test_a_read_stops_at_its_limit(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", limit=3)) == [1, 2, 3]
+
+    @case("C073")
+    async def test_a_range_holds_its_upper_end_and_not_its_lower_one(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=1, through=3)) == [2, 3]
+
+    @case("C074")
+    async def test_a_limit_cuts_a_range(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=1, through=5, limit=2)) == [2, 3]
+
+    @case("C075")
+    async def test_a_range_of_one_gives_one_event(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=1, through=2)) == [2]
+
+    @case("C076")
+    async def test_a_limit_of_one_gives_the_first_of_a_range(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=1, through=4, limit=1)) == [2]
+
+    @case("C077")
+    async def test_a_limit_of_none_gives_nothing(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=1, through=4, limit=0)) == []
+
+    @case("C078")
+    async def test_a_range_that_ends_before_it_starts_gives_nothing(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", after=2, through=2)) == []
+        assert await versions(store.read("a", after=4, through=1)) == []
+
+    @case("C071", "C072", "C077", "C078")
+    @pytest.mark.parametrize(
+        ("after", "through", "limit"), [(0, 3, 10), (0, None, 3), (1, 4, 0), (2, 2, 10), (4, 1, 10), (9, None, 10)]
+    )
+    async def test_a_page_tells_the_version_of_the_stream_whatever_its_range(
+        self, store: EventStore, backend: Backend, after: int, through: int | None, limit: int
+    ) -> None:
+        await _filled(store)
+        page = await backend.read_stream("a", after=after, through=through, limit=limit, backwards=False)
+        assert (page.version, page.truncated) == (5, 0)
+
+    @case("C079", "C083")
+    @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+    async def test_an_unknown_stream_is_empty_at_version_zero(self, store: EventStore, backwards: bool) -> None:
+        await store.append("b", happened(1))
+        assert await versions(store.read("a", backwards=backwards)) == []
+        assert await store.version("a") == 0
+
+    @case("C079")
+    async def test_reading_creates_no_stream(self, store: EventStore) -> None:
+        await versions(store.read("a"))
+        await store.version("a")
+        await store.load(Load("a"))
+        assert await collect(store.streams()) == []
+
+    @case("C080")
+    async def test_a_range_before_the_first_and_one_behind_the_last_event_are_empty(self, store: EventStore) -> None:
+        await _filled(store, 3)
+        assert await versions(store.read("a", after=0, through=0)) == []
+        assert await versions(store.read("a", after=3, through=3)) == []
+        assert await versions(store.read("a", after=3, through=9)) == []
+
+    async def test_a_range_may_reach_beyond_both_ends(self, store: EventStore) -> None:
+        await _filled(store, 3)
+        assert await versions(store.read("a", after=0, through=2**40)) == [1, 2, 3]
+
+    @case("C081")
+    @pytest.mark.parametrize(
+        ("after", "through", "limit", "expected"),
+        [
+            (0, None, 2, [5, 4]),
+            (0, None, None, [5, 4, 3, 2, 1]),
+            (0, 3, 2, [3, 2]),
+            (2, None, None, [5, 4, 3]),
+            (2, 4, None, [4, 3]),
+            (0, 9, 1, [5]),
+            (5, None, 2, []),
+            (0, 0, 2, []),
+        ],
+        ids=["the end", "all", "the middle", "after", "a range", "beyond the end", "past the end", "past the start"],
+    )
+    async def test_a_stream_is_read_backwards(
+        self, store: EventStore, after: int, through: int | None, limit: int | None, expected: list[int]
+    ) -> None:
+        await _filled(store)
+        found = await versions(store.read("a", after=after, through=through, limit=limit, backwards=True))
+        assert found == expected
+
+    @case("C082")
+    @pytest.mark.parametrize("page_size", [1, 2, 3, 1000])
+    async def test_the_size_of_pages_changes_nothing(self, store: EventStore, page_size: int) -> None:
+        await _filled(store)
+        assert await versions(store.read("a", page_size=page_size)) == [1, 2, 3, 4, 5]
+        assert await versions(store.read("a", page_size=page_size, limit=4)) == [1, 2, 3, 4]
+        assert await versions(store.read("a", page_size=page_size, backwards=True)) == [5, 4, 3, 2, 1]
+        assert await versions(store.read("a", page_size=page_size, after=1, through=4, backwards=True)) == [4, 3, 2]
+        assert await versions(store.read("a", page_size=page_size, after=5)) == []
+
+    async def test_a_stream_holds_its_own_events_alone(self, store: EventStore) -> None:
+        for n in range(3):
+            await store.append("a", happened(n))
+            await store.append("b", happened(n))
+        assert {record.stream_id for record in await collect(store.read("a"))} == {"a"}
+
+    async def test_a_record_read_from_its_stream_is_the_one_read_from_the_log(self, store: EventStore) -> None:
+        await _filled(store)
+        assert await collect(store.read("a")) == await collect(store.read_all())
+
+    async def test_a_load_gives_what_replay_needs(self, store: EventStore) -> None:
+        await store.append("a", happened(1, 2))
+        loaded = await store.load(Load("a"))
+        assert (loaded.snapshot, loaded.version, loaded.truncated) == (None, 2, 0)
+        assert [(version, type_, schema) for version, type_, schema, _ in loaded.events] == [
+            (1, "conformance.happened", 1),
+            (2, "conformance.happened", 1),
+        ]
+
+    async def test_a_load_starts_after_a_version_and_stops_at_its_limit(self, store: EventStore) -> None:
+        await _filled(store)
+        loaded = await store.load(Load("a", after=1, limit=2))
+        assert _versions(loaded) == [2, 3]
+        assert loaded.version == 5
+
+    async def test_a_load_of_nothing_new_tells_the_version(self, store: EventStore) -> None:
+        await _filled(store)
+        loaded = await store.load(Load("a", after=5))
+        assert (_versions(loaded), loaded.version) == ([], 5)
+
+    async def test_a_load_of_an_unknown_stream_is_empty(self, store: EventStore) -> None:
+        loaded = await store.load(Load("a"))
+        assert loaded._replace(events=list(loaded.events)) == Loaded(None, [], 0, 0)
+
+    async def test_many_loads_are_answered_in_their_order(self, store: EventStore, backend: Backend) -> None:
+        for n in range(1, 6):
+            await store.append(f"s-{n}", happened(*range(n)))
+        loads = [Load("s-5"), Load("unknown"), Load("s-1"), Load("s-3", after=1), Load("s-3", limit=1), Load("s-5")]
+        answers = [answer for answer in await backend.load(loads) if isinstance(answer, Loaded)]
+        assert [_versions(answer) for answer in answers] == [
+            [1, 2, 3, 4, 5],
+            [],
+            [1],
+            [2, 3],
+            [1],
+            [1, 2, 3, 4, 5],
+        ]
+
+    async def test_a_load_of_none_is_answered(self, backend: Backend) -> None:
+        assert list(await backend.load([])) == []
+
+
+def _versions(loaded: Loaded) -> list[int]:
+    return [version for version, *_ in loaded.events]

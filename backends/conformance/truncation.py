@@ -1,0 +1,155 @@
+"""Truncation: events go, their versions and positions are never used again."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.conformance.cases import case
+from backends.conformance.events import collect, happened, numbers, versions
+from backends.conformance.fixtures import StoreFixtures, reopened
+from eventstore.backend import Appended, Expected, Load, StreamInfo
+from eventstore.errors import ConcurrencyError
+from eventstore.snapshots import new_snapshot
+from eventstore.store import EventStore
+
+MAX_VERSION = 2**63 - 1
+
+
+async def _truncated(store: EventStore, through: int) -> Appended:
+    """Five events, of which those up to a version are removed. Returns where the last one stood."""
+    ack = await store.append("a", happened(1, 2, 3, 4, 5))
+    await store.truncate("a", through, reason="test")
+    return ack
+
+
+class Truncation(StoreFixtures):
+    @case("C104")
+    async def test_truncated_events_are_gone(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        assert await versions(store.read("a")) == [4, 5]
+        assert await numbers(store.read("a")) == [4, 5]
+
+    @case("C104")
+    async def test_truncated_events_are_gone_from_the_log(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        await store.append("b", happened(6))
+        assert await numbers(store.read_all()) == [4, 5, 6]
+        assert await numbers(store.read_all(page_size=1)) == [4, 5, 6]
+        assert await numbers(store.read_all(last=2)) == [5, 6]
+
+    async def test_truncation_tells_how_many_events_it_removed(self, store: EventStore) -> None:
+        await store.append("a", happened(1, 2, 3, 4, 5))
+        assert await store.truncate("a", 2, reason="test") == 2
+        assert await store.truncate("a", 2, reason="test") == 0
+        assert await store.truncate("a", 1, reason="test") == 0
+        assert await store.truncate("a", 4, reason="test") == 2
+
+    @case("C105")
+    async def test_the_version_stays_and_the_next_event_gets_the_next_number(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        assert await store.version("a") == 5
+        assert (await store.append("a", happened(6), expected_version=5)).versions == (6,)
+
+    @case("C106")
+    async def test_a_stream_without_any_event_left_keeps_its_version(self, store: EventStore) -> None:
+        await _truncated(store, MAX_VERSION)
+        assert await versions(store.read("a")) == []
+        assert await store.version("a") == 5
+        assert (await store.append("a", happened(6), expected_version=5)).versions == (6,)
+        assert await versions(store.read("a")) == [6]
+
+    async def test_the_position_of_a_removed_event_is_not_used_again(self, store: EventStore) -> None:
+        last = await _truncated(store, 5)
+        assert (await store.append("b", happened(1))).position > last.position
+
+    async def test_neither_versions_nor_positions_are_used_again_after_a_restart(self, store: EventStore) -> None:
+        last = await _truncated(store, 5)
+        async with reopened(store) as again:
+            ack = await again.append("a", happened(6), expected_version=5)
+        assert ack.versions == (6,)
+        assert ack.position > last.position
+
+    async def test_a_truncated_stream_still_exists(self, store: EventStore) -> None:
+        await _truncated(store, 5)
+        with pytest.raises(ConcurrencyError) as refused:
+            await store.append("a", happened(6), expected_version=Expected.NO_STREAM)
+        assert refused.value.actual == 5
+        await store.append("a", happened(6), expected_version=Expected.STREAM_EXISTS)
+
+    @case("C107", "C108", "C109", "C110")
+    @pytest.mark.parametrize(
+        ("after", "through", "expected"),
+        [(2, None, [4, 5]), (0, 2, []), (0, 3, []), (3, None, [4, 5]), (0, 4, [4]), (1, 5, [4, 5])],
+    )
+    async def test_a_range_gives_what_is_left_of_it(
+        self, store: EventStore, after: int, through: int | None, expected: list[int]
+    ) -> None:
+        await _truncated(store, 3)
+        assert await versions(store.read("a", after=after, through=through)) == expected
+        assert await versions(store.read("a", after=after, through=through, page_size=1)) == expected
+        assert await versions(store.read("a", after=after, through=through, backwards=True)) == expected[::-1]
+        assert await store.version("a") == 5
+
+    @case("C110")
+    async def test_a_limit_counts_the_events_that_are_left(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        assert await versions(store.read("a", limit=1)) == [4]
+        assert await versions(store.read("a", limit=1, backwards=True)) == [5]
+
+    @case("C111")
+    async def test_truncation_above_the_version_is_clipped_to_it(self, store: EventStore) -> None:
+        await store.append("a", happened(1, 2))
+        assert await store.truncate("a", 7, reason="test") == 2
+        assert await store.version("a") == 2
+        assert await collect(store.streams()) == [StreamInfo("a", 2, 2)]
+        await store.append("a", happened(3))
+        assert await versions(store.read("a")) == [3]
+
+    @case("C111")
+    async def test_truncation_of_an_unknown_stream_removes_nothing(self, store: EventStore) -> None:
+        assert await store.truncate("a", 3, reason="test") == 0
+        assert await store.version("a") == 0
+        assert await collect(store.streams()) == []
+
+    async def test_truncation_through_nothing_removes_nothing(self, store: EventStore) -> None:
+        await store.append("a", happened(1))
+        assert await store.truncate("a", 0, reason="test") == 0
+        assert await versions(store.read("a")) == [1]
+
+    async def test_truncation_leaves_other_streams(self, store: EventStore) -> None:
+        await store.append("b", happened(1, 2))
+        await _truncated(store, 5)
+        assert await versions(store.read("b")) == [1, 2]
+
+    async def test_truncation_leaves_snapshots(self, store: EventStore) -> None:
+        await store.append("a", happened(1, 2, 3))
+        await store.save_snapshot(new_snapshot("a", 2, "f", b"{}"))
+        await store.truncate("a", 3, reason="test")
+        assert len(await store.snapshots("a")) == 1
+
+    async def test_a_list_of_streams_tells_how_far_they_are_truncated(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        assert await collect(store.streams()) == [StreamInfo("a", 5, 3)]
+
+    async def test_a_load_tells_how_far_a_stream_is_truncated(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        loaded = await store.load(Load("a"))
+        assert ([version for version, *_ in loaded.events], loaded.version, loaded.truncated) == ([4, 5], 5, 3)
+
+    async def test_a_load_is_limited_by_the_events_that_are_left(self, store: EventStore) -> None:
+        await _truncated(store, 3)
+        loaded = await store.load(Load("a", limit=1))
+        assert [version for version, *_ in loaded.events] == [4]
+
+    async def test_truncation_may_be_repeated_as_the_stream_grows(self, store: EventStore) -> None:
+        for n in range(1, 6):
+            await store.append("a", happened(n))
+            await store.truncate("a", n, reason="test")
+        ack = await store.append("a", happened(6), expected_version=5)
+        assert ack.versions == (6,)
+        assert await numbers(store.read_all()) == [6]
+
+    async def test_statistics_count_the_events_that_are_left(self, store: EventStore) -> None:
+        last = await _truncated(store, 3)
+        counted = await store.statistics()
+        assert (counted.streams, counted.events, counted.last_position) == (1, 2, last.position)

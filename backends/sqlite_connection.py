@@ -1,0 +1,151 @@
+"""Opening a SQLite file: one hardened way for the writer and one for readers, and SQLite's errors as ours."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from eventstore.errors import (
+    BackendUnavailable,
+    EventStoreError,
+    InvalidStoreUrl,
+    JournalCorrupt,
+    OutcomeUnknown,
+    SchemaError,
+    SchemaMissing,
+    StorageFull,
+    StoreBusy,
+)
+
+from backends.tables import SCHEMA_REVISION
+
+# What a hostile file could smuggle in (functions called by its views and triggers, malformed cells) is refused,
+# and no other file can be attached to the connection.
+HARDENING = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON", "PRAGMA foreign_keys = OFF")
+_OLDEST_SQLITE = (3, 38, 0)
+_TRIGGERS = frozenset({"journal_events_no_update", "journal_events_no_delete"})
+
+
+def connect_writer(path: Path, *, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
+    """The connection that writes and checkpoints: one per file and process. The file must exist."""
+    connection = sqlite3.connect(
+        _uri(path, "rw"),
+        uri=True,
+        isolation_level=None,
+        timeout=busy_timeout,
+        check_same_thread=False,
+        cached_statements=64,
+    )
+    try:
+        for pragma in HARDENING:
+            connection.execute(pragma)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise BackendUnavailable(
+                f"{path} cannot be put into WAL mode (it is in {mode}): use a local file system, not a network one"
+            )
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def read_only_uri(path: Path) -> str:
+    """The URI that opens a file for reading alone."""
+    return _uri(path, "ro")
+
+
+def check_schema(connection: sqlite3.Connection, path: Path) -> str:
+    """The journal's revision. Raises `SchemaMissing` or `SchemaError` for anything but this version's journal."""
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    found = None
+    if "eventstore_version" in tables:
+        row = connection.execute("SELECT version_num FROM eventstore_version").fetchone()
+        found = None if row is None else str(row[0])
+    if found is None:
+        if not tables:
+            raise SchemaMissing(f"{path} is empty", found=None, expected=SCHEMA_REVISION)
+        raise SchemaError(
+            f"{path} is a database of something else: it has {len(tables)} tables and no journal. To keep a journal "
+            f"beside them, run: eventstore migrate sqlite:///{path}",
+            found=None,
+            expected=SCHEMA_REVISION,
+        )
+    if found != SCHEMA_REVISION:
+        remedy = (
+            f"run: eventstore migrate sqlite:///{path}"
+            if found < SCHEMA_REVISION
+            else "it was written by a newer version of this package: upgrade the package"
+        )
+        raise SchemaError(
+            f"{path} has a journal of schema revision {found}, this version needs {SCHEMA_REVISION}; {remedy}",
+            found=found,
+            expected=SCHEMA_REVISION,
+        )
+    triggers = {
+        str(row[0])
+        for row in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name LIKE 'journal\\_%' ESCAPE '\\'"
+        )
+    }
+    if triggers != _TRIGGERS:
+        raise SchemaError(
+            f"{path}: the journal's triggers are not those of this version "
+            f"(missing: {sorted(_TRIGGERS - triggers) or 'none'}, foreign: {sorted(triggers - _TRIGGERS) or 'none'}); "
+            "do not trust this file before it is known who changed it",
+            found=found,
+            expected=SCHEMA_REVISION,
+        )
+    return found
+
+
+def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
+    """A driver's error as ours. While `writing`, trouble with the disk leaves the outcome unknown."""
+    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    reason = f"SQLite: {error} ({name})"
+    match name.split("_")[1] if name.startswith("SQLITE_") else name:
+        case "BUSY" | "LOCKED" | "PROTOCOL":
+            return StoreBusy(f"another process held the write lock for the whole busy timeout; {reason}")
+        case "FULL":
+            return StorageFull(f"the disk is full: free some space; {reason}")
+        case "IOERR":
+            return OutcomeUnknown(reason) if writing else BackendUnavailable(reason)
+        case "CORRUPT" | "NOTADB":
+            return JournalCorrupt(f"the database file is damaged: restore it from a copy; {reason}")
+        case _:
+            return BackendUnavailable(reason)
+
+
+def is_about_data(error: BaseException) -> bool:
+    """Whether a statement failed on what a row holds, such as bytes that are no text, not on the database."""
+    name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+    return isinstance(error, sqlite3.Error) and name == "SQLITE_ERROR"
+
+
+def check_library() -> None:
+    """Refuse a SQLite library that lacks what the journal's statements use."""
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise BackendUnavailable(
+            f"this Python's SQLite library is {sqlite3.sqlite_version}; the journal needs at least "
+            f"{'.'.join(str(part) for part in _OLDEST_SQLITE)} (for its JSON operators)"
+        )
+
+
+def check_file(path: Path) -> None:
+    """Refuse, with a clear error, what cannot be a database file; a file that is not there is none yet."""
+    if path.is_dir():
+        raise InvalidStoreUrl(f"{path} is a directory: name a file in it")
+    if not path.parent.is_dir():
+        raise InvalidStoreUrl(f"the directory {path.parent} does not exist: create it first")
+    if not path.exists():
+        raise SchemaMissing(f"{path} does not exist", found=None, expected=SCHEMA_REVISION)
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise BackendUnavailable(f"{path} cannot be read and written by this user: change its permissions")
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file:{quote(str(path))}?mode={mode}"

@@ -1,0 +1,166 @@
+"""SQLiteWriter: the one thread and connection that write to a file, a whole job at a time.
+
+A job is one item of the thread's queue, from its first statement to its commit, so that no cancelled caller can
+leave a transaction open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
+
+from backends.sqlite_connection import check_schema, connect_writer, translated
+
+_T = TypeVar("_T")
+_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
+
+# Up to 3.51.2 a checkpoint that runs while another connection commits can corrupt the file (the WAL-reset bug).
+_WAL_RESET_FIXED = (3, 51, 3)
+_LOCK_POLL_SECONDS = 0.001
+
+
+class SQLiteWriter:
+    """Runs jobs on the writing connection, one after another, in the order they were given.
+
+    Its queue is short by construction: one append is in flight per store, and snapshots are one per actor.
+    After an error of the disk the connection is thrown away, and the next job opens and checks a new one.
+    """
+
+    def __init__(self, path: Path, *, synchronous: str, busy_timeout: float) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._connection: sqlite3.Connection | None = None
+        self._lock_file: int | None = None
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._serve, name=f"sqlite-writer-{path.name}", daemon=True)
+        self._is_closed = False
+        self.on_reconnect: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Start the thread. The connection is opened by the first job."""
+        self._thread.start()
+
+    def run(self, job: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
+        """Queue a job. It runs to its end, whatever becomes of the future."""
+        if self._is_closed:
+            raise StoreClosed("the store is closed: nothing was written")
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._jobs.put((job, future))
+        return future
+
+    async def close(self) -> None:
+        """Finish the queue, close the connection, end the thread."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _serve(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, future = item
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                with self._process_lock():
+                    result = job(self._opened())
+            except sqlite3.Error as driver_error:
+                error = self._dealt_with(driver_error)
+            except BaseException as other:
+                error = other
+            try:
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:
+                # The loop was closed without closing the store: nobody can be told, and the rest must not be run.
+                break
+            # Nothing of the job may live on while the thread waits for the next one.
+            del item, job, future, result, error
+        self._disconnect()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = connect_writer(self._path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
+            try:
+                check_schema(connection, self._path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+            self.on_reconnect()
+        return self._connection
+
+    def _dealt_with(self, driver_error: sqlite3.Error) -> EventStoreError:
+        error = translated(driver_error, writing=True)
+        error.__cause__ = driver_error
+        connection = self._connection
+        if connection is None:
+            # It failed while it was opened: no job has run.
+            return BackendUnavailable(str(error)) if isinstance(error, OutcomeUnknown) else error
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._disconnect()
+        if not isinstance(error, StoreBusy):
+            self._disconnect()
+        return error
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                # The last connection to close checkpoints, so it needs the lock as a commit does.
+                with self._process_lock():
+                    connection.close()
+            except (sqlite3.Error, StoreBusy):
+                connection.close()
+        if self._lock_file is not None and self._is_closed:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    @contextmanager
+    def _process_lock(self) -> Iterator[None]:
+        """Keep the writes and checkpoints of processes apart, where SQLite does not do it well enough by itself."""
+        if sqlite3.sqlite_version_info >= _WAL_RESET_FIXED:
+            yield
+            return
+        if self._lock_file is None:
+            self._lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise StoreBusy(
+                        f"another process has been writing to {self._path} for {self._busy_timeout:g} s: "
+                        "nothing was stored, try again"
+                    ) from error
+                time.sleep(_LOCK_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,110 @@
+"""The journal's tables, once: for the SQL backends' statements and for Alembic's autogenerate."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+SCHEMA_REVISION = "0001"
+"""The Alembic revision these tables are."""
+
+VERSION_TABLE = "eventstore_version"
+"""Alembic's table for the journal: not `alembic_version`, which belongs to the user's own migrations."""
+
+# Constraints need stable names: a later migration, and the translation of driver errors, go by them.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+# SQLite makes a column the row id only if its type is spelled INTEGER, which holds 64 bits there.
+_Big = BigInteger().with_variant(Integer(), "sqlite")
+_ZERO = text("0")
+
+journal_streams = Table(
+    "journal_streams",
+    metadata,
+    Column("id", _Big, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default=text("''")),
+    Column("stream_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("epoch", _Big, nullable=False, server_default=_ZERO),
+    Column("truncated", _Big, nullable=False, server_default=_ZERO),
+    # Times are microseconds since 1970 in UTC: they compare and sort alike on every database.
+    Column("created_at", _Big, nullable=False),
+    UniqueConstraint("tenant", "stream_id"),
+    Index(None, "kind"),
+)
+
+journal_events = Table(
+    "journal_events",
+    metadata,
+    Column("position", _Big, primary_key=True),
+    Column("stream", _Big, ForeignKey("journal_streams.id"), nullable=False),
+    Column("version", _Big, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("schema_version", Integer, nullable=False),
+    # JSON as text, not as a JSON type: what is read back must be the bytes that were written.
+    Column("payload", Text, nullable=False),
+    Column("metadata", Text),
+    Column("event_id", LargeBinary(16), nullable=False),
+    # NULL: the event is the first of its own batch. Most batches are one event, so most rows save 16 bytes.
+    Column("batch_id", LargeBinary(16)),
+    Column("epoch", _Big, nullable=False, server_default=_ZERO),
+    Column("origin", Text),
+    Column("origin_sequence", _Big),
+    Column("clock", Text),
+    Column("concurrent", Boolean),
+    Column("recorded_at", _Big, nullable=False),
+    Index(None, "stream", "version", unique=True),
+    Index(None, "event_id", unique=True),
+    # AUTOINCREMENT: without it SQLite hands out the positions of a truncated tail again, to readers that have
+    # already passed them.
+    sqlite_autoincrement=True,
+)
+
+journal_snapshots = Table(
+    "journal_snapshots",
+    metadata,
+    Column("stream", _Big, primary_key=True, autoincrement=False),
+    Column("version", _Big, primary_key=True, autoincrement=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("encoding", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("checksum", LargeBinary, nullable=False),
+    Column("epoch", _Big, nullable=False, server_default=_ZERO),
+    Column("metadata", Text),
+    Column("recorded_at", _Big, nullable=False),
+)
+
+# The record of sanctioned removals, and the door they go through: the trigger on `journal_events` lets a row
+# go only while an open removal covers it.
+journal_removals = Table(
+    "journal_removals",
+    metadata,
+    Column("id", _Big, primary_key=True),
+    Column("stream", _Big, nullable=False),
+    Column("through", _Big, nullable=False),
+    Column("removed", _Big, nullable=False, server_default=_ZERO),
+    Column("reason", Text, nullable=False),
+    Column("is_open", Boolean, nullable=False),
+    Column("recorded_at", _Big, nullable=False),
+    sqlite_autoincrement=True,
+)
