@@ -1,5 +1,12 @@
 """Persistent actors: live objects that journal every change of their state as events."""
 
+from actors.actor import PersistentActor
+from actors.command import Command
+from actors.handlers import command_handler, event_handler
+from actors.recovery import Folded, fold
+from actors.snapshotting import SnapshotPolicy
+from actors.supervision import Restart, Stop, Supervision
+from actors.system import ActorRef, ActorSystem, SystemStats
 from eventstore.errors import (
     ActorError,
     ActorStopped,
@@ -10,14 +17,6 @@ from eventstore.errors import (
     MailboxFull,
     RecoveryError,
 )
-
-from actors.actor import PersistentActor
-from actors.command import Command
-from actors.handlers import command_handler, event_handler
-from actors.recovery import Folded, fold
-from actors.snapshotting import SnapshotPolicy
-from actors.supervision import Restart, Stop, Supervision
-from actors.system import ActorRef, ActorSystem, SystemStats
 
 __all__ = [
     "ActorError",

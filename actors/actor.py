@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_origin
 
-from eventstore.errors import DefinitionError
-from eventstore.events import Event, checked_stream_id
-
 from actors.handlers import Handlers, collect_handlers
 from actors.snapshotting import SnapshotPolicy
 from actors.state import StateType
 from actors.supervision import Restart, Supervision
+from eventstore.errors import DefinitionError
+from eventstore.events import Event, checked_stream_id
 
 S = TypeVar("S")
 
@@ -62,7 +61,7 @@ class PersistentActor(Generic[S]):
             raise DefinitionError(f"{cls.__qualname__}: a kind is a name without a dash, not {cls.kind!r}")
         cls.handlers = collect_handlers(cls)
         cls.state_type = StateType(annotation, place=cls.__qualname__, revision=cls.snapshot_policy.revision)
-        if cls.initial_state is PersistentActor.initial_state:
+        if cls.initial_state is _DEFAULT_INITIAL_STATE:
             try:
                 cls.state_type.initial()
             except Exception as error:
@@ -104,6 +103,9 @@ class PersistentActor(Generic[S]):
         return self._stage.version
 
 
+_DEFAULT_INITIAL_STATE: Any = PersistentActor[Any].initial_state
+
+
 def stream_id_of(cls: type[PersistentActor[Any]], key: str) -> str:
     """The stream of one actor. Raises `InvalidStreamId` for a key no stream can be named by."""
     if not key:
@@ -114,7 +116,7 @@ def stream_id_of(cls: type[PersistentActor[Any]], key: str) -> str:
 def new_actor(cls: type[PersistentActor[S]], stage: Stage) -> PersistentActor[S]:
     """An actor in its initial state."""
     actor = cls()
-    actor._stage = stage  # noqa: SLF001
+    actor._stage = stage  # pyright: ignore[reportPrivateUsage]
     actor.state = actor.initial_state()
     return actor
 

@@ -12,7 +12,9 @@ from typing import Any, Protocol, cast
 
 from uuid_utils import uuid7
 
-from eventstore.backend import AppendOutcome, Appended, EncodedEvent, StreamWrite
+from actors.actor import PersistentActor, new_actor
+from actors.command import Command
+from eventstore.backend import Appended, AppendOutcome, EncodedEvent, StreamWrite
 from eventstore.codec import encode_metadata, encode_payload
 from eventstore.errors import (
     ActorError,
@@ -27,9 +29,6 @@ from eventstore.errors import (
 )
 from eventstore.events import Event, Metadata
 from eventstore.group_commit import EVENT_OVERHEAD_BYTES, GroupCommit, PendingAppend
-
-from actors.actor import PersistentActor, new_actor
-from actors.command import Command
 
 logger = logging.getLogger(__name__)
 
@@ -185,9 +184,14 @@ class Cell:
     # Commands in
 
     def decide(
-        self, handle: Callable[[Any, Any], Any], command: Command[Any], metadata: Metadata | None, *, is_tell: bool = False
+        self,
+        handle: Callable[[Any, Any], Any],
+        command: Command[Any],
+        metadata: Metadata | None,
+        *,
+        is_tell: bool = False,
     ) -> Any:
-        """Run a sync handler now. Returns its reply, or an `Envelope` whose reply comes when earlier events are durable.
+        """Run a sync handler now. Returns its reply, or an `Envelope` whose reply comes once its events are durable.
 
         Only for a cell that `is_ready`.
         """
@@ -315,7 +319,9 @@ class Cell:
             self._end_handling()
             self._refused(
                 envelope,
-                ActorStopped(f"actor {self.stream_id!r} was stopped while it handled {type(envelope.command).__name__}"),
+                ActorStopped(
+                    f"actor {self.stream_id!r} was stopped while it handled {type(envelope.command).__name__}"
+                ),
             )
         except BaseException as error:
             self._end_handling()

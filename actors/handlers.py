@@ -8,10 +8,9 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from actors.command import Command
 from eventstore.errors import DefinitionError
 from eventstore.events import Event
-
-from actors.command import Command
 
 _H = TypeVar("_H", bound=Callable[..., Any])
 _ROLE = "__eventstore_role__"
@@ -146,7 +145,7 @@ def _handled_types(
 
 def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None:
     """The handler's return annotation against the reply the command's class promises, where both are classes."""
-    promised = next(
+    promised: Any = next(
         (
             base.__pydantic_generic_metadata__["args"][0]
             for base in command.__mro__
@@ -155,7 +154,9 @@ def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None
         Any,
     )
     promised = type(None) if promised is None else promised
-    if isinstance(promised, type) and isinstance(returned, type) and not issubclass(returned, promised):
+    if promised is Any or not (isinstance(promised, type) and isinstance(returned, type)):
+        return
+    if not issubclass(returned, promised):
         raise DefinitionError(
             f"{place}: it returns {returned.__qualname__}, but {command.__qualname__} is a "
             f"Command[{promised.__qualname__}]"
@@ -164,7 +165,7 @@ def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None
 
 def _names_where_defined() -> Mapping[str, Any]:
     """The local names where the class statement stands: its annotations may use them."""
-    frame = sys._getframe(1)  # noqa: SLF001
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("actors", "abc"):
         frame = frame.f_back
     return frame.f_locals

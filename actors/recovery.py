@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from actors.actor import PersistentActor, Stage, new_actor, stream_id_of
+from actors.state import collector_paused
 from eventstore.backend import Load, Loaded
 from eventstore.codec import decode_payload
 from eventstore.errors import (
@@ -24,9 +26,6 @@ from eventstore.errors import (
 from eventstore.events import Event, Snapshot, event_class
 from eventstore.snapshots import unpack
 from eventstore.store import EventStore
-
-from actors.actor import PersistentActor, Stage, new_actor, stream_id_of
-from actors.state import collector_paused
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +125,7 @@ def replay(
         cls, known_version, validate, apply = route
         try:
             if schema_version != known_version:
-                event = decode_payload(
-                    cls, schema_version, payload, stream_id=stage.stream_id, version=version
-                )
+                event = decode_payload(cls, schema_version, payload, stream_id=stage.stream_id, version=version)
             else:
                 event = validate(payload, extra="allow")
         except ValidationError:

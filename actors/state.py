@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, get_origin
@@ -67,7 +67,7 @@ class StateType:
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def collector_paused() -> Generator[None]:
     """Make many lasting objects without the garbage collector looking at them again and again: twice as fast."""
     was_enabled = gc.isenabled()
     gc.disable()

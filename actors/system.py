@@ -10,8 +10,13 @@ import time
 from collections.abc import Coroutine
 from itertools import count
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
+from actors.actor import PersistentActor, stream_id_of
+from actors.cell import Cell, Envelope, Phase, serving
+from actors.command import Command
+from actors.recovery import recover
+from actors.supervision import FailureRecord
 from eventstore.errors import (
     ActorStopped,
     AskCycle,
@@ -26,12 +31,6 @@ from eventstore.group_commit import GroupCommit
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
-from actors.actor import PersistentActor, stream_id_of
-from actors.cell import Cell, Envelope, Phase, serving
-from actors.command import Command
-from actors.recovery import recover
-from actors.supervision import FailureRecord
-
 logger = logging.getLogger(__name__)
 
 A = TypeVar("A", bound=PersistentActor[Any])
@@ -39,7 +38,6 @@ R = TypeVar("R")
 
 # Cells looked at in one turn of the loop when idle ones are sought.
 _SWEEP_TURN = 2000
-_CLOSE_POLL_SECONDS = 0.005
 
 
 class SystemStats(NamedTuple):
@@ -140,13 +138,21 @@ class ActorSystem:
                 await self.store.close()
 
     async def _finish(self) -> None:
-        deadline = time.monotonic() + self._shutdown_timeout
-        while any(not cell.is_quiet for cell in self._cells.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(_CLOSE_POLL_SECONDS)
-        for cell in [cell for cell in self._cells.values() if cell.is_idle]:
-            self._passivate(cell)
-        while self._saving and time.monotonic() < deadline:
-            await asyncio.sleep(_CLOSE_POLL_SECONDS)
+        try:
+            async with asyncio.timeout(self._shutdown_timeout):
+                while any(not cell.is_quiet for cell in self._cells.values()):
+                    # Work goes on in tasks, in appends, or in the next turn of the loop.
+                    await self.commits.drained()
+                    if self._tasks:
+                        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                    else:
+                        await asyncio.sleep(0)
+                for cell in [cell for cell in self._cells.values() if cell.is_idle]:
+                    self._passivate(cell)
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            logger.warning("the actor system closes with work unfinished after %g s", self._shutdown_timeout)
 
     # Talking to actors
 
@@ -315,7 +321,9 @@ class ActorSystem:
     def _sweep(self, before: int) -> None:
         self._sweeper = None
         if self._is_open and self._cells:
-            self._sweeper = self.loop.call_later(self._idle_seconds / 2, self._sweep_some, list(self._cells.values()), before)
+            self._sweeper = self.loop.call_later(
+                self._idle_seconds / 2, self._sweep_some, list(self._cells.values()), before
+            )
 
     def _sweep_some(self, cells: list[Cell], before: int) -> None:
         if not self._is_open:
@@ -352,9 +360,7 @@ class ActorRef(Generic[A]):
         self._cell: Cell | None = None
         self.stream_id = stream_id
 
-    async def ask(
-        self, command: Command[R], *, timeout: float | None = None, metadata: Metadata | None = None
-    ) -> R:
+    async def ask(self, command: Command[R], *, timeout: float | None = None, metadata: Metadata | None = None) -> R:
         """Send a command and wait for its reply, which comes when every event it rests on is durable.
 
         Raises what the handler raised; `AskTimeout` after `timeout` seconds (the command is not undone, and may still
@@ -367,11 +373,14 @@ class ActorRef(Generic[A]):
             handle = cell.decisions.get(command.__class__)
             if handle is not None:
                 cell.used = self._system.next_use()
-                result = cell.decide(handle, command, metadata)
-                if result.__class__ is not Envelope:
-                    return cast("R", result)
-                return cast("R", await self._reply(result.reply, timeout))
-        return cast("R", await self._ask_by_mailbox(command, timeout, metadata))
+                decided = cell.decide(handle, command, metadata)
+                if decided.__class__ is not Envelope:
+                    at_once: R = decided
+                    return at_once
+                durable: R = await self._reply(decided.reply, timeout)  # type: ignore[arg-type]
+                return durable
+        reply: R = await self._ask_by_mailbox(command, timeout, metadata)
+        return reply
 
     async def tell(self, command: Command[Any], *, metadata: Metadata | None = None) -> None:
         """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
@@ -394,9 +403,9 @@ class ActorRef(Generic[A]):
         deadline = self._system.loop.time() + seconds
         cell = await self._accepting_cell(seconds)
         cell.used = self._system.next_use()
-        envelope = Envelope(command, self._system.new_reply(), metadata, contextvars.copy_context())
-        cell.accept(envelope)
-        return await self._reply(envelope.reply, deadline - self._system.loop.time())
+        reply = self._system.new_reply()
+        cell.accept(Envelope(command, reply, metadata, contextvars.copy_context()))
+        return await self._reply(reply, deadline - self._system.loop.time())
 
     async def _accepting_cell(self, seconds: float) -> Cell:
         """The cell, with room in its mailbox if the system waits for room instead of refusing."""

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
-from uuid import UUID
-
-import aiosqlite
-import orjson
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select, text
-from sqlalchemy import literal_column as sql
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
-
-from eventstore.backend import (
-    AppendOutcome,
-    Batch,
-    Capabilities,
-    Durability,
-    EventFilter,
-    Load,
-    Loaded,
-    LogPage,
-    Statistics,
-    StoredSnapshot,
-    StreamInfo,
-    StreamPage,
-)
-from eventstore.codec import decode_metadata
-from eventstore.errors import BackendUnavailable, EventStoreError, InvalidStoreUrl, JournalCorrupt, StoreClosed
-from eventstore.events import RecordedEvent, stream_kind
-from eventstore.url import SQLITE_PARAMETERS, StoreUrl
+from typing import cast
 
 from backends.sqlite_append import SQLiteAppend
-from backends.sqlite_connection import (
-    HARDENING,
-    check_file,
-    check_library,
-    check_schema,
-    is_about_data,
-    read_only_uri,
-    translated,
-)
+from backends.sqlite_connection import check_file, check_library, check_schema
+from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_writer import SQLiteWriter
-from backends.tables import journal_events, journal_snapshots, journal_streams
+from eventstore.backend import AppendOutcome, Batch, Capabilities, Durability, StoredSnapshot
+from eventstore.errors import InvalidStoreUrl
+from eventstore.events import stream_kind
+from eventstore.url import SQLITE_PARAMETERS, StoreUrl
 
-_READERS = 2
-_READER_WAIT_SECONDS = 30.0
 _DEFAULT_BUSY_TIMEOUT_SECONDS = 5.0
 _MAX_BUSY_TIMEOUT_SECONDS = 600.0
 _MAX_VERSION = 2**63 - 1
@@ -63,59 +27,10 @@ _MAX_VERSION = 2**63 - 1
 # losses, and none in a crash of the process.
 _SYNCHRONOUS = {Durability.POWER_LOSS: "FULL", Durability.PROCESS_CRASH: "NORMAL"}
 
-# A page is ONE row: every row is one sqlite3_step, and each gives the interpreter's lock away. Beside a busy event
-# loop the reading thread may wait long to get it back, 500 times for 500 rows.
-_LOAD = """
-WITH wanted AS MATERIALIZED (
-    SELECT w.key AS number, s.id AS stream, s.truncated, w.value ->> '$[3]' AS size, w.value ->> '$[1]' AS after,
-        (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id) AS newest,
-        CASE WHEN w.value ->> '$[2]' THEN
-            (SELECT max(n.version) FROM journal_snapshots n WHERE n.stream = s.id AND n.version > w.value ->> '$[1]')
-        END AS snapshot
-    FROM json_each(?) w JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
-)
-SELECT
-    (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
-            hex(n.payload), hex(n.checksum), n.recorded_at, n.epoch))
-        FROM wanted w LEFT JOIN journal_snapshots n ON n.stream = w.stream AND n.version = w.snapshot),
-    (SELECT json_group_array(json_array(number, version, type, schema_version, payload))
-        FROM (SELECT w.number, e.version, e.type, e.schema_version, e.payload
-            FROM wanted w CROSS JOIN journal_events e
-            WHERE e.stream = w.stream AND e.version > coalesce(w.snapshot, w.after)
-                AND e.version <= coalesce(w.snapshot, w.after) + w.size
-            ORDER BY w.number, e.version))
-"""
-
-_DAMAGED = """
-SELECT s.stream_id, e.version FROM journal_events e JOIN journal_streams s ON s.id = e.stream
-WHERE (? IS NULL OR s.stream_id = ?) AND (typeof(e.payload) <> 'text' OR NOT json_valid(e.payload)
-    OR (e.metadata IS NOT NULL AND (typeof(e.metadata) <> 'text' OR NOT json_valid(e.metadata))))
-ORDER BY e.position LIMIT 1
-"""
-
-_e, _s, _n = journal_events.c, journal_streams.c, journal_snapshots.c
-_RECORD = (
-    _e.position,
-    _s.stream_id,
-    _e.version,
-    _e.type,
-    _e.schema_version,
-    _e.payload,
-    _e.metadata,
-    func.hex(_e.event_id).label("event_id"),
-    func.hex(_e.batch_id).label("batch_id"),
-    _e.epoch,
-    _e.recorded_at,
-    _s.tenant,
-    _e.origin,
-    _e.origin_sequence,
-    _e.clock,
-    _e.concurrent,
-)
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class SQLiteBackend:
+class SQLiteBackend(SQLiteReader):
     """`sqlite:///bank.db`, with `?durability=power-loss|process-crash` and `?busy_timeout=` in seconds.
 
     Several processes may open one file: each commit takes the file's write lock, and a process that cannot get it
@@ -125,23 +40,17 @@ class SQLiteBackend:
     capabilities = Capabilities(creates_schema=True, survives_restart=True)
 
     def __init__(self, url: StoreUrl) -> None:
-        self._url = url
-        self._path = url.file_path(parameters=SQLITE_PARAMETERS)
+        super().__init__(url.file_path(parameters=SQLITE_PARAMETERS), busy_timeout=_busy_timeout(url))
         self.durability = _durability(url)
-        self._busy_timeout = _busy_timeout(url)
         self.schema_revision: str | None = None
         self._append = SQLiteAppend()
         self._writer: SQLiteWriter | None = None
-        self._engine: AsyncEngine | None = None
         self._waiters: set[asyncio.Future[None]] = set()
-        self._pid = 0
 
     async def open(self) -> None:
         check_library()
         await asyncio.to_thread(check_file, self._path)
-        writer = SQLiteWriter(
-            self._path, synchronous=_SYNCHRONOUS[self.durability], busy_timeout=self._busy_timeout
-        )
+        writer = SQLiteWriter(self._path, synchronous=_SYNCHRONOUS[self.durability], busy_timeout=self._busy_timeout)
         writer.on_reconnect = self._append.forget
         writer.start()
         try:
@@ -150,25 +59,12 @@ class SQLiteBackend:
             await writer.close()
             raise
         self._writer = writer
-        self._engine = create_async_engine(
-            "sqlite+aiosqlite://",
-            async_creator=self._connect_reader,
-            isolation_level="AUTOCOMMIT",
-            skip_autocommit_rollback=True,
-            poolclass=AsyncAdaptedQueuePool,
-            pool_size=_READERS,
-            max_overflow=0,
-            pool_timeout=_READER_WAIT_SECONDS,
-            pool_reset_on_return=None,
-        )
-        self._pid = os.getpid()
+        self.open_readers()
 
     async def close(self) -> None:
-        engine, writer = self._engine, self._writer
-        self._engine = self._writer = None
+        writer, self._writer = self._writer, None
         self._wake()
-        if engine is not None:
-            await engine.dispose()
+        await self.close_readers()
         if writer is not None:
             await writer.close()
 
@@ -203,7 +99,8 @@ class SQLiteBackend:
                 stream, last = found[0], min(through, found[1])
                 # The door that the delete trigger looks for; it stays as the record of what was removed.
                 door = connection.execute(
-                    "INSERT INTO journal_removals (stream, through, reason, is_open, recorded_at) VALUES (?, ?, ?, 1, ?)",
+                    "INSERT INTO journal_removals (stream, through, reason, is_open, recorded_at) "
+                    "VALUES (?, ?, ?, 1, ?)",
                     (stream, last, reason, _now()),
                 ).lastrowid
                 removed = connection.execute(
@@ -212,9 +109,7 @@ class SQLiteBackend:
                 connection.execute(
                     "UPDATE journal_streams SET truncated = max(truncated, ?) WHERE id = ?", (last, stream)
                 )
-                connection.execute(
-                    "UPDATE journal_removals SET is_open = 0, removed = ? WHERE id = ?", (removed, door)
-                )
+                connection.execute("UPDATE journal_removals SET is_open = 0, removed = ? WHERE id = ?", (removed, door))
             self._append.forget()
             return removed
 
@@ -257,85 +152,10 @@ class SQLiteBackend:
 
         return await self._open_writer.run(delete)
 
-    # Reading
-
-    async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
-        wanted = orjson.dumps([tuple(load) for load in loads]).decode()
-        try:
-            ((found, events),) = await self._driver_rows(_LOAD, (wanted,))
-            return _loaded(loads, orjson.loads(found), orjson.loads(events))
-        except JournalCorrupt as error:
-            if len(loads) == 1:
-                return [await self._located(error, loads[0].stream_id)]
-        # One damaged row spoils the page: read one by one, so that only its own stream fails.
-        return [(await self.load([load]))[0] for load in loads]
-
-    async def read_stream(
-        self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
-    ) -> StreamPage:
-        is_stream = and_(_s.tenant == "", _s.stream_id == stream_id)
-        newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
-        order = _e.version.desc() if backwards else _e.version.asc()
-        page = (
-            select(*_RECORD)
-            .join(journal_streams, _s.id == _e.stream)
-            .where(is_stream, _e.version > after, _e.version <= (_MAX_VERSION if through is None else through))
-            .order_by(order)
-            .limit(limit)
-        )
-        statement = select(_s.truncated, newest, _as_one_row(page)).where(is_stream)
-        rows = await self._reading(statement, stream_id)
-        if not rows:
-            return StreamPage((), 0, 0)
-        truncated, version, events = rows[0]
-        return StreamPage(await self._page(events, stream_id), max(truncated, version or 0), truncated)
-
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        page = (
-            select(*_RECORD)
-            .join(journal_streams, _s.id == _e.stream)
-            .where(_e.position > after, *_conditions(where))
-            .order_by(_e.position)
-            .limit(limit)
-        )
-        # One statement is one moment: the end of the log and the page belong together.
-        end = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
-        ((last, events),) = await self._reading(select(end, _as_one_row(page)), None)
-        records = await self._page(events, None)
-        is_end = len(records) < limit
-        position = max(after, last) if is_end else records[-1].position
-        return LogPage(records, position, is_end)
-
-    async def start_of_last(self, count: int, where: EventFilter) -> int:
-        if count <= 0:
-            ((last,),) = await self._rows(select(func.coalesce(func.max(_e.position), 0)))
-            return int(last)
-        statement = (
-            select(_e.position)
-            .join(journal_streams, _s.id == _e.stream)
-            .where(*_conditions(where))
-            .order_by(_e.position.desc())
-            .offset(count - 1)
-            .limit(1)
-        )
-        rows = await self._rows(statement)
-        return int(rows[0][0]) - 1 if rows else 0
-
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
-        statement = select(_s.stream_id, newest, _s.truncated).where(_s.tenant == "", _s.stream_id > after)
-        if kind is not None:
-            statement = statement.where(_s.kind == kind)
-        page = statement.order_by(_s.stream_id).limit(limit).subquery()
-        ((found,),) = await self._rows(select(func.json_group_array(func.json_array(*page.c))))
-        return [
-            StreamInfo(stream_id, max(newest or 0, truncated), truncated)
-            for stream_id, newest, truncated in orjson.loads(found)
-        ]
-
     async def wait(self, after: int, timeout: float) -> None:
-        if self._engine is None:
-            raise _closed()
+        self.check_open()
+        if self._append.last_position > after:
+            return
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.add(waiter)
@@ -346,106 +166,10 @@ class SQLiteBackend:
             timer.cancel()
             self._waiters.discard(waiter)
 
-    async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
-        statement = (
-            select(_n.version, _n.fingerprint, _n.encoding, _n.payload, _n.checksum, _n.recorded_at, _n.epoch)
-            .join(journal_streams, _s.id == _n.stream)
-            .where(_s.tenant == "", _s.stream_id == stream_id)
-            .where(_n.version <= (_MAX_VERSION if through is None else through))
-            .order_by(_n.version.desc())
-            .limit(limit)
-        )
-        return [
-            StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, _datetime(recorded_at), epoch)
-            for version, fingerprint, encoding, payload, checksum, recorded_at, epoch in await self._rows(statement)
-        ]
-
-    async def statistics(self) -> Statistics:
-        def count(column: ColumnElement[Any]) -> ColumnElement[Any]:
-            return select(func.count(column)).scalar_subquery()
-
-        last = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
-        size = select(sql("page_count * page_size")).select_from(text("pragma_page_count, pragma_page_size"))
-        ((streams, events, snapshots, position, size_bytes),) = await self._rows(
-            select(count(_s.id), count(_e.position), count(_n.version), last, size.scalar_subquery())
-        )
-        return Statistics(streams, events, snapshots, position, size_bytes)
-
-    # Connections
-
     @property
     def _open_writer(self) -> SQLiteWriter:
-        if self._writer is None:
-            raise _closed()
-        # File locks and connections do not survive a fork: using them in the child can damage the file.
-        if os.getpid() != self._pid:
-            raise _forked()
-        return self._writer
-
-    async def _connect_reader(self) -> aiosqlite.Connection:
-        connection = aiosqlite.connect(
-            read_only_uri(self._path), uri=True, isolation_level=None, timeout=self._busy_timeout
-        )
-        await connection
-        for pragma in (*HARDENING, "PRAGMA query_only = ON"):
-            await connection.execute_fetchall(pragma)
-        return connection
-
-    async def _rows(self, statement: Select[Any]) -> Sequence[Any]:
-        """Run a statement on a reading connection."""
-        try:
-            async with self._open_engine.connect() as connection:
-                return (await connection.execute(statement)).all()
-        except PoolTimeout as error:
-            raise _no_reader() from error
-        except DBAPIError as error:
-            raise _read_error(error.orig) from error
-
-    async def _reading(self, statement: Select[Any], stream_id: str | None) -> Sequence[Any]:
-        """Run a statement that reads events; a damaged one is named."""
-        try:
-            return await self._rows(statement)
-        except JournalCorrupt as error:
-            raise await self._located(error, stream_id) from error
-
-    async def _driver_rows(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        """Run a statement on the driver itself: one hop to its thread instead of four."""
-        try:
-            async with self._open_engine.connect() as connection:
-                driver = (await connection.get_raw_connection()).driver_connection
-                return list(await cast("aiosqlite.Connection", driver).execute_fetchall(statement, parameters))
-        except PoolTimeout as error:
-            raise _no_reader() from error
-        except sqlite3.Error as error:
-            raise _read_error(error) from error
-
-    @property
-    def _open_engine(self) -> AsyncEngine:
-        if self._engine is None:
-            raise _closed()
-        if os.getpid() != self._pid:
-            raise _forked()
-        return self._engine
-
-    async def _page(self, events: str, stream_id: str | None) -> Sequence[RecordedEvent]:
-        try:
-            return _records(events)
-        except JournalCorrupt as error:
-            raise await self._located(error, stream_id) from error
-
-    async def _located(self, error: JournalCorrupt, stream_id: str | None) -> JournalCorrupt:
-        """The same error, naming the first row that is not what the journal writes."""
-        rows = await self._driver_rows(_DAMAGED, (stream_id, stream_id))
-        if not rows:
-            return error
-        located = JournalCorrupt(
-            f"the event at version {rows[0][1]} is damaged: its stored JSON is not JSON text any more; "
-            "restore it from a copy",
-            stream_id=str(rows[0][0]),
-            version=int(rows[0][1]),
-        )
-        located.__cause__ = error
-        return located
+        self.check_open()
+        return cast("SQLiteWriter", self._writer)
 
     def _wake(self, _: object = None) -> None:
         for waiter in self._waiters:
@@ -474,93 +198,6 @@ def _busy_timeout(url: StoreUrl) -> float:
     return seconds
 
 
-def _as_one_row(page: Select[Any]) -> ColumnElement[Any]:
-    rows = page.subquery()
-    return select(func.json_group_array(func.json_array(*rows.c))).scalar_subquery()
-
-
-def _conditions(where: EventFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if where.kinds:
-        conditions.append(_s.kind.in_(where.kinds))
-    if where.types:
-        conditions.append(_e.type.in_(where.types))
-    if where.stream_ids:
-        conditions.append(_s.stream_id.in_(where.stream_ids))
-    if where.tags:
-        tags = func.json_each(_e.metadata, "$.tags").table_valued("value")
-        conditions.append(exists(select(sql("1")).select_from(tags).where(tags.c.value.in_(where.tags))))
-    return conditions
-
-
-def _records(events: str) -> Sequence[RecordedEvent]:
-    try:
-        return [_record(*row) for row in orjson.loads(events)]
-    except (ValueError, TypeError) as error:
-        raise JournalCorrupt(f"a stored event cannot be read: {error}") from error
-
-
-def _record(
-    position: int,
-    stream_id: str,
-    version: int,
-    type_: str,
-    schema_version: int,
-    payload: str,
-    metadata: str | None,
-    event_id: str,
-    batch_id: str,
-    epoch: int,
-    recorded_at: int,
-    tenant: str,
-    origin: str | None,
-    origin_sequence: int | None,
-    clock: str | None,
-    concurrent: int | None,
-) -> RecordedEvent:
-    return RecordedEvent(
-        position,
-        stream_id,
-        version,
-        type_,
-        schema_version,
-        payload.encode(),
-        decode_metadata(metadata),
-        UUID(event_id),
-        # Only the first event of a batch has none: it names the batch.
-        UUID(batch_id or event_id),
-        epoch,
-        _datetime(recorded_at),
-        tenant,
-        origin,
-        origin_sequence,
-        None if clock is None else clock.encode(),
-        bool(concurrent),
-    )
-
-
-def _loaded(loads: Sequence[Load], found: list[list[Any]], events: list[list[Any]]) -> Sequence[Loaded]:
-    pages: dict[int, list[tuple[int, str, int, str]]] = {}
-    for number, *event in events:
-        pages.setdefault(number, []).append(tuple(event))
-    answers = [Loaded(None, (), 0, 0)] * len(loads)
-    for number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch in found:
-        snapshot = None
-        if version is not None:
-            snapshot = StoredSnapshot(
-                loads[number].stream_id,
-                version,
-                fingerprint,
-                encoding,
-                bytes.fromhex(payload),
-                bytes.fromhex(checksum),
-                _datetime(recorded_at),
-                epoch,
-            )
-        answers[number] = Loaded(snapshot, pages.get(number, ()), max(newest or 0, truncated), truncated)
-    return answers
-
-
 def _stream_row(connection: sqlite3.Connection, stream_id: str) -> int:
     """The id of a stream's row, which is made if there is none."""
     connection.execute(
@@ -574,7 +211,7 @@ def _stream_row(connection: sqlite3.Connection, stream_id: str) -> int:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def _transaction(connection: sqlite3.Connection) -> Generator[None]:
     # IMMEDIATE: a transaction that starts by reading can be refused the write lock later, however long it waits.
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -586,29 +223,9 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _read_error(error: BaseException | None) -> EventStoreError:
-    if isinstance(error, sqlite3.Error) and not is_about_data(error):
-        return translated(error, writing=False)
-    return JournalCorrupt(f"a stored row cannot be read: {error}")
-
-
 def _release(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _closed() -> StoreClosed:
-    return StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
-
-
-def _forked() -> StoreClosed:
-    return StoreClosed("this store was opened before a fork: open one of its own in the child process")
-
-
-def _no_reader() -> BackendUnavailable:
-    return BackendUnavailable(
-        f"no reading connection was free for {_READER_WAIT_SECONDS:g} s: too many reads at once; try again"
-    )
 
 
 def _now() -> int:
@@ -617,7 +234,3 @@ def _now() -> int:
 
 def _microseconds(moment: datetime) -> int:
     return (moment - _EPOCH_START) // timedelta(microseconds=1)
-
-
-def _datetime(microseconds: int) -> datetime:
-    return _EPOCH_START + timedelta(microseconds=microseconds)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import orjson
 
-from eventstore.backend import AppendOutcome, Appended, Batch, StreamWrite, refusal
+from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite, refusal
 from eventstore.errors import DuplicateEventError
 from eventstore.events import stream_kind
 
@@ -86,6 +86,11 @@ class SQLiteAppend:
         self._last_position = 0
         self._last_recorded_at = 0
 
+    @property
+    def last_position(self) -> int:
+        """The end of the log as far as it was seen here; the file may be further. Any thread may read it."""
+        return self._last_position
+
     def forget(self) -> None:
         """Start anew: after another connection's commit, a failed statement, or on a new connection."""
         self._streams.clear()
@@ -121,9 +126,7 @@ class SQLiteAppend:
         group.adopt()
         return group.outcomes
 
-    def _append_verified(
-        self, connection: sqlite3.Connection, batches: Sequence[Batch]
-    ) -> Sequence[AppendOutcome]:
+    def _append_verified(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Decide on what the file holds, inside the transaction that stores."""
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -257,9 +260,7 @@ class _Group:
             first = self._last_position + len(self.rows) + 1
             self._stored.update(
                 (event.event_id, (write.stream_id, rows[index][1], first + index))
-                for index, (write, event) in enumerate(
-                    (write, event) for write in batch for event in write.events
-                )
+                for index, (write, event) in enumerate((write, event) for write in batch for event in write.events)
             )
         self._versions.update(versions)
         self.rows.extend(rows)

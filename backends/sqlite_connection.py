@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
+from backends.tables import SCHEMA_REVISION
 from eventstore.errors import (
     BackendUnavailable,
     EventStoreError,
@@ -19,11 +20,11 @@ from eventstore.errors import (
     StoreBusy,
 )
 
-from backends.tables import SCHEMA_REVISION
-
 # What a hostile file could smuggle in (functions called by its views and triggers, malformed cells) is refused,
 # and no other file can be attached to the connection.
-HARDENING = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON", "PRAGMA foreign_keys = OFF")
+HARDENING = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
+# Without it, a REPLACE deletes rows behind the back of the triggers that protect events.
+_WRITING = "PRAGMA recursive_triggers = ON"
 _OLDEST_SQLITE = (3, 38, 0)
 _TRIGGERS = frozenset({"journal_events_no_update", "journal_events_no_delete"})
 
@@ -39,7 +40,7 @@ def connect_writer(path: Path, *, synchronous: str, busy_timeout: float) -> sqli
         cached_statements=64,
     )
     try:
-        for pragma in HARDENING:
+        for pragma in (*HARDENING, _WRITING):
             connection.execute(pragma)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -86,12 +87,12 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> str:
             found=found,
             expected=SCHEMA_REVISION,
         )
-    triggers = {
+    triggers: frozenset[str] = frozenset(
         str(row[0])
         for row in connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name LIKE 'journal\\_%' ESCAPE '\\'"
         )
-    }
+    )
     if triggers != _TRIGGERS:
         raise SchemaError(
             f"{path}: the journal's triggers are not those of this version "
@@ -107,6 +108,8 @@ def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
     """A driver's error as ours. While `writing`, trouble with the disk leaves the outcome unknown."""
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
     reason = f"SQLite: {error} ({name})"
+    if name == "SQLITE_IOERR_SHMSIZE":
+        name = "SQLITE_FULL"  # The shared-memory file could not grow: the disk is full there too.
     match name.split("_")[1] if name.startswith("SQLITE_") else name:
         case "BUSY" | "LOCKED" | "PROTOCOL":
             return StoreBusy(f"another process held the write lock for the whole busy timeout; {reason}")
@@ -114,7 +117,11 @@ def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
             return StorageFull(f"the disk is full: free some space; {reason}")
         case "IOERR":
             return OutcomeUnknown(reason) if writing else BackendUnavailable(reason)
-        case "CORRUPT" | "NOTADB":
+        case "NOTADB":
+            return SchemaError(
+                f"the file is not a SQLite database: name another file; {reason}", found=None, expected=SCHEMA_REVISION
+            )
+        case "CORRUPT":
             return JournalCorrupt(f"the database file is damaged: restore it from a copy; {reason}")
         case _:
             return BackendUnavailable(reason)
@@ -137,12 +144,15 @@ def check_library() -> None:
 
 def check_file(path: Path) -> None:
     """Refuse, with a clear error, what cannot be a database file; a file that is not there is none yet."""
-    if path.is_dir():
-        raise InvalidStoreUrl(f"{path} is a directory: name a file in it")
-    if not path.parent.is_dir():
-        raise InvalidStoreUrl(f"the directory {path.parent} does not exist: create it first")
-    if not path.exists():
-        raise SchemaMissing(f"{path} does not exist", found=None, expected=SCHEMA_REVISION)
+    try:
+        if path.is_dir():
+            raise InvalidStoreUrl(f"{path} is a directory: name a file in it")
+        if not path.parent.is_dir():
+            raise InvalidStoreUrl(f"the directory {path.parent} does not exist: create it first")
+        if not path.exists():
+            raise SchemaMissing(f"{path} does not exist", found=None, expected=SCHEMA_REVISION)
+    except PermissionError as error:
+        raise BackendUnavailable(f"{path.parent} cannot be entered by this user: change its permissions") from error
     if not os.access(path, os.R_OK | os.W_OK):
         raise BackendUnavailable(f"{path} cannot be read and written by this user: change its permissions")
 

@@ -13,14 +13,13 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
-
 from backends.sqlite_connection import check_schema, connect_writer, translated
+from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
 
 _T = TypeVar("_T")
 _Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
@@ -132,7 +131,7 @@ class SQLiteWriter:
             self._lock_file = None
 
     @contextmanager
-    def _process_lock(self) -> Iterator[None]:
+    def _process_lock(self) -> Generator[None]:
         """Keep the writes and checkpoints of processes apart, where SQLite does not do it well enough by itself."""
         if sqlite3.sqlite_version_info >= _WAL_RESET_FIXED:
             yield

@@ -106,5 +106,7 @@ journal_removals = Table(
     Column("reason", Text, nullable=False),
     Column("is_open", Boolean, nullable=False),
     Column("recorded_at", _Big, nullable=False),
+    # What the delete trigger looks for at every row: it must not search all removals there ever were.
+    Index("ix_journal_removals_open", "stream", sqlite_where=text("is_open"), postgresql_where=text("is_open")),
     sqlite_autoincrement=True,
 )

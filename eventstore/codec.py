@@ -77,9 +77,7 @@ def encode_batch(events: Iterable[Event | NewEvent], *, limit: int) -> tuple[Enc
         batch_id = batch_id or identity
         type_, schema_version, payload = encode_payload(event, limit=limit)
         encoded.append(
-            EncodedEvent(
-                identity, type_, schema_version, payload, encode_metadata(metadata, limit=limit), batch_id
-            )
+            EncodedEvent(identity, type_, schema_version, payload, encode_metadata(metadata, limit=limit), batch_id)
         )
     return tuple(encoded)
 
@@ -125,7 +123,8 @@ def decode_payload(
             version=version,
         )
     try:
-        return cls.__pydantic_validator__.validate_json(payload, extra="allow")
+        event: Event = cls.__pydantic_validator__.validate_json(payload, extra="allow")
+        return event
     except ValidationError as error:
         raise EventDecodeError(type_, _reasons(error), stream_id=stream_id, version=version) from error
 
@@ -136,4 +135,3 @@ def _reasons(error: ValidationError) -> str:
         f"{'.'.join(str(part) for part in detail['loc']) or 'payload'}: {detail['msg']}"
         for detail in error.errors(include_input=False, include_url=False, include_context=False)[:5]
     )
-

@@ -70,7 +70,7 @@ class GroupCommit:
         self._in_flight: asyncio.Future[Sequence[AppendOutcome]] | None = None
         self._flush_scheduled = False
         self._on_room: deque[Callable[[], None]] = deque()
-        self._drained: asyncio.Future[None] | None = None
+        self._drained: list[asyncio.Future[None]] = []
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
 
@@ -82,6 +82,17 @@ class GroupCommit:
     def when_room(self, callback: Callable[[], None]) -> None:
         """Call back once, when the queue has room again."""
         self._on_room.append(callback)
+
+    async def room(self) -> None:
+        """Wait until the queue has room again."""
+        room: asyncio.Future[None] = self._loop.create_future()
+
+        def settle() -> None:
+            if not room.done():
+                room.set_result(None)
+
+        self.when_room(settle)
+        await room
 
     def submit(self, pending: PendingAppend) -> None:
         """Queue a batch. Its outcome comes by callback, after those of every batch submitted before it."""
@@ -99,12 +110,19 @@ class GroupCommit:
         pending.size_bytes += size_bytes
         self._waiting_bytes += size_bytes
 
+    def drained(self) -> asyncio.Future[None]:
+        """A future that is done once the outcome of every batch here is known."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self._in_flight is None and not self._waiting:
+            future.set_result(None)
+        else:
+            self._drained.append(future)
+        return future
+
     async def close(self) -> None:
         """Refuse new batches and wait for the outcome of those already here."""
         self._is_closed = True
-        if self._in_flight is not None or self._waiting:
-            self._drained = self._drained or self._loop.create_future()
-            await asyncio.shield(self._drained)
+        await self.drained()
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -142,26 +160,18 @@ class GroupCommit:
         return group
 
     def _on_done(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
-        if future.cancelled():
-            outcomes = self._all(OutcomeUnknown("the append was cancelled inside the backend: its outcome is unknown"))
-        elif (error := future.exception()) is None:
-            outcomes = future.result()
-        elif isinstance(error, OutcomeUnknown) and future is self._in_flight:
-            self._in_flight = resolving = asyncio.ensure_future(self._resolve([p.writes for p in self._group]))
-            resolving.add_done_callback(self._on_resolved)
-            return
+        if not future.cancelled() and isinstance(future.exception(), OutcomeUnknown):
+            self._in_flight = asyncio.ensure_future(self._resolve([pending.writes for pending in self._group]))
+            self._in_flight.add_done_callback(self._on_resolved)
         else:
-            outcomes = self._all(_as_outcome(error))
-        self._deliver(outcomes)
+            self._on_resolved(future)
 
     def _on_resolved(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
         if future.cancelled():
-            outcomes = self._all(OutcomeUnknown("the event loop ended before the outcome was known"))
-        elif (error := future.exception()) is None:
-            outcomes = future.result()
+            error: BaseException | None = OutcomeUnknown("the append was cancelled: its outcome is unknown")
         else:
-            outcomes = self._all(_as_outcome(error))
-        self._deliver(outcomes)
+            error = future.exception()
+        self._deliver(future.result() if error is None else [_as_outcome(error)] * len(self._group))
 
     async def _resolve(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         attempts = AsyncRetrying(
@@ -181,9 +191,6 @@ class GroupCommit:
     async def _append_again(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         return await self._append(batches)
 
-    def _all(self, error: EventStoreError) -> Sequence[EventStoreError]:
-        return [error] * len(self._group)
-
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None
         for pending, outcome in zip(group, outcomes, strict=True):
@@ -200,8 +207,10 @@ class GroupCommit:
             self._notify_drained()
 
     def _notify_drained(self) -> None:
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        drained, self._drained = self._drained, []
+        for future in drained:
+            if not future.done():
+                future.set_result(None)
 
 
 def _as_outcome(error: BaseException) -> EventStoreError:

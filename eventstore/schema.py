@@ -221,7 +221,8 @@ def _create_file(path: Path, url: StoreUrl) -> None:
 @contextmanager
 def _connected(url: StoreUrl, path: Path, *, mode: str) -> Generator[Connection]:
     def connect() -> sqlite3.Connection:
-        # isolation_level=None: this module alone begins and commits; the driver would commit around DDL.
+        # isolation_level=None: this module alone begins and commits. No checkpoints: they are left to the store
+        # that may have the file open, because two connections that checkpoint can corrupt it (SQLite before 3.51.3).
         uri = f"file://{quote(os.fsencode(path))}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         for pragma in (

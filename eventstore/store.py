@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from eventstore.backend import (
-    AppendOutcome,
     Appended,
+    AppendOutcome,
     Backend,
     Capabilities,
     Durability,
@@ -185,11 +185,13 @@ class EventStore:
         commits = self._open_commits
         loop = asyncio.get_running_loop()
         while commits.is_full:
-            room: asyncio.Future[None] = loop.create_future()
-            commits.when_room(lambda room=room: None if room.done() else room.set_result(None))
-            await room
+            await commits.room()
         outcome: asyncio.Future[AppendOutcome | EventStoreError] = loop.create_future()
-        commits.submit(PendingAppend(writes, size_of(writes), lambda _, result: outcome.set_result(result)))
+
+        def settle(_: PendingAppend, result: AppendOutcome | EventStoreError) -> None:
+            outcome.set_result(result)
+
+        commits.submit(PendingAppend(writes, size_of(writes), settle))
         result = await _finish_then_cancel(outcome)
         if isinstance(result, Appended):
             return result
@@ -275,9 +277,7 @@ class EventStore:
             remaining = None if remaining is None else remaining - len(page.events)
             position = page.position
 
-    async def read_page(
-        self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING
-    ) -> LogPage:
+    async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         return await self._open.read_all(after=after, limit=limit, where=where)
 
@@ -301,9 +301,9 @@ class EventStore:
             wait=wait_random_exponential(multiplier=0.05, max=5.0),
             before_sleep=before_sleep_log(logger, logging.WARNING),
         )
-        position = after if last is None else await again(self._start_of_last, last, where)
+        position: int = after if last is None else await again(self._start_of_last, last, where)
         while True:
-            page = await again(self.read_page, after=position, limit=page_size, where=where)
+            page: LogPage = await again(self.read_page, after=position, limit=page_size, where=where)
             for recorded in page.events:
                 yield recorded
             position = page.position
@@ -323,9 +323,12 @@ class EventStore:
     async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncIterator[StreamInfo]:
         """Every stream once, in the order of the ids' bytes; of one kind if given."""
         after = ""
-        while page := await self._open.streams(after=after, limit=page_size, kind=kind):
+        while True:
+            page = await self._open.streams(after=after, limit=page_size, kind=kind)
             for info in page:
                 yield info
+            if len(page) < page_size:
+                return
             after = page[-1].stream_id
 
     async def load(self, load: Load) -> Loaded:

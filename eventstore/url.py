@@ -46,7 +46,10 @@ class StoreUrl:
         parameter not named in `parameters`, and a file that is a symbolic link (it may lead anywhere, and two names
         for one file would get two sets of locks).
         """
-        text = unquote(self.path.removeprefix("/"), errors="strict")
+        try:
+            text = unquote(self.path.removeprefix("/"), errors="strict")
+        except UnicodeDecodeError as error:
+            raise InvalidStoreUrl(f"{self}: the path's %-escapes are not UTF-8") from error
         if self.authority:
             raise InvalidStoreUrl(
                 f"{self}: a file store has no host; write {self.scheme}:///relative/path or {self.scheme}:////absolute/path"
@@ -60,7 +63,13 @@ class StoreUrl:
             known = ", ".join(sorted(parameters))
             raise InvalidStoreUrl(f"{self}: unknown parameter {', '.join(unknown)}; known: {known}")
         path = Path(text).absolute()
-        if path.is_symlink():
+        try:
+            is_link = path.is_symlink()
+        except PermissionError:
+            is_link = False  # Whoever opens the file says so: it is not the URL that is wrong.
+        except OSError as error:
+            raise InvalidStoreUrl(f"{self}: the path cannot be used: {error.strerror}") from error
+        if is_link:
             raise InvalidStoreUrl(f"{self}: the file is a symbolic link; name the file it points to")
         return path
 

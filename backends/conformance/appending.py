@@ -27,7 +27,7 @@ from backends.conformance.events import (
     write,
 )
 from backends.conformance.fixtures import StoreFixtures, reopened
-from eventstore.backend import Appended, Backend, Load
+from eventstore.backend import Appended, Backend, EventFilter, Load
 from eventstore.errors import EventEncodeError, StoreClosed
 from eventstore.events import Metadata, NewEvent
 from eventstore.store import EventStore
@@ -304,6 +304,17 @@ class Appending(StoreFixtures):
             await store.append("a", happened(1))
         with pytest.raises(StoreClosed):
             await collect(store.read("a"))
+
+    async def test_a_closed_backend_refuses_by_itself(self, store: EventStore, backend: Backend) -> None:
+        await store.close()
+        with pytest.raises(StoreClosed):
+            await backend.append([[write("a", b"1")]])
+        with pytest.raises(StoreClosed):
+            await backend.read_all(after=0, limit=1, where=EventFilter())
+
+    async def test_closing_twice_does_nothing(self, store: EventStore) -> None:
+        await store.close()
+        await store.close()
 
     async def test_statistics_count_streams_events_and_positions(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2))

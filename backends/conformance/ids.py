@@ -188,6 +188,12 @@ class Ids(StoreFixtures):
             await store.append("a", [second, first])
         assert await numbers(store.read("a")) == [1, 2]
 
+    async def test_stored_events_of_two_streams_in_another_order_are_refused(self, store: EventStore) -> None:
+        one, another = Append("a", [identified(1, uuid4())]), Append("b", [identified(2, uuid4())])
+        await store.append_batch([one, another])
+        with pytest.raises(DuplicateEventError):
+            await store.append_batch([another, one])
+
     async def test_stored_events_with_one_left_out_between_them_are_refused(self, store: EventStore) -> None:
         first, second, third = (identified(n, uuid4()) for n in (1, 2, 3))
         await store.append("a", [first, second, third])

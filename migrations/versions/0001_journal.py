@@ -86,6 +86,15 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
 
+    # What the delete trigger looks for at every row: it must not search all removals there ever were.
+    op.create_index(
+        "ix_journal_removals_open",
+        "journal_removals",
+        ["stream"],
+        sqlite_where=sa.text("is_open"),
+        postgresql_where=sa.text("is_open"),
+    )
+
     protect_events(op.get_context().dialect.name)
 
 

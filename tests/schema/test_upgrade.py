@@ -80,6 +80,19 @@ def test_looking_creates_no_file(url: StoreUrl, path: Path) -> None:
     assert not path.exists()
 
 
+def test_looking_leaves_what_a_crashed_writer_left(url: StoreUrl, tmp_path: Path, database: OpenDatabase) -> None:
+    schema.upgrade(url)
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    with database() as writer:
+        writer.execute("CREATE TABLE written (id)")
+        for file in (tmp_path / "journal.db", tmp_path / "journal.db-wal"):
+            shutil.copy(file, crashed)
+    before = {file.name: file.read_bytes() for file in crashed.iterdir()}
+    assert schema.check(parse_store_url(f"sqlite:///{crashed}/journal.db")).is_current
+    assert {file.name: file.read_bytes() for file in crashed.iterdir() if not file.name.endswith("-shm")} == before
+
+
 def test_the_sql_text_makes_the_same_journal(url: StoreUrl, tmp_path: Path, database: OpenDatabase) -> None:
     text = schema.sql(url)
     with database() as connection:
@@ -248,6 +261,18 @@ def test_an_upgrade_waits_for_the_lock(url: StoreUrl, database: OpenDatabase) ->
         writer.execute("COMMIT")
         upgrading.result(timeout=10)
     assert schema.check(url).is_current
+
+
+def test_checkpoints_are_left_to_the_store_that_has_the_file_open(
+    url: StoreUrl, path: Path, database: OpenDatabase
+) -> None:
+    with database() as store:
+        store.execute("PRAGMA journal_mode = WAL")
+        store.execute("PRAGMA wal_autocheckpoint = 0")
+        store.execute("CREATE TABLE large AS SELECT zeroblob(8000000)")
+        before = path.read_bytes()
+        schema.upgrade(url)
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("journal_mode", ["WAL", "DELETE"])

@@ -1,0 +1,1 @@
+"""Ratios: what this library costs against the bare database, the bare runtime, and a peer."""

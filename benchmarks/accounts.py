@@ -1,0 +1,51 @@
+"""Account: the actor that is measured, as a user would write it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from actors import Command, PersistentActor, command_handler, event_handler
+from eventstore import Event
+from pydantic import BaseModel
+
+
+class Deposit(Command[int]):
+    amount: int
+
+
+class Peek(Command[int]):
+    """Reads, and stores nothing."""
+
+
+class Hold(Command[None]):
+    """Keeps the actor busy until `Account.release` is set."""
+
+
+class Deposited(Event, name="benchmark.deposited"):
+    amount: int
+
+
+class Balance(BaseModel):
+    amount: int = 0
+
+
+class Account(PersistentActor[Balance]):
+    release: ClassVar[asyncio.Event]
+
+    @command_handler
+    def deposit(self, command: Deposit) -> int:
+        self.persist(Deposited(amount=command.amount))
+        return self.state.amount
+
+    @command_handler
+    def peek(self, command: Peek) -> int:
+        return self.state.amount
+
+    @command_handler
+    async def hold(self, command: Hold) -> None:
+        await self.release.wait()
+
+    @event_handler
+    def deposited(self, event: Deposited) -> None:
+        self.state.amount += event.amount

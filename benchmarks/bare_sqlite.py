@@ -1,0 +1,78 @@
+"""BareSQLite: the events table without the library: plain sqlite3 in the main thread, rows made beforehand."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from uuid_utils import uuid7
+
+# The columns and indexes of `journal_events`. Its AUTOINCREMENT is left out, and so are its triggers and its foreign
+# key: they are what the library pays for its promises, and the bare side promises nothing.
+_TABLE = """
+CREATE TABLE journal_events (
+    position INTEGER PRIMARY KEY, stream INTEGER NOT NULL, version INTEGER NOT NULL, type TEXT NOT NULL,
+    schema_version INTEGER NOT NULL, payload TEXT NOT NULL, metadata TEXT, event_id BLOB NOT NULL, batch_id BLOB,
+    epoch INTEGER DEFAULT 0 NOT NULL, origin TEXT, origin_sequence INTEGER, clock TEXT, concurrent BOOLEAN,
+    recorded_at INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX ix_journal_events_stream_version ON journal_events (stream, version);
+CREATE UNIQUE INDEX ix_journal_events_event_id ON journal_events (event_id);
+"""
+_INSERT = """
+INSERT INTO journal_events
+    (stream, version, type, schema_version, payload, metadata, event_id, batch_id, epoch, recorded_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+_Row = tuple[int, int, str, int, str, None, bytes, None, int, int]
+
+
+class BareSQLite:
+    """Commits rows of so many streams, one row of each at a time."""
+
+    def __init__(self, path: Path, *, streams: int) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.executescript(_TABLE)
+        self._rows = _rows(streams)
+        self._streams = streams
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def commits(self, seconds: float, *, rows: int) -> list[float]:
+        """Commit `rows` rows at a time, for so long. Returns how long each commit took."""
+        taken: list[float] = []
+        while sum(taken) < seconds:
+            # Making rows is not the database's work: it is done between the measurements.
+            made = [list(itertools.islice(self._rows, rows)) for _ in range(50)]
+            taken += [self._single(group[0]) for group in made] if rows == 1 else [self._many(group) for group in made]
+        return taken
+
+    def _many(self, group: list[_Row]) -> float:
+        execute = self._connection.execute
+        start = time.perf_counter()
+        execute("BEGIN IMMEDIATE")
+        self._connection.executemany(_INSERT, group)
+        execute("COMMIT")
+        return time.perf_counter() - start
+
+    def _single(self, row: _Row) -> float:
+        # A statement outside of a transaction is one of its own: the fastest way to commit one row.
+        start = time.perf_counter()
+        self._connection.execute(_INSERT, row)
+        return time.perf_counter() - start
+
+
+def _rows(streams: int) -> Iterator[_Row]:
+    for version in itertools.count(1):
+        for stream in range(1, streams + 1):
+            yield (
+                stream, version, "benchmark.deposited", 1, '{"amount":1}', None, uuid7().bytes, None, 0,
+                time.time_ns() // 1000,
+            )  # fmt: skip

@@ -1,0 +1,15 @@
+"""SQLite keeps the backend contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.conformance import BackendContract
+
+
+class TestSQLite(BackendContract):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/journal.db"
