@@ -1,0 +1,229 @@
+"""What is acknowledged is there: a bank is killed in the middle of its work, again and again, and nothing is lost.
+
+    make demo
+
+A child process moves money on many accounts at once and reports every deposit that the bank has acknowledged. This
+process kills it with SIGKILL while it works, starts it again on the same file, and in the end compares what was
+acknowledged with what the journal holds: every acknowledged deposit must be there, and none of them twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+from bank import Account, Deposit, Deposited, Withdraw, Withdrawn
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from actors import ActorRef, ActorSystem, CommandRejected
+from eventstore import EventStore, RecordedEvent
+from eventstore.backend import EventFilter
+
+ROUNDS = 5
+ACCOUNTS = 50
+TELLERS_PER_ACCOUNT = 2
+SHORTEST_ROUND_SECONDS, LONGEST_ROUND_SECONDS = 0.5, 1.5
+PATIENCE_SECONDS = 20
+SHOWN_EVENTS = 12
+ACCOUNT_SHOWN = "7"
+
+
+# The child: a bank at work. Its standard output is the pipe to the parent.
+
+
+async def work(store: str, round_number: int) -> None:
+    """Serve all accounts until killed."""
+    async with ActorSystem(store) as bank, asyncio.TaskGroup() as tellers:
+        for number in range(ACCOUNTS):
+            for teller in range(TELLERS_PER_ACCOUNT):
+                tellers.create_task(serve(bank.ref(Account, str(number)), f"{round_number}-{number}-{teller}"))
+
+
+async def serve(account: ActorRef[Account], name: str) -> NoReturn:
+    """Deposit and withdraw, one after the other, for ever."""
+    for number in count():
+        # The number on the deposit slip is what the check goes by. It is an ordinary field of the event.
+        reference = f"{name}-{number}"
+        await account.ask(Deposit(amount=random.randint(1, 100_00), reference=reference))
+        # Only now, with the answer in hand, is it reported. A line written by one call arrives whole or not at all.
+        os.write(sys.stdout.fileno(), f"{reference}\n".encode())
+        try:
+            await account.ask(Withdraw(amount=random.randint(1, 300_00), reference=f"slip {reference}"))
+        except CommandRejected:
+            pass  # The account has less than that: nothing has happened.
+    raise AssertionError("the count has no end")
+
+
+# The parent: kills, and compares.
+
+
+@dataclass
+class Round:
+    """What one life of the child came to."""
+
+    acknowledged: list[str]
+    seconds: float
+    exit_code: int
+
+    @property
+    def was_killed(self) -> bool:
+        return self.exit_code == -signal.SIGKILL
+
+
+@dataclass
+class Findings:
+    """Acknowledged deposits against stored ones."""
+
+    acknowledged: int = 0
+    stored: int = 0
+    events: int = 0
+    lost: set[str] = field(default_factory=set[str])
+    doubled: set[str] = field(default_factory=set[str])
+
+
+def run_and_kill(store: str, round_number: int) -> Round:
+    """Start the child, let it work for a random time, and kill it."""
+    command = [sys.executable, __file__, "--work", store, str(round_number)]
+    acknowledged: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        # A watchdog for a child that hangs: the demonstration fails then, but it ends.
+        try:
+            line = child.stdout.readline()
+            started = time.monotonic()
+            end = started + random.uniform(SHORTEST_ROUND_SECONDS, LONGEST_ROUND_SECONDS)
+            while line and time.monotonic() < end:
+                acknowledged.append(line.strip())
+                line = child.stdout.readline()
+        finally:
+            child.kill()
+        # What it had reported before it died is still in the pipe.
+        acknowledged.extend(rest.strip() for rest in [line, *child.stdout] if rest)
+        seconds = time.monotonic() - started
+    return Round(acknowledged, seconds, child.returncode)
+
+
+async def deposits(store: EventStore) -> AsyncIterator[Deposited]:
+    """Every deposit in the journal. No actor is involved: this is what the file says."""
+    async for recorded in store.read_all(where=EventFilter(types=("account.deposited",))):
+        event = store.decode(recorded)
+        assert isinstance(event, Deposited)
+        yield event
+
+
+async def compare(store: EventStore, acknowledged: set[str]) -> Findings:
+    stored = Counter([deposit.reference async for deposit in deposits(store)])
+    return Findings(
+        acknowledged=len(acknowledged),
+        stored=stored.total(),
+        events=(await store.statistics()).events,
+        lost=acknowledged - stored.keys(),
+        doubled={reference for reference, times in stored.items() if times > 1},
+    )
+
+
+async def audit_trail(store: EventStore, stream_id: str) -> Table:
+    """The newest events of one account. The balance is not stored anywhere: it is the sum of what happened."""
+    table = Table(title=f"Audit trail of {stream_id}, newest {SHOWN_EVENTS} events", title_justify="left")
+    for heading in ("time (UTC)", "version", "type", "amount", "balance"):
+        table.add_column(heading, justify="right" if heading in ("version", "amount", "balance") else "left")
+    version, balance = await store.version(stream_id), 0
+    async for recorded in store.read(stream_id):
+        amount = signed_amount(store, recorded)
+        balance += amount
+        if recorded.version > version - SHOWN_EVENTS:
+            when = recorded.recorded_at.strftime("%H:%M:%S.%f")[:-3]
+            table.add_row(when, str(recorded.version), recorded.type, money(amount, sign="+"), money(balance))
+    return table
+
+
+def signed_amount(store: EventStore, recorded: RecordedEvent) -> int:
+    match store.decode(recorded):
+        case Deposited(amount=amount):
+            return amount
+        case Withdrawn(amount=amount):
+            return -amount
+        case other:
+            raise AssertionError(f"an account has no {other!r}")
+
+
+def money(cents: int, *, sign: str = "-") -> str:
+    return f"{cents / 100:{sign},.2f}"
+
+
+async def main(store_url: str) -> int:
+    console = Console()
+    console.print(
+        Panel(
+            f"A child process serves {ACCOUNTS} accounts at once on one SQLite file. It is killed with SIGKILL in the "
+            f"middle of its work, {ROUNDS} times, and started again on the same file.",
+            title="A bank that is killed",
+            title_align="left",
+        )
+    )
+    acknowledged: set[str] = set()
+    are_rounds_good = True
+    for number in range(1, ROUNDS + 1):
+        round_ = await asyncio.to_thread(run_and_kill, store_url, number)
+        acknowledged.update(round_.acknowledged)
+        are_rounds_good &= round_.was_killed and bool(round_.acknowledged)
+        ending = "killed" if round_.was_killed else f"[red]ended by itself with {round_.exit_code}[/red]"
+        console.print(
+            f"Round {number}: [bold]{ending}[/bold] after {round_.seconds:.1f} s, "
+            f"{len(round_.acknowledged):,} deposits acknowledged"
+        )
+
+    async with EventStore.open(store_url) as store:
+        findings = await compare(store, acknowledged)
+        console.print()
+        console.print(report(findings))
+        console.print()
+        console.print(await audit_trail(store, f"{Account.kind}-{ACCOUNT_SHOWN}"))
+
+    has_held = are_rounds_good and not findings.lost and not findings.doubled
+    console.print()
+    console.print(
+        Text("Every acknowledged deposit is there, and none is there twice.", style="bold green")
+        if has_held
+        else Text("The check has FAILED.", style="bold red")
+    )
+    return 0 if has_held else 1
+
+
+def report(findings: Findings) -> Table:
+    table = Table(title="What the journal holds", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    unreported = findings.stored - findings.acknowledged + len(findings.lost)
+    table.add_row("events", f"{findings.events:,}")
+    table.add_row("deposits acknowledged before a kill", f"{findings.acknowledged:,}")
+    table.add_row("deposits stored", f"{findings.stored:,}")
+    table.add_row("  stored just before a kill, too late to be acknowledged", f"{unreported:,}")
+    table.add_row("acknowledged deposits lost", f"{len(findings.lost):,}")
+    table.add_row("deposits stored twice", f"{len(findings.doubled):,}")
+    return table
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        asyncio.run(work(sys.argv[2], int(sys.argv[3])))
+    else:
+        # To be terminated is to leave as well: the file must not stay behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        with tempfile.TemporaryDirectory(prefix="eventstore-demo-") as folder:
+            sys.exit(asyncio.run(main(f"sqlite:///{Path(folder) / 'bank.db'}")))
