@@ -4,9 +4,10 @@ from actors.actor import PersistentActor
 from actors.command import Command
 from actors.handlers import command_handler, event_handler
 from actors.recovery import Folded, fold
+from actors.ref import ActorRef
 from actors.snapshotting import SnapshotPolicy
 from actors.supervision import Restart, Stop, Supervision
-from actors.system import ActorRef, ActorSystem, SystemStats
+from actors.system import ActorSystem, SystemStats
 from eventstore.errors import (
     ActorError,
     ActorStopped,

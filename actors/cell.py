@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol, cast
@@ -14,7 +13,9 @@ from uuid_utils import uuid7
 
 from actors.actor import PersistentActor, new_actor
 from actors.command import Command
-from eventstore.backend import Appended, AppendOutcome, EncodedEvent, StreamWrite
+from actors.commit import Commit, size_of
+from actors.mailbox import Envelope, Mailbox
+from eventstore.backend import Appended, AppendOutcome, EncodedEvent
 from eventstore.codec import encode_metadata, encode_payload
 from eventstore.errors import (
     ActorError,
@@ -25,20 +26,15 @@ from eventstore.errors import (
     DefinitionError,
     EventStoreError,
     JournalCorrupt,
-    MailboxFull,
+    OutcomeUnknown,
 )
 from eventstore.events import Event, Metadata
-from eventstore.group_commit import EVENT_OVERHEAD_BYTES, GroupCommit, PendingAppend
+from eventstore.group_commit import GroupCommit
 
 logger = logging.getLogger(__name__)
 
 # A conflict is cured by catching up and deciding again, so often before the asker is told.
 _ATTEMPTS = 3
-
-# What may join one commit before the actor waits for it: more would only make the reply of the first wait longer.
-_COMMIT_EVENTS = 256
-_COMMIT_COMMANDS = 256
-_COMMIT_BYTES = 1024 * 1024
 
 # Commands served from a mailbox in one turn of the loop, so that a full one does not hold up everybody else.
 _TURN = 64
@@ -61,58 +57,6 @@ class Phase(Enum):
     """It has left memory: whoever still holds it must ask the system for a new one."""
 
 
-class Envelope:
-    """A command in a mailbox, or one that was decided and waits for its events to be durable."""
-
-    __slots__ = ("attempts", "command", "context", "error", "metadata", "reply", "result")
-
-    def __init__(
-        self,
-        command: Command[Any] | None,
-        reply: asyncio.Future[Any] | None,
-        metadata: Metadata | None,
-        context: contextvars.Context | None = None,
-    ) -> None:
-        self.command = command
-        self.reply = reply
-        self.metadata = metadata
-        self.context = context
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.attempts = 0
-
-
-class Commit(PendingAppend):
-    """Events of one actor on their way into the journal, and everyone who waits for them.
-
-    It can be joined until the group takes it, so that there is at most one in flight and one behind it: a conflict
-    then fails exactly those commands that were decided on what is lost.
-    """
-
-    __slots__ = ("envelopes", "events", "snapshot", "version")
-
-    def __init__(
-        self,
-        stream_id: str,
-        version: int,
-        on_outcome: Callable[[Commit, AppendOutcome | EventStoreError], None],
-    ) -> None:
-        self.events: list[EncodedEvent] = []
-        super().__init__([StreamWrite(stream_id, version, self.events)], 0, on_outcome)
-        self.envelopes: list[Envelope] = []
-        self.version = version
-        self.snapshot: tuple[int, bytes | None] | None = None
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it can take in no more, though it is still waiting."""
-        return not self.is_taken and (
-            len(self.envelopes) >= _COMMIT_COMMANDS
-            or len(self.events) >= _COMMIT_EVENTS
-            or self.size_bytes >= _COMMIT_BYTES
-        )
-
-
 class CellSystem(Protocol):
     """What a cell needs of the system it lives in."""
 
@@ -120,6 +64,7 @@ class CellSystem(Protocol):
     commits: GroupCommit
     mailbox_size: int
     max_payload_bytes: int
+    is_shut: bool
 
     def new_reply(self) -> asyncio.Future[Any]: ...
 
@@ -147,7 +92,6 @@ class Cell:
         "_is_touched",
         "_mailbox",
         "_metadata",
-        "_room",
         "_staged",
         "_system",
         "_tail",
@@ -170,8 +114,7 @@ class Cell:
         self.used = 0
         self.phase = Phase.PASSIVE
         self.is_ready = False
-        self._mailbox: deque[Envelope] | None = None
-        self._room: deque[asyncio.Future[None]] | None = None
+        self._mailbox: Mailbox | None = None
         self._staged: list[EncodedEvent] | None = None
         self._metadata: Metadata | None = None
         self._is_deciding = False
@@ -183,14 +126,7 @@ class Cell:
 
     # Commands in
 
-    def decide(
-        self,
-        handle: Callable[[Any, Any], Any],
-        command: Command[Any],
-        metadata: Metadata | None,
-        *,
-        is_tell: bool = False,
-    ) -> Any:
+    def decide(self, handle: Callable[[Any, Any], Any], command: Command[Any], metadata: Metadata | None) -> Any:
         """Run a sync handler now. Returns its reply, or an `Envelope` whose reply comes once its events are durable.
 
         Only for a cell that `is_ready`.
@@ -201,15 +137,15 @@ class Cell:
             result = handle(self.actor, command)
         except BaseException as error:
             self._is_deciding = False
-            envelope = Envelope(command, None if is_tell else self._system.new_reply(), metadata)
+            envelope = Envelope(command, self._system.new_reply(), metadata)
             self._refused(envelope, error)
             return envelope
         self._is_deciding = False
-        if self._staged is None and self._tail is None:
+        if not self._is_touched and self._tail is None:
             return result
-        envelope = Envelope(command, None if is_tell else self._system.new_reply(), metadata)
+        envelope = Envelope(command, self._system.new_reply(), metadata)
         envelope.result = result
-        self._conclude(envelope)
+        self._decided(envelope)
         return envelope
 
     def accept(self, envelope: Envelope) -> None:
@@ -219,29 +155,18 @@ class Cell:
         """
         if self.phase is Phase.STOPPED:
             raise self.stopped_error()
-        if self.is_full:
-            raise MailboxFull(
-                f"actor {self.stream_id!r} has {self._system.mailbox_size} commands waiting: this one was not accepted"
-            )
         if self._mailbox is None:
-            self._mailbox = deque()
-        self._mailbox.append(envelope)
+            self._mailbox = Mailbox(self._system.mailbox_size)
+        self._mailbox.put(envelope, self.stream_id)
         self.is_ready = False
         if len(self._mailbox) == 1:
             self._pump()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the mailbox holds as many commands as it may."""
-        return self._mailbox is not None and len(self._mailbox) >= self._system.mailbox_size
-
-    def room(self) -> asyncio.Future[None]:
-        """A future that is done when the mailbox has room again."""
-        if self._room is None:
-            self._room = deque()
-        future: asyncio.Future[None] = self._system.new_reply()
-        self._room.append(future)
-        return future
+    def room(self) -> asyncio.Future[None] | None:
+        """A future that is done when the mailbox may have room again; None if it has room now."""
+        if self._mailbox is None or not self._mailbox.is_full:
+            return None
+        return self._mailbox.room(self._system.new_reply())
 
     @property
     def is_idle(self) -> bool:
@@ -261,12 +186,10 @@ class Cell:
         for _ in range(_TURN):
             if not mailbox or self._is_congested():
                 break
-            envelope = mailbox[0]
-            route = self.cls.handlers.commands[type(envelope.command)]  # type: ignore[index]
+            route = self.cls.handlers.commands[type(mailbox.first.command)]  # type: ignore[index]
             if route.is_async and self._head is not None:
                 break  # It may do I/O, so it must not act on what may turn out not to be stored.
-            mailbox.popleft()
-            self._release_room()
+            envelope = mailbox.take()
             if route.is_async:
                 self._start(route.handle, envelope)
                 return
@@ -278,19 +201,13 @@ class Cell:
             return
         if not mailbox:
             self._mailbox = None
+            if mailbox is not None:
+                mailbox.close()
             self.is_ready = not self._is_congested()
 
     def _is_congested(self) -> bool:
         tail = self._tail
         return tail is not None and (tail.is_closed or self._system.commits.is_full)
-
-    def _release_room(self) -> None:
-        while self._room:
-            waiter = self._room.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-        self._room = None
 
     def _serve(self, handle: Callable[[Any, Any], Any], envelope: Envelope) -> None:
         self._metadata = envelope.metadata
@@ -302,7 +219,7 @@ class Cell:
             self._refused(envelope, error)
             return
         self._is_deciding = False
-        self._conclude(envelope)
+        self._decided(envelope)
 
     def _start(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
         self.phase = Phase.HANDLING
@@ -319,22 +236,23 @@ class Cell:
             self._end_handling()
             self._refused(
                 envelope,
-                ActorStopped(
-                    f"actor {self.stream_id!r} was stopped while it handled {type(envelope.command).__name__}"
-                ),
+                ActorStopped(f"{self.stream_id!r}: the handler of {type(envelope.command).__name__} was cancelled"),
             )
         except BaseException as error:
             self._end_handling()
             self._refused(envelope, error)
         else:
             self._end_handling()
-            if self._failure is None:
-                self._conclude(envelope)
-            else:
-                # An append of this command failed under way: what the handler made of it cannot stand.
-                self._refused(envelope, self._failure)
+            self._decided(envelope)
         self._after_failure()
         self._pump()
+
+    def _decided(self, envelope: Envelope) -> None:
+        """The handler returned. If something failed under way, it may have caught that, but nothing of it can stand."""
+        if self._failure is None:
+            self._conclude(envelope)
+        else:
+            self._refused(envelope, self._failure)
 
     def _end_handling(self) -> None:
         self._is_deciding = False
@@ -367,9 +285,14 @@ class Cell:
         # From here on the state differs from the journal until the events are stored.
         self._is_touched = True
         self._is_deciding = False
-        for event in events:
-            self.version += 1
-            handlers[event.__class__](self.actor, event)
+        try:
+            for event in events:
+                self.version += 1
+                handlers[event.__class__](self.actor, event)
+        except BaseException as error:
+            # The state is half changed: whatever the command handler makes of this, the command has failed.
+            self._failure = error
+            raise
         self._is_deciding = True
         staged.extend(added)
         self._staged = staged
@@ -406,7 +329,7 @@ class Cell:
 
     def _send(self, staged: list[EncodedEvent]) -> None:
         before = self.version - len(staged)
-        size = sum(len(event.payload) for event in staged) + EVENT_OVERHEAD_BYTES * len(staged)
+        size = size_of(staged)
         tail = self._tail
         if tail is not None and not tail.is_taken:
             tail.events.extend(staged)
@@ -418,16 +341,18 @@ class Cell:
             self._tail = tail
             self._head = self._head or tail
             self._system.commits.submit(tail)
-        if self.cls.snapshot_policy.is_due(self.actor.state, before, self.version):
-            # Written out now: what the handlers do to the state later does not reach it.
-            tail.snapshot = (self.version, self._dumped_state())
+        policy = self.cls.snapshot_policy
+        if policy.every is not None or policy.when is not None:
+            self._snapshot_if_due(tail, before)
 
-    def _dumped_state(self) -> bytes | None:
+    def _snapshot_if_due(self, commit: Commit, before: int) -> None:
         try:
-            return self.cls.state_type.dump(self.actor.state)
-        except CodecError:
-            logger.exception("%s: no snapshot was taken", self.stream_id)
-            return None
+            if self.cls.snapshot_policy.is_due(self.actor.state, before, self.version):
+                # Written out now: what the handlers do to the state later does not reach it.
+                commit.snapshot = (self.version, self.cls.state_type.dump(self.actor.state))
+        except Exception:
+            # It is only an optimisation, and a policy of the user's own may fail in any way.
+            logger.exception("%s: no snapshot was taken at version %d", self.stream_id, self.version)
 
     def _on_outcome(self, commit: Commit, outcome: AppendOutcome | EventStoreError) -> None:
         behind = None if self._tail is commit else self._tail
@@ -443,8 +368,8 @@ class Cell:
             else:
                 for envelope in commit.envelopes:
                     self._deliver(envelope)
-                if commit.snapshot is not None and commit.snapshot[1] is not None:
-                    self._system.save_snapshot(self, commit.snapshot[0], commit.snapshot[1])
+                if commit.snapshot is not None:
+                    self._system.save_snapshot(self, *commit.snapshot)
         if not isinstance(outcome, Appended):
             self._lost([*commit.envelopes, *(behind.envelopes if behind else ())], outcome)
         self._after_failure()
@@ -467,7 +392,9 @@ class Cell:
                 envelope.error = error
                 self._deliver(envelope)
         if again:
-            self._mailbox = deque([*again, *(self._mailbox or ())])
+            if self._mailbox is None:
+                self._mailbox = Mailbox(self._system.mailbox_size)
+            self._mailbox.put_back(again)
         self._failure = self._failure or error
 
     def _refused(self, envelope: Envelope, error: BaseException) -> None:
@@ -503,6 +430,9 @@ class Cell:
 
     def activate(self, pause: float) -> None:
         """Rebuild the state from the journal, after a pause; then serve the mailbox."""
+        if self._system.is_shut:
+            self.abandon()
+            return
         self.phase = Phase.RECOVERING if pause == 0 else Phase.PAUSED
         self.is_ready = False
         self._system.start_task(self._system.recover(self, pause), None)
@@ -542,17 +472,26 @@ class Cell:
 
     def snapshot_on_passivation(self) -> bytes | None:
         """The state to keep when the actor leaves memory, if its class wants that."""
-        return self._dumped_state() if self.cls.snapshot_policy.on_passivation and self.version else None
+        if not (self.cls.snapshot_policy.on_passivation and self.version):
+            return None
+        try:
+            return self.cls.state_type.dump(self.actor.state)
+        except CodecError:
+            logger.exception("%s: no snapshot was taken at version %d", self.stream_id, self.version)
+            return None
 
-    def abandon(self, error: BaseException) -> None:
+    def abandon(self) -> None:
         """The system closes and waits no longer: answer whoever still waits."""
-        self._fail_mailbox(error)
-        for commit in (self._head, self._tail):
-            for envelope in commit.envelopes if commit is not None else ():
-                envelope.error = error
-                self._deliver(envelope)
         self.phase = Phase.STOPPED
         self.is_ready = False
+        self._fail_mailbox(
+            ActorStopped(f"actor {self.stream_id!r}: the system was closed; the command was not handled")
+        )
+        unknown = OutcomeUnknown(f"actor {self.stream_id!r}: the system was closed before the outcome was known")
+        for commit in (self._head, self._tail):
+            for envelope in commit.envelopes if commit is not None else ():
+                envelope.error = unknown
+                self._deliver(envelope)
 
     def stopped_error(self) -> ActorStopped:
         """What a command to a stopped actor is answered with."""
@@ -575,11 +514,9 @@ class Cell:
 
     def _fail_mailbox(self, error: BaseException) -> None:
         mailbox, self._mailbox = self._mailbox, None
-        for envelope in mailbox or ():
+        for envelope in mailbox.empty() if mailbox is not None else ():
             envelope.error = error
             self._deliver(envelope)
-        while self._room:
-            self._release_room()
 
 
 class _Durable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Restart:
     def __post_init__(self) -> None:
         if not 0 <= self.first_pause_seconds <= self.longest_pause_seconds or self.window_seconds <= 0:
             raise DefinitionError("Restart: 0 <= first_pause_seconds <= longest_pause_seconds and window_seconds > 0")
+        if self.max_restarts is not None and not 0 <= self.max_restarts < _MAX_REMEMBERED_FAILURES:
+            raise DefinitionError(f"Restart: max_restarts is None or from 0 to {_MAX_REMEMBERED_FAILURES - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +41,62 @@ Supervision = Restart | Stop
 _MAX_REMEMBERED_FAILURES = 32
 
 
-class FailureRecord:
-    """The recent failures of one actor. It outlives the actor's stay in memory."""
+class Supervisor:
+    """The recent failures of a system's actors. It remembers them beyond an actor's stay in memory."""
 
-    __slots__ = ("count", "last", "times")
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+
+    def pause_after(self, stream_id: str, error: BaseException, policy: Supervision) -> float | None:
+        """Record a failure. Returns the seconds to wait before the restart, or None to stop the actor."""
+        record = self._records.setdefault(stream_id, _Record())
+        return record.pause_after(error, policy)
+
+    def pause_left(self, stream_id: str) -> float:
+        """How long an actor that comes to life again must still wait after its last failure."""
+        record = self._records.get(stream_id)
+        return 0.0 if record is None else max(0.0, record.not_before - time.monotonic())
+
+    def failures(self) -> dict[str, tuple[int, str]]:
+        """Count and last error of every actor that failed lately."""
+        return {stream_id: (record.count, record.last) for stream_id, record in self._records.items()}
+
+    def forgive(self, stream_id: str) -> None:
+        """Forget an actor's failures."""
+        self._records.pop(stream_id, None)
+
+    def forget_old(self) -> None:
+        """Forget the failures that no window holds any more."""
+        now = time.monotonic()
+        self._records = {key: record for key, record in self._records.items() if record.matters_until > now}
+
+
+class _Record:
+    __slots__ = ("count", "last", "matters_until", "not_before", "times")
 
     def __init__(self) -> None:
         self.times: deque[float] = deque(maxlen=_MAX_REMEMBERED_FAILURES)
         self.count = 0
-        self.last: BaseException | None = None
+        self.last = ""
+        self.not_before = 0.0
+        self.matters_until = 0.0
 
     def pause_after(self, error: BaseException, policy: Supervision) -> float | None:
-        """Record a failure. Returns the seconds to wait before the restart, or None to stop the actor."""
         now = time.monotonic()
-        self.last = error
+        # The text, not the error: its traceback holds on to the failed actor's state.
+        self.last = f"{type(error).__name__}: {error}"
         self.count += 1
         if isinstance(policy, Stop):
+            self.matters_until = math.inf
             return None
         while self.times and now - self.times[0] > policy.window_seconds:
             self.times.popleft()
         self.times.append(now)
         recent = len(self.times)
         if policy.max_restarts is not None and recent > policy.max_restarts:
+            self.matters_until = math.inf
             return None
-        return float(min(policy.first_pause_seconds * 2 ** (recent - 1), policy.longest_pause_seconds))
-
-    def is_forgotten(self, policy: Supervision) -> bool:
-        """Whether the last failure is so long ago that the record says nothing any more."""
-        window = policy.window_seconds if isinstance(policy, Restart) else float("inf")
-        return not self.times or time.monotonic() - self.times[-1] > window
+        pause = min(policy.first_pause_seconds * 2.0 ** (recent - 1), policy.longest_pause_seconds)
+        self.not_before = now + pause
+        self.matters_until = now + policy.window_seconds
+        return pause

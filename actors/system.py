@@ -1,4 +1,4 @@
-"""ActorSystem: the live actors of one process over one store. ActorRef: how they are talked to."""
+"""ActorSystem: the live actors of one process over one store."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import time
 from collections.abc import Coroutine
 from itertools import count
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.cell import Cell, Envelope, Phase, serving
-from actors.command import Command
+from actors.cell import Cell, Phase
+from actors.mailbox import Envelope
 from actors.recovery import recover
-from actors.supervision import FailureRecord
+from actors.ref import ActorRef
+from actors.supervision import Supervisor
 from eventstore.errors import (
     ActorStopped,
-    AskCycle,
-    AskTimeout,
     DefinitionError,
     EventStoreError,
     RecoveryError,
     StoreClosed,
 )
-from eventstore.events import Metadata
 from eventstore.group_commit import GroupCommit
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
@@ -88,12 +85,12 @@ class ActorSystem:
         self._permits = asyncio.Semaphore(recoveries_at_once)
         self._cells: dict[str, Cell] = {}
         self._classes: dict[str, type[PersistentActor[Any]]] = {}
-        self._failures: dict[str, FailureRecord] = {}
-        self._restart_not_before: dict[str, float] = {}
+        self._supervisor = Supervisor()
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: set[str] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_open = False
+        self.is_shut = False
         self.next_use = count(1).__next__
         self.loop: asyncio.AbstractEventLoop
         self.commits: GroupCommit
@@ -127,12 +124,13 @@ class ActorSystem:
         try:
             await self._finish()
         finally:
+            self.is_shut = True
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
             for cell in self._cells.values():
-                cell.abandon(ActorStopped(f"actor {cell.stream_id!r}: the system was closed before it was done"))
+                cell.abandon()
             self._cells.clear()
             if self._owns_store:
                 await self.store.close()
@@ -177,10 +175,7 @@ class ActorSystem:
             live=len(phases),
             recovering=sum(phase in (Phase.RECOVERING, Phase.PAUSED) for phase in phases),
             stopped=sum(phase is Phase.STOPPED for phase in phases),
-            failures={
-                stream_id: (record.count, f"{type(record.last).__name__}: {record.last}")
-                for stream_id, record in self._failures.items()
-            },
+            failures=self._supervisor.failures(),
         )
 
     def cell_of(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell:
@@ -194,7 +189,7 @@ class ActorSystem:
             cell = Cell(self, cls, stream_id)
             cell.used = self.next_use()
             self._cells[stream_id] = cell
-            cell.activate(max(0.0, self._restart_not_before.pop(stream_id, 0.0) - time.monotonic()))
+            cell.activate(self._supervisor.pause_left(stream_id))
             if self._sweeper is None:
                 self._schedule_sweep()
         return cell
@@ -247,15 +242,12 @@ class ActorSystem:
 
     def supervise(self, cell: Cell, error: BaseException) -> None:
         """Decide what becomes of a cell that failed."""
-        policy = cell.cls.supervision
-        record = self._failures.setdefault(cell.stream_id, FailureRecord())
-        pause = record.pause_after(error, policy)
         logger.error("actor %r failed: %s: %s", cell.stream_id, type(error).__name__, error, exc_info=error)
+        pause = self._supervisor.pause_after(cell.stream_id, error, cell.cls.supervision)
         if pause is None:
             cell.stop(error)
         elif cell.phase is Phase.PASSIVE:
-            self._restart_not_before[cell.stream_id] = time.monotonic() + pause
-            self._forget(cell)
+            self._forget(cell)  # The pause holds for whoever brings it to life again.
         else:
             cell.activate(pause)
 
@@ -294,7 +286,7 @@ class ActorSystem:
         cell = self._cells.get(stream_id)
         if cell is not None and cell.phase is Phase.STOPPED:
             self._forget(cell)
-            self._failures.pop(stream_id, None)
+            self._supervisor.forgive(stream_id)
 
     def _passivate(self, cell: Cell) -> None:
         data = cell.snapshot_on_passivation()
@@ -335,123 +327,10 @@ class ActorSystem:
         if cells:
             self.loop.call_soon(self._sweep_some, cells, before)
             return
-        self._forget_old_failures()
+        self._supervisor.forget_old()
         self._sweeper = None
         if self._cells:
             self._schedule_sweep()
-
-    def _forget_old_failures(self) -> None:
-        now = time.monotonic()
-        self._restart_not_before = {key: at for key, at in self._restart_not_before.items() if at > now}
-        for stream_id, record in list(self._failures.items()):
-            cls = self._classes[stream_id.partition("-")[0]]
-            if stream_id not in self._cells and record.is_forgotten(cls.supervision):
-                del self._failures[stream_id]
-
-
-class ActorRef(Generic[A]):
-    """A reference to one actor: cheap, valid whether or not the actor is in memory, and the only way to it."""
-
-    __slots__ = ("_actor", "_cell", "_system", "stream_id")
-
-    def __init__(self, system: ActorSystem, actor: type[A], stream_id: str) -> None:
-        self._system = system
-        self._actor: type[PersistentActor[Any]] = actor
-        self._cell: Cell | None = None
-        self.stream_id = stream_id
-
-    async def ask(self, command: Command[R], *, timeout: float | None = None, metadata: Metadata | None = None) -> R:
-        """Send a command and wait for its reply, which comes when every event it rests on is durable.
-
-        Raises what the handler raised; `AskTimeout` after `timeout` seconds (the command is not undone, and may still
-        be handled); `MailboxFull` or `ActorStopped` (not accepted); `RecoveryError`; `ConcurrencyError`,
-        `BackendUnavailable` (nothing stored) or `OutcomeUnknown`. To be cancelled ends the waiting, not the command.
-        `metadata` is stored with the command's events.
-        """
-        cell = self._cell
-        if cell is not None and cell.is_ready:
-            handle = cell.decisions.get(command.__class__)
-            if handle is not None:
-                cell.used = self._system.next_use()
-                decided = cell.decide(handle, command, metadata)
-                if decided.__class__ is not Envelope:
-                    at_once: R = decided
-                    return at_once
-                durable: R = await self._reply(decided.reply, timeout)  # type: ignore[arg-type]
-                return durable
-        reply: R = await self._ask_by_mailbox(command, timeout, metadata)
-        return reply
-
-    async def tell(self, command: Command[Any], *, metadata: Metadata | None = None) -> None:
-        """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
-        is logged and supervised. Raises `MailboxFull` or `ActorStopped` if it is not accepted."""
-        self._check_command(command)
-        cell = await self._accepting_cell(self._system.ask_timeout)
-        cell.used = self._system.next_use()
-        cell.accept(Envelope(command, None, metadata, contextvars.copy_context()))
-
-    def restart(self) -> None:
-        """Let the actor serve again after supervision stopped it: it recovers with its next message."""
-        self._system.restart(self.stream_id)
-
-    async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
-        self._check_command(command)
-        chain = serving.get()
-        if any(cell.stream_id == self.stream_id for cell in chain):
-            raise AskCycle([*(cell.stream_id for cell in chain), self.stream_id])
-        seconds = self._system.ask_timeout if timeout is None else timeout
-        deadline = self._system.loop.time() + seconds
-        cell = await self._accepting_cell(seconds)
-        cell.used = self._system.next_use()
-        reply = self._system.new_reply()
-        cell.accept(Envelope(command, reply, metadata, contextvars.copy_context()))
-        return await self._reply(reply, deadline - self._system.loop.time())
-
-    async def _accepting_cell(self, seconds: float) -> Cell:
-        """The cell, with room in its mailbox if the system waits for room instead of refusing."""
-        system = self._system
-        cell = self._live_cell()
-        if system.mailbox_overflow == "wait" and cell.is_full:
-            deadline = system.loop.time() + seconds
-            while cell.is_full:
-                await self._reply(cell.room(), deadline - system.loop.time())
-                cell = self._live_cell()
-        return cell
-
-    def _live_cell(self) -> Cell:
-        if not self._system.is_open:
-            raise ActorStopped("the actor system is closed, or not open yet: the command was not accepted")
-        cell = self._cell
-        if cell is None or cell.phase is Phase.PASSIVE:
-            cell = self._cell = self._system.cell_of(self._actor, self.stream_id)
-        return cell
-
-    async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
-        seconds = self._system.ask_timeout if timeout is None else timeout
-        # A plain timer: asyncio.timeout costs several times as much, and here only this future is to be given up.
-        timer = self._system.loop.call_later(seconds, self._expire, reply, seconds)
-        try:
-            return await reply
-        finally:
-            timer.cancel()
-
-    def _expire(self, reply: asyncio.Future[Any], seconds: float) -> None:
-        if not reply.done():
-            reply.set_exception(
-                AskTimeout(
-                    f"{self.stream_id!r} did not reply within {seconds:g} s; the command is not undone: "
-                    "it may still be handled and stored"
-                )
-            )
-
-    def _check_command(self, command: Command[Any]) -> None:
-        if type(command) not in self._actor.handlers.commands:
-            raise DefinitionError(
-                f"{self._actor.__qualname__} has no @command_handler for {type(command).__qualname__}"
-            )
-
-    def __repr__(self) -> str:
-        return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"
 
 
 def _last_use(cell: Cell) -> int:

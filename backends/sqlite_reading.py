@@ -91,6 +91,9 @@ _RECORD = (
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+_FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
+
+
 class SQLiteReader:
     """The reading half of the backend. Two connections serve all reads; more wait their turn, with a deadline."""
 
@@ -358,12 +361,13 @@ def _record(
     )
 
 
-def _loaded(loads: Sequence[Load], found: list[list[Any]], events: list[list[Any]]) -> Sequence[Loaded]:
+def _loaded(
+    loads: Sequence[Load], found: Sequence[_FoundRow], events: Sequence[tuple[int, int, str, int, str]]
+) -> Sequence[Loaded]:
     pages: dict[int, list[tuple[int, str, int, str]]] = {}
-    for number, version, type_, schema_version, payload in events:
-        pages.setdefault(number, []).append((version, type_, schema_version, payload))
+    for index, version, type_, schema_version, payload in events:
+        pages.setdefault(index, []).append((version, type_, schema_version, payload))
     answers: list[Loaded] = [Loaded(None, (), 0, 0)] * len(loads)
-    number: int
     for number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch in found:
         snapshot = None
         if version is not None:

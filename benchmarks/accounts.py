@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar
 
+from pydantic import BaseModel
+
 from actors import Command, PersistentActor, command_handler, event_handler
 from eventstore import Event
-from pydantic import BaseModel
 
 
 class Deposit(Command[int]):

@@ -48,10 +48,13 @@ class BareSQLite:
     def commits(self, seconds: float, *, rows: int) -> list[float]:
         """Commit `rows` rows at a time, for so long. Returns how long each commit took."""
         taken: list[float] = []
-        while sum(taken) < seconds:
+        total = 0.0
+        while total < seconds:
             # Making rows is not the database's work: it is done between the measurements.
             made = [list(itertools.islice(self._rows, rows)) for _ in range(50)]
-            taken += [self._single(group[0]) for group in made] if rows == 1 else [self._many(group) for group in made]
+            batch = [self._single(group[0]) if rows == 1 else self._many(group) for group in made]
+            total += sum(batch)
+            taken += batch
         return taken
 
     def _many(self, group: list[_Row]) -> float:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import closing
 from statistics import median
 
 from actors import ActorRef, ActorSystem
@@ -141,10 +139,8 @@ async def _bare_rows(bare: BareSQLite, seconds: float, *, rows: int) -> float:
     return rows * len(taken) / sum(taken)
 
 
-@asynccontextmanager
-async def _system(plan: Plan) -> AsyncIterator[ActorSystem]:
-    async with ActorSystem(f"sqlite:///{plan.directory / 'journal.db'}") as system:
-        yield system
+def _system(plan: Plan) -> ActorSystem:
+    return ActorSystem(f"sqlite:///{plan.directory / 'journal.db'}")
 
 
 async def _accounts(system: ActorSystem, count: int) -> list[ActorRef[Account]]:
@@ -153,13 +149,8 @@ async def _accounts(system: ActorSystem, count: int) -> list[ActorRef[Account]]:
     return refs
 
 
-@contextmanager
-def _bare(plan: Plan, streams: int):
-    bare = BareSQLite(plan.directory / "bare.db", streams=streams)
-    try:
-        yield bare
-    finally:
-        bare.close()
+def _bare(plan: Plan, streams: int) -> closing[BareSQLite]:
+    return closing(BareSQLite(plan.directory / "bare.db", streams=streams))
 
 
 def _p99(taken: list[float]) -> float:

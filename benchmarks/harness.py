@@ -111,7 +111,7 @@ def compared(
     goal: Goal | None = None,
     digits: int = 2,
 ) -> Ratio:
-    """The first side over the second: the median of the rounds' ratios, since two figures of one round are neighbours."""
+    """The first side over the second, round by round: two figures of one round are neighbours. The median of those."""
     ratios = [ours / theirs for ours, theirs in zip(figures[0], figures[1], strict=True)]
     low, high = spread(ratios)
     shown = tuple(

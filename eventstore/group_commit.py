@@ -97,7 +97,9 @@ class GroupCommit:
     def submit(self, pending: PendingAppend) -> None:
         """Queue a batch. Its outcome comes by callback, after those of every batch submitted before it."""
         if self._is_closed:
-            raise StoreClosed("the store is closed: nothing was stored")
+            closed = StoreClosed("the store is closed: nothing was stored")
+            self._loop.call_soon(pending.on_outcome, pending, closed)
+            return
         self._waiting.append(pending)
         self._waiting_bytes += pending.size_bytes
         if self._in_flight is None and not self._flush_scheduled:

@@ -78,24 +78,37 @@ class EventStore:
     It belongs to the event loop it was entered in.
     """
 
-    def __init__(self, backend: Backend, *, url: StoreUrl, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        url: StoreUrl,
+        max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        create: bool = True,
+    ) -> None:
         self._backend = backend
         self._url = url
+        self._creates = create
         self.max_payload_bytes = max_payload_bytes
         self._commits: GroupCommit | None = None
         self._reads: GroupRead | None = None
 
     @classmethod
-    def open(cls, url: str, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES) -> Self:
+    def open(cls, url: str, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES, create: bool = True) -> Self:
         """The store a URL names; enter it with `async with`. Nothing is opened before that.
+
+        With `create=False` a journal that is not there is never made: entering raises `SchemaMissing`. It is for tools
+        that look at a store, where a mistyped URL must not become a new, empty one.
 
         Raises `InvalidStoreUrl` for a URL that no backend understands.
         """
         parsed = parse_store_url(url)
-        return cls(_backend_factory(parsed.scheme)(parsed), url=parsed, max_payload_bytes=max_payload_bytes)
+        backend = _backend_factory(parsed.scheme)(parsed)
+        return cls(backend, url=parsed, max_payload_bytes=max_payload_bytes, create=create)
 
     async def __aenter__(self) -> Self:
-        """Connect. A new, empty embedded database gets its journal; no other schema is ever changed here.
+        """Connect. A new, empty embedded database gets its journal, unless the store was opened with `create=False`;
+        no other schema is ever changed here.
 
         Raises `SchemaError`, `DurabilityError` or `BackendUnavailable`.
         """
@@ -103,7 +116,14 @@ class EventStore:
             raise StoreClosed("this store is already open: enter it once")
         try:
             await self._backend.open()
-        except SchemaMissing:
+        except SchemaMissing as error:
+            if not self._creates:
+                raise SchemaMissing(
+                    f"{self._url} holds no journal ({error}): nothing was created; to make one, run: "
+                    f"eventstore migrate {self._url}",
+                    found=error.found,
+                    expected=error.expected,
+                ) from error
             if not self._backend.capabilities.creates_schema:
                 raise
             create_schema = cast("Callable[[StoreUrl], None]", _imported(_CREATE_SCHEMA))

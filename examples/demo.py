@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -96,13 +97,16 @@ class Findings:
     doubled: set[str] = field(default_factory=set[str])
 
 
-def run_and_kill(store: str, round_number: int) -> Round:
+def run_and_kill(store_url: str, round_number: int) -> Round:
     """Start the child, let it work for a random time, and kill it."""
-    command = [sys.executable, __file__, "--work", store, str(round_number)]
+    command = [sys.executable, __file__, "--work", store_url, str(round_number)]
     acknowledged: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    # In a session of its own, so that Ctrl-C comes to this process alone.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
         assert child.stdout is not None
-        # A watchdog for a child that hangs: the demonstration fails then, but it ends.
+        # A child that hangs would let us wait for its next line for ever.
+        watchdog = threading.Timer(PATIENCE_SECONDS, child.kill)
+        watchdog.start()
         try:
             line = child.stdout.readline()
             started = time.monotonic()
@@ -112,9 +116,10 @@ def run_and_kill(store: str, round_number: int) -> Round:
                 line = child.stdout.readline()
         finally:
             child.kill()
+            watchdog.cancel()
+        seconds = time.monotonic() - started
         # What it had reported before it died is still in the pipe.
         acknowledged.extend(rest.strip() for rest in [line, *child.stdout] if rest)
-        seconds = time.monotonic() - started
     return Round(acknowledged, seconds, child.returncode)
 
 
@@ -166,7 +171,7 @@ def money(cents: int, *, sign: str = "-") -> str:
     return f"{cents / 100:{sign},.2f}"
 
 
-async def main(store_url: str) -> int:
+def main(store_url: str) -> int:
     console = Console()
     console.print(
         Panel(
@@ -177,25 +182,19 @@ async def main(store_url: str) -> int:
         )
     )
     acknowledged: set[str] = set()
-    are_rounds_good = True
+    have_rounds_worked = True
     for number in range(1, ROUNDS + 1):
-        round_ = await asyncio.to_thread(run_and_kill, store_url, number)
+        with console.status(f"Round {number}: the bank is at work"):
+            round_ = run_and_kill(store_url, number)
         acknowledged.update(round_.acknowledged)
-        are_rounds_good &= round_.was_killed and bool(round_.acknowledged)
-        ending = "killed" if round_.was_killed else f"[red]ended by itself with {round_.exit_code}[/red]"
+        have_rounds_worked &= round_.was_killed and bool(round_.acknowledged)
+        ending = "killed" if round_.was_killed else f"[red]ended by itself with exit code {round_.exit_code}[/red]"
         console.print(
             f"Round {number}: [bold]{ending}[/bold] after {round_.seconds:.1f} s, "
             f"{len(round_.acknowledged):,} deposits acknowledged"
         )
 
-    async with EventStore.open(store_url) as store:
-        findings = await compare(store, acknowledged)
-        console.print()
-        console.print(report(findings))
-        console.print()
-        console.print(await audit_trail(store, f"{Account.kind}-{ACCOUNT_SHOWN}"))
-
-    has_held = are_rounds_good and not findings.lost and not findings.doubled
+    has_held = asyncio.run(check(store_url, acknowledged, console)) and have_rounds_worked
     console.print()
     console.print(
         Text("Every acknowledged deposit is there, and none is there twice.", style="bold green")
@@ -203,6 +202,16 @@ async def main(store_url: str) -> int:
         else Text("The check has FAILED.", style="bold red")
     )
     return 0 if has_held else 1
+
+
+async def check(store_url: str, acknowledged: set[str], console: Console) -> bool:
+    async with EventStore.open(store_url) as store:
+        findings = await compare(store, acknowledged)
+        console.print()
+        console.print(report(findings))
+        console.print()
+        console.print(await audit_trail(store, f"{Account.kind}-{ACCOUNT_SHOWN}"))
+    return not findings.lost and not findings.doubled
 
 
 def report(findings: Findings) -> Table:
@@ -219,11 +228,18 @@ def report(findings: Findings) -> Table:
     return table
 
 
+def leave(signum: int, _frame: object) -> NoReturn:
+    """To be terminated is to leave as well: the temporary files must not stay behind."""
+    sys.exit(128 + signum)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         asyncio.run(work(sys.argv[2], int(sys.argv[3])))
     else:
-        # To be terminated is to leave as well: the file must not stay behind.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        with tempfile.TemporaryDirectory(prefix="eventstore-demo-") as folder:
-            sys.exit(asyncio.run(main(f"sqlite:///{Path(folder) / 'bank.db'}")))
+        signal.signal(signal.SIGTERM, leave)
+        try:
+            with tempfile.TemporaryDirectory(prefix="eventstore-demo-") as folder:
+                sys.exit(main(f"sqlite:///{Path(folder) / 'bank.db'}"))
+        except KeyboardInterrupt:
+            sys.exit(130)

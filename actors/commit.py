@@ -1,0 +1,49 @@
+"""Commit: one actor's events on their way into the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actors.mailbox import Envelope
+from eventstore.backend import AppendOutcome, EncodedEvent, StreamWrite
+from eventstore.errors import EventStoreError
+from eventstore.group_commit import EVENT_OVERHEAD_BYTES, PendingAppend
+
+# What may join one commit before the actor waits for it: more would only make the reply of the first wait longer.
+_EVENTS = 256
+_COMMANDS = 256
+_BYTES = 1024 * 1024
+
+
+class Commit(PendingAppend):
+    """Events of one actor on their way into the journal, and everyone who waits for them.
+
+    It can be joined until the group takes it, so that there is at most one in flight and one behind it: a conflict
+    then fails exactly those commands that were decided on what is lost.
+    """
+
+    __slots__ = ("envelopes", "events", "snapshot", "version")
+
+    def __init__(
+        self,
+        stream_id: str,
+        version: int,
+        on_outcome: Callable[[Commit, AppendOutcome | EventStoreError], None],
+    ) -> None:
+        self.events: list[EncodedEvent] = []
+        super().__init__([StreamWrite(stream_id, version, self.events)], 0, on_outcome)
+        self.envelopes: list[Envelope] = []
+        self.version = version
+        self.snapshot: tuple[int, bytes] | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it can take in no more, though it is still waiting."""
+        return not self.is_taken and (
+            len(self.envelopes) >= _COMMANDS or len(self.events) >= _EVENTS or self.size_bytes >= _BYTES
+        )
+
+
+def size_of(events: list[EncodedEvent]) -> int:
+    """The bytes that events count for in the queue of appends."""
+    return sum(len(event.payload) for event in events) + EVENT_OVERHEAD_BYTES * len(events)

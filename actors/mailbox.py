@@ -1,0 +1,99 @@
+"""Mailbox: the commands that wait for one actor, in order and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from actors.command import Command
+from eventstore.errors import MailboxFull
+from eventstore.events import Metadata
+
+
+class Envelope:
+    """A command in a mailbox, or one that was decided and waits for its events to be durable."""
+
+    __slots__ = ("attempts", "command", "context", "error", "metadata", "reply", "result")
+
+    def __init__(
+        self,
+        command: Command[Any] | None,
+        reply: asyncio.Future[Any] | None,
+        metadata: Metadata | None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self.command = command
+        self.reply = reply
+        self.metadata = metadata
+        self.context = context
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.attempts = 0
+
+
+class Mailbox:
+    """Made when the first command must wait, and let go when none does: an idle actor has none.
+
+    Whoever cannot put a command in may wait for `room`.
+    """
+
+    __slots__ = ("_envelopes", "_limit", "_waiters")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._envelopes: deque[Envelope] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._envelopes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds as many commands as it may."""
+        return len(self._envelopes) >= self._limit
+
+    @property
+    def first(self) -> Envelope:
+        """The command that is next."""
+        return self._envelopes[0]
+
+    def put(self, envelope: Envelope, stream_id: str) -> None:
+        """Keep a command behind the others. Raises `MailboxFull`."""
+        if self.is_full:
+            raise MailboxFull(f"actor {stream_id!r} has {self._limit} commands waiting: this one was not accepted")
+        self._envelopes.append(envelope)
+
+    def put_back(self, envelopes: Iterable[Envelope]) -> None:
+        """Put commands that were accepted once before all others, whatever the bound."""
+        self._envelopes.extendleft(reversed(list(envelopes)))
+
+    def take(self) -> Envelope:
+        """Remove the first command; one who waits for room may try."""
+        envelope = self._envelopes.popleft()
+        self._release(1)
+        return envelope
+
+    def empty(self) -> Iterator[Envelope]:
+        """Remove every command, and let everyone who waits for room try."""
+        while self._envelopes:
+            yield self._envelopes.popleft()
+        self.close()
+
+    def close(self) -> None:
+        """There is room for everyone: this mailbox is let go."""
+        self._release(len(self._waiters))
+
+    def room(self, waiter: asyncio.Future[None]) -> asyncio.Future[None]:
+        """Have a future done when there may be room again."""
+        self._waiters.append(waiter)
+        return waiter
+
+    def _release(self, count: int) -> None:
+        while count and self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1

@@ -1,0 +1,130 @@
+"""ActorRef: how actors are talked to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from actors.actor import PersistentActor
+from actors.cell import Cell, Phase, serving
+from actors.command import Command
+from actors.mailbox import Envelope
+from eventstore.errors import ActorStopped, AskCycle, AskTimeout, DefinitionError, StoreClosed
+from eventstore.events import Metadata
+
+if TYPE_CHECKING:
+    from actors.system import ActorSystem
+
+A = TypeVar("A", bound=PersistentActor[Any])
+R = TypeVar("R")
+
+
+class ActorRef(Generic[A]):
+    """A reference to one actor: cheap, valid whether or not the actor is in memory, and the only way to it."""
+
+    __slots__ = ("_actor", "_cell", "_system", "stream_id")
+
+    def __init__(self, system: ActorSystem, actor: type[A], stream_id: str) -> None:
+        self._system = system
+        self._actor: type[PersistentActor[Any]] = actor
+        self._cell: Cell | None = None
+        self.stream_id = stream_id
+
+    async def ask(self, command: Command[R], *, timeout: float | None = None, metadata: Metadata | None = None) -> R:
+        """Send a command and wait for its reply, which comes when every event it rests on is durable.
+
+        Raises what the handler raised; `AskTimeout` after `timeout` seconds (the command is not undone, and may still
+        be handled); `MailboxFull` or `ActorStopped` (not accepted); `RecoveryError`; `ConcurrencyError`,
+        `BackendUnavailable` (nothing stored) or `OutcomeUnknown`. To be cancelled ends the waiting, not the command.
+        `metadata` is stored with the command's events.
+        """
+        cell = self._cell
+        if cell is not None and cell.is_ready:
+            handle = cell.decisions.get(command.__class__)
+            if handle is not None:
+                cell.used = self._system.next_use()
+                decided = cell.decide(handle, command, metadata)
+                if decided.__class__ is not Envelope:
+                    at_once: R = decided
+                    return at_once
+                durable: R = await self._reply(decided.reply, timeout)  # type: ignore[arg-type]
+                return durable
+        reply: R = await self._ask_by_mailbox(command, timeout, metadata)
+        return reply
+
+    async def tell(self, command: Command[Any], *, metadata: Metadata | None = None) -> None:
+        """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
+        is logged and supervised. Raises `MailboxFull` or `ActorStopped` if it is not accepted."""
+        self._check_command(command)
+        cell = await self._accepting_cell(self._system.ask_timeout)
+        cell.used = self._system.next_use()
+        cell.accept(Envelope(command, None, metadata, contextvars.copy_context()))
+
+    def restart(self) -> None:
+        """Let the actor serve again after supervision stopped it: it recovers with its next message."""
+        self._system.restart(self.stream_id)
+
+    async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
+        self._check_command(command)
+        chain = serving.get()
+        if any(cell.stream_id == self.stream_id for cell in chain):
+            raise AskCycle([*(cell.stream_id for cell in chain), self.stream_id])
+        seconds = self._system.ask_timeout if timeout is None else timeout
+        deadline = self._system.loop.time() + seconds
+        cell = await self._accepting_cell(seconds)
+        cell.used = self._system.next_use()
+        reply = self._system.new_reply()
+        cell.accept(Envelope(command, reply, metadata, contextvars.copy_context()))
+        return await self._reply(reply, deadline - self._system.loop.time())
+
+    async def _accepting_cell(self, seconds: float) -> Cell:
+        """The cell, with room in its mailbox if the system waits for room instead of refusing."""
+        system = self._system
+        cell = self._live_cell()
+        if system.mailbox_overflow == "wait":
+            deadline = system.loop.time() + seconds
+            while (room := cell.room()) is not None:
+                await self._reply(room, deadline - system.loop.time())
+                cell = self._live_cell()
+        return cell
+
+    def _live_cell(self) -> Cell:
+        if not self._system.is_open:
+            raise ActorStopped("the actor system is closed, or not open yet: the command was not accepted")
+        if asyncio.get_running_loop() is not self._system.loop:
+            raise StoreClosed(
+                "this actor system belongs to another event loop: from other threads, use "
+                "asyncio.run_coroutine_threadsafe(ref.ask(command), loop)"
+            )
+        cell = self._cell
+        if cell is None or cell.phase is Phase.PASSIVE:
+            cell = self._cell = self._system.cell_of(self._actor, self.stream_id)
+        return cell
+
+    async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
+        seconds = self._system.ask_timeout if timeout is None else timeout
+        # A plain timer: asyncio.timeout costs several times as much, and here only this future is to be given up.
+        timer = self._system.loop.call_later(seconds, self._expire, reply, seconds)
+        try:
+            return await reply
+        finally:
+            timer.cancel()
+
+    def _expire(self, reply: asyncio.Future[Any], seconds: float) -> None:
+        if not reply.done():
+            reply.set_exception(
+                AskTimeout(
+                    f"{self.stream_id!r} did not reply within {seconds:g} s; the command is not undone: "
+                    "it may still be handled and stored"
+                )
+            )
+
+    def _check_command(self, command: Command[Any]) -> None:
+        if type(command) not in self._actor.handlers.commands:
+            raise DefinitionError(
+                f"{self._actor.__qualname__} has no @command_handler for {type(command).__qualname__}"
+            )
+
+    def __repr__(self) -> str:
+        return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"

@@ -1,0 +1,81 @@
+"""The command line: `python -m benchmarks [ROW…]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks import asks, commits, growth, memory, replay, report
+from benchmarks.harness import Plan, Ratio, progress
+
+# By their numbers in the table of goals; the missing ones need a server, or a part of the library that is to come.
+ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
+    "1": commits.actors_64,
+    "2": commits.one_actor,
+    "3": commits.one_hot_actor,
+    "6": commits.against_peer,
+    "7": commits.latency,
+    "9": replay.against_rows,
+    "10": replay.against_peer,
+    "11": asks.idle,
+    "12": asks.mailbox,
+    "13": memory.idle_actor,
+    "15": growth.journal_size,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, and print the ratios.")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which ratios: {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--rounds", type=int, help="rounds of each side (7; 3 with --quick)")
+    parser.add_argument("--seconds", type=float, help="length of one side of one round (0.8; 0.25 with --quick)")
+    parser.add_argument("--directory", type=Path, help="where the files are made; its disk is what is measured")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help="rewrite the table in docs/performance.md")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="about 40 seconds: to see that it runs")
+    size.add_argument("--long", action="store_true", help="row 15 with a journal of 10^7 events")
+    given = parser.parse_args()
+    if unknown := [row for row in given.rows if row not in ROWS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if given.write and given.rows:
+        parser.error("--write needs all rows: a table is from one run")
+    with TemporaryDirectory(prefix="eventstore-benchmarks-", dir=given.directory) as name:
+        plan = Plan(
+            given.rounds or (3 if given.quick else 7),
+            given.seconds or (0.25 if given.quick else 0.8),
+            Path(name),
+            is_quick=given.quick,
+            is_long=given.long,
+        )
+        facts = report.machine(plan)
+        ratios = [ratio for row in given.rows or ROWS for ratio in _measured(row, plan)]
+    print((report.as_json if given.json else report.as_text)(ratios, facts))
+    if given.write:
+        report.write(ratios, facts)
+        progress(f"wrote {report.DOCUMENT}")
+
+
+def _measured(row: str, plan: Plan) -> list[Ratio]:
+    """One row, with an event loop and a directory of its own."""
+    progress(f"row {row}")
+    with TemporaryDirectory(dir=plan.directory) as name:
+        try:
+            return asyncio.run(_run(row, plan._replace(directory=Path(name))))
+        except ModuleNotFoundError as error:
+            if error.name != "eventsourcing":
+                raise
+            progress(f"row {row} is left out: eventsourcing is not installed")
+            return []
+
+
+async def _run(row: str, plan: Plan) -> list[Ratio]:
+    return await ROWS[row](plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
