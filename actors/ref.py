@@ -103,22 +103,13 @@ class ActorRef(Generic[A]):
         return cell
 
     async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
-        seconds = self._system.ask_timeout if timeout is None else timeout
-        # A plain timer: asyncio.timeout costs several times as much, and here only this future is to be given up.
-        timer = self._system.loop.call_later(seconds, self._expire, reply, seconds)
+        system = self._system
+        seconds = system.ask_timeout if timeout is None else timeout
+        due = system.deadlines.add(reply, seconds, (self.stream_id, seconds))
         try:
             return await reply
         finally:
-            timer.cancel()
-
-    def _expire(self, reply: asyncio.Future[Any], seconds: float) -> None:
-        if not reply.done():
-            reply.set_exception(
-                AskTimeout(
-                    f"{self.stream_id!r} did not reply within {seconds:g} s; the command is not undone: "
-                    "it may still be handled and stored"
-                )
-            )
+            due.pop(reply, None)
 
     def _check_command(self, command: Command[Any]) -> None:
         if type(command) not in self._actor.handlers.commands:
@@ -128,3 +119,14 @@ class ActorRef(Generic[A]):
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"
+
+
+def give_up(reply: asyncio.Future[Any], about: tuple[str, float]) -> None:
+    """End the waiting for a reply that did not come in time."""
+    stream_id, seconds = about
+    reply.set_exception(
+        AskTimeout(
+            f"{stream_id!r} did not reply within {seconds:g} s; the command is not undone: "
+            "it may still be handled and stored"
+        )
+    )

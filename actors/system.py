@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.cell import Cell, Phase
+from actors.deadlines import Deadlines
 from actors.mailbox import Envelope
 from actors.recovery import recover
-from actors.ref import ActorRef
+from actors.ref import ActorRef, give_up
 from actors.supervision import Supervisor
 from eventstore.errors import (
     ActorStopped,
@@ -94,6 +95,7 @@ class ActorSystem:
         self.next_use = count(1).__next__
         self.loop: asyncio.AbstractEventLoop
         self.commits: GroupCommit
+        self.deadlines: Deadlines
 
     async def __aenter__(self) -> Self:
         """Open the store, if it was given as a URL. Raises as `EventStore` does."""
@@ -103,6 +105,7 @@ class ActorSystem:
             await self.store.__aenter__()
         self.loop = asyncio.get_running_loop()
         self.commits = self.store.commits
+        self.deadlines = Deadlines(self.loop, give_up)
         self._is_open = True
         return self
 

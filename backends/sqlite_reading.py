@@ -365,8 +365,8 @@ def _loaded(
     loads: Sequence[Load], found: Sequence[_FoundRow], events: Sequence[tuple[int, int, str, int, str]]
 ) -> Sequence[Loaded]:
     pages: dict[int, list[tuple[int, str, int, str]]] = {}
-    for index, version, type_, schema_version, payload in events:
-        pages.setdefault(index, []).append((version, type_, schema_version, payload))
+    for index, place, type_, schema_version, payload in events:
+        pages.setdefault(index, []).append((place, type_, schema_version, payload))
     answers: list[Loaded] = [Loaded(None, (), 0, 0)] * len(loads)
     for number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch in found:
         snapshot = None

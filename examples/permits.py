@@ -6,7 +6,7 @@
 The log is a CSV file in the form of process mining: one row per event, with the case, the activity, the time and who
 did it. Kill this program whenever you like and run it again: it goes on where it was, and no row is stored twice.
 
-Exit code: 0, 1 if rows were left out (they are named on stderr), 2 if the file is no event log, 3 if the store failed.
+Exit code: 0, 1 if rows were left out (each is named on stderr), 2 if the file cannot be used, 3 if the store failed.
 """
 
 from __future__ import annotations
@@ -17,39 +17,41 @@ import csv
 import heapq
 import json
 import os
+import stat
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from actors import ActorRef, ActorSystem, Command, CommandRejected, PersistentActor, command_handler, event_handler
-from eventstore import Event, EventStore, EventStoreError, InvalidStreamId
+from actors import ActorSystem, Command, CommandRejected, PersistentActor, command_handler, event_handler
+from eventstore import Event, EventStore, EventStoreError, InvalidStreamId, PayloadTooLarge
+from eventstore.backend import EventFilter
 
 CASE, ACTIVITY, TIME = "case:concept:name", "concept:name", "time:timestamp"
 RESOURCE, TRANSITION = "org:resource", "lifecycle:transition"
 REQUIRED = (CASE, ACTIVITY, TIME, RESOURCE, TRANSITION)
 
-# So many rows are under way at once. Rows of different cases share a commit, so more of them cost little more than one.
+# Rows under way at once. Those of different cases share a commit, so many take little longer than one.
 WINDOW = 512
+MAX_LIVE_CASES = 10_000
 LONGEST_LINE_BYTES = 1024 * 1024
 TOP = 10
 
 
-# The actor.
+# The actor: one case of a permit.
 
 
 class Row(BaseModel, frozen=True):
-    """One row of the log. The time stays as it was written; `data` has all the other columns."""
+    """One row of the log. The time is kept as it was written; `data` holds all the other columns."""
 
     line: int
     activity: str
@@ -72,20 +74,26 @@ class RowTaken(Event, name="permit.row-taken"):
     row: Row
 
 
-class Taken(BaseModel):
-    """The rows that a case has, by their line in the file.
+class OtherFile(CommandRejected):
+    """The case has another row from this line of the file."""
 
-    What makes a row itself? Not its content: two rows may be equal in everything and still be two events. Not its
-    time: it can repeat, and the rows are not in the order of time. It is its place in the file. The journal keeps the
-    line of each row, so after a crash the actor knows by itself what it has: there is no other book that could
-    disagree. The digest finds out when the file was changed, or is another one: then a known line holds an unknown row.
-    """
+
+class Taken(BaseModel):
+    """The rows a case has: the line of each in the file, and a digest of its content."""
 
     digests: dict[int, str] = {}
     last_line: int = 0
 
 
 class PermitCase(PersistentActor[Taken], kind="permit"):
+    """Takes in the rows of its case in the order of the file, each once.
+
+    What makes a row itself? Not its content, for two equal rows are still two events. Not its time, which repeats and
+    is not in order. It is its place in the file. So the state knows the line of each row, and as it is made of the
+    events alone, it cannot disagree with what is stored: whatever the moment of a crash, a row is there or it is not.
+    The digest tells when the file is not the one it was: then a line that is known holds a row that is not.
+    """
+
     @command_handler
     def take_in(self, command: TakeIn) -> bool:
         row = command.row
@@ -93,11 +101,11 @@ class PermitCase(PersistentActor[Taken], kind="permit"):
         if known is None and row.line > self.state.last_line:
             self.persist(RowTaken(row=row))
             return True
-        if known == row.digest():
-            return False
-        raise CommandRejected(
-            f"case {self.key!r} was taken in from another file, or from this one before it was changed: use a new store"
-        )
+        if known is None:
+            raise CommandRejected(f"case {self.key!r} has later rows already, and is kept in the order of the file")
+        if known != row.digest():
+            raise OtherFile(f"case {self.key!r} has another row from this line: the file has changed, use a new store")
+        return False
 
     @event_handler
     def row_taken(self, event: RowTaken) -> None:
@@ -109,29 +117,26 @@ class PermitCase(PersistentActor[Taken], kind="permit"):
 
 
 class UnusableFile(Exception):
-    """The file is not an event log at all."""
+    """It is no event log, or cannot be read."""
 
 
 class Entry(NamedTuple):
-    """A row of the file and its case, or what is wrong with it."""
+    """One row as it was read: the case and the row, or the problem with it."""
 
     line: int
-    case: str
-    row: Row | None
+    case: str = ""
+    row: Row | None = None
     problem: str = ""
 
 
 class Lines:
-    """The lines of a file as the CSV reader takes them: it may take several for one row.
-
-    They are read one at a time, so the file may be of any length.
-    """
+    """The lines of a file, one at a time, for a CSV reader that may take several of them for one row."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._again: deque[str] = deque()
-        self._row: list[str] = []
-        self.first_line = 1
+        self._taken: list[str] = []
+        self.row_line = 1
         self.bytes_read = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -139,88 +144,98 @@ class Lines:
 
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else self._read()
-        self._row.append(line)
+        self._taken.append(line)
         return line
 
-    def start_row(self) -> None:
-        self.first_line += len(self._row)
-        self._row.clear()
+    def begin_row(self) -> None:
+        """The next line is the first one of a row."""
+        self.row_line += len(self._taken)
+        self._taken.clear()
 
     def give_back(self) -> None:
-        """Let all but the first line of the row be read again: a quote that is never closed has swallowed them."""
-        self._again.extendleft(reversed(self._row[1:]))
-        del self._row[1:]
+        """Take only the first line for the row: a quote that was opened by mistake swallows those after it."""
+        self._again.extendleft(reversed(self._taken[1:]))
+        del self._taken[1:]
 
     @property
     def is_text(self) -> bool:
-        """Whether all bytes of the row were UTF-8."""
-        return not any("\udc80" <= character <= "\udcff" for line in self._row for character in line)
+        """Whether the row is UTF-8 all through."""
+        try:
+            "".join(self._taken).encode()
+        except UnicodeEncodeError:
+            return False
+        return True
 
     def _read(self) -> str:
-        line = self._file.readline(LONGEST_LINE_BYTES)
+        try:
+            line = self._file.readline(LONGEST_LINE_BYTES)
+        except OSError as error:
+            raise UnusableFile(f"it cannot be read: {error.strerror}") from error
         if not line:
             raise StopIteration
-        self.bytes_read += len(line)
         if len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
-            raise UnusableFile(f"line {self.first_line + len(self._row)} is longer than {LONGEST_LINE_BYTES:,} bytes")
-        # Bytes that are not UTF-8 become lone surrogates, so that one bad row does not end the reading.
+            raise UnusableFile(f"line {self.row_line + len(self._taken)} has more than {LONGEST_LINE_BYTES:,} bytes")
+        self.bytes_read += len(line)
+        # What is not UTF-8 becomes surrogates, which `is_text` finds: one such row should not end the reading.
         return line.decode(errors="surrogateescape")
 
 
 class Log:
-    """An event log in CSV form. The header is read at once; iterating gives the rows in file order."""
+    """An event log in CSV form: the header is read at once, the rows in file order as it is iterated over."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.lines = Lines(file)
         self._rows = csv.reader(self.lines, strict=True)
         self._header = self._read_header()
+        status = os.fstat(file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def __iter__(self) -> Iterator[Entry]:
         while True:
-            self.lines.start_row()
+            self.lines.begin_row()
             try:
                 cells = next(self._rows)
             except StopIteration:
                 return
             except csv.Error as error:
                 self.lines.give_back()
-                yield Entry(self.lines.first_line, "", None, str(error))
+                yield Entry(self.lines.row_line, problem=f"it is no CSV: {error}")
             else:
-                if cells:  # The reader makes an empty row of an empty line.
-                    yield self._entry(self.lines.first_line, cells)
+                if cells:  # An empty line is no row.
+                    yield self._entry(self.lines.row_line, cells)
 
     def _entry(self, line: int, cells: list[str]) -> Entry:
         if not self.lines.is_text:
-            return Entry(line, "", None, "it is not UTF-8 text")
+            return Entry(line, problem="it is not UTF-8")
         if len(cells) != len(self._header):
-            return Entry(line, "", None, f"it has {len(cells)} columns, the header has {len(self._header)}")
+            return Entry(line, problem=f"it has {len(cells)} columns, the header has {len(self._header)}")
         data = dict(zip(self._header, cells, strict=True))
-        case, activity, time = data.pop(CASE), data.pop(ACTIVITY), data.pop(TIME)
-        resource, transition = data.pop(RESOURCE), data.pop(TRANSITION)
+        case, activity, time, resource, transition = (data.pop(name) for name in REQUIRED)
         if not case.strip():
-            return Entry(line, "", None, f"it has no case ({CASE})")
+            return Entry(line, problem="it has no case")
         try:
-            if datetime.fromisoformat(time).tzinfo is None:
-                return Entry(line, case, None, f"its time has no UTC offset: {time!r}")
+            is_complete = datetime.fromisoformat(time).tzinfo is not None
         except ValueError:
-            return Entry(line, case, None, f"its time is not one: {time!r}")
+            return Entry(line, problem=f"it has no valid timestamp: {time!r}")
+        if not is_complete:
+            return Entry(line, problem=f"its timestamp has no UTC offset: {time!r}")
         row = Row(line=line, activity=activity, time=time, resource=resource, transition=transition, data=data)
         return Entry(line, case, row)
 
     def _read_header(self) -> list[str]:
+        header: list[str] = []
         try:
-            header = next(self._rows, [])
+            header = next(self._rows, header)
         except csv.Error as error:
-            raise UnusableFile(f"its header cannot be read: {error}") from error
+            raise UnusableFile(f"its header is no CSV: {error}") from error
         if not self.lines.is_text or any("\0" in name for name in header):
             raise UnusableFile("it is not UTF-8 text")
-        if header:
-            header[0] = header[0].removeprefix("\ufeff")
+        header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
         missing = [name for name in REQUIRED if name not in header]
         if missing:
             raise UnusableFile(f"its header lacks {', '.join(missing)}")
         if len(set(header)) < len(header):
-            raise UnusableFile("its header names a column twice")
+            raise UnusableFile("its header has a column twice")
         return header
 
 
@@ -228,29 +243,209 @@ class Log:
 
 
 class Intake:
-    """Asks the cases to take in their rows: many cases at once, the rows of one case one after the other."""
+    """Asks the cases to take in their rows: many cases at once, and the rows of one case one after the other."""
 
-    def __init__(self, system: ActorSystem, console: Console) -> None:
+    def __init__(self, system: ActorSystem, stderr: Console) -> None:
         self._system = system
-        self._console = console
+        self._stderr = stderr
         self._room = asyncio.Semaphore(WINDOW)
-        # The newest row of each case that is under way. A row waits for the one before it: it may only be stored when
-        # that one is, or after a failure there would be a gap that nobody finds.
         self._newest: dict[str, asyncio.Task[None]] = {}
-        self.taken = 0
-        self.known = 0
-        self.left_out = 0
+        self.new = self.known = self.left_out = 0
 
     async def run(self, log: Log, progress: Progress) -> None:
-        bar = progress.add_task("taking in", total=progress_total(log))
-        async with asyncio.TaskGroup() as rows:
+        bar = progress.add_task("taking in", total=log.size)
+        async with asyncio.TaskGroup() as tasks:
             for entry in log:
                 await self._room.acquire()
                 progress.update(bar, completed=log.lines.bytes_read)
-                rows.create_task(self._start(rows, entry))
+                before = self._newest.get(entry.case) if entry.row else None
+                task = tasks.create_task(self._deal_with(entry, before))
+                task.add_done_callback(lambda task, case=entry.case: self._done(case, task))
+                self._newest[entry.case] = task
 
-    ...
+    async def _deal_with(self, entry: Entry, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            # If that row cannot be stored, this one must not be either: there would be a gap in the case.
+            await before
+        if entry.row is None:
+            self._leave_out(entry, entry.problem)
+            return
+        try:
+            is_new = await self._system.ref(PermitCase, entry.case).ask(TakeIn(row=entry.row))
+        except OtherFile:
+            raise
+        except (CommandRejected, InvalidStreamId, PayloadTooLarge) as error:
+            self._leave_out(entry, str(error))
+        else:
+            self.new += is_new
+            self.known += not is_new
+
+    def _done(self, case: str, task: asyncio.Task[None]) -> None:
+        self._room.release()
+        if self._newest.get(case) is task:
+            del self._newest[case]
+
+    def _leave_out(self, entry: Entry, problem: str) -> None:
+        self.left_out += 1
+        say(self._stderr, f"line {entry.line} is left out: {problem}")
 
 
-def progress_total(log: Log) -> float | None:
-    return None
+# The report.
+
+
+@dataclass(slots=True)
+class Case:
+    """What the report needs to know of a case while it goes through the log."""
+
+    first: datetime
+    last: datetime
+    resource: str
+
+
+@dataclass
+class Report:
+    """What the journal tells about the cases. The file is not looked at."""
+
+    events: int = 0
+    cases: dict[str, Case] = field(default_factory=dict[str, Case])
+    activities: Counter[str] = field(default_factory=Counter[str])
+    handovers: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+
+    def add(self, case_id: str, row: Row) -> None:
+        """Count one event. The events of a case come in the order of its stream."""
+        self.events += 1
+        self.activities[row.activity] += 1
+        time = datetime.fromisoformat(row.time)
+        case = self.cases.get(case_id)
+        if case is None:
+            self.cases[case_id] = Case(time, time, row.resource)
+            return
+        if row.resource != case.resource:
+            self.handovers[case.resource, row.resource] += 1
+        case.resource = row.resource
+        case.first = min(case.first, time)
+        case.last = max(case.last, time)
+
+    def longest(self) -> list[tuple[str, timedelta]]:
+        durations = [(case_id, case.last - case.first) for case_id, case in self.cases.items()]
+        return heapq.nsmallest(TOP, durations, key=lambda item: (-item[1], item[0]))
+
+
+async def report_of(store: EventStore) -> Report:
+    report = Report()
+    async for recorded in store.read_all(where=EventFilter(kinds=(PermitCase.kind,))):
+        event = store.decode(recorded)
+        if isinstance(event, RowTaken):
+            report.add(recorded.stream_id.removeprefix(f"{PermitCase.kind}-"), event.row)
+    return report
+
+
+def top(counts: Counter[Any]) -> list[tuple[Any, int]]:
+    """The most frequent first; those of one frequency in the order of their names."""
+    return heapq.nsmallest(TOP, counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def as_json(report: Report) -> str:
+    return json.dumps(
+        {
+            "cases": len(report.cases),
+            "events": report.events,
+            "activities": [{"activity": name, "events": events} for name, events in top(report.activities)],
+            "longest_cases": [{"case": case, "seconds": time.total_seconds()} for case, time in report.longest()],
+            "handovers": {
+                "total": report.handovers.total(),
+                "pairs": [{"from": one, "to": other, "count": n} for (one, other), n in top(report.handovers)],
+            },
+        },
+        indent=2,
+    )
+
+
+def print_report(report: Report, console: Console) -> None:
+    say(console, f"{len(report.cases):,} cases, {report.events:,} events, {report.handovers.total():,} hand-overs")
+    activities = [(name, f"{events:,}") for name, events in top(report.activities)]
+    handovers = [(f"{one} → {other}", f"{number:,}") for (one, other), number in top(report.handovers)]
+    print_table(console, "The most frequent activities", ("activity", "events"), activities)
+    print_table(console, "The longest cases", ("case", "from first to last event"), report.longest())
+    print_table(console, "The most frequent hand-overs", ("from one resource to another", "times"), handovers)
+
+
+def print_table(console: Console, title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column(headings[0], overflow="fold")
+    table.add_column(headings[1], justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(printable(str(cell)) for cell in row))
+    console.print()
+    console.print(table)
+
+
+def say(console: Console, message: str) -> None:
+    console.print(printable(message), soft_wrap=True)
+
+
+def printable(text: str) -> Text:
+    """Text from a file must not be able to command a terminal, or Rich."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+# The program.
+
+
+async def run(log: Log, *, store: str, is_json: bool, stderr: Console) -> int:
+    async with ActorSystem(store, max_live=MAX_LIVE_CASES) as system:
+        intake = Intake(system, stderr)
+        with Progress(console=stderr, disable=not sys.stderr.isatty()) as progress:
+            await intake.run(log, progress)
+        say(stderr, f"{intake.new:,} rows taken in, {intake.known:,} known already, {intake.left_out:,} left out")
+        report = await report_of(system.store)
+    show(report, is_json=is_json)
+    return 1 if intake.left_out else 0
+
+
+def show(report: Report, *, is_json: bool) -> None:
+    try:
+        if is_json:
+            print(as_json(report))
+        else:
+            # What is not a terminal has no width, and 80 would be narrow.
+            print_report(report, Console(width=None if sys.stdout.isatty() else 120))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). What is left must not be written again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Take an event log into the journal, and report from there.")
+    parser.add_argument("path", metavar="PATH", help="the event log, a CSV file")
+    parser.add_argument("--store", metavar="URL", default="sqlite:///permits.db", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    arguments = parser.parse_args()
+    stderr = Console(stderr=True)
+    code = 0
+    try:
+        with opened(arguments.path) as file:
+            code = asyncio.run(run(Log(file), store=arguments.store, is_json=arguments.json, stderr=stderr))
+    except* (UnusableFile, OtherFile) as errors:
+        say(stderr, f"{arguments.path} cannot be used: {errors.exceptions[0]}")
+        code = 2
+    except* EventStoreError as errors:
+        # One says it: the others came of the same cause.
+        say(stderr, f"The store failed: {errors.exceptions[0]}")
+        code = 3
+    except* KeyboardInterrupt:
+        say(stderr, "Interrupted. Run it again, and it goes on from here.")
+        code = 130
+    return code
+
+
+def opened(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UnusableFile(error.strerror) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

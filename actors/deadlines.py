@@ -1,0 +1,40 @@
+"""Deadlines: the timeouts of all asks, with one timer for many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+# A timer of its own for each ask costs as much as deciding the command: made, put in order, and cancelled again.
+# Here those that end within one tick share one, so a timeout may come up to a tick late.
+_TICKS_PER_SECOND = 64
+
+
+class Deadlines:
+    """Futures that are given up at a time, unless they are done before.
+
+    What is done is taken out by whoever waited for it, so what is kept is what is waited for.
+    """
+
+    __slots__ = ("_due", "_give_up", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, give_up: Callable[[asyncio.Future[Any], Any], None]) -> None:
+        self._loop = loop
+        self._give_up = give_up
+        self._due: dict[int, dict[asyncio.Future[Any], Any]] = {}
+
+    def add(self, future: asyncio.Future[Any], seconds: float, about: Any) -> dict[asyncio.Future[Any], Any]:
+        """Have `give_up(future, about)` called in so many seconds. Remove the future from what is returned before."""
+        tick = int((self._loop.time() + seconds) * _TICKS_PER_SECOND) + 1
+        due = self._due.get(tick)
+        if due is None:
+            due = self._due[tick] = {}
+            self._loop.call_at(tick / _TICKS_PER_SECOND, self._expire, tick)
+        due[future] = about
+        return due
+
+    def _expire(self, tick: int) -> None:
+        for future, about in self._due.pop(tick).items():
+            if not future.done():
+                self._give_up(future, about)

@@ -1,0 +1,7 @@
+"""`python -m eventstore.cli`."""
+
+import sys
+
+from eventstore.cli.app import main
+
+sys.exit(main())

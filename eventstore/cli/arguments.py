@@ -1,0 +1,18 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="The store, such as sqlite:///bank.db", show_default=False)]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:CLASS",
+        help="The actor's class, such as bank:Account; modules are looked for in the current directory too.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON objects on stderr then.")]

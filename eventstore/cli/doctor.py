@@ -1,0 +1,112 @@
+"""`eventstore doctor`: what a store is, what it promises, and whether anything is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+
+from eventstore.backend import Durability, Statistics
+from eventstore.cli.arguments import Json, Url
+from eventstore.cli.escaping import one_line, printable
+from eventstore.cli.exits import Exit
+from eventstore.cli.output import write_fields, write_json, write_line
+from eventstore.errors import EventStoreError, SchemaError
+from eventstore.store import EventStore
+from eventstore.url import StoreUrl, parse_store_url
+
+_MEANINGS = {
+    Durability.POWER_LOSS: "what was acknowledged survives a crash of the process and a loss of power",
+    Durability.PROCESS_CRASH: "what was acknowledged survives a crash of the process; a loss of power can take the "
+    "last commits",
+    Durability.NONE: "nothing survives the end of the process",
+}
+
+
+def doctor(url: Url, json: Json = False) -> Exit:
+    """Report what a store is, what it promises, and what is wrong with it. The exit code is 1 if anything is.
+
+    \b
+    Example:
+      eventstore doctor sqlite:///bank.db
+    """
+    diagnosis = asyncio.run(_examine(parse_store_url(url)))
+    if json:
+        _write_json(diagnosis)
+    else:
+        _write_report(diagnosis)
+    return Exit.WRONG if diagnosis.problems else Exit.FINE
+
+
+@dataclass
+class Diagnosis:
+    """What was found out before something went wrong, if anything did."""
+
+    url: StoreUrl
+    schema: str | None = None
+    expected_schema: str | None = None
+    durability: Durability | None = None
+    statistics: Statistics | None = None
+    problems: list[EventStoreError] = field(default_factory=list[EventStoreError])
+
+
+async def _examine(url: StoreUrl) -> Diagnosis:
+    diagnosis = Diagnosis(url)
+    try:
+        async with EventStore.open(url.raw, create=False) as store:
+            diagnosis.schema = diagnosis.expected_schema = store.schema_revision
+            diagnosis.durability = store.durability
+            diagnosis.statistics = await store.statistics()
+            async for _ in store.read_all(last=1):
+                pass
+    except EventStoreError as error:
+        diagnosis.problems.append(error)
+        if isinstance(error, SchemaError):
+            diagnosis.schema, diagnosis.expected_schema = error.found, error.expected
+    return diagnosis
+
+
+def _write_report(diagnosis: Diagnosis) -> None:
+    fields = {"url": printable(str(diagnosis.url)), "backend": diagnosis.url.scheme}
+    if library := _library(diagnosis.url):
+        fields["library"] = library
+    if diagnosis.schema is not None or diagnosis.expected_schema is not None:
+        fields["schema"] = printable(diagnosis.schema or "none")
+        if diagnosis.schema != diagnosis.expected_schema:
+            fields["schema"] += f"; this version expects {diagnosis.expected_schema}"
+    if diagnosis.durability is not None:
+        fields["durability"] = f"{diagnosis.durability.value}: {_MEANINGS[diagnosis.durability]}"
+    if diagnosis.statistics is not None:
+        streams, events, snapshots, last_position, size_bytes = diagnosis.statistics
+        fields["streams"] = f"{streams:,}"
+        fields["events"] = f"{events:,}, the last at position {last_position:,}"
+        fields["snapshots"] = f"{snapshots:,}"
+        fields["size"] = f"{size_bytes:,} bytes"
+    write_fields(fields)
+    for problem in diagnosis.problems:
+        write_line(("problem: ", "bold red"), (f"{type(problem).__name__}: {one_line(str(problem))}", ""))
+    if not diagnosis.problems:
+        write_line(("healthy", "bold green"))
+
+
+def _write_json(diagnosis: Diagnosis) -> None:
+    durability = diagnosis.durability
+    write_json(
+        {
+            "url": str(diagnosis.url),
+            "backend": diagnosis.url.scheme,
+            "library": _library(diagnosis.url),
+            "schema": {"found": diagnosis.schema, "expected": diagnosis.expected_schema},
+            "durability": None if durability is None else {"level": durability.value, "meaning": _MEANINGS[durability]},
+            "statistics": None if diagnosis.statistics is None else diagnosis.statistics._asdict(),
+            "problems": [{"error": type(error).__name__, "message": str(error)} for error in diagnosis.problems],
+            "healthy": not diagnosis.problems,
+        }
+    )
+
+
+def _library(url: StoreUrl) -> str | None:
+    """The version of the database's library that the backend has loaded; drivers are not imported here."""
+    if url.scheme != "sqlite" or "sqlite3" not in sys.modules:
+        return None
+    return f"SQLite {sys.modules['sqlite3'].sqlite_version}"

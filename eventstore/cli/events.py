@@ -1,0 +1,64 @@
+"""`eventstore events`: the events of one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from eventstore.backend import Load
+from eventstore.cli.arguments import Json, Url
+from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.messages import Messages
+from eventstore.cli.output import Listing, listing
+from eventstore.cli.recorded import STREAM_EVENTS
+from eventstore.events import RecordedEvent
+from eventstore.store import EventStore
+
+
+def events(
+    context: typer.Context,
+    url: Url,
+    stream: Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id, such as Account-alice.")],
+    after: Annotated[int, typer.Option(metavar="VERSION", min=0, help="Only events behind this version.")] = 0,
+    through: Annotated[
+        int | None, typer.Option(metavar="VERSION", min=0, help="Only events up to this version.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="COUNT", min=0, help="At most so many.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Newest first.")] = False,
+    json: Json = False,
+) -> Exit:
+    """Show the events of one stream, with their payloads as stored: no event class is needed.
+
+    \b
+    Examples:
+      eventstore events sqlite:///bank.db Account-alice
+      eventstore events sqlite:///bank.db Account-alice --reverse --limit 10
+    """
+    messages: Messages = context.obj
+    rows = listing(STREAM_EVENTS, json=json)
+    return asyncio.run(_events(url, stream, after, through, limit, reverse=reverse, rows=rows, messages=messages))
+
+
+async def _events(
+    url: str,
+    stream: str,
+    after: int,
+    through: int | None,
+    limit: int | None,
+    *,
+    reverse: bool,
+    rows: Listing[RecordedEvent],
+    messages: Messages,
+) -> Exit:
+    async with EventStore.open(url, create=False) as store:
+        head = await store.load(Load(stream, use_snapshot=False, limit=0))
+        if head.version == 0:
+            raise CommandFailed(f"stream {stream!r} has no events: `eventstore streams` lists what there is")
+        if after < head.truncated:
+            messages.note(f"the events of {stream!r} up to version {head.truncated} were removed")
+        async for recorded in store.read(stream, after=after, through=through, limit=limit, backwards=reverse):
+            rows.add(recorded)
+    rows.flush()
+    return Exit.FINE

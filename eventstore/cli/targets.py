@@ -1,0 +1,86 @@
+"""Targets: `module:Class` on the command line, resolved to a persistent actor's class."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import redirect_stdout
+from types import ModuleType
+from typing import Any, cast
+
+from actors.actor import PersistentActor, stream_id_of
+from eventstore.cli.exits import WrongUsage
+from eventstore.store import EventStore
+
+
+def actor_class(target: str) -> type[PersistentActor[Any]]:
+    """The class that `module:Class` names. Raises `WrongUsage`, which says what is wrong with it."""
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path:
+        raise WrongUsage(f"{target!r} names no class: write MODULE:CLASS, such as bank:Account")
+    if "/" in module_name or module_name.endswith(".py"):
+        raise WrongUsage(f"{module_name!r} is a file: name the module, such as {_module_for(module_name)}:{path}")
+    module = _imported(module_name)
+    found: Any = module
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise WrongUsage(f"module {module_name!r} has no {path!r}{_known(module)}")
+        found = getattr(found, name)
+    if not _is_actor(found):
+        raise WrongUsage(f"{target} is {_described(found)}, not a persistent actor's class{_known(module)}")
+    actor: type[PersistentActor[Any]] = found
+    return actor
+
+
+async def actor_keys(store: EventStore, cls: type[PersistentActor[Any]], keys: Sequence[str]) -> AsyncIterator[str]:
+    """The keys given, or those of all actors of the class if none are. Raises `InvalidStreamId` before the first."""
+    for key in keys:
+        stream_id_of(cls, key)
+    for key in keys:
+        yield key
+    if keys:
+        return
+    async for info in store.streams(kind=cls.kind):
+        # A stream named by the kind alone belongs to no actor.
+        if key := info.stream_id[len(cls.kind) + 1 :]:
+            yield key
+
+
+def _imported(name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        # What a module prints while it is imported is not the command's output.
+        with redirect_stdout(sys.stderr):
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise WrongUsage(f"there is no module {error.name!r} in {here} or among the installed packages") from error
+        raise WrongUsage(f"module {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise WrongUsage(f"module {name!r} failed while it was imported: {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise WrongUsage(
+            f'module {name!r} ended the program while it was imported: put what it runs under if __name__ == "__main__"'
+        ) from error
+
+
+def _is_actor(found: Any) -> bool:
+    # A generic base of actors has no kind: it is not an actor yet.
+    return isinstance(found, type) and issubclass(found, PersistentActor) and "kind" in dir(cast("type", found))
+
+
+def _known(module: ModuleType) -> str:
+    names = sorted(name for name, value in vars(module).items() if _is_actor(value))
+    return f"; its persistent actors: {', '.join(names)}" if names else "; it has no persistent actors"
+
+
+def _described(found: object) -> str:
+    return f"the class {found.__qualname__}" if isinstance(found, type) else f"of type {type(found).__qualname__}"
+
+
+def _module_for(file_name: str) -> str:
+    return file_name.removesuffix(".py").strip("./").replace("/", ".")

@@ -1,0 +1,62 @@
+"""The actors' tests run on memory and on SQLite: one journal per test, and a second store on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from actors import ActorSystem
+from eventstore import EventStore
+
+from tests.actors.faults import Faults
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{uuid4()}" if request.param == "memory" else f"sqlite:///{tmp_path}/journal.db"
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_is_lost_in_the_loop() -> AsyncIterator[None]:
+    """What asyncio can report to nobody but the loop (a failed callback, an exception nobody took) fails the test."""
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+    yield
+    assert reports == []
+
+
+@pytest_asyncio.fixture
+async def store(url: str) -> AsyncIterator[EventStore]:
+    async with EventStore.open(url) as store:
+        yield store
+
+
+@pytest_asyncio.fixture
+async def other(store: EventStore, url: str) -> AsyncIterator[EventStore]:
+    """Another writer on the same journal, as another process would be."""
+    async with EventStore.open(url) as other:
+        yield other
+
+
+@pytest_asyncio.fixture
+async def system(store: EventStore) -> AsyncIterator[ActorSystem]:
+    async with ActorSystem(store) as system:
+        yield system
+
+
+@pytest_asyncio.fixture
+async def faults() -> Faults:
+    return Faults()
+
+
+@pytest_asyncio.fixture
+async def faulty(faults: Faults) -> AsyncIterator[ActorSystem]:
+    """A system whose journal is reached through the fault injector."""
+    async with faults.store() as store, ActorSystem(store, shutdown_timeout=1.0) as system:
+        yield system
+        faults.release()
