@@ -57,8 +57,8 @@ class Phase(Enum):
     """It has left memory: whoever still holds it must ask the system for a new one."""
 
 
-class CellSystem(Protocol):
-    """What a cell needs of the system it lives in."""
+class CellRuntime(Protocol):
+    """What a cell needs of the runtime it lives in."""
 
     loop: asyncio.AbstractEventLoop
     commits: GroupCommit
@@ -92,8 +92,8 @@ class Cell:
         "_is_touched",
         "_mailbox",
         "_metadata",
+        "_runtime",
         "_staged",
-        "_system",
         "_tail",
         "actor",
         "cls",
@@ -105,8 +105,8 @@ class Cell:
         "version",
     )
 
-    def __init__(self, system: CellSystem, cls: type[PersistentActor[Any]], stream_id: str) -> None:
-        self._system = system
+    def __init__(self, runtime: CellRuntime, cls: type[PersistentActor[Any]], stream_id: str) -> None:
+        self._runtime = runtime
         self.cls = cls
         self.decisions = cls.handlers.decisions
         self.stream_id = stream_id
@@ -137,13 +137,13 @@ class Cell:
             result = handle(self.actor, command)
         except BaseException as error:
             self._is_deciding = False
-            envelope = Envelope(command, self._system.new_reply(), metadata)
+            envelope = Envelope(command, self._runtime.new_reply(), metadata)
             self._refused(envelope, error)
             return envelope
         self._is_deciding = False
         if not self._is_touched and self._tail is None:
             return result
-        envelope = Envelope(command, self._system.new_reply(), metadata)
+        envelope = Envelope(command, self._runtime.new_reply(), metadata)
         envelope.result = result
         self._decided(envelope)
         return envelope
@@ -156,7 +156,7 @@ class Cell:
         if self.phase is Phase.STOPPED:
             raise self.stopped_error()
         if self._mailbox is None:
-            self._mailbox = Mailbox(self._system.mailbox_size)
+            self._mailbox = Mailbox(self._runtime.mailbox_size)
         self._mailbox.put(envelope, self.stream_id)
         self.is_ready = False
         if len(self._mailbox) == 1:
@@ -166,7 +166,7 @@ class Cell:
         """A future that is done when the mailbox may have room again; None if it has room now."""
         if self._mailbox is None or not self._mailbox.is_full:
             return None
-        return self._mailbox.room(self._system.new_reply())
+        return self._mailbox.room(self._runtime.new_reply())
 
     @property
     def is_idle(self) -> bool:
@@ -197,7 +197,7 @@ class Cell:
             if self._failure is not None or self.phase is not Phase.LIVE:
                 return
         else:
-            self._system.loop.call_soon(self._pump)
+            self._runtime.loop.call_soon(self._pump)
             return
         if not mailbox:
             self._mailbox = None
@@ -207,7 +207,7 @@ class Cell:
 
     def _is_congested(self) -> bool:
         tail = self._tail
-        return tail is not None and (tail.is_closed or self._system.commits.is_full)
+        return tail is not None and (tail.is_full or self._runtime.commits.is_full)
 
     def _serve(self, handle: Callable[[Any, Any], Any], envelope: Envelope) -> None:
         self._metadata = envelope.metadata
@@ -224,7 +224,7 @@ class Cell:
     def _start(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
         self.phase = Phase.HANDLING
         self.is_ready = False
-        self._system.start_task(self._handle(handle, envelope), envelope.context)
+        self._runtime.start_task(self._handle(handle, envelope), envelope.context)
 
     async def _handle(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
         serving.set((*serving.get(), self))
@@ -278,7 +278,7 @@ class Cell:
                     f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
                     "nothing was stored"
                 )
-            type_, schema_version, payload = encode_payload(event, limit=self._system.max_payload_bytes)
+            type_, schema_version, payload = encode_payload(event, limit=self._runtime.max_payload_bytes)
             event_id = uuid7().bytes
             batch_id = batch_id or event_id
             added.append(EncodedEvent(event_id, type_, schema_version, payload, metadata, batch_id))
@@ -306,7 +306,7 @@ class Cell:
                 "waits for its events by itself"
             )
         if self._staged or self._tail is not None:
-            envelope = Envelope(None, self._system.new_reply(), None)
+            envelope = Envelope(None, self._runtime.new_reply(), None)
             self._conclude(envelope)
             await cast("asyncio.Future[None]", envelope.reply)
 
@@ -324,8 +324,8 @@ class Cell:
         if self._is_congested():
             self.is_ready = False
             self._tail.on_taken = self._pump
-            if self._system.commits.is_full:
-                self._system.commits.when_room(self._pump)
+            if self._runtime.commits.is_full:
+                self._runtime.commits.when_room(self._pump)
 
     def _send(self, staged: list[EncodedEvent]) -> None:
         before = self.version - len(staged)
@@ -333,14 +333,14 @@ class Cell:
         tail = self._tail
         if tail is not None and not tail.is_taken:
             tail.events.extend(staged)
-            self._system.commits.grow(tail, size)
+            self._runtime.commits.grow(tail, size)
         else:
             tail = Commit(self.stream_id, before, self._on_outcome)
             tail.events.extend(staged)
             tail.size_bytes = size
             self._tail = tail
             self._head = self._head or tail
-            self._system.commits.submit(tail)
+            self._runtime.commits.submit(tail)
         policy = self.cls.snapshot_policy
         if policy.every is not None or policy.when is not None:
             self._snapshot_if_due(tail, before)
@@ -369,7 +369,7 @@ class Cell:
                 for envelope in commit.envelopes:
                     self._deliver(envelope)
                 if commit.snapshot is not None:
-                    self._system.save_snapshot(self, *commit.snapshot)
+                    self._runtime.save_snapshot(self, *commit.snapshot)
         if not isinstance(outcome, Appended):
             self._lost([*commit.envelopes, *(behind.envelopes if behind else ())], outcome)
         self._after_failure()
@@ -393,7 +393,7 @@ class Cell:
                 self._deliver(envelope)
         if again:
             if self._mailbox is None:
-                self._mailbox = Mailbox(self._system.mailbox_size)
+                self._mailbox = Mailbox(self._runtime.mailbox_size)
             self._mailbox.put_back(again)
         self._failure = self._failure or error
 
@@ -418,7 +418,7 @@ class Cell:
         reply, error = envelope.reply, envelope.error
         if reply is None:
             if error is not None:
-                self._system.tell_failed(self, envelope, error)
+                self._runtime.tell_failed(self, envelope, error)
         elif reply.done():
             pass  # The asker has stopped waiting.
         elif error is None:
@@ -430,12 +430,12 @@ class Cell:
 
     def activate(self, pause: float) -> None:
         """Rebuild the state from the journal, after a pause; then serve the mailbox."""
-        if self._system.is_shut:
+        if self._runtime.is_shut:
             self.abandon()
             return
         self.phase = Phase.RECOVERING if pause == 0 else Phase.PAUSED
         self.is_ready = False
-        self._system.start_task(self._system.recover(self, pause), None)
+        self._runtime.start_task(self._runtime.recover(self, pause), None)
 
     def start_anew(self) -> PersistentActor[Any]:
         """The actor in its initial state, for recovery to begin with."""
@@ -454,7 +454,7 @@ class Cell:
         """Nobody can be served: tell everyone who waits, and leave memory."""
         self._fail_mailbox(error)
         self.phase = Phase.PASSIVE
-        self._system.supervise(self, error)
+        self._runtime.supervise(self, error)
 
     def stop(self, error: BaseException) -> None:
         """Serve nobody any more."""
@@ -510,7 +510,7 @@ class Cell:
         if isinstance(failure, (ConcurrencyError, CommandRejected)):
             self.activate(0)  # Nothing is wrong with the actor: it was overtaken, or changed its mind.
         else:
-            self._system.supervise(self, failure)
+            self._runtime.supervise(self, failure)
 
     def _fail_mailbox(self, error: BaseException) -> None:
         mailbox, self._mailbox = self._mailbox, None

@@ -37,11 +37,11 @@ class Commit(PendingAppend):
         self.snapshot: tuple[int, bytes] | None = None
 
     @property
-    def is_closed(self) -> bool:
-        """Whether it can take in no more, though it is still waiting."""
-        return not self.is_taken and (
-            len(self.envelopes) >= _COMMANDS or len(self.events) >= _EVENTS or self.size_bytes >= _BYTES
-        )
+    def is_full(self) -> bool:
+        """Whether no more may wait for it. While it is in flight it gets no events, but others wait for it too."""
+        if self.is_taken:
+            return len(self.envelopes) >= 2 * _COMMANDS
+        return len(self.envelopes) >= _COMMANDS or len(self.events) >= _EVENTS or self.size_bytes >= _BYTES
 
 
 def size_of(events: list[EncodedEvent]) -> int:

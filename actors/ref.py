@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from actors.actor import PersistentActor
 from actors.cell import Cell, Phase, serving
 from actors.command import Command
+from actors.deadlines import Deadlines
 from actors.mailbox import Envelope
 from eventstore.errors import ActorStopped, AskCycle, AskTimeout, DefinitionError, StoreClosed
 from eventstore.events import Metadata
-
-if TYPE_CHECKING:
-    from actors.system import ActorSystem
 
 A = TypeVar("A", bound=PersistentActor[Any])
 R = TypeVar("R")
 
 
+class RefRuntime(Protocol):
+    """What a reference needs of the runtime it belongs to."""
+
+    loop: asyncio.AbstractEventLoop
+    deadlines: Deadlines
+    ask_timeout: float
+    mailbox_overflow: Literal["reject", "wait"]
+    next_use: Callable[[], int]
+    is_open: bool
+
+    def new_reply(self) -> asyncio.Future[Any]: ...
+
+    def cell_of(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell: ...
+
+    def restart(self, stream_id: str) -> None: ...
+
+
 class ActorRef(Generic[A]):
     """A reference to one actor: cheap, valid whether or not the actor is in memory, and the only way to it."""
 
-    __slots__ = ("_actor", "_cell", "_system", "stream_id")
+    __slots__ = ("_actor", "_cell", "_runtime", "stream_id")
 
-    def __init__(self, system: ActorSystem, actor: type[A], stream_id: str) -> None:
-        self._system = system
+    def __init__(self, runtime: RefRuntime, actor: type[A], stream_id: str) -> None:
+        self._runtime = runtime
         self._actor: type[PersistentActor[Any]] = actor
         self._cell: Cell | None = None
         self.stream_id = stream_id
@@ -43,7 +59,7 @@ class ActorRef(Generic[A]):
         if cell is not None and cell.is_ready:
             handle = cell.decisions.get(command.__class__)
             if handle is not None:
-                cell.used = self._system.next_use()
+                cell.used = self._runtime.next_use()
                 decided = cell.decide(handle, command, metadata)
                 if decided.__class__ is not Envelope:
                     at_once: R = decided
@@ -57,55 +73,55 @@ class ActorRef(Generic[A]):
         """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
         is logged and supervised. Raises `MailboxFull` or `ActorStopped` if it is not accepted."""
         self._check_command(command)
-        cell = await self._accepting_cell(self._system.ask_timeout)
-        cell.used = self._system.next_use()
+        cell = await self._accepting_cell(self._runtime.ask_timeout)
+        cell.used = self._runtime.next_use()
         cell.accept(Envelope(command, None, metadata, contextvars.copy_context()))
 
     def restart(self) -> None:
         """Let the actor serve again after supervision stopped it: it recovers with its next message."""
-        self._system.restart(self.stream_id)
+        self._runtime.restart(self.stream_id)
 
     async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
         self._check_command(command)
         chain = serving.get()
         if any(cell.stream_id == self.stream_id for cell in chain):
             raise AskCycle([*(cell.stream_id for cell in chain), self.stream_id])
-        seconds = self._system.ask_timeout if timeout is None else timeout
-        deadline = self._system.loop.time() + seconds
+        seconds = self._runtime.ask_timeout if timeout is None else timeout
+        deadline = self._runtime.loop.time() + seconds
         cell = await self._accepting_cell(seconds)
-        cell.used = self._system.next_use()
-        reply = self._system.new_reply()
+        cell.used = self._runtime.next_use()
+        reply = self._runtime.new_reply()
         cell.accept(Envelope(command, reply, metadata, contextvars.copy_context()))
-        return await self._reply(reply, deadline - self._system.loop.time())
+        return await self._reply(reply, deadline - self._runtime.loop.time())
 
     async def _accepting_cell(self, seconds: float) -> Cell:
         """The cell, with room in its mailbox if the system waits for room instead of refusing."""
-        system = self._system
+        runtime = self._runtime
         cell = self._live_cell()
-        if system.mailbox_overflow == "wait":
-            deadline = system.loop.time() + seconds
+        if runtime.mailbox_overflow == "wait":
+            deadline = runtime.loop.time() + seconds
             while (room := cell.room()) is not None:
-                await self._reply(room, deadline - system.loop.time())
+                await self._reply(room, deadline - runtime.loop.time())
                 cell = self._live_cell()
         return cell
 
     def _live_cell(self) -> Cell:
-        if not self._system.is_open:
+        if not self._runtime.is_open:
             raise ActorStopped("the actor system is closed, or not open yet: the command was not accepted")
-        if asyncio.get_running_loop() is not self._system.loop:
+        if asyncio.get_running_loop() is not self._runtime.loop:
             raise StoreClosed(
                 "this actor system belongs to another event loop: from other threads, use "
                 "asyncio.run_coroutine_threadsafe(ref.ask(command), loop)"
             )
         cell = self._cell
         if cell is None or cell.phase is Phase.PASSIVE:
-            cell = self._cell = self._system.cell_of(self._actor, self.stream_id)
+            cell = self._cell = self._runtime.cell_of(self._actor, self.stream_id)
         return cell
 
     async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
-        system = self._system
-        seconds = system.ask_timeout if timeout is None else timeout
-        due = system.deadlines.add(reply, seconds, (self.stream_id, seconds))
+        runtime = self._runtime
+        seconds = runtime.ask_timeout if timeout is None else timeout
+        due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
         try:
             return await reply
         finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from math import isnan
-from typing import Any
+
+from pydantic import JsonValue
 
 _LONGEST_VALUE = 60
 
 
-def first_difference(stored: Any, folded: Any, path: str = "$") -> str | None:
+def first_difference(stored: JsonValue, folded: JsonValue, path: str = "$") -> str | None:
     """Where two parsed JSON values first differ, in words; None if they mean the same.
 
     The order of an object's members means nothing, and 1 is 1.0: a state may hold either, before and after it was read
@@ -26,18 +27,16 @@ def first_difference(stored: Any, folded: Any, path: str = "$") -> str | None:
             return f"{path} is {_shown(stored)} in it, {_shown(folded)} when replayed"
 
 
-def without_order(value: Any) -> Any:
+def without_order(value: JsonValue) -> JsonValue:
     """The value with every array sorted: a set's members come in any order."""
     if isinstance(value, dict):
-        members: dict[str, Any] = value
-        return {name: without_order(member) for name, member in members.items()}
+        return {name: without_order(member) for name, member in value.items()}
     if isinstance(value, list):
-        items: list[Any] = value
-        return sorted(map(without_order, items), key=lambda item: json.dumps(item, sort_keys=True))
+        return sorted(map(without_order, value), key=lambda item: json.dumps(item, sort_keys=True))
     return value
 
 
-def _between_objects(stored: dict[str, Any], folded: dict[str, Any], path: str) -> str | None:
+def _between_objects(stored: dict[str, JsonValue], folded: dict[str, JsonValue], path: str) -> str | None:
     for name, value in stored.items():
         if name not in folded:
             return f"{path}.{name} is in it, and not there when replayed"
@@ -49,7 +48,7 @@ def _between_objects(stored: dict[str, Any], folded: dict[str, Any], path: str) 
     return None
 
 
-def _between_arrays(stored: list[Any], folded: list[Any], path: str) -> str | None:
+def _between_arrays(stored: list[JsonValue], folded: list[JsonValue], path: str) -> str | None:
     for index, (one, other) in enumerate(zip(stored, folded, strict=False)):
         if (found := first_difference(one, other, f"{path}[{index}]")) is not None:
             return found
@@ -58,13 +57,13 @@ def _between_arrays(stored: list[Any], folded: list[Any], path: str) -> str | No
     return None
 
 
-def _is_same(stored: Any, folded: Any) -> bool:
+def _is_same(stored: JsonValue, folded: JsonValue) -> bool:
     if isinstance(stored, float) and isinstance(folded, float) and isnan(stored):
         return isnan(folded)
     # Python takes True for 1.
     return bool(stored == folded) and isinstance(stored, bool) == isinstance(folded, bool)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: JsonValue) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
