@@ -96,7 +96,7 @@ class MemoryBackend:
             position += 1
             if entry is not None and _passes(recorded := entry.recorded(), where):
                 found.append(recorded)
-        return LogPage(found, position, is_end=position >= len(log))
+        return LogPage(found, position, is_end=position >= len(log), end=len(log))
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         remaining = count

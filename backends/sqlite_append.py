@@ -44,10 +44,11 @@ SELECT (SELECT data_version FROM pragma_data_version),
     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'journal_events'), 0),
     coalesce((SELECT recorded_at FROM journal_events ORDER BY position DESC LIMIT 1), 0)
 """
+# CROSS JOIN: the planner would walk through all streams, and for each through all that are wanted.
 _STREAMS = """
 SELECT s.stream_id, s.id, s.truncated, s.epoch,
     (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id)
-FROM json_each(?) wanted JOIN journal_streams s ON s.tenant = '' AND s.stream_id = wanted.value
+FROM json_each(?) wanted CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = wanted.value
 """
 _NEW_STREAMS = """
 INSERT INTO journal_streams (stream_id, kind, created_at)

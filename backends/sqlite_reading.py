@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -48,7 +49,7 @@ WITH wanted AS MATERIALIZED (
         CASE WHEN w.value ->> '$[2]' THEN
             (SELECT max(n.version) FROM journal_snapshots n WHERE n.stream = s.id AND n.version > w.value ->> '$[1]')
         END AS snapshot
-    FROM json_each(?) w JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
+    FROM json_each(?) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
 )
 SELECT
     (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
@@ -101,6 +102,7 @@ class SQLiteReader:
         self._path = path
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
+        self._reads: set[asyncio.Task[Sequence[Any]]] = set()
         self._pid = 0
 
     def open_readers(self) -> None:
@@ -121,6 +123,8 @@ class SQLiteReader:
     async def close_readers(self) -> None:
         """Close the connections."""
         engine, self._engine = self._engine, None
+        if self._reads:
+            await asyncio.wait(self._reads)
         if engine is not None:
             await engine.dispose()
 
@@ -169,7 +173,7 @@ class SQLiteReader:
         records = await self._page(events, None)
         is_end = len(records) < limit
         position = max(after, last) if is_end else records[-1].position
-        return LogPage(records, position, is_end)
+        return LogPage(records, position, is_end, last)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         if count <= 0:
@@ -236,9 +240,7 @@ class SQLiteReader:
     async def _rows(self, statement: Executable) -> Sequence[Any]:
         """Run a statement on a reading connection."""
         try:
-            async with self._open_engine.connect() as connection:
-                rows: Sequence[Any] = (await connection.execute(statement)).all()
-                return rows
+            return await self._to_its_end(self._execute(self._open_engine, statement))
         except PoolTimeout as error:
             raise _no_reader() from error
         except DBAPIError as error:
@@ -254,13 +256,33 @@ class SQLiteReader:
     async def _driver_rows(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """Run a statement on the driver itself: one hop to its thread instead of four."""
         try:
-            async with self._open_engine.connect() as connection:
-                driver = (await connection.get_raw_connection()).driver_connection
-                return list(await cast("aiosqlite.Connection", driver).execute_fetchall(statement, parameters))
+            return await self._to_its_end(self._execute_on_driver(self._open_engine, statement, parameters))
         except PoolTimeout as error:
             raise _no_reader() from error
         except sqlite3.Error as error:
             raise _read_error(error) from error
+
+    async def _execute(self, engine: AsyncEngine, statement: Executable) -> Sequence[Any]:
+        async with engine.connect() as connection:
+            return (await connection.execute(statement)).all()
+
+    async def _execute_on_driver(self, engine: AsyncEngine, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        async with engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            return list(await cast("aiosqlite.Connection", driver).execute_fetchall(statement, parameters))
+
+    async def _to_its_end(self, read: Coroutine[Any, Any, Sequence[Any]]) -> Sequence[Any]:
+        """Run a read that ends even if its caller is cancelled: inside the driver, a cancellation would leave a
+        statement running, or a connection and its thread that nobody closes."""
+        task = asyncio.ensure_future(read)
+        self._reads.add(task)
+        task.add_done_callback(self._read_done)
+        return await asyncio.shield(task)
+
+    def _read_done(self, task: asyncio.Task[Sequence[Any]]) -> None:
+        self._reads.discard(task)
+        if not task.cancelled():
+            task.exception()  # Whoever waited for it has it; a caller that was cancelled does not want it.
 
     @property
     def _open_engine(self) -> AsyncEngine:

@@ -102,12 +102,13 @@ class LogPage(NamedTuple):
     """Part of the whole log, in position order.
 
     `position` is how far the log has been looked through: the next page starts after it, even when the filter let
-    nothing pass. `is_end` says that there was no more when the page was read.
+    nothing pass. `is_end` says that there was no more when the page was read, and `end` where the log ended then.
     """
 
     events: Sequence[RecordedEvent]
     position: int
     is_end: bool
+    end: int
 
 
 class StreamPage(NamedTuple):

@@ -67,10 +67,14 @@ def new_event_id() -> bytes:
     return uuid7().bytes
 
 
-def encode_batch(events: Iterable[Event | NewEvent], *, limit: int) -> tuple[EncodedEvent, ...]:
-    """Encode events that are appended together; those without an id get one. Reads the events now, not later."""
+def encode_batch(
+    events: Iterable[Event | NewEvent], *, limit: int, batch_id: bytes | None = None
+) -> tuple[EncodedEvent, ...]:
+    """Encode events that are appended together; those without an id get one. Reads the events now, not later.
+
+    Without a `batch_id` they are a batch of their own.
+    """
     encoded: list[EncodedEvent] = []
-    batch_id: bytes | None = None
     for item in events:
         event, event_id, metadata = (item, None, None) if isinstance(item, Event) else item
         identity = new_event_id() if event_id is None else event_id.bytes

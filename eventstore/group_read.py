@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from eventstore.backend import Load, Loaded
-from eventstore.errors import JournalCorrupt
+from eventstore.errors import JournalCorrupt, StoreClosed
 
 # As many loads share a trip; with pages of up to 1,000 events this bounds what one trip holds in memory.
 MAX_GROUP_LOADS = 100
@@ -23,9 +23,12 @@ class GroupRead:
         self._load = load
         self._waiting: deque[tuple[Load, asyncio.Future[Loaded]]] = deque()
         self._reader: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def load(self, load: Load) -> Loaded:
         """Serve one load together with whoever asks at the same time."""
+        if self._is_closed:
+            raise StoreClosed("the store is closed")
         future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._waiting.append((load, future))
         if self._reader is None:
@@ -33,22 +36,19 @@ class GroupRead:
         return await future
 
     async def close(self) -> None:
-        """End the trip in flight; whoever waits for it is cancelled."""
+        """Refuse new loads and those that wait; finish the trip under way."""
+        self._is_closed = True
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(StoreClosed("the store was closed before this was read"))
+        self._waiting.clear()
         if self._reader is not None:
-            self._reader.cancel()
             await asyncio.wait([self._reader])
 
     async def _serve(self) -> None:
-        group: list[tuple[Load, asyncio.Future[Loaded]]] = []
-        try:
-            while self._waiting:
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP_LOADS))]
-                await self._serve_group(group)
-        finally:
-            self._reader = None
-            for _, future in (*group, *self._waiting):
-                future.cancel()
-            self._waiting.clear()
+        while self._waiting:
+            await self._serve_group([self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP_LOADS))])
+        self._reader = None
 
     async def _serve_group(self, group: Sequence[tuple[Load, asyncio.Future[Loaded]]]) -> None:
         try:

@@ -41,8 +41,12 @@ def unpack(stored: StoredSnapshot, *, limit: int) -> Snapshot:
             data = payload
         case "json+zstd":
             try:
-                # The size in the frame's header is a claim: the limit holds whatever it says.
-                data = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(payload, max_output_size=limit)
+                # The library takes the size that the frame's header claims, whatever the limit says.
+                if zstandard.frame_content_size(payload) > limit:
+                    raise SnapshotUnusable(
+                        f"the snapshot of {stream_id!r} at version {version} unpacks to more than {limit} bytes"
+                    )
+                data = zstandard.ZstdDecompressor().decompress(payload, max_output_size=limit)
             except zstandard.ZstdError as error:
                 raise SnapshotUnusable(
                     f"the snapshot of {stream_id!r} at version {version} cannot be unpacked: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
@@ -193,12 +193,12 @@ class EventStore:
 
         Raises as `append` does; the error names the stream that refused.
         """
-        writes = [
-            StreamWrite(
-                checked_stream_id(stream_id), int(expected_version), encode_batch(events, limit=self.max_payload_bytes)
-            )
-            for stream_id, events, expected_version in appends
-        ]
+        writes: list[StreamWrite] = []
+        batch_id: bytes | None = None
+        for stream_id, events, expected_version in appends:
+            encoded = encode_batch(events, limit=self.max_payload_bytes, batch_id=batch_id)
+            batch_id = batch_id or (encoded[0].batch_id if encoded else None)
+            writes.append(StreamWrite(checked_stream_id(stream_id), int(expected_version), encoded))
         return self._append(writes)
 
     async def _append(self, writes: list[StreamWrite]) -> Appended:
@@ -245,7 +245,7 @@ class EventStore:
         limit: int | None = None,
         backwards: bool = False,
         page_size: int = _PAGE,
-    ) -> AsyncIterator[RecordedEvent]:
+    ) -> AsyncGenerator[RecordedEvent, None]:
         """The events of one stream with after < version <= through, in version order, or falling if `backwards`.
 
         An unknown stream has none. What is appended meanwhile may or may not come. `limit` bounds the count.
@@ -280,19 +280,23 @@ class EventStore:
         limit: int | None = None,
         where: EventFilter = _EVERYTHING,
         page_size: int = _PAGE,
-    ) -> AsyncIterator[RecordedEvent]:
+    ) -> AsyncGenerator[RecordedEvent, None]:
         """The events of the whole log after a position, in position order, up to its end at that moment.
 
         `last` starts so that only the last so many matching events come. `limit` bounds the count.
         """
         position = after if last is None else await self._open.start_of_last(last, where)
         remaining = limit
+        end: int | None = None
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
             page = await self.read_page(after=position, limit=size, where=where)
+            end = page.end if end is None else end
             for recorded in page.events:
+                if recorded.position > end:
+                    return
                 yield recorded
-            if page.is_end:
+            if page.is_end or page.position >= end:
                 return
             remaining = None if remaining is None else remaining - len(page.events)
             position = page.position
@@ -309,7 +313,7 @@ class EventStore:
         where: EventFilter = _EVERYTHING,
         page_size: int = _PAGE,
         poll_seconds: float = 0.5,
-    ) -> AsyncIterator[RecordedEvent]:
+    ) -> AsyncGenerator[RecordedEvent, None]:
         """Every event after a position, once and in position order, and then every new one as it comes.
 
         It never ends by itself: while the database cannot be reached it tries again. Appends through this store
@@ -340,7 +344,7 @@ class EventStore:
         """The event of a record, as its class has it now. Raises `UnknownEventType` or `EventDecodeError`."""
         return decode_event(recorded)
 
-    async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncIterator[StreamInfo]:
+    async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncGenerator[StreamInfo, None]:
         """Every stream once, in the order of the ids' bytes; of one kind if given."""
         after = ""
         while True:

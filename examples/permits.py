@@ -16,6 +16,7 @@ import asyncio
 import csv
 import heapq
 import json
+import logging
 import os
 import stat
 import sys
@@ -364,7 +365,9 @@ def as_json(report: Report) -> str:
 def print_report(report: Report, console: Console) -> None:
     say(console, f"{len(report.cases):,} cases, {report.events:,} events, {report.handovers.total():,} hand-overs")
     activities = [(name, f"{events:,}") for name, events in top(report.activities)]
-    handovers = [(f"{one} → {other}", f"{number:,}") for (one, other), number in top(report.handovers)]
+    handovers = [
+        (f"{one or '(none)'} → {other or '(none)'}", f"{number:,}") for (one, other), number in top(report.handovers)
+    ]
     print_table(console, "The most frequent activities", ("activity", "events"), activities)
     print_table(console, "The longest cases", ("case", "from first to last event"), report.longest())
     print_table(console, "The most frequent hand-overs", ("from one resource to another", "times"), handovers)
@@ -404,13 +407,12 @@ async def run(log: Log, *, store: str, is_json: bool, stderr: Console) -> int:
 
 
 def show(report: Report, *, is_json: bool) -> None:
+    # What is not a terminal has no width, and 80 would be narrow.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with console.capture() as printed:
+        print_report(report, console)
     try:
-        if is_json:
-            print(as_json(report))
-        else:
-            # What is not a terminal has no width, and 80 would be narrow.
-            print_report(report, Console(width=None if sys.stdout.isatty() else 120))
-        sys.stdout.flush()
+        print(as_json(report) if is_json else printed.get(), end="\n" if is_json else "", flush=True)
     except BrokenPipeError:
         # The reader has seen enough (`| head`). What is left must not be written again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -423,6 +425,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()
     stderr = Console(stderr=True)
+    # What an actor suffers reaches us as the error of an ask, and is told once, below.
+    logging.getLogger("actors").addHandler(logging.NullHandler())
     code = 0
     try:
         with opened(arguments.path) as file:
