@@ -423,6 +423,11 @@ class Cell:
             pass  # The asker has stopped waiting.
         elif error is None:
             reply.set_result(envelope.result)
+        elif isinstance(error, StopIteration):
+            # A future refuses it, as a coroutine does (PEP 479).
+            stopped = RuntimeError(f"{self.stream_id!r}: a handler raised StopIteration")
+            stopped.__cause__ = error
+            reply.set_exception(stopped)
         else:
             reply.set_exception(error)
 

@@ -133,7 +133,7 @@ def _handled_types(
     handled = hints[argument]
     is_union = get_origin(handled) in (Union, types.UnionType)
     for alternative in get_args(handled) if is_union else (handled,):
-        if not (isinstance(alternative, type) and issubclass(alternative, wanted)) or alternative is wanted:
+        if not (isinstance(alternative, type) and issubclass(alternative, wanted)) or _is_generic(alternative, wanted):
             raise DefinitionError(
                 f"{place}: a {role} is annotated with a subclass of {wanted.__name__}, not with "
                 f"{getattr(alternative, '__qualname__', alternative)!s}"
@@ -141,6 +141,13 @@ def _handled_types(
         if role == _COMMAND:
             _check_reply(alternative, hints.get("return", Any), place)
         yield alternative
+
+
+def _is_generic(handled: type[Any], wanted: type[Any]) -> bool:
+    """Whether it is the base class itself, or `Command[int]`: nothing is sent that is of such a type."""
+    return handled is wanted or (
+        issubclass(handled, Command) and handled.__pydantic_generic_metadata__["origin"] is wanted
+    )
 
 
 def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None:
@@ -156,7 +163,8 @@ def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None
     promised = type(None) if promised is None else promised
     if promised is Any or not (isinstance(promised, type) and isinstance(returned, type)):
         return
-    if not issubclass(returned, promised):
+    # PEP 484: where a float is promised, an int will do.
+    if not issubclass(returned, (promised, int) if promised is float else promised):
         raise DefinitionError(
             f"{place}: it returns {returned.__qualname__}, but {command.__qualname__} is a "
             f"Command[{promised.__qualname__}]"

@@ -56,7 +56,7 @@ async def fold(
 ) -> Folded:
     """The state of one actor as of a version, without making it live. It writes nothing.
 
-    Raises `RecoveryError` when the events cannot be folded, `TimeoutError` when a page of them does not come in time.
+    Raises `RecoveryError` when the events cannot be folded, or a page of them does not come in time.
     """
     stage = _ReadOnlyStage(stream_id_of(cls, key))
     actor = new_actor(cls, stage)
@@ -95,8 +95,7 @@ async def recover(
                     version=stage.version + 1,
                 )
             wanted = Load(stream_id, stage.version, use_snapshot=False, limit=_page_size(loaded.events))
-            async with asyncio.timeout(page_timeout):
-                loaded = await store.load(wanted)
+            loaded = await _load(store, wanted, page_timeout)
     except (CodecError, JournalCorrupt, DefinitionError) as error:
         raise RecoveryError(stream_id, str(error)) from error
 
@@ -151,8 +150,7 @@ async def _start(
     """Adopt the newest snapshot that serves, and load the first page after it."""
     stream_id = stage.stream_id
     newest_will_do = use_snapshots and through is None
-    async with asyncio.timeout(page_timeout):
-        loaded = await store.load(Load(stream_id, use_snapshot=newest_will_do, limit=_FIRST_PAGE))
+    loaded = await _load(store, Load(stream_id, use_snapshot=newest_will_do, limit=_FIRST_PAGE), page_timeout)
     if newest_will_do and loaded.snapshot is None:
         use_snapshots = False
     elif loaded.snapshot is not None:
@@ -170,9 +168,17 @@ async def _start(
             f"its events up to version {loaded.truncated} were removed, and no snapshot from there on can be used",
         )
     if stage.version or loaded.snapshot is not None:
-        async with asyncio.timeout(page_timeout):
-            loaded = await store.load(Load(stream_id, stage.version, use_snapshot=False, limit=_FIRST_PAGE))
+        rest = Load(stream_id, stage.version, use_snapshot=False, limit=_FIRST_PAGE)
+        loaded = await _load(store, rest, page_timeout)
     return stage.version, loaded
+
+
+async def _load(store: EventStore, load: Load, page_timeout: float) -> Loaded:
+    try:
+        async with asyncio.timeout(page_timeout):
+            return await store.load(load)
+    except TimeoutError as error:
+        raise RecoveryError(load.stream_id, f"no events came for {page_timeout:g} s") from error
 
 
 async def _adopt_older(

@@ -157,13 +157,10 @@ class Runtime:
             async with self._permits:
                 actor = cell.start_anew()
                 await recover(self._store, actor, cell, page_timeout=self._settings.recovery_timeout)
-                hook = actor.recovered()
-                if inspect.isawaitable(hook):
-                    await hook
-        except TimeoutError as error:
-            failure = RecoveryError(cell.stream_id, f"no events came for {self._settings.recovery_timeout:g} s")
-            failure.__cause__ = error
-            cell.recovery_failed(failure)
+            # Without a permit: the hook may ask actors that must recover first.
+            hook = actor.recovered()
+            if inspect.isawaitable(hook):
+                await hook
         except EventStoreError as error:
             cell.recovery_failed(error)
         except Exception as error:

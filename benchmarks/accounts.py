@@ -27,6 +27,17 @@ class Deposited(Event, name="benchmark.deposited"):
     amount: int
 
 
+class Ordered(Event, name="benchmark.ordered"):
+    """An event with as many fields as most have."""
+
+    customer: str
+    article: str
+    quantity: int
+    amount: int
+    is_gift: bool
+    note: str | None
+
+
 class Balance(BaseModel):
     amount: int = 0
 
@@ -49,4 +60,8 @@ class Account(PersistentActor[Balance]):
 
     @event_handler
     def deposited(self, event: Deposited) -> None:
+        self.state.amount += event.amount
+
+    @event_handler
+    def ordered(self, event: Ordered) -> None:
         self.state.amount += event.amount

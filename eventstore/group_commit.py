@@ -184,10 +184,12 @@ class GroupCommit:
         )
         try:
             return await attempts(self._append_again, batches)
-        except BackendUnavailable as error:
+        except OutcomeUnknown:
+            raise
+        except EventStoreError as error:
             # The first try may have been stored: that the later ones were not does not settle it.
             raise OutcomeUnknown(
-                f"the database could not say within {self._resolve_within:g} s whether the events were stored"
+                f"the database could not say whether the events were stored ({type(error).__name__}: {error})"
             ) from error
 
     async def _append_again(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:

@@ -14,7 +14,7 @@ import typer
 
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
-from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flush()
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
-        except BrokenPipeError:
+            messages.after_interrupt()
+        except ReaderGone:
             code = Exit.READER_GONE
         except Exception as error:
             code = _failed(error, messages)
@@ -122,7 +123,7 @@ def _failed(error: Exception, messages: Messages) -> int:
             name, text, code = "WrongUsage", f"{format_message()} (see --help)", Exit.USAGE
         case _:
             text = f"unexpected {name}: {text}; {_TRACEBACK}=1 shows where"
-    if os.environ.get(_TRACEBACK):
+    if os.environ.get(_TRACEBACK) and code != Exit.USAGE:
         sys.stderr.write(messages.masked("".join(traceback.format_exception(error))))
     messages.error(text, name=name, code=code)
     return code

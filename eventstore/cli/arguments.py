@@ -15,4 +15,5 @@ Target = Annotated[
         show_default=False,
     ),
 ]
+Full = Annotated[bool, typer.Option("--full", help="Rebuild from the first event, and use no snapshot.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON objects on stderr then.")]

@@ -11,6 +11,7 @@ from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import one_line, printable
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import write_fields, write_json, write_line
+from eventstore.cli.recorded import checked_payload
 from eventstore.errors import EventStoreError, SchemaError
 from eventstore.store import EventStore
 from eventstore.url import StoreUrl, parse_store_url
@@ -57,8 +58,8 @@ async def _examine(url: StoreUrl) -> Diagnosis:
             diagnosis.schema = diagnosis.expected_schema = store.schema_revision
             diagnosis.durability = store.durability
             diagnosis.statistics = await store.statistics()
-            async for _ in store.read_all(last=1):
-                pass
+            async for newest in store.read_all(last=1):
+                checked_payload(newest)
     except EventStoreError as error:
         diagnosis.problems.append(error)
         if isinstance(error, SchemaError):

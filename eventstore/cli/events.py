@@ -13,7 +13,7 @@ from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import STREAM_EVENTS
-from eventstore.events import RecordedEvent
+from eventstore.events import RecordedEvent, checked_stream_id
 from eventstore.store import EventStore
 
 
@@ -37,6 +37,7 @@ def events(
       eventstore events sqlite:///bank.db Account-alice --reverse --limit 10
     """
     messages: Messages = context.obj
+    checked_stream_id(stream)
     rows = listing(STREAM_EVENTS, json=json)
     return asyncio.run(_events(url, stream, after, through, limit, reverse=reverse, rows=rows, messages=messages))
 

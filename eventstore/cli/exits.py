@@ -28,6 +28,12 @@ class CommandFailed(Exception):
     code = Exit.WRONG
 
 
+class ReaderGone(CommandFailed):
+    """Nobody reads the output any more, as after `| head`. There is nobody to be told, either."""
+
+    code = Exit.READER_GONE
+
+
 class OutputFailed(CommandFailed):
     """Stdout took no more, as on a full disk: the output is not complete."""
 

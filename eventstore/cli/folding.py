@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.recovery import replay
 from actors.state import collector_paused
-from eventstore.backend import Load
+from eventstore.backend import Load, Loaded
 from eventstore.cli.differences import first_difference, without_order
 from eventstore.cli.exits import STORE_TROUBLE
 from eventstore.errors import ActorError, JournalCorrupt, SnapshotUnusable
@@ -24,6 +24,9 @@ _FIRST_PAGE = 200
 _LARGEST_PAGE = 1000
 _PAGE_BYTES = 4 * 1024 * 1024
 _FIRST_SNAPSHOTS = 10
+
+
+Page = Sequence[tuple[int, str, int, str | bytes]]
 
 
 class Problem(NamedTuple):
@@ -86,18 +89,20 @@ class _Fold:
         self._on_events = on_events
         self._stage = _Stage(found.stream_id)
         self._actor = new_actor(cls, self._stage)
+        self._page: Page = ()
 
     async def run(self) -> None:
         found = self._found
         # Snapshots before the head: one that is taken meanwhile is not ahead of what is folded here.
         snapshots = await self._snapshots()
-        head = await self._store.load(Load(found.stream_id, use_snapshot=False, limit=0))
+        head = await self._load(0, _FIRST_PAGE)
         if head.version == 0 and not snapshots:
             found.complain(None, "has no events")
             return
         for snapshot in [one for one in snapshots if one.version > head.version]:
             found.complain(snapshot.version, f"snapshot is ahead of the journal, which ends at version {head.version}")
             snapshots.remove(snapshot)
+        self._page = head.events
         if head.truncated:
             snapshots = self._start_behind(head.truncated, snapshots)
         for snapshot in snapshots:
@@ -136,19 +141,21 @@ class _Fold:
         return rest
 
     async def _fold_through(self, version: int) -> None:
-        limit = _FIRST_PAGE
         while (before := self._stage.version) < version:
-            async with asyncio.timeout(_PAGE_TIMEOUT_SECONDS):
-                wanted = Load(self._found.stream_id, before, use_snapshot=False, limit=min(limit, version - before))
-                events = (await self._store.load(wanted)).events
+            # What is left of the page, if the last snapshot stood in the middle of it.
+            events: Page = [event for event in self._page if event[0] > before]
+            if not events:
+                events = self._page = (await self._load(before, _next_limit(self._page))).events
             if not events:
                 raise JournalCorrupt(f"the event at version {before + 1} is missing", version=before + 1)
             with collector_paused():
                 replay(self._actor, self._stage, events, through=version)
             self._found.events += self._stage.version - before
             self._on_events(self._stage.version - before)
-            size = sum(len(payload) for _, _, _, payload in events)
-            limit = max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(events) // max(1, size)))
+
+    async def _load(self, after: int, limit: int) -> Loaded:
+        async with asyncio.timeout(_PAGE_TIMEOUT_SECONDS):
+            return await self._store.load(Load(self._found.stream_id, after, use_snapshot=False, limit=limit))
 
     def _compare(self, snapshot: Snapshot) -> None:
         self._found.compared += 1
@@ -164,6 +171,12 @@ class _Fold:
         # The same items in another order are two equal sets, or two lists that differ.
         if not is_reordered or self._state_type.load(snapshot.data) != self._actor.state:
             self._found.complain(snapshot.version, f"snapshot differs: {difference}")
+
+
+def _next_limit(page: Page) -> int:
+    """As many events as fit the target if they are like those of the last page."""
+    size = sum(len(payload) for _, _, _, payload in page)
+    return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE
 
 
 class _Stage:

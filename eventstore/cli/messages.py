@@ -41,6 +41,11 @@ class Messages:
         """Say what explains the output."""
         self._write("note", message, {"note": message})
 
+    def after_interrupt(self) -> None:
+        """Let the shell's prompt stand on a line of its own, behind the `^C` of the terminal."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")
+
     def masked(self, text: str) -> str:
         """The text without the secrets of the command's arguments."""
         for secret, shown in self._masks.items():

@@ -43,11 +43,11 @@ def migrate(
 def _print_sql(url: str, revision: str, *, json: bool) -> Exit:
     from eventstore import schema
 
-    text = schema.sql(parse_store_url(url), revision)
+    text = schema.sql(parse_store_url(url), revision).rstrip("\n") + "\n"
     if json:
         write_json({"sql": text})
     else:
-        write(text.rstrip("\n") + "\n")
+        write(text)
     return Exit.FINE
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import orjson
 
 from eventstore.cli.escaping import printable_json
-from eventstore.cli.exits import OutputFailed
+from eventstore.cli.exits import OutputFailed, ReaderGone
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,12 +33,14 @@ _WIDEST_COLUMN = 40
 class View(Generic[T]):
     """How one kind of row is shown: as cells under columns, already printable, or as an object.
 
-    Columns whose name is in `numbers` are lined up on the right. The last column is never padded.
+    On a terminal the first `aligned` columns are lined up, those in `numbers` on the right; the others hold long texts,
+    which just follow.
     """
 
     columns: Sequence[str]
     cells: Callable[[T], Sequence[str]]
     record: Callable[[T], Mapping[str, Any]]
+    aligned: int
     numbers: frozenset[str] = frozenset()
 
 
@@ -60,7 +62,7 @@ def listing(view: View[T], *, json: bool) -> Listing[T]:
 
 
 def write(text: str) -> None:
-    """Write to stdout. A reader that went away is `BrokenPipeError`, any other failure `OutputFailed`."""
+    """Write to stdout. A reader that went away is `ReaderGone`, any other failure `OutputFailed`."""
     with _own_errors():
         sys.stdout.write(text)
 
@@ -75,8 +77,9 @@ def flush() -> None:
 def _own_errors() -> Generator[None]:
     try:
         yield
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        # Not the error itself: Typer would end the program its own way.
+        raise ReaderGone from error
     except OSError as error:
         raise OutputFailed(f"the output cannot be written: {error.strerror}") from error
 
@@ -155,7 +158,7 @@ class _TerminalTable(Generic[T]):
     def __init__(self, view: View[T]) -> None:
         self._view = view
         self._rows: list[Sequence[str]] = []
-        self._widths = [len(column) for column in view.columns]
+        self._widths = [len(column) for column in view.columns[: view.aligned]]
         self._has_header = False
 
     def add(self, row: T) -> None:
@@ -180,8 +183,9 @@ class _TerminalTable(Generic[T]):
     def _write(self, row: Sequence[str], style: str) -> None:
         from rich.cells import cell_len
 
-        parts: list[str] = []
-        for column, cell, width in zip(self._view.columns, row, self._widths, strict=True):
-            padding = " " * (width - cell_len(cell))
-            parts.append(padding + cell if column in self._view.numbers else cell + padding)
+        parts = list(row)
+        for index, width in enumerate(self._widths):
+            padding = " " * (width - cell_len(row[index]))
+            is_number = self._view.columns[index] in self._view.numbers
+            parts[index] = padding + row[index] if is_number else row[index] + padding
         write_line(("  ".join(parts).rstrip(), style))

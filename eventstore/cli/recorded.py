@@ -6,6 +6,7 @@ from typing import Any
 
 from eventstore.cli.escaping import escaped
 from eventstore.cli.output import View, json_cell, json_fragment, timestamp
+from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
 
 
@@ -18,11 +19,24 @@ def _record(recorded: RecordedEvent) -> dict[str, Any]:
         "recorded_at": timestamp(recorded.recorded_at),
         "type": recorded.type,
         "schema_version": recorded.schema_version,
-        "payload": json_fragment(recorded.payload),
+        "payload": json_fragment(checked_payload(recorded)),
         "metadata": json_fragment(metadata) if metadata else None,
         "event_id": str(recorded.event_id),
         "batch_id": str(recorded.batch_id),
     }
+
+
+def checked_payload(recorded: RecordedEvent) -> bytes:
+    """The payload as stored. Raises `JournalCorrupt` if it is no JSON any more."""
+    try:
+        recorded.json()
+    except ValueError as error:
+        raise JournalCorrupt(
+            f"the event at version {recorded.version} is damaged: its payload is no JSON ({error})",
+            stream_id=recorded.stream_id,
+            version=recorded.version,
+        ) from error
+    return recorded.payload
 
 
 def _of_stream(recorded: RecordedEvent) -> tuple[str, ...]:
@@ -55,7 +69,8 @@ def _metadata(recorded: RecordedEvent) -> bytes:
     return recorded.metadata.model_dump_json(exclude_defaults=True).encode()
 
 
+_EVENT = ("TYPE", "PAYLOAD", "METADATA")
 _NUMBERS = frozenset({"POSITION", "VERSION"})
 
-STREAM_EVENTS = View(("VERSION", "POSITION", "TIME", "TYPE", "PAYLOAD", "METADATA"), _of_stream, _record, _NUMBERS)
-LOG_EVENTS = View(("POSITION", "TIME", "STREAM", "VERSION", "TYPE", "PAYLOAD", "METADATA"), _of_log, _record, _NUMBERS)
+STREAM_EVENTS = View(("VERSION", "POSITION", "TIME", *_EVENT), _of_stream, _record, 4, _NUMBERS)
+LOG_EVENTS = View(("POSITION", "TIME", "STREAM", "VERSION", *_EVENT), _of_log, _record, 5, _NUMBERS)

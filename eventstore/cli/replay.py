@@ -29,7 +29,7 @@ def replay(
     target: Target,
     keys: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY]...", help="The actors' keys; all of the class if none is given."),
+        typer.Argument(metavar="KEY", help="The actors' keys; all of the class if none is given."),
     ] = None,
     json: Json = False,
 ) -> Exit:
@@ -143,4 +143,4 @@ def _cells(problem: Problem) -> tuple[str, ...]:
     )
 
 
-_PROBLEMS = View(("STREAM", "VERSION", "PROBLEM"), _cells, Problem._asdict, frozenset({"VERSION"}))
+_PROBLEMS = View(("STREAM", "VERSION", "PROBLEM"), _cells, Problem._asdict, 2, frozenset({"VERSION"}))

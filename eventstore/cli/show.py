@@ -12,7 +12,7 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from actors.recovery import fold
 from eventstore.backend import Load, Loaded
-from eventstore.cli.arguments import Json, Target, Url
+from eventstore.cli.arguments import Full, Json, Target, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import json_fragment, timestamp, write_fields, write_json, write_line
@@ -31,6 +31,7 @@ def show(
         str | None,
         typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),
     ] = None,
+    full: Full = False,
     json: Json = False,
 ) -> Exit:
     """Show the state of an actor, rebuilt from its events. Nothing is written, and no command is run.
@@ -44,7 +45,7 @@ def show(
     if at is not None and at_time is not None:
         raise WrongUsage("--at and --at-time exclude each other: give one of them")
     moment = None if at_time is None else parse_moment(at_time)
-    return asyncio.run(_show(url, actor_class(target), key, at, moment, json=json))
+    return asyncio.run(_show(url, actor_class(target), key, at, moment, full=full, json=json))
 
 
 def parse_moment(text: str) -> datetime:
@@ -59,7 +60,14 @@ def parse_moment(text: str) -> datetime:
 
 
 async def _show(
-    url: str, cls: type[PersistentActor[Any]], key: str, at: int | None, moment: datetime | None, *, json: bool
+    url: str,
+    cls: type[PersistentActor[Any]],
+    key: str,
+    at: int | None,
+    moment: datetime | None,
+    *,
+    full: bool,
+    json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
     async with EventStore.open(url, create=False) as store:
@@ -69,7 +77,7 @@ async def _show(
         if at is not None and at > head.version:
             raise CommandFailed(f"{stream_id!r} is at version {head.version}: there is no version {at} yet")
         through = at if moment is None else await version_at(store, stream_id, head, moment)
-        state, version, snapshot_version = await fold(store, cls, key, through=through)
+        state, version, snapshot_version = await fold(store, cls, key, through=through, use_snapshots=not full)
         recorded_at = None
         if version > head.truncated:
             recorded_at = timestamp((await _event(store, stream_id, version)).recorded_at)

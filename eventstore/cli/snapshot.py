@@ -10,7 +10,7 @@ import typer
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.recovery import fold
-from eventstore.cli.arguments import Json, Target, Url
+from eventstore.cli.arguments import Full, Json, Target, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import Listing, View, listing
@@ -22,11 +22,9 @@ from eventstore.store import EventStore
 def snapshot(
     url: Url,
     target: Target,
-    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="The actors' keys.")] = None,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The actors' keys.")] = None,
     all: Annotated[bool, typer.Option("--all", help="Every actor of the class.")] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Rebuild from the first event, not from the newest snapshot.")
-    ] = False,
+    full: Full = False,
     json: Json = False,
 ) -> Exit:
     """Take a snapshot of actors, so that their next recovery starts there. Older ones go as the class's policy says.
@@ -98,4 +96,4 @@ def _record(outcome: Outcome) -> Mapping[str, Any]:
     }
 
 
-_OUTCOMES = View(("STREAM", "VERSION", "OUTCOME"), _cells, _record, frozenset({"VERSION"}))
+_OUTCOMES = View(("STREAM", "VERSION", "OUTCOME"), _cells, _record, 2, frozenset({"VERSION"}))

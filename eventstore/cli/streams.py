@@ -46,4 +46,4 @@ def _cells(info: StreamInfo) -> tuple[str, ...]:
     return escaped(info.stream_id), str(info.version), str(info.truncated)
 
 
-_STREAMS = View(("STREAM", "VERSION", "TRUNCATED"), _cells, StreamInfo._asdict, frozenset({"VERSION", "TRUNCATED"}))
+_STREAMS = View(("STREAM", "VERSION", "TRUNCATED"), _cells, StreamInfo._asdict, 3, frozenset({"VERSION", "TRUNCATED"}))

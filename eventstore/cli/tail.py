@@ -14,7 +14,7 @@ import typer
 
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import Json, Url
-from eventstore.cli.exits import Exit
+from eventstore.cli.exits import Exit, ReaderGone
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import LOG_EVENTS
 from eventstore.events import RecordedEvent
@@ -56,8 +56,9 @@ async def _tail(url: str, count: int, where: EventFilter, rows: Listing[Recorded
 
 
 async def _follow(url: str, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
-    with _cancelled_when_nobody_reads():
-        async with EventStore.open(url, create=False) as store:
+    async with EventStore.open(url, create=False) as store:
+        # Only the reading is cancelled, never the closing of the store.
+        with _cancelled_when_nobody_reads():
             async for recorded in store.subscribe(last=count, where=where):
                 rows.add(recorded)
                 rows.flush()
@@ -66,7 +67,7 @@ async def _follow(url: str, count: int, where: EventFilter, rows: Listing[Record
 
 @contextmanager
 def _cancelled_when_nobody_reads() -> Generator[None]:
-    """Raise `BrokenPipeError` when the reader of a pipe goes away, not only when there is something to write to it."""
+    """Raise `ReaderGone` when the reader of a pipe goes away, not only when there is something to write to it."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     is_reader_gone = False
 
@@ -87,7 +88,7 @@ def _cancelled_when_nobody_reads() -> Generator[None]:
     except asyncio.CancelledError:
         if not is_reader_gone:
             raise
-        raise BrokenPipeError from None
+        raise ReaderGone from None
     finally:
         if is_pipe:
             loop.remove_reader(output)

@@ -211,7 +211,7 @@ async def test_while_the_outcome_is_unknown_no_reply_leaves(faults: Faults, faul
 async def test_an_outcome_that_nobody_learns_in_time_is_unknown_to_every_asker(
     faults: Faults, faulty: ActorSystem, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(faulty.commits, "_resolve_within", 0.1)
+    monkeypatch.setattr(faulty.store.commits, "_resolve_within", 0.1)
     notebook = faulty.ref(Quick, "a")
     await notebook.ask(Read())
     faults.always = request_lost
@@ -223,7 +223,7 @@ async def test_an_outcome_that_nobody_learns_in_time_is_unknown_to_every_asker(
 async def test_after_an_unknown_outcome_the_actor_recovers_before_it_serves_again(
     faults: Faults, faulty: ActorSystem, monkeypatch: pytest.MonkeyPatch, was_stored: bool
 ):
-    monkeypatch.setattr(faulty.commits, "_resolve_within", 0.1)
+    monkeypatch.setattr(faulty.store.commits, "_resolve_within", 0.1)
     notebook = faulty.ref(Quick, "a")
     await notebook.ask(Write(text="1"))
     faults.always = answer_lost if was_stored else request_lost
@@ -237,7 +237,7 @@ async def test_an_unknown_outcome_stays_unknown_when_the_database_then_goes_away
     faults: Faults, faulty: ActorSystem, monkeypatch: pytest.MonkeyPatch
 ):
     # BackendUnavailable would say that nothing was stored; the first try may have been.
-    monkeypatch.setattr(faulty.commits, "_resolve_within", 0.1)
+    monkeypatch.setattr(faulty.store.commits, "_resolve_within", 0.1)
     notebook = faulty.ref(Quick, "a")
     faults.next.append(answer_lost)
     faults.always = refused(BackendUnavailable("gone"))

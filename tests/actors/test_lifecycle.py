@@ -274,13 +274,15 @@ async def test_no_command_is_accepted_once_closing_has_begun(faults: Faults):
         await faults.held()
         closing = asyncio.create_task(system.close())
         await asyncio.sleep(0)
-        for notebook in (ready, busy, system.ref(Notebook, "cold")):
-            for command in (Read(), Write(text="y")):
+        try:
+            for notebook in (ready, busy, system.ref(Notebook, "cold")):
+                for command in (Read(), Write(text="y")):
+                    with pytest.raises(ActorStopped):
+                        await notebook.ask(command, timeout=1)
                 with pytest.raises(ActorStopped):
-                    await notebook.ask(command, timeout=1)
-            with pytest.raises(ActorStopped):
-                await notebook.tell(Read())
-        faults.release()
+                    await notebook.tell(Read())
+        finally:
+            faults.release()
         await closing
         assert await writing == 1
 

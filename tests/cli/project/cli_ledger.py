@@ -1,0 +1,68 @@
+"""A user's module: what the command line's tests name as `cli_ledger:Account`."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import BaseModel
+
+from actors import Command, PersistentActor, SnapshotPolicy, command_handler, event_handler
+from eventstore import Event
+
+sys.stdout.write("this module prints while it is imported\n")
+
+
+class Deposit(Command[int]):
+    amount: int
+
+
+class Deposited(Event, name="cli-ledger.deposited"):
+    amount: int
+    note: str = ""
+
+
+class Stray(Event, name="cli-ledger.stray"):
+    """An event that no account handles."""
+
+
+class Balance(BaseModel):
+    amount: int = 0
+    notes: set[str] = set()
+    history: list[int] = []
+
+
+class Account(PersistentActor[Balance]):
+    snapshot_policy = SnapshotPolicy(every=2, keep=3)
+
+    @command_handler
+    def deposit(self, command: Deposit) -> int:
+        self.persist(Deposited(amount=command.amount))
+        return self.state.amount
+
+    @event_handler
+    def deposited(self, event: Deposited) -> None:
+        if event.note == "poison":
+            raise ValueError("this event cannot be handled")
+        self.state.amount += event.amount
+        self.state.history.append(event.amount)
+        if event.note:
+            self.state.notes.add(event.note)
+
+
+class Later(PersistentActor[Balance], kind="Account"):
+    """The same accounts, after a change of what they compute."""
+
+    snapshot_policy = SnapshotPolicy(revision=2)
+
+    @event_handler
+    def deposited(self, event: Deposited) -> None:
+        self.state.amount += event.amount
+
+
+class Unmade(PersistentActor[Balance], kind="Account"):
+    def initial_state(self) -> Balance:
+        raise LookupError("no initial state today")
+
+
+class NotAnActor:
+    pass
