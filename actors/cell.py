@@ -64,11 +64,12 @@ class CellRuntime(Protocol):
     commits: GroupCommit
     mailbox_size: int
     max_payload_bytes: int
+    is_open: bool
     is_shut: bool
 
     def new_reply(self) -> asyncio.Future[Any]: ...
 
-    def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> None: ...
+    def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> object: ...
 
     def recover(self, cell: Cell, pause: float) -> Coroutine[Any, Any, None]: ...
 
@@ -176,7 +177,7 @@ class Cell:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is in flight here any more, whatever the reason."""
-        return self.is_idle or self.phase in (Phase.STOPPED, Phase.PASSIVE)
+        return self.is_idle or self.phase in (Phase.PAUSED, Phase.STOPPED, Phase.PASSIVE)
 
     def _pump(self) -> None:
         """Serve the mailbox as far as it goes without waiting."""
@@ -203,7 +204,7 @@ class Cell:
             self._mailbox = None
             if mailbox is not None:
                 mailbox.close()
-            self.is_ready = not self._is_congested()
+            self.is_ready = self._runtime.is_open and not self._is_congested()
 
     def _is_congested(self) -> bool:
         tail = self._tail
@@ -452,7 +453,6 @@ class Cell:
     def recovered(self) -> None:
         """The state is that of the journal: begin to serve."""
         self.phase = Phase.LIVE
-        self.is_ready = self._mailbox is None
         self._pump()
 
     def recovery_failed(self, error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -121,6 +122,8 @@ class ActorRef(Generic[A]):
     async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
         runtime = self._runtime
         seconds = runtime.ask_timeout if timeout is None else timeout
+        if seconds == math.inf:
+            return await reply
         due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
         try:
             return await reply

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 # Cells looked at in one turn of the loop when idle ones are sought.
 _SWEEP_TURN = 2000
 
+# How often it is looked whether everything is done, while tasks that do not count are still there.
+_TURN_SECONDS = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -69,12 +72,14 @@ class Runtime:
         self._cells: dict[str, Cell] = {}
         self._supervisor = Supervisor()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._saving: set[str] = set()
+        self._saving: dict[str, asyncio.Task[None]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
         """Take no more commands, finish those accepted, and answer what could not be finished in time."""
         self.is_open = False
+        for cell in self._cells.values():
+            cell.is_ready = False
         if self._sweeper is not None:
             self._sweeper.cancel()
         try:
@@ -96,13 +101,13 @@ class Runtime:
                     # Work goes on in tasks, in appends, or in the next turn of the loop.
                     await self.commits.drained()
                     if self._tasks:
-                        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                        await asyncio.wait(self._tasks, timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     else:
                         await asyncio.sleep(0)
                 for cell in [cell for cell in self._cells.values() if cell.is_idle]:
                     self._passivate(cell)
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
+                if self._saving:
+                    await asyncio.wait(self._saving.values())
         except TimeoutError:
             logger.warning("the actor system closes with work unfinished after %g s", self._settings.shutdown_timeout)
 
@@ -138,11 +143,12 @@ class Runtime:
         """A future of this runtime's loop."""
         return self.loop.create_future()
 
-    def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> None:
+    def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> asyncio.Task[None]:
         """Run work that belongs to the runtime: it is awaited or cancelled when that closes."""
         task = self.loop.create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -185,8 +191,8 @@ class Runtime:
         """Store a state. One save per actor at a time: while one is under way, the next is left out."""
         if cell.stream_id in self._saving:
             return
-        self._saving.add(cell.stream_id)
-        self.start_task(self._save(cell.cls, cell.stream_id, version, data), None)
+        work = self._save(cell.cls, cell.stream_id, version, data)
+        self._saving[cell.stream_id] = self.start_task(work, None)
 
     async def _save(self, cls: type[PersistentActor[Any]], stream_id: str, version: int, data: bytes) -> None:
         snapshot = new_snapshot(stream_id, version, cls.state_type.fingerprint, data)
@@ -196,7 +202,7 @@ class Runtime:
             # It is only an optimisation: the next one will do as well.
             logger.exception("%s: the snapshot at version %d was not saved", stream_id, version)
         finally:
-            self._saving.discard(stream_id)
+            self._saving.pop(stream_id, None)
 
     def tell_failed(self, cell: Cell, envelope: Envelope, error: BaseException) -> None:
         """Nobody waits for the reply: the log is told."""

@@ -22,6 +22,7 @@ class GroupRead:
     def __init__(self, load: Callable[[Sequence[Load]], Awaitable[Sequence[Loaded | JournalCorrupt]]]) -> None:
         self._load = load
         self._waiting: deque[tuple[Load, asyncio.Future[Loaded]]] = deque()
+        self._group: list[tuple[Load, asyncio.Future[Loaded]]] = []
         self._reader: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -36,18 +37,21 @@ class GroupRead:
         return await future
 
     async def close(self) -> None:
-        """Refuse new loads and those that wait; finish the trip under way."""
+        """Refuse new loads, those that wait, and those under way."""
         self._is_closed = True
-        for _, future in self._waiting:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+        for _, future in (*self._group, *self._waiting):
             if not future.done():
                 future.set_exception(StoreClosed("the store was closed before this was read"))
         self._waiting.clear()
-        if self._reader is not None:
-            await asyncio.wait([self._reader])
 
     async def _serve(self) -> None:
         while self._waiting:
-            await self._serve_group([self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP_LOADS))])
+            self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP_LOADS))]
+            await self._serve_group(self._group)
+        self._group = []
         self._reader = None
 
     async def _serve_group(self, group: Sequence[tuple[Load, asyncio.Future[Loaded]]]) -> None:

@@ -169,7 +169,14 @@ async def test_ten_thousand_tells_are_all_handled_in_order(system: ActorSystem):
                 await asyncio.sleep(0.001)
             else:
                 break
-    await until(lambda: told(system) == 10_000)
+    # The mailbox may be full to the brim.
+    lines: list[str] = []
+    while len(lines) < 10_000:
+        try:
+            lines = await notebook.ask(Read())
+        except MailboxFull:
+            await asyncio.sleep(0.001)
+    assert lines == [str(number) for number in range(10_000)]
 
 
 async def test_a_long_mailbox_does_not_keep_others_from_running(url: str, gate: asyncio.Event):

@@ -17,6 +17,7 @@ import random
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -70,6 +71,7 @@ WORKERS: dict[str, Work] = {
 
 
 def run_cycles(path: Path, cycles: int, worker: Work) -> Counts:
+    assert threading.active_count() == 1, "a fork takes locks along that other threads hold"
     counts = Counts(cycles)
     with open(f"{path}.record", "w") as record:
         for cycle in range(cycles):

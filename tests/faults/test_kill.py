@@ -19,7 +19,7 @@ CYCLES_TO_A_FILE = 100
 
 def run_cycles(path: Path, cycles: int, worker: str = "honest") -> tuple[Counts, Record]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.kill_cycles", str(path), str(cycles), worker],
+        [sys.executable, "-W", "error", "-m", "tests.faults.kill_cycles", str(path), str(cycles), worker],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -102,7 +102,7 @@ def test_what_does_not_fit_the_record_is_found(path: Path, record: Record) -> No
     assert rules(path, record) == {"not intended"}
 
     record.intents["c"] = Intent("vault-1", 1, 3)
-    record.refused.add("c")
+    record.refused["c"] = "StoreBusy"
     assert rules(path, record) == {"refused but stored"}
 
     record.refused.clear()

@@ -4,7 +4,7 @@ What is written to the record, a line each:
 
     intent ID STREAM PARTS AMOUNT     before a deposit is asked for
     ack ID VERSION TOTAL              after its reply: the vault's version, and what was in it then
-    refused ID                        after an error that promises that nothing was stored
+    refused ID ERROR                  after an error that promises that nothing was stored
     unknown ID                        after any other error
 
 A line goes out in one system call, so it arrives whole or not at all, and what was written survives the writer.
@@ -105,7 +105,7 @@ class Record:
 
     intents: dict[str, Intent] = field(default_factory=dict[str, Intent])
     acks: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
-    refused: set[str] = field(default_factory=set[str])
+    refused: dict[str, str] = field(default_factory=dict[str, str])
     unknown: set[str] = field(default_factory=set[str])
 
     def read(self, lines: str) -> None:
@@ -115,8 +115,8 @@ class Record:
                     self.intents[id_] = Intent(stream_id, int(parts), int(amount))
                 case ["ack", id_, version, total]:
                     self.acks[id_] = Receipt(int(version), int(total))
-                case ["refused", id_]:
-                    self.refused.add(id_)
+                case ["refused", id_, error]:
+                    self.refused[id_] = error
                 case ["unknown", id_]:
                     self.unknown.add(id_)
                 case _:
@@ -145,8 +145,8 @@ async def deposit(vault: ActorRef[Vault], command: Deposit, write: Write) -> Non
         receipt = await vault.ask(command)
     except OutcomeUnknown:
         write(f"unknown {command.id}")
-    except (ConcurrencyError, BackendUnavailable):
-        write(f"refused {command.id}")
+    except (ConcurrencyError, BackendUnavailable) as error:
+        write(f"refused {command.id} {type(error).__name__}")
     else:
         write(f"ack {command.id} {receipt.version} {receipt.total}")
 

@@ -79,7 +79,7 @@ def _violations_of_deposits(events: list[Stored], record: Record) -> Iterator[Vi
         deposits[event.id].append(event)
     for id_ in record.acks.keys() - deposits.keys():
         yield Violation("lost", id_)
-    for id_ in record.refused & deposits.keys():
+    for id_ in record.refused.keys() & deposits.keys():
         yield Violation("refused but stored", id_)
     for id_, parts in deposits.items():
         intent = record.intents.get(id_)

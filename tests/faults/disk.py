@@ -1,0 +1,113 @@
+"""Deposits on a disk that fails. Programs of their own, because such a fault is one of the whole process.
+
+    python -m tests.faults.disk asking FILE         eight deposits, one after the other, by an actor
+    python -m tests.faults.disk appending FILE      the same by a store alone, so that no other connection is open
+    python -m tests.faults.disk filling FILE        on a small file system: until it is full, and with room again
+    python -m tests.faults.disk limited FILE        while no file may grow
+    python -m tests.faults.disk limited_long FILE   … for longer than an unknown outcome is looked into
+
+The record goes to standard output. What else there is to know goes to standard error, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import resource
+import sys
+from pathlib import Path
+
+from actors import ActorSystem
+from eventstore import EventStore
+
+from .vault import Deposit, GetTotal, Record, Vault, deposit, parts_of, writer_to
+from .verdict import verdict
+
+write = writer_to(1)
+
+
+async def asking(path: Path) -> None:
+    async with ActorSystem(f"sqlite:///{path}") as system:
+        for number in range(8):
+            await deposit(system.ref(Vault, "1"), Deposit(id=f"d{number}"), write)
+
+
+async def appending(path: Path) -> None:
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        for number in range(8):
+            write(f"intent d{number} vault-1 1 1")
+            appended = await store.append("vault-1", parts_of(Deposit(id=f"d{number}")))
+            write(f"ack d{number} {appended.versions[0]} {appended.versions[0]}")
+
+
+async def filling(path: Path) -> None:
+    lines: list[str] = []
+    ballast = path.with_name("ballast")
+    ballast.write_bytes(b"x" * 500_000)
+    async with ActorSystem(f"sqlite:///{path}") as system:
+        vaults = [system.ref(Vault, str(number)) for number in range(10)]
+
+        async def deposit_into_all(name: str) -> int:
+            before = len(lines)
+            deposits = (Deposit(id=f"{name}-{number}", parts=3) for number in range(len(vaults)))
+            await asyncio.gather(*map(deposit, vaults, deposits, [lines.append] * len(vaults)))
+            return sum(line.startswith("refused") for line in lines[before:])
+
+        rounds = 0
+        while not await deposit_into_all(f"before-{rounds}"):
+            rounds += 1
+        refused_again = await deposit_into_all("full")
+        read_while_full = [(await vault.ask(GetTotal())).version for vault in vaults]
+        ballast.unlink()
+        refused_with_room = await deposit_into_all("after")
+    record = Record()
+    record.read("\n".join(lines))
+    tell(
+        rounds=rounds,
+        refused_again=refused_again,
+        read_while_full=read_while_full,
+        refused_with_room=refused_with_room,
+        errors=sorted(set(record.refused.values())),
+        unknown=len(record.unknown),
+        acknowledged=len(record.acks),
+        violations=await asyncio.to_thread(verdict, path, record),
+    )
+
+
+async def limited(path: Path, *, seconds: float = 0.7) -> None:
+    async with ActorSystem(f"sqlite:///{path}", ask_timeout=60) as system:
+        vault = system.ref(Vault, "1")
+        for number in range(3):
+            await deposit(vault, Deposit(id=f"before-{number}"), write)
+        log = Path(f"{path}-wal")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, resource.RLIM_INFINITY))
+        fault = ""
+        try:
+            with log.with_name("probe").open("wb", buffering=0) as probe:
+                while True:
+                    probe.write(bytes(log.stat().st_size))
+        except OSError as error:
+            fault = errno.errorcode[error.errno or 0]
+        under_way = asyncio.create_task(deposit(vault, Deposit(id="limited"), write))
+        await asyncio.wait([under_way], timeout=seconds)
+        was_waiting = not under_way.done()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await under_way
+        await deposit(vault, Deposit(id="after"), write)
+    tell(fault=fault, was_waiting=was_waiting)
+
+
+async def limited_long(path: Path) -> None:
+    await limited(path, seconds=45)
+
+
+def tell(**facts: object) -> None:
+    print(json.dumps(facts), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    # The errors are expected, and standard error is for the facts.
+    logging.disable()
+    asyncio.run(globals()[sys.argv[1]](Path(sys.argv[2])))
