@@ -14,6 +14,7 @@ from uuid_utils import uuid7
 from actors.actor import PersistentActor, new_actor
 from actors.command import Command
 from actors.commit import Commit, size_of
+from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Mailbox
 from eventstore.backend import Appended, AppendOutcome, EncodedEvent
 from eventstore.codec import encode_metadata, encode_payload
@@ -38,9 +39,6 @@ _ATTEMPTS = 3
 
 # Commands served from a mailbox in one turn of the loop, so that a full one does not hold up everybody else.
 _TURN = 64
-
-serving: contextvars.ContextVar[tuple[Cell, ...]] = contextvars.ContextVar("eventstore_serving", default=())
-"""The actors whose async handlers wait for what runs in this context, outermost first."""
 
 
 class Phase(Enum):
@@ -99,6 +97,7 @@ class Cell:
         "actor",
         "cls",
         "decisions",
+        "handling",
         "is_ready",
         "phase",
         "stream_id",
@@ -115,6 +114,7 @@ class Cell:
         self.used = 0
         self.phase = Phase.PASSIVE
         self.is_ready = False
+        self.handling: Handling | None = None
         self._mailbox: Mailbox | None = None
         self._staged: list[EncodedEvent] | None = None
         self._metadata: Metadata | None = None
@@ -138,13 +138,14 @@ class Cell:
             result = handle(self.actor, command)
         except BaseException as error:
             self._is_deciding = False
-            envelope = Envelope(command, self._runtime.new_reply(), metadata)
+            envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context())
             self._refused(envelope, error)
             return envelope
         self._is_deciding = False
         if not self._is_touched and self._tail is None:
             return result
-        envelope = Envelope(command, self._runtime.new_reply(), metadata)
+        # The context is for the case that it must be decided again.
+        envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context())
         envelope.result = result
         self._decided(envelope)
         return envelope
@@ -214,7 +215,7 @@ class Cell:
         self._metadata = envelope.metadata
         self._is_deciding = True
         try:
-            envelope.result = handle(self.actor, envelope.command)
+            envelope.result = cast("contextvars.Context", envelope.context).run(handle, self.actor, envelope.command)
         except BaseException as error:
             self._is_deciding = False
             self._refused(envelope, error)
@@ -228,7 +229,7 @@ class Cell:
         self._runtime.start_task(self._handle(handle, envelope), envelope.context)
 
     async def _handle(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
-        serving.set((*serving.get(), self))
+        self.begin_handling()
         self._metadata = envelope.metadata
         self._is_deciding = True
         try:
@@ -255,7 +256,19 @@ class Cell:
         else:
             self._refused(envelope, self._failure)
 
+    def begin_handling(self) -> None:
+        """From here on, what this context asks is asked by this actor."""
+        self.handling = Handling(self)
+        serving.set(self.handling)
+
+    def end_handling(self) -> None:
+        """The handler is done; what it left running asks for itself."""
+        if self.handling is not None:
+            self.handling.is_over = True
+            self.handling = None
+
     def _end_handling(self) -> None:
+        self.end_handling()
         self._is_deciding = False
         if self.phase is Phase.HANDLING:
             self.phase = Phase.LIVE

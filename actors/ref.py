@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, Phase, serving
+from actors.cell import Cell, Phase
 from actors.command import Command
 from actors.deadlines import Deadlines
+from actors.handling import serving
 from actors.mailbox import Envelope
-from eventstore.errors import ActorStopped, AskCycle, AskTimeout, DefinitionError, StoreClosed
+from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, StoreClosed
 from eventstore.events import Metadata
 
 A = TypeVar("A", bound=PersistentActor[Any])
@@ -29,6 +30,7 @@ class RefRuntime(Protocol):
     mailbox_overflow: Literal["reject", "wait"]
     next_use: Callable[[], int]
     is_open: bool
+    is_shut: bool
 
     def new_reply(self) -> asyncio.Future[Any]: ...
 
@@ -84,9 +86,19 @@ class ActorRef(Generic[A]):
 
     async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
         self._check_command(command)
-        chain = serving.get()
-        if any(cell.stream_id == self.stream_id for cell in chain):
-            raise AskCycle([*(cell.stream_id for cell in chain), self.stream_id])
+        handling = serving.get()
+        if handling is None or handling.is_over:
+            return await self._ask_and_wait(command, timeout, metadata)
+        # An async handler asks: it waits, so nobody it waits for may wait for it.
+        cell = self._live_cell()
+        handling.check_ask(cell)
+        handling.asking.append(cell)
+        try:
+            return await self._ask_and_wait(command, timeout, metadata)
+        finally:
+            handling.asking.remove(cell)
+
+    async def _ask_and_wait(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
         seconds = self._runtime.ask_timeout if timeout is None else timeout
         deadline = self._runtime.loop.time() + seconds
         cell = await self._accepting_cell(seconds)
@@ -107,8 +119,9 @@ class ActorRef(Generic[A]):
         return cell
 
     def _live_cell(self) -> Cell:
-        if not self._runtime.is_open:
-            raise ActorStopped("the actor system is closed, or not open yet: the command was not accepted")
+        if not self._runtime.is_open and (serving.get() is None or self._runtime.is_shut):
+            # What was accepted before the close may still ask others: else it could not be finished.
+            raise ActorStopped("the actor system is closed: the command was not accepted")
         if asyncio.get_running_loop() is not self._runtime.loop:
             raise StoreClosed(
                 "this actor system belongs to another event loop: from other threads, use "

@@ -117,7 +117,7 @@ class Runtime:
         """The live cell of an actor, brought to life if need be."""
         cell = self._cells.get(stream_id)
         if cell is None:
-            if not self.is_open:
+            if self.is_shut:
                 raise ActorStopped("the actor system is closed: the command was not accepted")
             if len(self._cells) >= self._settings.max_live:
                 self._make_room()
@@ -125,7 +125,7 @@ class Runtime:
             cell.used = self.next_use()
             self._cells[stream_id] = cell
             cell.activate(self._supervisor.pause_left(stream_id))
-            if self._sweeper is None:
+            if self._sweeper is None and self.is_open:
                 self._schedule_sweep()
         return cell
 
@@ -164,9 +164,13 @@ class Runtime:
                 actor = cell.start_anew()
                 await recover(self._store, actor, cell, page_timeout=self._settings.recovery_timeout)
             # Without a permit: the hook may ask actors that must recover first.
-            hook = actor.recovered()
-            if inspect.isawaitable(hook):
-                await hook
+            cell.begin_handling()
+            try:
+                hook = actor.recovered()
+                if inspect.isawaitable(hook):
+                    await hook
+            finally:
+                cell.end_handling()
         except EventStoreError as error:
             cell.recovery_failed(error)
         except Exception as error:

@@ -26,8 +26,8 @@ class Restart:
     def __post_init__(self) -> None:
         if not 0 <= self.first_pause_seconds <= self.longest_pause_seconds or self.window_seconds <= 0:
             raise DefinitionError("Restart: 0 <= first_pause_seconds <= longest_pause_seconds and window_seconds > 0")
-        if self.max_restarts is not None and not 0 <= self.max_restarts < _MAX_REMEMBERED_FAILURES:
-            raise DefinitionError(f"Restart: max_restarts is None or from 0 to {_MAX_REMEMBERED_FAILURES - 1}")
+        if self.max_restarts is not None and self.max_restarts < 0:
+            raise DefinitionError("Restart: max_restarts is None, or 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Stop:
 Supervision = Restart | Stop
 """Set it on the class: `supervision = Restart(max_restarts=5)`."""
 
-_MAX_REMEMBERED_FAILURES = 32
+# After so many doublings the pause has long been at its longest.
+_REMEMBERED_FAILURES = 32
 
 
 class Supervisor:
@@ -75,7 +76,7 @@ class _Record:
     __slots__ = ("count", "last", "matters_until", "not_before", "times")
 
     def __init__(self) -> None:
-        self.times: deque[float] = deque(maxlen=_MAX_REMEMBERED_FAILURES)
+        self.times: deque[float] = deque()
         self.count = 0
         self.last = ""
         self.not_before = 0.0
@@ -92,11 +93,15 @@ class _Record:
         while self.times and now - self.times[0] > policy.window_seconds:
             self.times.popleft()
         self.times.append(now)
+        while len(self.times) > max(_REMEMBERED_FAILURES, (policy.max_restarts or 0) + 1):
+            self.times.popleft()
         recent = len(self.times)
         if policy.max_restarts is not None and recent > policy.max_restarts:
             self.matters_until = math.inf
             return None
-        pause = min(policy.first_pause_seconds * 2.0 ** (recent - 1), policy.longest_pause_seconds)
+        pause = min(
+            policy.first_pause_seconds * 2.0 ** min(recent - 1, _REMEMBERED_FAILURES), policy.longest_pause_seconds
+        )
         self.not_before = now + pause
         self.matters_until = now + policy.window_seconds
         return pause

@@ -19,6 +19,10 @@ class Peek(Command[int]):
     """Reads, and stores nothing."""
 
 
+class PeekLater(Command[int]):
+    """Reads, and is handled by an `async def`."""
+
+
 class Hold(Command[None]):
     """Keeps the actor busy until `Account.release` is set."""
 
@@ -52,6 +56,10 @@ class Account(PersistentActor[Balance]):
 
     @command_handler
     def peek(self, command: Peek) -> int:
+        return self.state.amount
+
+    @command_handler
+    async def peek_later(self, command: PeekLater) -> int:
         return self.state.amount
 
     @command_handler

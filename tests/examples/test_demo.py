@@ -10,22 +10,12 @@ import textwrap
 import time
 from pathlib import Path
 
-import pytest
-
-from .conftest import Done, Run, command_of, run_in
+from .conftest import Run, command_of
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+def test_it_kills_the_bank_in_the_middle_and_finds_every_deposit(run_example: Run, tmp_path: Path) -> None:
+    done = run_example("demo.py")
 
-
-@pytest.fixture(scope="module")
-def done(folder: Path) -> Done:
-    return run_in(folder, command_of("demo.py"))
-
-
-def test_it_kills_the_bank_in_the_middle_and_finds_every_deposit(done: Done, folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     rounds = re.findall(r"Round \d: killed after [\d.]+ s, ([\d,]+) deposits acknowledged", done.stdout)
     assert len(rounds) == 5
@@ -35,10 +25,11 @@ def test_it_kills_the_bank_in_the_middle_and_finds_every_deposit(done: Done, fol
     assert table(done.stdout)["acknowledged deposits lost"] == 0
     assert table(done.stdout)["deposits stored twice"] == 0
     assert "Every acknowledged deposit is there, and none is there twice." in done.stdout
-    assert list((folder / "tmp").iterdir()) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_the_audit_trail_adds_up(done: Done) -> None:
+def test_the_audit_trail_adds_up(run_code: Run) -> None:
+    done = run_code("import demo; demo.ROUNDS = 1; demo.main('sqlite:///demo.db')")
     rows = re.findall(
         r"│ \d\d:\d\d:\d\d\.\d{3} │ +(\d+) │ account\.(deposited|withdrawn) │ +([+-][\d,.]+) │ +([\d,.]+) │",
         done.stdout,

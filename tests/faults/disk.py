@@ -2,6 +2,7 @@
 
     python -m tests.faults.disk asking FILE         eight deposits, one after the other, by an actor
     python -m tests.faults.disk appending FILE      the same by a store alone, so that no other connection is open
+    python -m tests.faults.disk reading FILE        what an actor says that nobody has woken before
     python -m tests.faults.disk filling FILE        on a small file system: until it is full, and with room again
     python -m tests.faults.disk limited FILE        while no file may grow
     python -m tests.faults.disk limited_long FILE   … for longer than an unknown outcome is looked into
@@ -40,6 +41,12 @@ async def appending(path: Path) -> None:
             write(f"intent d{number} vault-1 1 1")
             appended = await store.append("vault-1", parts_of(Deposit(id=f"d{number}")))
             write(f"ack d{number} {appended.versions[0]} {appended.versions[0]}")
+
+
+async def reading(path: Path) -> None:
+    async with ActorSystem(f"sqlite:///{path}") as system:
+        receipt = await system.ref(Vault, "1").ask(GetTotal())
+        write(f"ack read {receipt.version} {receipt.total}")
 
 
 async def filling(path: Path) -> None:
