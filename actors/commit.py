@@ -46,4 +46,7 @@ class Commit(PendingAppend):
 
 def size_of(events: list[EncodedEvent]) -> int:
     """The bytes that events count for in the queue of appends."""
-    return sum(len(event.payload) for event in events) + EVENT_OVERHEAD_BYTES * len(events)
+    size = EVENT_OVERHEAD_BYTES * len(events)
+    for event in events:
+        size += len(event.payload)
+    return size

@@ -25,9 +25,9 @@ _GROUP = 64
 _GOAL = Goal(1.3, 1.1, is_upper_limit=True)
 
 # Few enough that the small journal stays small: all rounds together add less than it has.
-_SINGLES = 40
+_SINGLES = 60
 _GROUPS = 4
-_ACTORS = 20
+_ACTORS = 40
 _READS = 200
 
 _INSERT_STREAM = "INSERT INTO journal_streams (id, stream_id, kind, created_at) VALUES (?, ?, 'Account', 1)"

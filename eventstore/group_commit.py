@@ -66,6 +66,7 @@ class GroupCommit:
         self._resolve_within = resolve_within
         self._waiting: deque[PendingAppend] = deque()
         self._waiting_bytes = 0
+        self._last_group_events = 0
         self._group: list[PendingAppend] = []
         self._in_flight: asyncio.Future[Sequence[AppendOutcome]] | None = None
         self._flush_scheduled = False
@@ -102,7 +103,12 @@ class GroupCommit:
             return
         self._waiting.append(pending)
         self._waiting_bytes += pending.size_bytes
-        if self._in_flight is None and not self._flush_scheduled:
+        if self._in_flight is not None or self._flush_scheduled:
+            return
+        if self._last_group_events <= 1:
+            # Nobody else was there the last time: whoever is alone need not wait for company.
+            self._flush()
+        else:
             # One turn of the loop later, so that everything decided in this turn shares the commit.
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
@@ -145,7 +151,9 @@ class GroupCommit:
         events = size = 0
         while self._waiting:
             pending = self._waiting[0]
-            count = sum(len(write.events) for write in pending.writes)
+            count = 0
+            for write in pending.writes:
+                count += len(write.events)
             too_large = events + count > MAX_GROUP_EVENTS or size + pending.size_bytes > MAX_GROUP_BYTES
             if group and too_large and not pending.is_withdrawn:
                 break
@@ -159,6 +167,7 @@ class GroupCommit:
             group.append(pending)
             events += count
             size += pending.size_bytes
+        self._last_group_events = events
         return group
 
     def _on_done(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
@@ -197,6 +206,8 @@ class GroupCommit:
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None
+        # No batch may be taken before every outcome is delivered: one that lost makes its owner withdraw the next.
+        self._flush_scheduled = True
         for pending, outcome in zip(group, outcomes, strict=True):
             try:
                 pending.on_outcome(pending, outcome)
@@ -204,10 +215,10 @@ class GroupCommit:
                 self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
         while self._on_room and not self.is_full:
             self._on_room.popleft()()
-        if self._waiting and not self._flush_scheduled:
-            self._flush_scheduled = True
+        if self._waiting:
             self._loop.call_soon(self._flush)
-        elif not self._waiting:
+        else:
+            self._flush_scheduled = False
             self._notify_drained()
 
     def _notify_drained(self) -> None:

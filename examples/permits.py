@@ -6,7 +6,8 @@
 The log is a CSV file in the form of process mining: one row per event, with the case, the activity, the time and who
 did it. Kill this program whenever you like and run it again: it goes on where it was, and no row is stored twice.
 
-Exit code: 0, 1 if rows were left out (each is named on stderr), 2 if the file cannot be used, 3 if the store failed.
+Exit code: 0, 1 if rows were left out (each is named on stderr), 2 if the file cannot be used, 3 if the store failed,
+130 if it was interrupted.
 """
 
 from __future__ import annotations

@@ -260,8 +260,8 @@ async def test_a_handler_cannot_hide_that_its_events_were_not_stored(system: Act
             return len(self.state.lines)
 
     notebook = system.ref(Hiding, "a")
-    await notebook.ask(Read())
     for text in ("", "more"):
+        await notebook.ask(Read())  # Live, and up to date before it is overtaken.
         await overtake(other, kind="Hiding")
         with pytest.raises(ConcurrencyError):
             await notebook.ask(Wait(text=text))

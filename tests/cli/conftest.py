@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +40,10 @@ class Result(NamedTuple):
     @property
     def objects(self) -> list[Any]:
         return [json.loads(line) for line in self.lines]
+
+
+Rewrite = Callable[[str], None]
+Change = Callable[[Callable[[EventStore], Awaitable[object]]], None]
 
 
 class Run(Protocol):
@@ -87,7 +93,8 @@ def start(*arguments: str | bytes, stdout: int = subprocess.PIPE, **environ: str
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
+    shaping = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED", "PYTHONIOENCODING")
+    kept = {name: value for name, value in os.environ.items() if name not in shaping}
     return {**kept, "PYTHONWARNINGS": "error", **more}
 
 
@@ -118,7 +125,7 @@ def own_url(own_journal: Path) -> str:
 
 
 @pytest.fixture
-def change(own_url: str) -> Callable[[Callable[[EventStore], Awaitable[object]]], None]:
+def change(own_url: str) -> Change:
     """Does something to the copy with the store's own methods."""
 
     def apply(work: Callable[[EventStore], Awaitable[object]]) -> None:
@@ -127,6 +134,22 @@ def change(own_url: str) -> Callable[[Callable[[EventStore], Awaitable[object]]]
                 await work(store)
 
         asyncio.run(changed())
+
+    return apply
+
+
+@pytest.fixture
+def rewrite(own_journal: Path) -> Rewrite:
+    """Changes events of the copy, which the journal itself refuses."""
+
+    def apply(update: str) -> None:
+        with closing(sqlite3.connect(own_journal)) as connection:
+            name = "journal_events_no_update"
+            (trigger,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+            connection.execute(f"DROP TRIGGER {name}")
+            connection.execute(f"UPDATE journal_events SET {update}")
+            connection.execute(trigger)
+            connection.commit()
 
     return apply
 

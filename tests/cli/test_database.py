@@ -12,7 +12,7 @@ import pytest
 
 from eventstore import EventStore, SchemaMissing
 
-from .conftest import Run
+from .conftest import Rewrite, Run
 
 ACCOUNT = "cli_ledger:Account"
 LOOKING = [
@@ -133,15 +133,8 @@ class TestDoctor:
         path.write_text("Dear Sir or Madam, " * 99)
         assert cli("doctor", f"sqlite:///{path}", "--json").objects[0]["healthy"] is False
 
-    def test_damage_to_the_newest_event_is_found(self, cli: Run, own_journal: Path, own_url: str) -> None:
-        with closing(sqlite3.connect(own_journal)) as connection:
-            (trigger,) = connection.execute(
-                "SELECT sql FROM sqlite_master WHERE name = 'journal_events_no_update'"
-            ).fetchone()
-            connection.execute("DROP TRIGGER journal_events_no_update")
-            connection.execute("UPDATE journal_events SET payload = '{' WHERE position = 13")
-            connection.execute(trigger)
-            connection.commit()
+    def test_damage_to_the_newest_event_is_found(self, cli: Run, own_url: str, rewrite: Rewrite) -> None:
+        rewrite("payload = '{' WHERE position = 13")
         result = cli("doctor", own_url)
         assert result.code == 1
         assert "problem: JournalCorrupt: stream 'Note-1'" in result.out

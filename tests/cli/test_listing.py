@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .conftest import EVIL_ID, EVIL_NOTE, Run
+from .conftest import EVIL_ID, EVIL_NOTE, Rewrite, Run
 
 
 class TestStreams:
@@ -47,6 +47,21 @@ class TestEvents:
         (event,) = cli("events", url, "Account-huge", "--json").objects
         assert event["payload"]["amount"] == 12345678901234567890123
         assert event["metadata"] is None
+
+    def test_a_payload_written_over_several_lines_stays_one_line(
+        self, cli: Run, own_url: str, rewrite: Rewrite
+    ) -> None:
+        rewrite("payload = '{\n\t\"amount\":\r\n7}' WHERE position = 13")
+        (event,) = cli("events", own_url, "Note-1", "--json").objects
+        assert event["payload"] == {"amount": 7}
+        (line,) = cli("events", own_url, "Note-1").lines
+        assert line.split("\t")[4] == '{  "amount":  7}'
+
+    def test_a_payload_that_is_no_json_is_an_error_with_json(self, cli: Run, own_url: str, rewrite: Rewrite) -> None:
+        rewrite("payload = '{' WHERE position = 13")
+        result = cli("events", own_url, "Note-1", "--json")
+        assert (result.code, result.out) == (3, "")
+        assert json.loads(result.err)["error"] == "JournalCorrupt"
 
     def test_a_range_of_versions_is_chosen(self, cli: Run, url: str) -> None:
         def versions(*options: str) -> list[int]:

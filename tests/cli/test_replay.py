@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 
 from eventstore import EventStore, Snapshot
 from eventstore.snapshots import new_snapshot
 
-from .conftest import Run
+from .conftest import Change, Run
 
 ACCOUNT = "cli_ledger:Account"
-Change = Callable[[Callable[[EventStore], Awaitable[object]]], None]
 
 
 def fingerprint() -> str:
@@ -153,6 +151,20 @@ class TestReplay:
         assert result.code == 1
         assert "up to version 3 were removed, and no snapshot from there on can be used" in result.lines[0]
 
+    def test_a_snapshot_of_the_last_event_removed_serves(self, cli: Run, own_url: str, change: Change) -> None:
+        change(lambda store: store.truncate("Account-alice", 4, reason="test"))
+        result = cli("replay", own_url, ACCOUNT, "alice")
+        assert result.lines == ["1 Account actor, 1 event folded, 0 snapshots compared: no differences"]
+
+    def test_a_stream_named_by_the_kind_alone_is_no_actor(self, cli: Run, own_url: str, change: Change) -> None:
+        async def append(store: EventStore) -> None:
+            from cli_ledger import Stray
+
+            await store.append("Account", [Stray()])
+
+        change(append)
+        assert cli("replay", own_url, ACCOUNT).lines[0].startswith("4 Account actors")
+
     def test_a_class_that_fails_is_reported_for_each_actor(self, cli: Run, url: str) -> None:
         result = cli("replay", url, "cli_ledger:Unmade", "alice", "huge")
         assert result.code == 1
@@ -169,18 +181,20 @@ class TestReplay:
 
             for _ in range(5):
                 await store.append("Account-long", [Deposited(amount=1) for _ in range(500)])
-            for version in (199, 200, 201, 1234, 2500):
+            for version in versions:
                 await store.save_snapshot(
                     snapshot("long", version, b'{"amount":%d,"notes":[],"history":[%b]}' % (version, ones(version))),
-                    keep=9,
+                    keep=99,
                 )
+
+        versions = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 199, 200, 201, 1234, 2500)
 
         def ones(count: int) -> bytes:
             return b",".join([b"1"] * count)
 
         change(fill)
         result = cli("replay", own_url, ACCOUNT, "long")
-        assert result.lines == ["1 Account actor, 2,500 events folded, 5 snapshots compared: no differences"]
+        assert result.lines == ["1 Account actor, 2,500 events folded, 15 snapshots compared: no differences"]
 
 
 class TestSnapshot:

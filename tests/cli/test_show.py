@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
 
-from .conftest import Run
+from .conftest import Change, Rewrite, Run
 
 ACCOUNT = "cli_ledger:Account"
 
@@ -72,6 +69,15 @@ class TestShow:
         assert result.code == 3
         assert "up to version 3 were removed" in result.err
 
+    def test_where_everything_was_removed_the_snapshot_is_shown_and_no_time(
+        self, cli: Run, own_url: str, change: Change
+    ) -> None:
+        change(lambda store: store.truncate("Account-alice", 4, reason="test"))
+        (shown,) = cli("show", own_url, ACCOUNT, "alice", "--at", "4", "--json").objects
+        assert (shown["snapshot_version"], shown["recorded_at"], shown["state"]["amount"]) == (4, None, 100)
+        result = cli("show", own_url, ACCOUNT, "alice", "--at", "4")
+        assert (result.code, "recorded" in result.out) == (0, False)
+
 
 class TestAtTime:
     def test_an_event_counts_from_the_very_moment_it_was_recorded(self, cli: Run, url: str) -> None:
@@ -85,15 +91,8 @@ class TestAtTime:
         (shown,) = cli("show", url, ACCOUNT, "alice", "--at-time", moment.isoformat(), "--json").objects
         assert shown["version"] == 2
 
-    def test_of_events_recorded_at_one_moment_the_last_counts(self, cli: Run, own_journal: Path, own_url: str) -> None:
-        with closing(sqlite3.connect(own_journal)) as connection:
-            connection.execute("DROP TRIGGER journal_events_no_update")
-            connection.execute("UPDATE journal_events SET recorded_at = 1000000 * min(position, 2) WHERE position <= 4")
-            connection.execute(
-                "CREATE TRIGGER journal_events_no_update BEFORE UPDATE ON journal_events "
-                "BEGIN SELECT RAISE(ABORT, 'journal events are never changed'); END"
-            )
-            connection.commit()
+    def test_of_events_recorded_at_one_moment_the_last_counts(self, cli: Run, own_url: str, rewrite: Rewrite) -> None:
+        rewrite("recorded_at = 1000000 * min(position, 2) WHERE position <= 4")
         (shown,) = cli("show", own_url, ACCOUNT, "alice", "--at-time", "1970-01-01T00:00:02Z", "--json").objects
         assert shown["version"] == 4
 
