@@ -93,6 +93,8 @@ class Runtime:
             for cell in self._cells.values():
                 cell.abandon()
             self._cells.clear()
+            # Whoever was answered just now gets a turn before the store is gone.
+            await asyncio.sleep(0)
 
     async def _finish(self) -> None:
         try:

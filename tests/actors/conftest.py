@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+
 from actors import ActorSystem
 from eventstore import EventStore
-
 from tests.actors.faults import Faults
 
 

@@ -13,7 +13,6 @@ from eventstore.backend import Appended, AppendOutcome, Batch, Load, Loaded, Sto
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, encode_batch
 from eventstore.errors import JournalCorrupt
 from eventstore.url import parse_store_url
-
 from tests.actors.notebook import until
 
 Fault = Callable[[Callable[[], Awaitable[Sequence[AppendOutcome]]]], Awaitable[Sequence[AppendOutcome]]]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from pydantic import BaseModel, Field
+
 from actors import Command, CommandRejected, PersistentActor, command_handler, event_handler
 from eventstore import Event, EventStore
-from pydantic import BaseModel, Field
 
 
 class Write(Command[int]):

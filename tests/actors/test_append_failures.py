@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+
 from actors import ActorSystem, PersistentActor, Restart, command_handler, event_handler
 from backends.conformance.cases import case
 from eventstore import (
@@ -17,7 +18,6 @@ from eventstore import (
     StorageFull,
     StoreClosed,
 )
-
 from tests.actors.faults import Faults, answer_lost, refused, request_lost
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, WriteSlowly, Written, texts
 

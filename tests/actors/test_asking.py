@@ -9,9 +9,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
+
 from actors import ActorRef, ActorSystem, AskCycle, PersistentActor, Restart, command_handler
 from eventstore import ActorError, BackendUnavailable, EventStore
-
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Notebook, Page, Read, Refuse, Wait, Write, WriteSlowly, Written, texts, until
 
@@ -333,9 +333,10 @@ async def test_what_a_plain_handler_sets_out_of_the_mailbox_does_not_reach_other
             return int(before == "nobody")
 
     setting = system.ref(Setting, "a")
-    assert await asyncio.gather(*(asyncio.create_task(setting.ask(Wait(text=str(number)))) for number in range(5))) == [
-        1
-    ] * 5
+    assert (
+        await asyncio.gather(*(asyncio.create_task(setting.ask(Wait(text=str(number)))) for number in range(5)))
+        == [1] * 5
+    )
 
 
 async def test_asks_from_another_thread_are_refused_with_what_to_do(system: ActorSystem):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from pydantic import BaseModel, JsonValue
+
 from actors import (
     ActorSystem,
     Command,
@@ -16,8 +18,6 @@ from actors import (
 )
 from backends.conformance.cases import case
 from eventstore import ActorError, Event, EventEncodeError, EventStore, Metadata, PayloadTooLarge
-from pydantic import BaseModel, JsonValue
-
 from tests.actors.notebook import (
     Break,
     Notebook,
@@ -102,9 +102,7 @@ async def test_events_of_several_persists_keep_their_order_and_are_one_batch(sys
             self.persist(Written(text=f"after {self.state.lines[-1]}"))
             return len(self.state.lines)
 
-    replies = await asyncio.gather(
-        system.ref(Nested, "a").ask(Wait()), system.ref(Nested, "a").ask(Write(text="next"))
-    )
+    replies = await asyncio.gather(system.ref(Nested, "a").ask(Wait()), system.ref(Nested, "a").ask(Write(text="next")))
     records = [record async for record in store.read("Nested-a")]
     assert replies == [3, 4]
     assert [record.json()["text"] for record in records] == ["x", "y", "after y", "next"]
@@ -146,7 +144,9 @@ async def test_the_metadata_of_an_ask_is_stored_with_every_event_of_the_command_
 # Refusals and failures
 
 
-@pytest.mark.parametrize("command", [Refuse(reason="too late"), WriteAndRefuse(text="x")], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "command", [Refuse(reason="too late"), WriteAndRefuse(text="x")], ids=lambda c: type(c).__name__
+)
 async def test_a_refusal_reaches_the_asker_stores_nothing_and_the_actor_goes_on(
     system: ActorSystem, store: EventStore, command: Command[None]
 ):
@@ -292,7 +292,9 @@ async def test_a_handler_that_raises_stop_iteration_fails_its_own_command_alone(
     with pytest.raises(RuntimeError):
         await notebook.ask(Wait())
     replies = await asyncio.gather(
-        notebook.ask(Write(text="x")), notebook.ask(Wait(), timeout=5), notebook.ask(Write(text="y"), timeout=5),
+        notebook.ask(Write(text="x")),
+        notebook.ask(Wait(), timeout=5),
+        notebook.ask(Write(text="y"), timeout=5),
         return_exceptions=True,
     )
     assert isinstance(replies[1], RuntimeError)

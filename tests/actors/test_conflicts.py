@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from actors import ActorSystem, CommandRejected, command_handler
 from eventstore import ConcurrencyError, EventStore, Metadata
-
 from tests.actors.faults import Direct, Faults
 from tests.actors.notebook import (
     Notebook,
@@ -27,9 +27,7 @@ async def overtake(other: EventStore | Direct, *lines: str, kind: str = "Noteboo
     await other.append(f"{kind}-a", [Written(text=line) for line in lines or ("other",)])
 
 
-async def test_a_command_that_lost_a_conflict_is_decided_again_on_the_new_state(
-    system: ActorSystem, other: EventStore
-):
+async def test_a_command_that_lost_a_conflict_is_decided_again_on_the_new_state(system: ActorSystem, other: EventStore):
     notebook = system.ref(Notebook, "a")
     await notebook.ask(Write(text="1"))
     await overtake(other)
@@ -111,9 +109,7 @@ async def test_a_refusal_behind_a_lost_write_is_decided_again(system: ActorSyste
     notebook = system.ref(Single, "a")
     await notebook.ask(Read())
     await overtake(other, kind="Single")
-    replies = await asyncio.gather(
-        notebook.ask(Write(text="1")), notebook.ask(Wait()), return_exceptions=True
-    )
+    replies = await asyncio.gather(notebook.ask(Write(text="1")), notebook.ask(Wait()), return_exceptions=True)
     assert isinstance(replies[0], CommandRejected)
     assert replies[1] == 1
     assert await texts(system.store, kind="Single") == ["other"]
@@ -285,9 +281,7 @@ async def test_plain_commands_behind_a_lost_async_one_are_decided_again(system: 
     assert replies[1:] == [2, ["other", "2"]]
 
 
-async def test_a_conflict_of_one_actor_leaves_its_neighbours_in_the_same_commit(
-    system: ActorSystem, other: EventStore
-):
+async def test_a_conflict_of_one_actor_leaves_its_neighbours_in_the_same_commit(system: ActorSystem, other: EventStore):
     refs = {key: system.ref(Notebook, key) for key in "abc"}
     await asyncio.gather(*(ref.ask(Read()) for ref in refs.values()))
     await overtake(other)

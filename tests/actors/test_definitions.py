@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import pytest
+from pydantic import BaseModel
+
 from actors import (
     ActorSystem,
     Command,
@@ -18,8 +20,6 @@ from actors import (
     event_handler,
 )
 from eventstore import Event
-from pydantic import BaseModel
-
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, Written
 
 S = TypeVar("S")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from actors import ActorSystem
 from eventstore import InvalidStreamId
-
 from tests.actors.notebook import Notebook, Read, Write, texts
 
 ODD = [
@@ -91,4 +91,4 @@ async def test_a_reference_costs_no_actor(system: ActorSystem):
 
 
 async def test_a_reference_shows_its_class_and_stream(system: ActorSystem):
-    assert repr(system.ref(Notebook, "a'b")) == "ActorRef(Notebook, \"Notebook-a'b\")"
+    assert repr(system.ref(Notebook, "a'b")) == 'ActorRef(Notebook, "Notebook-a\'b")'

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import BaseModel, Field, PrivateAttr
+
 from actors import (
     ActorError,
     Command,
@@ -19,8 +21,6 @@ from actors import (
 )
 from actors.testing import KitFailure, Scenario
 from eventstore import Event, EventEncodeError
-from pydantic import BaseModel, Field, PrivateAttr
-
 from tests.actors.notebook import (
     Break,
     Notebook,
@@ -90,7 +90,9 @@ async def test_a_refusal_is_the_outcomes_rejection():
     assert (outcome.events, outcome.state) == ((), Page(lines=["1"]))
 
 
-@pytest.mark.parametrize("command", [WriteAndRefuse(text="x"), WriteAndBreak(text="x"), Break()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "command", [WriteAndRefuse(text="x"), WriteAndBreak(text="x"), Break()], ids=lambda c: type(c).__name__
+)
 async def test_whatever_a_handler_raises_is_the_rejection_and_drops_what_was_persisted(command: Command[None]):
     scenario = Scenario(Notebook).given(Written(text="1"))
     outcome = await scenario.when(command)
@@ -405,7 +407,9 @@ async def test_a_state_that_cannot_be_read_again():
         await Scenario(Dividing).when(Write(text="x"))
 
 
-@pytest.mark.parametrize("source", [lambda: str(random.random()), lambda: str(datetime.now(UTC)), lambda: str(id(object()))])
+@pytest.mark.parametrize(
+    "source", [lambda: str(random.random()), lambda: str(datetime.now(UTC)), lambda: str(id(object()))]
+)
 def test_replays_that_differ_are_found(source: Any):
     counter = iter(range(1000))
 

@@ -9,11 +9,11 @@ import time
 import weakref
 
 import pytest
+
 from actors import ActorStopped, ActorSystem, Restart, SnapshotPolicy, command_handler, event_handler
 from backends.conformance.cases import case
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown, StoreClosed
 from eventstore.backend import Load, StoredSnapshot
-
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Notebook, Read, Wait, Write, WriteAndBreak, WriteSlowly, Written, texts, until
 
@@ -164,7 +164,9 @@ async def test_far_more_actors_than_the_cap_all_keep_their_state(url: str):
 
 async def test_a_cap_below_what_is_busy_refuses_nobody(url: str):
     async with ActorSystem(url, max_live=2) as system:
-        replies = await asyncio.gather(*(system.ref(Notebook, str(number)).ask(Write(text="x")) for number in range(20)))
+        replies = await asyncio.gather(
+            *(system.ref(Notebook, str(number)).ask(Write(text="x")) for number in range(20))
+        )
         assert replies == [1] * 20
 
 

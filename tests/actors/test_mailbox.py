@@ -6,11 +6,11 @@ import asyncio
 import logging
 
 import pytest
+
 from actors import ActorStopped, ActorSystem, AskTimeout, MailboxFull, Restart, command_handler
 from backends.conformance.cases import case
 from eventstore import BackendUnavailable, EventStore
 from eventstore.backend import Load
-
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Break, Notebook, Read, Refuse, Wait, Write, Written, texts, until
 
@@ -197,9 +197,7 @@ async def test_a_long_mailbox_does_not_keep_others_from_running(url: str, gate: 
 # tell
 
 
-async def test_tell_returns_when_the_command_is_accepted_and_not_when_it_is_handled(
-    url: str, gate: asyncio.Event
-):
+async def test_tell_returns_when_the_command_is_accepted_and_not_when_it_is_handled(url: str, gate: asyncio.Event):
     async with ActorSystem(url) as system:
         first = await occupied(system)
         notebook = system.ref(Gated, "a")
@@ -276,9 +274,7 @@ async def test_an_ask_that_times_out_in_the_mailbox_is_still_handled(url: str, g
         assert await notebook.ask(Read()) == ["first", "x"]
 
 
-async def test_an_ask_that_times_out_while_its_append_is_in_flight_is_still_stored(
-    faults: Faults, faulty: ActorSystem
-):
+async def test_an_ask_that_times_out_while_its_append_is_in_flight_is_still_stored(faults: Faults, faulty: ActorSystem):
     notebook = faulty.ref(Notebook, "a")
     await notebook.ask(Read())
     faults.hold()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+
 from actors import (
     ActorSystem,
     PersistentActor,
@@ -31,7 +32,6 @@ from eventstore.backend import EncodedEvent, Expected, Load, StreamWrite
 from eventstore.codec import new_event_id
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
-
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Page, Read, Refuse, Unhandled, Wait, Write, Written, texts, until
 
@@ -164,9 +164,7 @@ async def test_a_hook_that_times_out_is_not_mistaken_for_a_slow_journal(system: 
 
 
 @case("C154")
-async def test_commands_sent_during_recovery_are_served_after_it_in_their_order(
-    faults: Faults, faulty: ActorSystem
-):
+async def test_commands_sent_during_recovery_are_served_after_it_in_their_order(faults: Faults, faulty: ActorSystem):
     gate = asyncio.Event()
 
     async def wait(_: Load) -> None:
@@ -341,9 +339,7 @@ async def test_an_event_handler_that_raises_at_replay_stops_the_recovery_with_st
 
 
 @case("C155")
-async def test_no_command_is_served_by_an_actor_that_could_not_recover(
-    system: ActorSystem, fragile: type[Fragile]
-):
+async def test_no_command_is_served_by_an_actor_that_could_not_recover(system: ActorSystem, fragile: type[Fragile]):
     fragile.fails_at = 2
     await write(system.store, "1", "2", "3")
     notebook = system.ref(fragile, "a")
@@ -385,9 +381,7 @@ async def test_an_event_that_cannot_be_decoded_stops_the_recovery_with_stream_ve
     assert isinstance(raised.value.__cause__, EventDecodeError)
 
 
-async def test_an_event_of_a_newer_schema_stops_the_recovery_and_says_so(
-    system: ActorSystem, fragile: type[Fragile]
-):
+async def test_an_event_of_a_newer_schema_stops_the_recovery_and_says_so(system: ActorSystem, fragile: type[Fragile]):
     await write_raw(system.store, "tests.written", b'{"text":"1"}', schema_version=2)
     with pytest.raises(RecoveryError, match="schema version 2, the class has 1; it was written by newer code"):
         await system.ref(fragile, "a").ask(Read())
@@ -475,9 +469,7 @@ async def test_fold_from_a_snapshot_and_the_events_after_it_equals_fold_from_all
     if taken_at:
         state = (await fold(system.store, Notebook, "a", through=taken_at, use_snapshots=False)).state
         await system.store.save_snapshot(
-            new_snapshot(
-                "Notebook-a", taken_at, Notebook.state_type.fingerprint, Notebook.state_type.dump(state)
-            )
+            new_snapshot("Notebook-a", taken_at, Notebook.state_type.fingerprint, Notebook.state_type.dump(state))
         )
     for through in (None, 1, 2, 3, 4):
         whole = await fold(system.store, Notebook, "a", through=through, use_snapshots=False)

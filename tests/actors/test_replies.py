@@ -7,10 +7,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+
 from actors import ActorSystem, Command, CommandRejected, command_handler
 from backends.conformance.cases import case
 from eventstore import ActorError
-
 from tests.actors.faults import Faults
 from tests.actors.notebook import (
     Break,
@@ -55,7 +55,9 @@ async def test_a_reply_waits_for_the_events_of_its_command(faults: Faults, fault
 
 
 @pytest.mark.parametrize(
-    "command", [Read(), Refuse(), Break(), Write(text="y"), WriteSlowly(text="y")], ids=lambda command: type(command).__name__
+    "command",
+    [Read(), Refuse(), Break(), Write(text="y"), WriteSlowly(text="y")],
+    ids=lambda command: type(command).__name__,
 )
 async def test_a_reply_waits_for_the_events_of_all_earlier_commands(
     faults: Faults, faulty: ActorSystem, command: Command[Any]
@@ -341,9 +343,7 @@ async def test_a_durable_wait_of_a_handler_that_has_ended_is_refused(system: Act
         await tasks[0]
 
 
-async def test_more_commands_than_one_commit_takes_are_all_answered_in_order(
-    faults: Faults, faulty: ActorSystem
-):
+async def test_more_commands_than_one_commit_takes_are_all_answered_in_order(faults: Faults, faulty: ActorSystem):
     notebook = faulty.ref(Notebook, "a")
     await notebook.ask(Read())
     faults.hold()
@@ -359,7 +359,9 @@ async def test_more_commands_than_one_commit_takes_are_all_answered_in_order(
 async def test_one_command_may_persist_more_events_than_one_commit_takes(system: ActorSystem):
     notebook = system.ref(Notebook, "a")
     many = tuple(str(number) for number in range(1500))
-    replies = await asyncio.gather(notebook.ask(WriteAll(texts=many)), notebook.ask(Write(text="x")), notebook.ask(Read()))
+    replies = await asyncio.gather(
+        notebook.ask(WriteAll(texts=many)), notebook.ask(Write(text="x")), notebook.ask(Read())
+    )
     assert replies[:2] == [1500, 1501]
     assert await texts(system.store) == [*many, "x"]
     assert len({record.batch_id async for record in system.store.read("Notebook-a", through=1500)}) == 1

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from actors import ActorSystem, Command, CommandRejected, PersistentActor, Restart, SnapshotPolicy, fold
 from actors import command_handler as on_command
 from actors import event_handler as on_event
 from eventstore import BackendUnavailable, ConcurrencyError, EventStore
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from tests.actors.faults import Fault, Faults, answer_lost, refused, request_lost
 from tests.actors.notebook import Page, Written
 
@@ -121,6 +121,7 @@ class Model:
     """What is known about one actor: which lines are in its journal, or not, and how long it was at least."""
 
     stored: list[tuple[str, ...]] = field(default_factory=list)
+    batches: list[tuple[str, ...]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     undecided: list[tuple[str, ...]] = field(default_factory=list)
     replies: list[list[str]] = field(default_factory=list)
@@ -132,6 +133,8 @@ class Model:
             case list():
                 self.stored.append(lines)
                 self.replies.append(outcome)
+                if lines and isinstance(command, Plainly):
+                    self.batches.append(lines)
                 assert outcome[len(outcome) - len(lines) :] == list(lines), "a reply shows the command's own events"
             case CommandRejected() | ValueError() if command.ends == "refused at once":
                 self.absent.extend(lines)
@@ -150,9 +153,10 @@ class Model:
         assert len(set(journal)) == len(journal), "nothing is stored twice"
         for lines in self.stored:
             if lines:
-                start = journal.index(lines[0])
-                assert journal[start : start + len(lines)] == list(lines) or len(lines) > 1
-                assert [line for line in journal if line in lines] == list(lines)
+                assert [line for line in journal if line in lines] == list(lines), "all is stored, in its order"
+        for lines in self.batches:
+            start = journal.index(lines[0])
+            assert journal[start : start + len(lines)] == list(lines), "one persist is stored as one"
         assert not set(self.absent) & set(journal), "what failed is not stored"
         for reply in self.replies:
             assert reply == journal[: len(reply)], "a reply shows what the journal held"
@@ -269,7 +273,7 @@ def quiet() -> Iterator[None]:
 
 
 KINDS = ["memory", "sqlite", "faulty memory"]
-few = settings(max_examples=35, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 many = settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -7,6 +7,8 @@ import logging
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import BaseModel, Field, PlainSerializer
+
 from actors import (
     ActorSystem,
     PersistentActor,
@@ -22,8 +24,6 @@ from eventstore import EventStore, SnapshotUnusable
 from eventstore.backend import StoredSnapshot
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot, pack
-from pydantic import BaseModel, Field, PlainSerializer
-
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, WriteAll, Written, texts, until
 
@@ -149,9 +149,7 @@ async def test_only_the_newest_are_kept(system: ActorSystem):
 # What is in it
 
 
-async def test_a_snapshot_is_of_what_is_durable_and_never_of_what_is_only_decided(
-    faults: Faults, faulty: ActorSystem
-):
+async def test_a_snapshot_is_of_what_is_durable_and_never_of_what_is_only_decided(faults: Faults, faulty: ActorSystem):
     class Every1(Notebook):
         snapshot_policy = SnapshotPolicy(every=1)
 
@@ -265,7 +263,9 @@ def raising(value: object) -> str:
     raise AttributeError("not that one")
 
 
-@pytest.mark.parametrize("policy", [SnapshotPolicy(every=1), SnapshotPolicy(on_passivation=True)], ids=["every", "on_passivation"])
+@pytest.mark.parametrize(
+    "policy", [SnapshotPolicy(every=1), SnapshotPolicy(on_passivation=True)], ids=["every", "on_passivation"]
+)
 async def test_a_state_that_cannot_be_written_stops_nobody(
     url: str, caplog: pytest.LogCaptureFixture, policy: SnapshotPolicy
 ):
@@ -297,7 +297,9 @@ async def test_a_state_that_cannot_be_written_stops_nobody(
 # Recovery from it
 
 
-async def snapshot_at(store: EventStore, cls: type[PersistentActor[Any]], version: int, **changes: Any) -> StoredSnapshot:
+async def snapshot_at(
+    store: EventStore, cls: type[PersistentActor[Any]], version: int, **changes: Any
+) -> StoredSnapshot:
     """A snapshot as the actor itself would have taken it then, saved."""
     folded = await fold(store, cls, "a", through=version, use_snapshots=False)
     data = cls.state_type.dump(folded.state)

@@ -6,11 +6,11 @@ import asyncio
 import time
 
 import pytest
+
 from actors import ActorStopped, ActorSystem, Restart, Stop, command_handler
 from backends.conformance.cases import case
 from eventstore import BackendUnavailable, EventStore
 from eventstore.backend import Load
-
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Break, Notebook, Read, Refuse, Wait, Write, WriteAndBreak, Written, texts, until
 
@@ -30,9 +30,7 @@ async def test_a_failed_actor_restarts_after_a_pause_and_serves_what_came_meanwh
 
     await fail(system, Pausing)
     began = time.monotonic()
-    assert await asyncio.gather(
-        *(system.ref(Pausing, "a").ask(Write(text=text)) for text in "123")
-    ) == [1, 2, 3]
+    assert await asyncio.gather(*(system.ref(Pausing, "a").ask(Write(text=text)) for text in "123")) == [1, 2, 3]
     assert time.monotonic() - began >= 0.04
 
 
@@ -92,9 +90,7 @@ async def test_without_a_limit_it_is_never_given_up(system: ActorSystem):
 
 
 @case("C160", "C167")
-async def test_commands_that_wait_when_an_actor_fails_are_kept_over_the_restart(
-    faults: Faults, faulty: ActorSystem
-):
+async def test_commands_that_wait_when_an_actor_fails_are_kept_over_the_restart(faults: Faults, faulty: ActorSystem):
     class Pausing(Notebook):
         supervision = Restart(first_pause_seconds=0.02)
 
@@ -182,7 +178,9 @@ async def test_a_stopped_actor_fails_the_commands_that_waited(faults: Faults, fa
     faults.hold()
     asks = [asyncio.create_task(notebook.ask(Write(text="stored")))]
     await faults.held()
-    asks += [asyncio.create_task(notebook.ask(command)) for command in (WriteAndBreak(text="x"), Read(), Write(text="y"))]
+    asks += [
+        asyncio.create_task(notebook.ask(command)) for command in (WriteAndBreak(text="x"), Read(), Write(text="y"))
+    ]
     await asyncio.sleep(0)
     faults.release()
     replies = await asyncio.gather(*asks, return_exceptions=True)

@@ -1,0 +1,194 @@
+"""What a user's type checker knows. Nothing here is run: `test_checkers.py` has mypy and basedpyright read it.
+
+Every ignored line is a negative case: there both checkers are told to complain about an ignore that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Generic, TypeVar, assert_type
+
+from pydantic import BaseModel
+
+from actors import (
+    ActorRef,
+    ActorSystem,
+    Command,
+    Folded,
+    PersistentActor,
+    Restart,
+    SnapshotPolicy,
+    Stop,
+    command_handler,
+    event_handler,
+    fold,
+)
+from actors.testing import Outcome, Scenario
+from eventstore import Event, EventStore, Metadata
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Deposit(Command[int]):
+    amount: int
+
+
+class Rename(Command[None]):
+    name: str
+
+
+class Find(Command[list[str]]):
+    pass
+
+
+class Maybe(Command[str | None]):
+    pass
+
+
+class DepositLater(Deposit):
+    days: int = 0
+
+
+class Get(Command[T], Generic[T]):
+    pass
+
+
+class Deposited(Event, name="typing.deposited"):
+    amount: int
+
+
+class Balance(BaseModel):
+    amount: int = 0
+
+
+class Account(PersistentActor[Balance]):
+    snapshot_policy = SnapshotPolicy(every=100)
+    supervision = Restart(max_restarts=3)
+
+    @command_handler
+    def deposit(self, command: Deposit | DepositLater) -> int:
+        assert_type(self.state, Balance)
+        assert_type(self.state.amount, int)
+        assert_type(self.persist(Deposited(amount=command.amount)), Awaitable[None])
+        assert_type(self.key, str)
+        assert_type(self.version, int)
+        self.persist(command)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        self.persist("deposited")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        self.state = 7  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+        return self.state.amount
+
+    @command_handler
+    async def rename(self, command: Rename) -> None:
+        await self.persist(Deposited(amount=1))
+
+    @event_handler
+    def deposited(self, event: Deposited) -> None:
+        self.state.amount += event.amount
+        print(self.state.missing)  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
+
+    def recovered(self) -> None:
+        assert_type(self.state, Balance)
+
+
+class Recovering(PersistentActor[dict[str, int]]):
+    supervision = Stop()
+
+    def initial_state(self) -> dict[str, int]:
+        return {"a": 1}
+
+    async def recovered(self) -> None:
+        assert_type(self.state, dict[str, int])
+
+
+class Misconfigured(PersistentActor[Balance]):
+    supervision = "restart"  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+    snapshot_policy = SnapshotPolicy(every="100")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+    def initial_state(self) -> int:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+        return 0
+
+
+class Base(PersistentActor[S], Generic[S]):
+    def current(self) -> S:
+        return self.state
+
+
+class Derived(Base[Balance]):
+    @command_handler
+    def find(self, command: Find) -> list[str]:
+        assert_type(self.current(), Balance)
+        return []
+
+
+async def asking(system: ActorSystem) -> None:
+    alice = system.ref(Account, "alice")
+    assert_type(alice, ActorRef[Account])
+    assert_type(alice.stream_id, str)
+    assert_type(await alice.ask(Deposit(amount=1)), int)
+    assert_type(await alice.ask(Deposit(amount=1), timeout=1.5, metadata=Metadata(user="ann")), int)
+    assert_type(await alice.ask(DepositLater(amount=1, days=2)), int)
+    assert_type(await alice.ask(Find()), list[str])
+    assert_type(await alice.ask(Maybe()), str | None)
+    assert_type(await alice.ask(Get[bytes]()), bytes)
+    assert_type(alice.restart(), None)
+
+    nothing: None = await alice.ask(Rename(name="x"))  # type: ignore[func-returns-value]
+    number: int = await alice.ask(Deposit(amount=1))
+    text: str = await alice.ask(Deposit(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportAssignmentType]
+    print(nothing, number, text)
+
+    await alice.ask(Deposited(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await alice.ask("deposit")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await alice.ask(Deposit)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await alice.ask(Deposit())  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await alice.ask(Deposit(amount=1), timeout="1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await alice.ask(Deposit(amount=1), 1.5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await alice.tell(Deposited(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    number = alice.ask(Deposit(amount=1))  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+
+
+async def systems(store: EventStore) -> None:
+    async with ActorSystem("sqlite:///bank.db", mailbox_overflow="wait", idle_seconds=1) as system:
+        assert_type(system, ActorSystem)
+        assert_type(system.store, EventStore)
+        assert_type(system.ref(Derived, "a"), ActorRef[Derived])
+        system.ref(int, "a")  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
+        system.ref(Account, 1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        system.ref(Account)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    ActorSystem(store, mailbox_overflow="drop")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    ActorSystem(7)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert_type(await fold(store, Account, "alice"), Folded)
+
+
+def handlers_keep_their_signatures(account: Account) -> None:
+    assert_type(account.deposit(Deposit(amount=1)), int)
+    assert_type(account.deposited(Deposited(amount=1)), None)
+    account.deposit(Rename(name="x"))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+async def scenarios() -> None:
+    scenario = Scenario(Account)
+    assert_type(scenario, Scenario[Balance])
+    assert_type(scenario.given(Deposited(amount=5)), Scenario[Balance])
+    outcome = await scenario.when(Deposit(amount=3))
+    assert_type(outcome, Outcome[Balance, int])
+    assert_type(outcome.reply, int)
+    assert_type(outcome.state, Balance)
+    assert_type(outcome.events, tuple[Event, ...])
+    assert_type(outcome.rejection, Exception | None)
+    assert_type((await scenario.when(Find())).reply, list[str])
+    scenario.given(Deposit(amount=3))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await scenario.when(Deposited(amount=3))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    Scenario(int)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def events() -> None:
+    # Only mypy's pydantic plugin knows that it is frozen.
+    Deposited(amount=1).amount = 2  # type: ignore[misc]
+    Deposited()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    Deposit(amount=1, more=2)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+def dynamic(command: Command[Any]) -> Command[Any]:
+    return command
