@@ -182,7 +182,7 @@ class Cell:
 
     def _pump(self) -> None:
         """Serve the mailbox as far as it goes without waiting."""
-        if self.phase is not Phase.LIVE or self._failure is not None:
+        if self.phase is not Phase.LIVE or self._failure is not None or self._runtime.is_shut:
             return
         mailbox = self._mailbox
         for _ in range(_TURN):

@@ -24,6 +24,7 @@ _PARTS = (
     "ids",
     "log",
     "reading",
+    "recovery",
     "snapshots",
     "subscriptions",
     "truncation",

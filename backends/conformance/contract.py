@@ -9,10 +9,23 @@ from backends.conformance.epochs import Epochs
 from backends.conformance.ids import Ids
 from backends.conformance.log import Log
 from backends.conformance.reading import Reading
+from backends.conformance.recovery import RecoveryContract
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.subscriptions import Subscriptions
 from backends.conformance.truncation import Truncation
 
 
-class BackendContract(Appending, Batches, Concurrency, Epochs, Ids, Log, Reading, Snapshots, Subscriptions, Truncation):
+class BackendContract(
+    Appending,
+    Batches,
+    Concurrency,
+    Epochs,
+    Ids,
+    Log,
+    Reading,
+    RecoveryContract,
+    Snapshots,
+    Subscriptions,
+    Truncation,
+):
     """Inherit from it, and give it a fixture `url` that names an empty journal."""

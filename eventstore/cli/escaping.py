@@ -23,8 +23,7 @@ def printable(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """JSON text with such characters as `\\u202e`. It means the same: outside of its strings JSON has none of them
-    but line ends, which are kept."""
+    """JSON text, on one line or with line ends, with such characters as `\\u202e`. It means the same."""
     return text if text.isprintable() else _SUSPECT.sub(_json_escape, text)
 
 

@@ -170,7 +170,7 @@ async def test_a_refusal_is_no_failure_of_the_actor(system: ActorSystem):
 async def test_an_exception_before_anything_was_persisted_is_no_failure_of_the_actor(system: ActorSystem):
     notebook = system.ref(Notebook, "a")
     await notebook.ask(Write(text="x"))
-    with pytest.raises(ValueError, match="^broken$"):
+    with pytest.raises(ValueError, match=r"^broken$"):
         await notebook.ask(Break())
     assert await notebook.ask(Read()) == ["x"]
     assert system.stats().failures == {}

@@ -206,7 +206,7 @@ async def test_a_command_without_a_handler_is_a_mistake_in_the_test():
 async def test_a_given_event_that_does_not_fit_is_what_a_recovery_would_say():
     with pytest.raises(DefinitionError, match="Notebook has no @event_handler for Unhandled"):
         Scenario(Notebook).given(Unhandled())
-    with pytest.raises(RecoveryError, match="'tests.torn' raised ValueError at version 1"):
+    with pytest.raises(RecoveryError, match=r"'tests\.torn' raised ValueError at version 1"):
         Scenario(Notebook).given(Torn())
 
 

@@ -496,7 +496,7 @@ async def test_fold_raises_what_a_recovery_would(system: ActorSystem):
 
 
 async def test_a_refusal_during_recovery_is_answered_after_it(system: ActorSystem):
-    with pytest.raises(Exception, match="^no$"):
+    with pytest.raises(Exception, match=r"^no$"):
         await system.ref(Notebook, "a").ask(Refuse())
 
 

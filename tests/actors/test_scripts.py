@@ -1,4 +1,4 @@
-"""Random scripts of commands, other writers, passivations, restarts and faults: replies never contradict the journal."""
+"""Random scripts of commands, other writers, passivations, restarts, faults: no reply contradicts the journal."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ class World:
             assert (await fold(self.store, Scripted, key)).state.lines == journal
         await self.stop()
         await self.start()
-        for key, model in self.models.items():
+        for key in self.models:
             journal = [record.json()["text"] async for record in self.store.read(f"Scripted-{key}")]
             assert await self.system.ref(Scripted, key).ask(Plainly()) == journal
 

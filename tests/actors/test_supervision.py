@@ -240,7 +240,7 @@ async def test_a_failed_append_stops_an_actor_that_is_to_stop(faults: Faults, fa
 @pytest.mark.parametrize("command", [Refuse(), Break()], ids=lambda command: type(command).__name__)
 async def test_what_is_no_failure_does_not_stop_it(system: ActorSystem, command: Refuse | Break):
     notebook = system.ref(Stopping, "a")
-    with pytest.raises(Exception, match="no|broken"):
+    with pytest.raises(Exception, match=r"no|broken"):
         await notebook.ask(command)
     assert await notebook.ask(Read()) == []
 

@@ -269,9 +269,7 @@ class TestOutput:
         ended = subprocess.run(["sh", "-c", shell, sys.executable], cwd=PROJECT, env=environment(), check=False)
         assert ended.returncode == 0
 
-    @pytest.mark.parametrize(
-        "arguments", [["tail"], ["tail", "-n", "1", "--follow"], ["replay", ACCOUNT]], ids=" ".join
-    )
+    @pytest.mark.parametrize("arguments", [["tail"], ["tail", "-n1", "--follow"], ["replay", ACCOUNT]], ids=" ".join)
     def test_a_reader_that_goes_away_ends_it_quietly(self, url: str, arguments: list[str]) -> None:
         process = start(arguments[0], url, *arguments[1:], PYTHONWARNINGS="default")
         assert process.stdout is not None
