@@ -314,7 +314,9 @@ class TestInterrupt:
         asyncio.run(fill())
         process = start("replay", own_url, ACCOUNT, *["1", "2", "3", "4", "5"] * 400)
         wal = own_journal.with_name("own.db-wal")
+        deadline = time.monotonic() + 30
         while not wal.exists():
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=10)

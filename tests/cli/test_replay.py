@@ -7,7 +7,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from eventstore import EventStore, Snapshot
+import pytest
+
+from eventstore import EventStore, Snapshot, StoreClosed
+from eventstore.cli.folding import replay_actor
 from eventstore.snapshots import new_snapshot
 
 from .conftest import Change, Run
@@ -150,6 +153,15 @@ class TestReplay:
         result = cli("replay", own_url, ACCOUNT, "carol", "alice")
         assert result.code == 1
         assert "up to version 3 were removed, and no snapshot from there on can be used" in result.lines[0]
+
+    async def test_trouble_with_the_store_is_no_problem_of_the_actor(self, url: str) -> None:
+        from cli_ledger import Account
+
+        store = EventStore.open(url)
+        async with store:
+            pass
+        with pytest.raises(StoreClosed):
+            await replay_actor(store, Account, "alice", on_events=lambda _: None)
 
     def test_a_snapshot_of_the_last_event_removed_serves(self, cli: Run, own_url: str, change: Change) -> None:
         change(lambda store: store.truncate("Account-alice", 4, reason="test"))

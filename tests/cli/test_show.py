@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +71,14 @@ class TestShow:
         result = cli("show", url, ACCOUNT, "carol", "--at", "3")
         assert result.code == 3
         assert "up to version 3 were removed" in result.err
+
+    def test_a_snapshot_that_cannot_be_used_is_a_warning(self, cli: Run, own_journal: Path, own_url: str) -> None:
+        with closing(sqlite3.connect(own_journal)) as connection:
+            connection.execute("UPDATE journal_snapshots SET payload = x'00' WHERE version = 4")
+            connection.commit()
+        result = cli("show", own_url, ACCOUNT, "alice", "--json")
+        assert (result.code, result.objects[0]["snapshot_version"]) == (0, 2)
+        assert json.loads(result.err)["warning"].startswith("Account-alice: going to an older snapshot")
 
     def test_where_everything_was_removed_the_snapshot_is_shown_and_no_time(
         self, cli: Run, own_url: str, change: Change
