@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -14,11 +13,12 @@ import pytest_asyncio
 from actors import ActorSystem
 from eventstore import EventStore
 from tests.actors.faults import Faults
+from tests.actors.journals import new_journal
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"memory://{uuid4()}" if request.param == "memory" else f"sqlite:///{tmp_path}/journal.db"
+    return new_journal(request.param, tmp_path)
 
 
 @pytest_asyncio.fixture(autouse=True)

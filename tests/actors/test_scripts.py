@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +21,7 @@ from actors import command_handler as on_command
 from actors import event_handler as on_event
 from eventstore import BackendUnavailable, ConcurrencyError, EventStore
 from tests.actors.faults import Fault, Faults, answer_lost, refused, request_lost
+from tests.actors.journals import new_journal
 from tests.actors.notebook import Page, Written
 
 
@@ -242,8 +242,8 @@ class World:
 @contextlib.asynccontextmanager
 async def opened(kind: str) -> AsyncIterator[World]:
     with tempfile.TemporaryDirectory() as folder:
-        faults = Faults(f"memory://{uuid4()}") if kind == "faulty memory" else None
-        world = World(f"memory://{uuid4()}" if kind == "memory" else f"sqlite:///{Path(folder)}/journal.db", faults)
+        faults = Faults() if kind == "faulty memory" else None
+        world = World(new_journal("sqlite" if kind == "sqlite" else "memory", Path(folder)), faults)
         await world.start()
         try:
             yield world

@@ -17,11 +17,11 @@ from contextlib import closing
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from .conftest import Done, Run, command_of
+from .conftest import Done, Run, command_of, run_in
 from .permit_log import ACTIVITY, CASE, HEADER, Cells, cells, expected_report, make_rows, write_log
 
 WHEN = "2011-10-11 13:45:40.276000+02:00"
@@ -48,11 +48,49 @@ def stored_rows(store: Path) -> list[tuple[str, dict[str, Any]]]:
         return [(stream_id, json.loads(payload)["row"]) for stream_id, payload in rows]
 
 
-# What it reports
+# What it reports, the first time and again
 
 
-def test_every_number_is_that_of_the_file(run_example: Run, log: Path) -> None:
-    assert report_of(run_example("permits.py", log, "--json")) == expected_report(log)
+class Runs(NamedTuple):
+    """The same log taken in, and taken in again; then a log without rows. What was stored after the first and the last."""
+
+    log: Path
+    first: Done
+    again: Done
+    without_rows: Done
+    stored: list[tuple[str, dict[str, Any]]]
+    stored_in_the_end: list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("permits")
+    log = write_log(folder / "log.csv", make_rows(600, cases=60, seed=1))
+    without_rows = write_log(folder / "without_rows.csv", [])
+    first = run_in(folder, command_of("permits.py", log, "--json"))
+    stored = stored_rows(folder / "permits.db")
+    again = run_in(folder, command_of("permits.py", log))
+    last = run_in(folder, command_of("permits.py", without_rows, "--json"))
+    return Runs(log, first, again, last, stored, stored_rows(folder / "permits.db"))
+
+
+def test_every_number_is_that_of_the_file(runs: Runs) -> None:
+    assert report_of(runs.first) == expected_report(runs.log)
+    assert runs.first.stderr == "600 rows taken in, 0 known already, 0 left out\n"
+
+
+def test_running_it_again_changes_nothing(runs: Runs) -> None:
+    assert runs.again.returncode == 0
+    assert runs.again.stderr == "0 rows taken in, 600 known already, 0 left out\n"
+    assert runs.stored_in_the_end == runs.stored
+
+
+def test_the_printed_report_has_the_same_numbers(runs: Runs) -> None:
+    assert_printed(runs.again.stdout, expected_report(runs.log))
+
+
+def test_it_reports_from_the_journal_alone(runs: Runs) -> None:
+    assert report_of(runs.without_rows) == expected_report(runs.log)
 
 
 @pytest.mark.skipif("PERMIT_LOG" not in os.environ, reason="PERMIT_LOG names no real event log")
@@ -62,13 +100,6 @@ def test_every_number_is_that_of_the_real_file(run_example: Run) -> None:
 
     assert report_of(run_example("permits.py", path, "--json")) == expected
     assert_printed(run_example("permits.py", path).stdout, expected)
-
-
-def test_the_printed_report_has_the_same_numbers(run_example: Run, log: Path) -> None:
-    done = run_example("permits.py", log)
-
-    assert done.returncode == 0
-    assert_printed(done.stdout, expected_report(log))
 
 
 def assert_printed(text: str, expected: dict[str, Any]) -> None:
@@ -84,25 +115,12 @@ def assert_printed(text: str, expected: dict[str, Any]) -> None:
     assert re.findall(r"│ (.*?) +│ +(.*?) │", text) == rows
 
 
-def test_it_reports_from_the_journal_alone(run_example: Run, log: Path, tmp_path: Path) -> None:
-    expected = report_of(run_example("permits.py", log, "--json"))
-    with log.open() as file:
-        header = file.readline()
-    (tmp_path / "empty.csv").write_text(header)
-
-    assert report_of(run_example("permits.py", "empty.csv", "--json")) == expected
-
-
-def test_each_event_keeps_all_columns_as_they_were(run_example: Run, tmp_path: Path) -> None:
-    rows = make_rows(200, cases=20, seed=2)
-    log = write_log(tmp_path / "log.csv", rows)
-    run_example("permits.py", log)
-
+def test_each_event_keeps_all_columns_as_they_were(runs: Runs) -> None:
     by_case: dict[str, list[Cells]] = {}
-    for row in rows:
+    for row in make_rows(600, cases=60, seed=1):
         by_case.setdefault(row[CASE], []).append(row)
     kept: dict[str, list[Cells]] = {}
-    for stream_id, row in stored_rows(tmp_path / "permits.db"):
+    for stream_id, row in runs.stored:
         case = stream_id.removeprefix("permit-")
         values = row["data"] | {
             "case:concept:name": case,
@@ -115,17 +133,7 @@ def test_each_event_keeps_all_columns_as_they_were(run_example: Run, tmp_path: P
     assert kept == by_case
 
 
-# Again, and after a kill
-
-
-def test_running_it_again_changes_nothing(run_example: Run, log: Path, tmp_path: Path) -> None:
-    first = run_example("permits.py", log, "--json")
-    stored = stored_rows(tmp_path / "permits.db")
-    second = run_example("permits.py", log, "--json")
-
-    assert (second.returncode, second.stdout) == (0, first.stdout)
-    assert stored_rows(tmp_path / "permits.db") == stored
-    assert second.stderr == "0 rows taken in, 600 known already, 0 left out\n"
+# More rows, and after a kill
 
 
 def test_rows_added_to_the_file_are_taken_in(run_example: Run, tmp_path: Path) -> None:
@@ -139,13 +147,13 @@ def test_rows_added_to_the_file_are_taken_in(run_example: Run, tmp_path: Path) -
 
 
 def test_killed_ten_times_and_continued_it_counts_exactly(run_example: Run, tmp_path: Path) -> None:
-    rows = make_rows(3000, cases=200, seed=random.randrange(10**6))
+    rows = make_rows(2500, cases=150, seed=random.randrange(10**6))
     log, store = write_log(tmp_path / "log.csv", rows), tmp_path / "permits.db"
     counts = [0]
     for _ in range(10):
         with subprocess.Popen(command_of("permits.py", log), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
             # Not after a time but after so many events, so that every kill comes while rows are being taken in.
-            wait_for_events(store, counts[-1] + random.randint(1, 200), process)
+            wait_for_events(store, counts[-1] + random.randint(1, 150), process)
             process.kill()
         assert process.returncode == -signal.SIGKILL
         counts.append(len(stored_rows(store)))
@@ -192,7 +200,7 @@ def wait_for_events(store: Path, number: int, process: subprocess.Popen[Any]) ->
 
 
 def test_interrupted_it_says_so_and_can_be_continued(run_example: Run, tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log.csv", make_rows(3000, cases=300, seed=4))
+    log = write_log(tmp_path / "log.csv", make_rows(2000, cases=200, seed=4))
     with subprocess.Popen(
         command_of("permits.py", log), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -200,7 +208,7 @@ def test_interrupted_it_says_so_and_can_be_continued(run_example: Run, tmp_path:
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=30)
     assert (process.returncode, *output) == (130, "", "Interrupted. Run it again, and it goes on from here.\n")
-    assert 100 <= len(stored_rows(tmp_path / "permits.db")) < 3000
+    assert 100 <= len(stored_rows(tmp_path / "permits.db")) < 2000
 
     assert report_of(run_example("permits.py", log, "--json")) == expected_report(log)
 
@@ -255,11 +263,11 @@ def test_the_line_named_is_that_of_the_file_where_cells_have_several_lines(run_e
 
 @pytest.mark.parametrize("bad", ['Internet,"case-1,no end', 'Internet,"case-1" and more,x', '"'])
 def test_a_quote_in_the_wrong_place_costs_its_own_row_alone(run_example: Run, tmp_path: Path, bad: str) -> None:
-    good = [cells(f"case-{number}", "T, 01", "Resource01", WHEN) for number in range(300)]
+    good = [cells(f"case-{number}", "T, 01", "Resource01", WHEN) for number in range(60)]
     (tmp_path / "log.csv").write_text(csv_text([HEADER, *good[:10]]) + f"{bad}\n" + csv_text(good[10:]))
     done = run_example("permits.py", "log.csv", "--json")
 
-    assert report_of(done, code=1)["events"] == 300
+    assert report_of(done, code=1)["events"] == 60
     assert done.stderr.startswith("line 12 is left out: it is no CSV: ")
     assert done.stderr.count("left out") == 2
 
@@ -308,28 +316,37 @@ def test_a_row_that_was_mended_too_late_is_named_not_forgotten(run_example: Run,
 # A file or a store that cannot be used
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "its header lacks case:concept:name, concept:name"),
-        (b"\n", "its header lacks case:concept:name"),
-        (b"a,b\n1,2\n", "its header lacks case:concept:name"),
-        (",".join(name for name in HEADER if name != "org:resource").encode(), "its header lacks org:resource\n"),
-        (",".join([*HEADER, HEADER[0]]).encode(), "its header has a column twice"),
-        (",".join(HEADER).encode("utf-16"), "it is not UTF-8 text"),
-        (b"SQLite format 3\0" + bytes(range(256)) * 100, "it is not UTF-8 text"),
-        (b"\x7fELF\xff\xfe", "it is not UTF-8 text"),
-        (b"x" * 3_000_000, "line 1 has more than 1,048,576 bytes"),
-        (b'"' + b"x" * 500_000, "its header is no CSV: field larger than field limit"),
-    ],
-)
-def test_a_file_that_is_no_event_log_is_refused(run_example: Run, tmp_path: Path, content: bytes, problem: str) -> None:
-    (tmp_path / "log.csv").write_bytes(content)
-    done = run_example("permits.py", "log.csv")
+USELESS = [
+    (b"", "its header lacks case:concept:name, concept:name"),
+    (b"\n", "its header lacks case:concept:name"),
+    (b"a,b\n1,2\n", "its header lacks case:concept:name"),
+    (",".join(name for name in HEADER if name != "org:resource").encode(), "its header lacks org:resource"),
+    (",".join([*HEADER, HEADER[0]]).encode(), "its header has a column twice"),
+    (",".join(HEADER).encode("utf-16"), "it is not UTF-8 text"),
+    (b"SQLite format 3\0" + bytes(range(256)) * 100, "it is not UTF-8 text"),
+    (b"\x7fELF\xff\xfe", "it is not UTF-8 text"),
+    (b"x" * 3_000_000, "line 1 has more than 1,048,576 bytes"),
+    (b'"' + b"x" * 500_000, "its header is no CSV: field larger than field limit"),
+]
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("log.csv cannot be used: ")
-    assert problem in done.stderr
+
+def test_a_file_that_is_no_event_log_is_refused(run_code: Run, tmp_path: Path) -> None:
+    for number, (content, _) in enumerate(USELESS):
+        (tmp_path / f"{number}.csv").write_bytes(content)
+    # In one process, because starting it takes longer than all the rest.
+    code = f"""
+import sys, permits
+for number in range({len(USELESS)}):
+    sys.argv = ["permits.py", f"{{number}}.csv"]
+    assert permits.main() == 2
+"""
+    done = run_code(code)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    messages = done.stderr.splitlines()
+    for number, (message, (_, problem)) in enumerate(zip(messages, USELESS, strict=True)):
+        assert message.startswith(f"{number}.csv cannot be used: {problem}")
     assert not (tmp_path / "permits.db").exists()
 
 
@@ -369,7 +386,7 @@ def test_a_store_that_cannot_be_used_is_another_error(run_example: Run, log: Pat
 
 
 def test_a_store_that_fails_half_way_is_an_error_and_can_be_continued(run_example: Run, tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log.csv", make_rows(3000, cases=300, seed=6))
+    log = write_log(tmp_path / "log.csv", make_rows(2000, cases=200, seed=6))
     url = "sqlite:///permits.db?busy_timeout=0.2"
     with subprocess.Popen(
         command_of("permits.py", log, "--store", url), cwd=tmp_path, stderr=subprocess.PIPE, text=True
