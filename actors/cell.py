@@ -331,6 +331,10 @@ class Cell:
         envelope.attempts += 1
         if staged:
             self._send(staged)
+        self._settle(envelope)
+
+    def _settle(self, envelope: Envelope) -> None:
+        """Let a reply, or a refusal, wait for all events before it."""
         if self._tail is None:
             self._deliver(envelope)
             return
@@ -415,10 +419,7 @@ class Cell:
         """The handler raised. Unless it had persisted something, nothing has changed and the actor goes on."""
         envelope.error = error
         envelope.attempts += 1
-        if self._tail is None:
-            self._deliver(envelope)
-        else:
-            self._tail.envelopes.append(envelope)
+        self._settle(envelope)
         if self._is_touched:
             self._staged = None
             self._is_touched = False

@@ -12,7 +12,7 @@ from actors.actor import PersistentActor
 from actors.cell import Cell, Phase
 from actors.command import Command
 from actors.deadlines import Deadlines
-from actors.handling import serving
+from actors.handling import Handling, serving
 from actors.mailbox import Envelope
 from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, StoreClosed
 from eventstore.events import Metadata
@@ -86,8 +86,8 @@ class ActorRef(Generic[A]):
 
     async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
         self._check_command(command)
-        handling = serving.get()
-        if handling is None or handling.is_over:
+        handling = _asker()
+        if handling is None:
             return await self._ask_and_wait(command, timeout, metadata)
         # An async handler asks: it waits, so nobody it waits for may wait for it.
         cell = self._live_cell()
@@ -119,7 +119,7 @@ class ActorRef(Generic[A]):
         return cell
 
     def _live_cell(self) -> Cell:
-        if not self._runtime.is_open and (serving.get() is None or self._runtime.is_shut):
+        if not self._runtime.is_open and (_asker() is None or self._runtime.is_shut):
             # What was accepted before the close may still ask others: else it could not be finished.
             raise ActorStopped("the actor system is closed: the command was not accepted")
         if asyncio.get_running_loop() is not self._runtime.loop:
@@ -151,6 +151,12 @@ class ActorRef(Generic[A]):
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"
+
+
+def _asker() -> Handling | None:
+    """The async handler that this context belongs to, if it still runs."""
+    handling = serving.get()
+    return None if handling is None or handling.is_over else handling
 
 
 def give_up(reply: asyncio.Future[Any], about: tuple[str, float]) -> None:

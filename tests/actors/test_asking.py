@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors import ActorRef, ActorSystem, AskCycle, PersistentActor, Restart, command_handler
-from eventstore import ActorError, BackendUnavailable, EventStore
+from eventstore import ActorError, ActorStopped, BackendUnavailable, EventStore
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Notebook, Page, Read, Refuse, Wait, Write, WriteSlowly, Written, texts, until
 
@@ -213,6 +213,34 @@ async def test_closing_lets_an_accepted_command_ask_other_actors(url: str, calls
             await inside.wait()
         assert await asking == 1
         assert await texts(store, "b", "Calling") == ["x"]
+
+
+async def test_closing_accepts_nothing_from_a_task_whose_handler_is_done(
+    url: str, calls: dict[str, Callable[[Any], Any]]
+):
+    asked: list[BaseException | list[str]] = []
+    tasks: list[asyncio.Task[None]] = []
+    async with ActorSystem(url, shutdown_timeout=2.0) as system:
+        a, b = system.ref(Calling, "a"), system.ref(Calling, "b")
+        gate, may_end = asyncio.Event(), asyncio.Event()
+
+        async def later() -> None:
+            await gate.wait()
+            for notebook in (a, system.ref(Calling, "cold")):
+                asked.extend(await asyncio.gather(notebook.ask(Read()), return_exceptions=True))
+            may_end.set()
+
+        async def start(_: Any) -> None:
+            tasks.append(asyncio.create_task(later()))
+
+        calls["start"] = start
+        calls["wait"] = lambda _: may_end.wait()
+        await a.ask(Wait(text="start"))
+        waiting = asyncio.create_task(b.ask(Wait(text="wait")))
+        await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.02, gate.set)
+    await asyncio.gather(waiting, *tasks)
+    assert [type(answer) for answer in asked] == [ActorStopped, ActorStopped]
 
 
 # Contexts

@@ -367,15 +367,16 @@ async def test_one_command_may_persist_more_events_than_one_commit_takes(system:
     assert len({record.batch_id async for record in system.store.read("Notebook-a", through=1500)}) == 1
 
 
-async def test_commands_that_wait_for_one_slow_append_are_bounded(faults: Faults):
-    # Reads and writes, far more than a mailbox holds: what is decided and waits is bounded as well.
+@pytest.mark.parametrize("command", [Read(), Refuse(), Break()], ids=lambda command: type(command).__name__)
+async def test_commands_that_wait_for_one_slow_append_are_bounded(faults: Faults, command: Command[Any]):
+    # Far more than a mailbox holds: what is decided and waits is bounded as well.
     async with faults.store() as store, ActorSystem(store, mailbox_size=100) as system:
         notebook = system.ref(Notebook, "a")
         await notebook.ask(Read())
         faults.hold()
         asks = [start(notebook.ask(Write(text="x")))]
         await faults.held()
-        asks += [start(notebook.ask(Read())) for _ in range(20_000)]
+        asks += [start(notebook.ask(command)) for _ in range(5000)]
         await settled()
         accepted = sum(not ask.done() for ask in asks)
         faults.release()

@@ -52,7 +52,7 @@ def stored_rows(store: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 class Runs(NamedTuple):
-    """The same log taken in, and taken in again; then a log without rows. What was stored after the first and the last."""
+    """A log taken in, and again; then one without rows. And what was stored after the first run and the last."""
 
     log: Path
     first: Done
