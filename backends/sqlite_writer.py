@@ -94,12 +94,23 @@ class SQLiteWriter:
             connection = connect_writer(self._path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
             try:
                 check_schema(connection, self._path)
+                self._secure_log(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
             self.on_reconnect()
         return self._connection
+
+    def _secure_log(self, connection: sqlite3.Connection) -> None:
+        """Make durable what is in the log already, before any reply rests on it.
+
+        A writer may have died, or its sync may have failed, after it wrote: then the log is readable from the
+        system's memory, and not on the disk. A checkpoint writes it anew, into the file, and syncs that.
+        """
+        _, in_log, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if copied < in_log and connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise StoreBusy(f"another process reads {self._path} and keeps its log from being made durable: try again")
 
     def _dealt_with(self, driver_error: sqlite3.Error) -> EventStoreError:
         error = translated(driver_error, writing=True)

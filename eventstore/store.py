@@ -139,11 +139,17 @@ class EventStore:
         await self.close()
 
     async def close(self) -> None:
-        """Refuse new work, wait for the appends in flight, let go of the database. Closing twice does nothing."""
+        """Refuse new work, wait for the appends in flight, let go of the database. Closing twice does nothing.
+
+        A caller that is cancelled waits until that is done, and is cancelled then.
+        """
         if self._commits is None or self._reads is None:
             return
         commits, reads = self._commits, self._reads
         self._commits = self._reads = None
+        await _finish_then_cancel(asyncio.ensure_future(self._let_go(commits, reads)))
+
+    async def _let_go(self, commits: GroupCommit, reads: GroupRead) -> None:
         try:
             await commits.close()
             await reads.close()

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -87,9 +88,14 @@ def command(*arguments: str | bytes) -> list[str | bytes]:
 
 
 def start(*arguments: str | bytes, stdout: int = subprocess.PIPE, **environ: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command(*arguments), cwd=PROJECT, env=environment(**environ), stdout=stdout, stderr=subprocess.PIPE
     )
+    # A test that waits for output that never comes fails, and does not hang.
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    return process
 
 
 def environment(**more: str) -> dict[str, str]:

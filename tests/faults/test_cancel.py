@@ -314,12 +314,7 @@ def test_an_opening_cancelled_at_any_await_leaves_nothing_open(
 
 
 @moments
-def test_a_closing_cancelled_at_any_await_lets_go_all_the_same(
-    url: str, moment: Moment, request: pytest.FixtureRequest
-) -> None:
-    if url.startswith("sqlite"):
-        reason = "EventStore.close() leaves the writer's thread and the readers when it is cancelled"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError))
+def test_a_closing_cancelled_at_any_await_lets_go_all_the_same(url: str, moment: Moment) -> None:
     done = subprocess.run(
         [
             sys.executable,

@@ -72,11 +72,8 @@ def strace() -> str:
 @pytest.mark.parametrize("failing", ["5..5", "5..6", "5..8"])
 @pytest.mark.parametrize("program", ["asking", "appending"])
 def test_what_could_not_be_synced_is_not_acknowledged_before_it_is(
-    path: Path, strace: str, program: str, failing: str, request: pytest.FixtureRequest
+    path: Path, strace: str, program: str, failing: str
 ) -> None:
-    if (program, failing) in (("appending", "5..6"), ("appending", "5..8")):
-        reason = "a retry that finds the batch in the log is acknowledged though the log was never synced"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError))
     trace = path.with_suffix(".trace")
     inject = ["-e", "trace=fsync,fdatasync,write", "-e", f"inject=fdatasync:error=EIO:when={failing}"]
     record, _ = run(program, path, strace, "-f", "-o", str(trace), *inject)
@@ -89,7 +86,6 @@ def test_what_could_not_be_synced_is_not_acknowledged_before_it_is(
     assert unsafe_acknowledgements(trace.read_text()) == []
 
 
-@pytest.mark.xfail(reason="what a killed writer left in the log is read without being synced", strict=True)
 def test_what_a_killed_writer_left_unsynced_is_synced_before_a_reply_rests_on_it(path: Path, strace: str) -> None:
     # The fourth sync is that of the second deposit. It is held up, and the process is killed meanwhile.
     delay = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=20000000:when=4"]
