@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import sys
 import tracemalloc
@@ -96,7 +97,8 @@ async def _live(
 ) -> None:
     for start in range(keys.start, keys.stop, _CROWD):
         crowd = range(start, min(start + _CROWD, keys.stop))
-        await asyncio.gather(*(system.ref(cls, f"{key:08}").ask(Peek()) for key in crowd))
+        # Without a timeout: what is kept of one until it would have come is not the actor's.
+        await asyncio.gather(*(system.ref(cls, f"{key:08}").ask(Peek(), timeout=math.inf) for key in crowd))
 
 
 def _resident_bytes() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors import ActorSystem, Command, CommandRejected, command_handler
+from actors import ActorSystem, Command, CommandRejected, Restart, command_handler
 from backends.conformance.cases import case
 from eventstore import ActorError
 from tests.actors.faults import Faults
@@ -20,6 +20,7 @@ from tests.actors.notebook import (
     Wait,
     Write,
     WriteAll,
+    WriteAndBreak,
     WriteSlowly,
     Written,
     texts,
@@ -125,6 +126,24 @@ async def test_commands_are_decided_while_an_append_is_in_flight(
     assert decided == ["x", "y", "z"]
     faults.release()
     assert await asyncio.gather(*asks) == [1, 2, 3]
+
+
+async def test_an_actor_that_broke_recovers_only_when_what_is_in_flight_is_known(faults: Faults, faulty: ActorSystem):
+    class Quick(Notebook):
+        supervision = Restart(first_pause_seconds=0.0)
+
+    notebook = faulty.ref(Quick, "a")
+    await notebook.ask(Read())
+    faults.hold()
+    asks = [start(notebook.ask(Write(text="1")))]
+    await faults.held()
+    asks += [start(notebook.ask(command)) for command in (WriteAndBreak(text="x"), Read(), Write(text="2"))]
+    await settled()
+    faults.release()
+    replies = await asyncio.gather(*asks, return_exceptions=True)
+    assert isinstance(replies[1], ValueError)
+    assert [replies[0], *replies[2:]] == [1, ["1"], 2]
+    assert await texts(faulty.store, kind="Quick") == ["1", "2"]
 
 
 async def test_what_is_decided_during_an_append_goes_into_the_journal_with_one_more(
