@@ -19,6 +19,8 @@ from benchmarks.harness import Plan, Ratio
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
+_QUIET = 0.7
+
 _SYNCS = 200
 _SYNC_BYTES = 4096
 
@@ -69,7 +71,7 @@ def machine(plan: Plan) -> dict[str, str]:
         "Python": f"{platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         + ", ".join(f"{name} {_version(name)}" for name in packages),
         "fdatasync of 4 KiB": f"{_sync_seconds(plan.directory) * 1e6:,.0f} µs, median",
-        "Load before the run": f"{os.getloadavg()[0]:.1f}",
+        "Load before the run": _load(),
         "Date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "Method": f"{plan.rounds} rounds A B A B, {plan.seconds:g} s a side; a ratio is the median of the rounds' own "
         "ratios, with its quartiles in brackets; figures are medians",
@@ -100,6 +102,14 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _load() -> str:
+    load = os.getloadavg()[0]
+    # One side uses a second thread, or waits for the disk, and the other does not: they do not suffer alike.
+    return f"{load:.1f}" + (
+        " (NOT QUIET: other work distorts these ratios, do not rely on them)" if load > _QUIET else ""
+    )
 
 
 def _version(package: str) -> str:

@@ -403,5 +403,6 @@ async def _saved(store: EventStore, version: int) -> None:
     newest = -1
     async with asyncio.timeout(10):
         while newest != version:
+            await asyncio.sleep(0.001)  # A backend may answer without giving the loop a turn.
             found = await store.snapshots(STREAM, limit=1)
             newest = max((snapshot.version for snapshot in found if isinstance(snapshot, Snapshot)), default=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,30 @@ from eventstore import EventStore
 from tests.actors.faults import Faults
 from tests.actors.journals import new_journal
 
+_TEST_SECONDS = 40
+
 
 @pytest.fixture(params=["memory", "sqlite"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return new_journal(request.param, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A reply that never comes fails its test, and not the whole run."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"it takes longer than {_TEST_SECONDS} s")
+
+    if request.node.get_closest_marker("soak") is not None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, give_up)
+    # Again and again: what gave up may hang once more while it is being cleaned up.
+    signal.setitimer(signal.ITIMER_REAL, _TEST_SECONDS, 5.0)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest_asyncio.fixture(autouse=True)

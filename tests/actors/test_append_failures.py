@@ -129,6 +129,30 @@ async def test_a_failed_append_fails_the_await_of_persist(faults: Faults, faulty
     assert await notebook.ask(Read()) == []
 
 
+async def test_a_handler_that_goes_on_after_a_failed_append_can_persist_nothing_more(
+    faults: Faults, faulty: ActorSystem
+):
+    caught: list[BaseException] = []
+
+    class Stubborn(Notebook):
+        supervision = Restart(first_pause_seconds=0.0)
+
+        @command_handler
+        async def wait(self, command: Wait) -> int:
+            for _ in range(3):
+                try:
+                    await self.persist(Written(text="lost"))
+                except EventStoreError as error:
+                    caught.append(error)
+            return 0
+
+    faults.next.append(refused(BackendUnavailable("gone")))
+    with pytest.raises(BackendUnavailable):
+        await faulty.ref(Stubborn, "a").ask(Wait())
+    assert [type(error) for error in caught] == [BackendUnavailable] * 3
+    assert len(faults.appends) == 1
+
+
 async def test_an_append_that_failed_leaves_other_actors_alone(faults: Faults, faulty: ActorSystem):
     failing, other = faulty.ref(Quick, "a"), faulty.ref(Quick, "b")
     await other.ask(Write(text="1"))

@@ -73,6 +73,21 @@ async def test_an_actor_knows_its_key_its_stream_and_its_version(system: ActorSy
     assert await system.ref(Introspective, "a-b").ask(Wait()) == 1
 
 
+async def test_an_event_handler_sees_the_version_of_its_event_live_and_at_replay_alike(url: str):
+    seen: list[int] = []
+
+    class Counting(Notebook):
+        @event_handler
+        def written(self, event: Written) -> None:
+            seen.append(self.version)
+
+    async with EventStore.open(url) as store:
+        for _ in range(2):
+            async with ActorSystem(store) as system:
+                await system.ref(Counting, "a").ask(WriteAll(texts=("x", "y")))
+    assert seen == [1, 2, *(1, 2), 3, 4]
+
+
 async def test_the_events_of_a_command_are_stored_in_order_with_versions_from_one(
     system: ActorSystem, store: EventStore
 ):

@@ -170,14 +170,21 @@ async def build(path: Path) -> None:
             for amount in (10, 20, 30, 40, 50):
                 await account.ask(Deposit(amount=amount))
     async with EventStore.open(f"sqlite:///{path}") as store:
+
+        async def save(key: str, version: int) -> None:
+            data = Account.state_type.dump((await fold(store, Account, key, through=version)).state)
+            fingerprint = Account.state_type.fingerprint
+            await store.save_snapshot(new_snapshot(f"Account-{key}", version, fingerprint, data))
+
+        for key in ("alice", "carol"):
+            await save(key, 2)
+            await save(key, 4)
         await store.truncate("Account-carol", 3, reason="test")
         noted = NewEvent(
             Deposited(amount=1, note=EVIL_NOTE),
             metadata=Metadata(user=f"ann {EVIL_NOTE}", tags=("odd",), values={EVIL_NOTE: 1}),
         )
         await store.append(EVIL_ID, [noted])
-        huge = Deposited(amount=12345678901234567890123, note="x" * 500)
-        await store.append("Account-huge", [huge])
+        await store.append("Account-huge", [Deposited(amount=12345678901234567890123, note="x" * 500)])
         await store.append("Note-1", [NewEvent(Deposited(amount=7), metadata=Metadata(tags=("odd", "small")))])
-        data = Account.state_type.dump((await fold(store, Account, "huge")).state)
-        await store.save_snapshot(new_snapshot("Account-huge", 1, Account.state_type.fingerprint, data))
+        await save("huge", 1)

@@ -32,7 +32,7 @@ class Balance(BaseModel):
 
 
 class Account(PersistentActor[Balance]):
-    snapshot_policy = SnapshotPolicy(every=2, keep=3)
+    snapshot_policy = SnapshotPolicy(keep=3)
 
     @command_handler
     def deposit(self, command: Deposit) -> int:
