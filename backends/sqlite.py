@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from backends.sqlite_append import SQLiteAppend
-from backends.sqlite_connection import check_file, check_library, check_schema
+from backends.sqlite_connection import check_file, check_library, check_schema, inspect
 from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.backend import AppendOutcome, Batch, Capabilities, Durability, StoredSnapshot
@@ -50,6 +50,8 @@ class SQLiteBackend(SQLiteReader):
     async def open(self) -> None:
         check_library()
         await asyncio.to_thread(check_file, self._path)
+        # Before the writer's connection, which puts the file into WAL mode.
+        await asyncio.to_thread(inspect, self._path, busy_timeout=self._busy_timeout)
         writer = SQLiteWriter(self._path, synchronous=_SYNCHRONOUS[self.durability], busy_timeout=self._busy_timeout)
         writer.on_reconnect = self._append.forget
         writer.start()

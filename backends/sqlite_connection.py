@@ -60,6 +60,20 @@ def read_only_uri(path: Path) -> str:
     return _uri(path, "ro")
 
 
+def inspect(path: Path, *, busy_timeout: float) -> str:
+    """The journal's revision, found without writing a byte: what is no journal of ours is left as it is."""
+    try:
+        connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, timeout=busy_timeout)
+        try:
+            for pragma in HARDENING:
+                connection.execute(pragma)
+            return check_schema(connection, path)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translated(error, writing=False) from error
+
+
 def check_schema(connection: sqlite3.Connection, path: Path) -> str:
     """The journal's revision. Raises `SchemaMissing` or `SchemaError` for anything but this version's journal."""
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

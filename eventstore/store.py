@@ -365,6 +365,7 @@ class EventStore:
         """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
         if self._reads is None:
             raise _closed()
+        checked_stream_id(load.stream_id)
         return await self._reads.load(load)
 
     async def statistics(self) -> Statistics:

@@ -194,6 +194,21 @@ async def test_a_long_mailbox_does_not_keep_others_from_running(url: str, gate: 
         assert turns > 20
 
 
+async def test_an_actor_with_commands_in_its_mailbox_stays_in_memory(url: str, gate: asyncio.Event):
+    async with ActorSystem(url, mailbox_size=2000, max_live=1) as system:
+        first = await occupied(system)
+        notebook = system.ref(Gated, "a")
+        waiting = [asyncio.create_task(notebook.ask(Read())) for _ in range(1000)]
+        await asyncio.sleep(0)
+        gate.set()
+        await first
+        # More than one turn's commands are left, and each of these wants the room of another actor.
+        for number in range(5):
+            assert await system.ref(Notebook, str(number)).ask(Read()) == []
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waiting) == [["first"]] * 1000
+
+
 # tell
 
 

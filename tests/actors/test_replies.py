@@ -375,6 +375,35 @@ async def test_more_commands_than_one_commit_takes_are_all_answered_in_order(fau
     assert len(await texts(faulty.store)) == 1800
 
 
+async def test_what_had_to_wait_for_a_full_commit_is_decided_as_soon_as_that_is_on_its_way(
+    faults: Faults, faulty: ActorSystem, decided: list[str]
+):
+    class Noting(Notebook):
+        @command_handler
+        def write(self, command: Write) -> int:
+            decided.append(command.text)
+            self.persist(Written(text=command.text))
+            return len(self.state.lines)
+
+    notebook = faulty.ref(Noting, "a")
+    await notebook.ask(Read())
+    faults.hold()
+    asks = [start(notebook.ask(Write(text="0")))]
+    await faults.held()
+    asks += [start(notebook.ask(Write(text=str(number)))) for number in range(1, 301)]
+    await settled()
+    assert len(decided) < 301
+    # The first append goes on, and the next one, which is full, is held.
+    faults.before_append = lambda: _hold_again(faults)
+    faults.release()
+    await faults.held(2)
+    await settled()
+    assert len(decided) == 301
+    faults.before_append = None
+    faults.release()
+    assert await asyncio.gather(*asks) == list(range(1, 302))
+
+
 async def test_one_command_may_persist_more_events_than_one_commit_takes(system: ActorSystem):
     notebook = system.ref(Notebook, "a")
     many = tuple(str(number) for number in range(1500))

@@ -248,14 +248,17 @@ async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(path: Pat
         async with EventStore.open(url):
             pass
     assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 async def test_a_database_of_something_else_is_refused_and_left_as_it_is(path: Path, url: str):
     by_hand(path, "CREATE TABLE users (name TEXT)")
+    before = path.read_bytes()
     with pytest.raises(SchemaError, match="something else.*eventstore migrate"):
         async with EventStore.open(url):
             pass
-    assert by_hand(path, "SELECT name FROM sqlite_master") == [("users",)]
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 async def test_a_store_carried_over_a_fork_is_refused_in_the_child(url: str):
