@@ -69,7 +69,11 @@ class ActorRef(Generic[A]):
                     return at_once
                 durable: R = await self._reply(decided.reply, timeout)  # type: ignore[arg-type]
                 return durable
-        reply: R = await self._ask_by_mailbox(command, timeout, metadata)
+        asker = _asker()
+        if asker is None:
+            reply: R = await self._ask_by_mailbox(command, timeout, metadata)
+        else:
+            reply = await self._ask_within(asker, command, timeout, metadata)
         return reply
 
     async def tell(self, command: Command[Any], *, metadata: Metadata | None = None) -> None:
@@ -84,28 +88,34 @@ class ActorRef(Generic[A]):
         """Let the actor serve again after supervision stopped it: it recovers with its next message."""
         self._runtime.restart(self.stream_id)
 
+    async def _ask_within(
+        self, asker: Handling, command: Command[Any], timeout: float | None, metadata: Metadata | None
+    ) -> Any:
+        """An async handler asks: it waits, so nobody it waits for may wait for it."""
+        self._check_command(command)
+        cell = self._live_cell()
+        asker.check_ask(cell)
+        asker.asking.append(cell)
+        try:
+            return await self._ask_by_mailbox(command, timeout, metadata)
+        finally:
+            asker.asking.remove(cell)
+
     async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
         self._check_command(command)
-        handling = _asker()
-        if handling is None:
-            return await self._ask_and_wait(command, timeout, metadata)
-        # An async handler asks: it waits, so nobody it waits for may wait for it.
-        cell = self._live_cell()
-        handling.check_ask(cell)
-        handling.asking.append(cell)
-        try:
-            return await self._ask_and_wait(command, timeout, metadata)
-        finally:
-            handling.asking.remove(cell)
-
-    async def _ask_and_wait(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
-        seconds = self._runtime.ask_timeout if timeout is None else timeout
-        deadline = self._runtime.loop.time() + seconds
-        cell = await self._accepting_cell(seconds)
-        cell.used = self._runtime.next_use()
-        reply = self._runtime.new_reply()
+        runtime = self._runtime
+        if runtime.mailbox_overflow == "wait":
+            # The time spent waiting for room counts.
+            seconds = runtime.ask_timeout if timeout is None else timeout
+            deadline = runtime.loop.time() + seconds
+            cell = await self._accepting_cell(seconds)
+            timeout = deadline - runtime.loop.time()
+        else:
+            cell = self._live_cell()
+        cell.used = runtime.next_use()
+        reply = runtime.new_reply()
         cell.accept(Envelope(command, reply, metadata, contextvars.copy_context()))
-        return await self._reply(reply, deadline - self._runtime.loop.time())
+        return await self._reply(reply, timeout)
 
     async def _accepting_cell(self, seconds: float) -> Cell:
         """The cell, with room in its mailbox if the system waits for room instead of refusing."""
