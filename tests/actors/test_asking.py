@@ -367,28 +367,26 @@ async def test_what_a_plain_handler_sets_out_of_the_mailbox_does_not_reach_other
     )
 
 
+def from_thread(ref: ActorRef[Notebook], command: Any) -> object:
+    try:
+        return asyncio.run(ref.ask(command))
+    except Exception as error:
+        return error
+
+
+@pytest.mark.xfail(strict=True, reason="an ask of a ready actor does not look which loop it is in")
+async def test_asks_of_a_ready_actor_from_another_thread_are_refused_too(system: ActorSystem):
+    notebook = system.ref(Notebook, "a")
+    await notebook.ask(Read())
+    assert "run_coroutine_threadsafe" in str(await asyncio.to_thread(from_thread, notebook, Read()))
+
+
 async def test_asks_from_another_thread_are_refused_with_what_to_do(system: ActorSystem):
     notebook = system.ref(Notebook, "a")
     await notebook.ask(Read())
 
-    def from_thread(command: Any) -> object:
-        async def ask() -> object:
-            return await notebook.ask(command)
-
-        try:
-            return asyncio.run(ask())
-        except Exception as error:
-            return error
-
     cold = system.ref(Notebook, "cold")
-
-    def cold_from_thread() -> object:
-        try:
-            return asyncio.run(cold.ask(Read()))
-        except Exception as error:
-            return error
-
-    assert "run_coroutine_threadsafe" in str(await asyncio.to_thread(cold_from_thread))
+    assert "run_coroutine_threadsafe" in str(await asyncio.to_thread(from_thread, cold, Read()))
     loop = asyncio.get_running_loop()
     future = await asyncio.to_thread(asyncio.run_coroutine_threadsafe, notebook.ask(Write(text="x")), loop)
     assert await asyncio.wrap_future(future) == 1

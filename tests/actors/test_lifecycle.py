@@ -347,6 +347,24 @@ async def test_closing_while_actors_recover_answers_whoever_waits(faults: Faults
             await asking
 
 
+async def test_a_close_that_is_cancelled_still_answers_everybody_and_is_cancelled_then(faults: Faults):
+    async with faults.store() as store:
+        async with ActorSystem(store) as system:
+            notebook = system.ref(Notebook, "a")
+            await notebook.ask(Read())
+            faults.hold()
+            writing = asyncio.create_task(notebook.ask(Write(text="x")))
+            await faults.held()
+            closing = asyncio.create_task(system.close())
+            await asyncio.sleep(0.01)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        with pytest.raises(OutcomeUnknown):
+            await writing
+        faults.release()
+
+
 async def test_closing_twice_does_nothing(url: str):
     async with ActorSystem(url) as system:
         await system.ref(Notebook, "a").ask(Read())

@@ -154,6 +154,18 @@ async def test_recoveries_that_fail_too_often_stop_the_actor(faults: Faults, fau
         await notebook.ask(Read())
 
 
+@pytest.mark.xfail(strict=True, reason="no circuit breaker: asks wait for the restart, whose pause grows to 30 s")
+async def test_while_the_database_is_down_every_ask_is_refused_quickly(faults: Faults, faulty: ActorSystem):
+    async def down(_: Load) -> None:
+        raise BackendUnavailable("gone")
+
+    faults.before_load = down
+    for _ in range(8):
+        async with asyncio.timeout(0.5):
+            with pytest.raises(BackendUnavailable):
+                await faulty.ref(Notebook, "a").ask(Read())
+
+
 # Stop
 
 
