@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -59,7 +60,8 @@ class ActorRef(Generic[A]):
         `metadata` is stored with the command's events.
         """
         cell = self._cell
-        if cell is not None and cell.is_ready:
+        # In another loop or thread than the system's the way by the mailbox refuses it.
+        if cell is not None and cell.is_ready and get_running_loop() is self._runtime.loop:
             handle = cell.decisions.get(command.__class__)
             if handle is not None:
                 cell.used = self._runtime.next_use()
@@ -132,7 +134,7 @@ class ActorRef(Generic[A]):
         if not self._runtime.is_open and (_asker() is None or self._runtime.is_shut):
             # What was accepted before the close may still ask others: else it could not be finished.
             raise ActorStopped("the actor system is closed: the command was not accepted")
-        if asyncio.get_running_loop() is not self._runtime.loop:
+        if get_running_loop() is not self._runtime.loop:
             raise StoreClosed(
                 "this actor system belongs to another event loop: from other threads, use "
                 "asyncio.run_coroutine_threadsafe(ref.ask(command), loop)"

@@ -22,11 +22,12 @@ from backends.sqlite_connection import check_schema, connect_writer, translated
 from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
 
 _T = TypeVar("_T")
-_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
+_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]", "threading.Lock | None"]
 
 # Up to 3.51.2 a checkpoint that runs while another connection commits can corrupt the file (the WAL-reset bug).
 _WAL_RESET_FIXED = (3, 51, 3)
 _LOCK_POLL_SECONDS = 0.001
+_HAND_OVER_SECONDS = 0.001
 
 
 class SQLiteWriter:
@@ -52,12 +53,22 @@ class SQLiteWriter:
         """Start the thread. The connection is opened by the first job."""
         self._thread.start()
 
-    def run(self, job: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
-        """Queue a job. It runs to its end, whatever becomes of the future."""
+    def run(self, job: Callable[[sqlite3.Connection], _T], *, at_once: bool = False) -> asyncio.Future[_T]:
+        """Queue a job. It runs to its end, whatever becomes of the future.
+
+        With `at_once` it has begun when this returns, if the thread is free: a thread that wakes up needs the
+        interpreter's lock, which a busy event loop lets go of only when it polls.
+        """
         if self._is_closed:
             raise StoreClosed("the store is closed: nothing was written")
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._jobs.put((job, future))
+        if not at_once:
+            self._jobs.put((job, future, None))
+            return future
+        begun = threading.Lock()
+        begun.acquire()
+        self._jobs.put((job, future, begun))
+        begun.acquire(timeout=_HAND_OVER_SECONDS)
         return future
 
     async def close(self) -> None:
@@ -70,7 +81,9 @@ class SQLiteWriter:
 
     def _serve(self) -> None:
         while (item := self._jobs.get()) is not None:
-            job, future = item
+            job, future, begun = item
+            if begun is not None:
+                begun.release()
             result: Any = None
             error: BaseException | None = None
             try:
@@ -86,7 +99,7 @@ class SQLiteWriter:
                 # The loop was closed without closing the store: nobody can be told, and the rest must not be run.
                 break
             # Nothing of the job may live on while the thread waits for the next one.
-            del item, job, future, result, error
+            del item, job, future, begun, result, error
         self._disconnect()
 
     def _opened(self) -> sqlite3.Connection:

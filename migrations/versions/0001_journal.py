@@ -21,17 +21,25 @@ ZERO = sa.text("0")
 
 
 def upgrade() -> None:
+    dialect = op.get_context().dialect.name
+    if dialect not in STATEMENTS:
+        raise CommandError(f"the journal has no triggers and views for {dialect}")
+
+    # The row that appends lock carries the version they compare, where several connections append at once.
+    only_on_postgres = [sa.Column("version", BIG, server_default=ZERO, nullable=False)]
     op.create_table(
         "journal_streams",
         sa.Column("id", BIG, nullable=False),
         sa.Column("tenant", sa.Text(), server_default=sa.text("''"), nullable=False),
-        sa.Column("stream_id", sa.Text(), nullable=False),
+        sa.Column("stream_id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("epoch", BIG, server_default=ZERO, nullable=False),
         sa.Column("truncated", BIG, server_default=ZERO, nullable=False),
         sa.Column("created_at", BIG, nullable=False),
+        *(only_on_postgres if dialect == "postgresql" else ()),
         sa.PrimaryKeyConstraint("id", name="pk_journal_streams"),
         sa.UniqueConstraint("tenant", "stream_id", name="uq_journal_streams_tenant_stream_id"),
+        postgresql_with={"fillfactor": "70"},
     )
     op.create_index("ix_journal_streams_kind", "journal_streams", ["kind"])
 
@@ -53,8 +61,6 @@ def upgrade() -> None:
         sa.Column("concurrent", sa.Boolean()),
         sa.Column("recorded_at", BIG, nullable=False),
         sa.PrimaryKeyConstraint("position", name="pk_journal_events"),
-        sa.ForeignKeyConstraint(["stream"], ["journal_streams.id"], name="fk_journal_events_stream"),
-        sqlite_autoincrement=True,
     )
     op.create_index("ix_journal_events_stream_version", "journal_events", ["stream", "version"], unique=True)
     op.create_index("ix_journal_events_event_id", "journal_events", ["event_id"], unique=True)
@@ -79,6 +85,7 @@ def upgrade() -> None:
         sa.Column("stream", BIG, nullable=False),
         sa.Column("through", BIG, nullable=False),
         sa.Column("removed", BIG, server_default=ZERO, nullable=False),
+        sa.Column("log_end", BIG, server_default=ZERO, nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("is_open", sa.Boolean(), nullable=False),
         sa.Column("recorded_at", BIG, nullable=False),
@@ -95,7 +102,9 @@ def upgrade() -> None:
         postgresql_where=sa.text("is_open"),
     )
 
-    protect_events(op.get_context().dialect.name)
+    # The database itself refuses to change or lose an event; and the views, which SQL of users may rest on.
+    for statement in STATEMENTS[dialect]:
+        op.execute(statement.strip())
 
 
 def downgrade() -> None:
@@ -105,25 +114,14 @@ def downgrade() -> None:
     )
 
 
-def protect_events(dialect: str) -> None:
-    """Make the database itself refuse to change or lose an event."""
-    match dialect:
-        case "sqlite":
-            statements = SQLITE_TRIGGERS
-        case _:
-            raise CommandError(f"the journal has no triggers for {dialect}")
-    for statement in statements:
-        op.execute(statement)
-
-
-SQLITE_TRIGGERS = (
+SQLITE = (
     """
 CREATE TRIGGER journal_events_no_update
 BEFORE UPDATE ON journal_events
 BEGIN
     SELECT RAISE(ABORT, 'journal events are never changed');
 END
-""".strip(),
+""",
     """
 CREATE TRIGGER journal_events_no_delete
 BEFORE DELETE ON journal_events
@@ -134,5 +132,99 @@ WHEN NOT EXISTS (
 BEGIN
     SELECT RAISE(ABORT, 'journal events are only removed by truncation');
 END
-""".strip(),
+""",
+    """
+CREATE VIEW v_events AS
+SELECT e.position, s.tenant, s.stream_id, s.kind, e.version, e.type, e.schema_version,
+    CASE WHEN json_valid(e.payload) THEN e.payload END AS payload,
+    CASE WHEN json_valid(e.metadata) THEN e.metadata END AS metadata,
+    e.payload AS payload_text, e.metadata AS metadata_text,
+    lower(substr(hex(e.event_id), 1, 8) || '-' || substr(hex(e.event_id), 9, 4) || '-' ||
+        substr(hex(e.event_id), 13, 4) || '-' || substr(hex(e.event_id), 17, 4) || '-' ||
+        substr(hex(e.event_id), 21)) AS event_id,
+    lower(substr(hex(coalesce(e.batch_id, e.event_id)), 1, 8) || '-' ||
+        substr(hex(coalesce(e.batch_id, e.event_id)), 9, 4) || '-' ||
+        substr(hex(coalesce(e.batch_id, e.event_id)), 13, 4) || '-' ||
+        substr(hex(coalesce(e.batch_id, e.event_id)), 17, 4) || '-' ||
+        substr(hex(coalesce(e.batch_id, e.event_id)), 21)) AS batch_id,
+    e.epoch,
+    strftime('%Y-%m-%dT%H:%M:%S', e.recorded_at / 1000000, 'unixepoch') ||
+        printf('.%06dZ', e.recorded_at % 1000000) AS recorded_at
+FROM journal_events e JOIN journal_streams s ON s.id = e.stream
+""",
+    """
+CREATE VIEW v_streams AS
+SELECT s.tenant, s.stream_id, s.kind,
+    max(s.truncated, coalesce((SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id), 0)) AS version,
+    s.truncated, s.epoch,
+    strftime('%Y-%m-%dT%H:%M:%S', s.created_at / 1000000, 'unixepoch') ||
+        printf('.%06dZ', s.created_at % 1000000) AS created_at
+FROM journal_streams s
+""",
 )
+
+# Names are not bound to a schema: the migration runs with the journal's alone in its search path. A trigger's
+# function runs under whatever path a session has, so it takes the schema from the table.
+POSTGRES = (
+    """
+CREATE FUNCTION journal_events_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    is_removal boolean := false;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        EXECUTE format(
+            'SELECT EXISTS (SELECT FROM %I.journal_removals WHERE is_open AND stream = $1 AND $2 <= through)',
+            TG_TABLE_SCHEMA
+        ) INTO is_removal USING OLD.stream, OLD.version;
+        IF is_removal THEN
+            RETURN OLD;
+        END IF;
+        RAISE EXCEPTION 'journal events are only removed by truncation' USING ERRCODE = 'restrict_violation';
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        RAISE EXCEPTION 'journal events are only removed by truncation' USING ERRCODE = 'restrict_violation';
+    END IF;
+    RAISE EXCEPTION 'journal events are never changed' USING ERRCODE = 'restrict_violation';
+END
+$$
+""",
+    """
+CREATE TRIGGER journal_events_no_update BEFORE UPDATE ON journal_events
+FOR EACH ROW EXECUTE FUNCTION journal_events_refuse()
+""",
+    """
+CREATE TRIGGER journal_events_no_delete BEFORE DELETE ON journal_events
+FOR EACH ROW EXECUTE FUNCTION journal_events_refuse()
+""",
+    """
+CREATE TRIGGER journal_events_no_truncate BEFORE TRUNCATE ON journal_events
+FOR EACH STATEMENT EXECUTE FUNCTION journal_events_refuse()
+""",
+    # jsonb holds neither U+0000 nor half of a surrogate pair, which JSON may. One such event must not make a query
+    # over all of them fail.
+    """
+CREATE FUNCTION journal_json(value text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+BEGIN
+    RETURN value::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
+    RETURN NULL;
+END
+$$
+""",
+    """
+CREATE VIEW v_events AS
+SELECT e.position, s.tenant, s.stream_id, s.kind, e.version, e.type, e.schema_version,
+    journal_json(e.payload) AS payload, journal_json(e.metadata) AS metadata,
+    e.payload AS payload_text, e.metadata AS metadata_text,
+    encode(e.event_id, 'hex')::uuid AS event_id, encode(coalesce(e.batch_id, e.event_id), 'hex')::uuid AS batch_id,
+    e.epoch, to_timestamp(0) + e.recorded_at * interval '1 microsecond' AS recorded_at
+FROM journal_events e JOIN journal_streams s ON s.id = e.stream
+""",
+    """
+CREATE VIEW v_streams AS
+SELECT s.tenant, s.stream_id, s.kind, s.version, s.truncated, s.epoch,
+    to_timestamp(0) + s.created_at * interval '1 microsecond' AS created_at
+FROM journal_streams s
+""",
+)
+
+STATEMENTS = {"sqlite": SQLITE, "postgresql": POSTGRES}

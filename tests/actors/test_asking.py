@@ -374,7 +374,6 @@ def from_thread(ref: ActorRef[Notebook], command: Any) -> object:
         return error
 
 
-@pytest.mark.xfail(strict=True, reason="an ask of a ready actor does not look which loop it is in")
 async def test_asks_of_a_ready_actor_from_another_thread_are_refused_too(system: ActorSystem):
     notebook = system.ref(Notebook, "a")
     await notebook.ask(Read())

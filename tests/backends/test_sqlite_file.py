@@ -279,3 +279,21 @@ async def test_a_large_group_is_stored_whole_and_in_order(url: str):
         appended = await store.append("a", happened(*range(1300)))
         assert appended.position == 1300
         assert await numbers(store.read("a")) == list(range(1300))
+
+
+async def test_what_another_process_appended_and_removed_has_used_up_its_positions(url: str):
+    async with EventStore.open(url) as store, EventStore.open(url) as other:
+        await store.append("a", happened(1))
+        removed = await other.append("b", happened(1, 2))
+        await other.truncate("b", through=2, reason="test")
+        again = await store.append("a", happened(2))
+    assert again.position > removed.position
+
+
+async def test_positions_of_a_removed_end_are_not_used_after_opening_again(url: str):
+    async with EventStore.open(url) as store:
+        removed = await store.append("a", happened(1, 2))
+        await store.truncate("a", through=2, reason="test")
+    async with EventStore.open(url) as store:
+        await store.truncate("a", through=1, reason="test")
+        assert (await store.append("b", happened(1))).position > removed.position

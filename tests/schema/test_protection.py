@@ -69,13 +69,6 @@ def test_a_removal_that_does_not_cover_the_event_keeps_it(
         journal.execute("DELETE FROM journal_events WHERE version = 3")
 
 
-def test_the_position_of_a_removed_event_is_not_used_again(journal: sqlite3.Connection) -> None:
-    record_removal(journal, stream=1, through=3, is_open=True)
-    journal.execute("DELETE FROM journal_events")
-    insert_event(journal, 4)
-    assert journal.execute("SELECT position FROM journal_events").fetchall() == [(4,)]
-
-
 def record_removal(connection: sqlite3.Connection, *, stream: int, through: int, is_open: bool) -> None:
     connection.execute(
         "INSERT INTO journal_removals (stream, through, reason, is_open, recorded_at) VALUES (?, ?, 'test', ?, 1)",

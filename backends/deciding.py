@@ -1,0 +1,123 @@
+"""Group: the decision which batches of a group are stored, made in memory on the remembered heads of their streams."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite, refusal
+from eventstore.errors import DuplicateEventError
+
+
+class Head:
+    """What is remembered of a stream. `id` is 0 while its row does not exist."""
+
+    __slots__ = ("epoch", "id", "version")
+
+    def __init__(self, id: int, version: int, epoch: int) -> None:
+        self.id = id
+        self.version = version
+        self.epoch = epoch
+
+
+Place = tuple[str, int, int]
+"""Where an event is stored: stream, version, position."""
+
+
+class Group:
+    """The decision about a group: which batches are stored, in order, each seeing those before it.
+
+    With `stored`, the places of the group's events that are in the journal already, repeats are recognised.
+    """
+
+    def __init__(self, streams: dict[str, Head], last_position: int, stored: dict[bytes, Place] | None = None) -> None:
+        self._streams = streams
+        self._last_position = last_position
+        self._stored = stored
+        self.versions: dict[str, int] = {}
+        """The version that each stream with new events has after them."""
+        self.rows: list[tuple[Any, ...]] = []
+        self.outcomes: list[AppendOutcome] = []
+        self.has_new_streams = False
+
+    def decide(self, batch: Batch) -> AppendOutcome:
+        """Decide about one batch. An outcome that is `Appended` becomes true when `rows` are stored."""
+        repeated = None if self._stored is None else self._repeated(batch, self._stored)
+        outcome = self._placed(batch) if repeated is None else repeated
+        self.outcomes.append(outcome)
+        return outcome
+
+    def new_streams(self) -> list[str]:
+        """The streams that get their first event now."""
+        return [stream_id for stream_id in self.versions if not self._streams[stream_id].id]
+
+    def adopt(self) -> None:
+        """Remember what is stored now."""
+        for stream_id, version in self.versions.items():
+            self._streams[stream_id].version = version
+
+    def _placed(self, batch: Batch) -> AppendOutcome:
+        versions: dict[str, int] = {}
+        after: list[int] = []
+        rows: list[tuple[Any, ...]] = []
+        for write in batch:
+            stream_id = write.stream_id
+            stream = self._streams[stream_id]
+            version = versions.get(stream_id)
+            if version is None:
+                version = self.versions.get(stream_id, stream.version)
+            # Most writes expect exactly this version and hold no epoch: no call for them.
+            if version != write.expected or write.epoch is not None:
+                refused = refusal(write, version, stream.epoch)
+                if refused is not None:
+                    return refused
+            epoch = write.epoch or 0
+            for event_id, type_, schema_version, payload, metadata, batch_id in write.events:
+                version += 1
+                first_of = None if batch_id == event_id else batch_id
+                rows.append((stream, version, type_, schema_version, payload, metadata, event_id, first_of, epoch))
+            if write.events:
+                versions[stream_id] = version
+                self.has_new_streams = self.has_new_streams or not stream.id
+            after.append(version)
+        if self._stored is not None:
+            first = self._last_position + len(self.rows) + 1
+            self._stored.update(
+                (event.event_id, (write.stream_id, rows[index][1], first + index))
+                for index, (write, event) in enumerate((write, event) for write in batch for event in write.events)
+            )
+        self.versions.update(versions)
+        self.rows.extend(rows)
+        return Appended(self._last_position + len(self.rows) if rows else 0, tuple(after))
+
+    def _repeated(self, batch: Batch, stored: dict[bytes, Place]) -> AppendOutcome | None:
+        """The original outcome of a batch that is stored, an error for one that is in part, None for a new one."""
+        seen: set[bytes] = set()
+        repeated: tuple[StreamWrite, bytes] | None = None
+        is_whole = True
+        for write in batch:
+            for event in write.events:
+                if event.event_id in stored or event.event_id in seen:
+                    repeated = write, event.event_id
+                is_whole = is_whole and event.event_id in stored
+                seen.add(event.event_id)
+        if repeated is None:
+            return None
+        if is_whole and (original := self._original(batch, stored)) is not None:
+            return original
+        write, event_id = repeated
+        return DuplicateEventError(write.stream_id, str(UUID(bytes=event_id)))
+
+    def _original(self, batch: Batch, stored: dict[bytes, Place]) -> Appended | None:
+        versions: list[int] = []
+        last_position = 0
+        for write in batch:
+            version = self.versions.get(write.stream_id, self._streams[write.stream_id].version)
+            for index, event in enumerate(write.events):
+                stream_id, stored_version, position = stored[event.event_id]
+                follows = index == 0 or stored_version == version + 1
+                if stream_id != write.stream_id or not follows or position <= last_position:
+                    return None
+                version, last_position = stored_version, position
+            versions.append(version)
+        return Appended(last_position, tuple(versions), is_duplicate=True)

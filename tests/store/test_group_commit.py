@@ -1,0 +1,154 @@
+"""GroupCommit: what shares a commit, in which order outcomes come, and two halves where commits are quick."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StreamWrite
+from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError
+from eventstore.group_commit import MIN_HALVED, GroupCommit, PendingAppend
+
+CALLERS = 2 * MIN_HALVED
+QUICK, SLOW = 0.0, 0.05
+
+
+class Journal:
+    """Takes so long for a commit, whatever is in it."""
+
+    def __init__(self) -> None:
+        self.seconds = QUICK
+        self.groups: list[Sequence[Batch]] = []
+        self.refused: set[str] = set()
+        self.failure: EventStoreError | None = None
+
+    async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        self.groups.append(batches)
+        await asyncio.sleep(self.seconds)
+        if self.failure is not None:
+            raise self.failure
+        return [
+            ConcurrencyError(write.stream_id, 0, 1) if write.stream_id in self.refused else Appended(1, (1,))
+            for [write] in batches
+        ]
+
+
+class Callers:
+    """Everyone appends, hears the outcome, works for a moment, and appends again."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.commits = GroupCommit(journal.append)
+        self.outcomes: list[str] = []
+        self.rounds_left = 0
+        self.work_seconds = 0.0005
+        self.before_next: list[str] = []
+
+    def append(self, stream_id: str) -> PendingAppend:
+        event = EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))
+        pending = PendingAppend([StreamWrite(stream_id, 0, [event])], 1, self._on_outcome)
+        self.commits.submit(pending)
+        return pending
+
+    async def run(self, rounds: int) -> None:
+        self.rounds_left = rounds * CALLERS
+        for number in range(CALLERS):
+            self.append(str(number))
+        await self.commits.drained()
+        while self.rounds_left > 0:
+            await self.commits.drained()
+            await asyncio.sleep(0)
+
+    def _on_outcome(self, pending: PendingAppend, outcome: AppendOutcome | EventStoreError) -> None:
+        stream_id = pending.writes[0].stream_id
+        self.outcomes.append(stream_id)
+        if self.rounds_left > 0:
+            self.rounds_left -= 1
+            asyncio.get_running_loop().call_soon(self._decide, stream_id)
+
+    def _decide(self, stream_id: str) -> None:
+        end = time.thread_time() + self.work_seconds
+        while time.thread_time() < end:
+            pass
+        self.append(stream_id)
+
+
+@pytest.fixture
+async def journal() -> Journal:
+    return Journal()
+
+
+@pytest.fixture
+async def callers(journal: Journal) -> AsyncGenerator[Callers, None]:
+    callers = Callers(journal)
+    yield callers
+    async with asyncio.timeout(10):
+        await callers.commits.close()
+
+
+def sizes(groups: Sequence[Sequence[Batch]]) -> list[int]:
+    return [len(group) for group in groups]
+
+
+async def test_callers_who_wait_for_each_other_are_halved_where_a_commit_is_quick(journal: Journal, callers: Callers):
+    await callers.run(rounds=12)
+    assert sizes(journal.groups[6:10]) == [CALLERS // 2] * 4
+
+
+async def test_where_a_commit_is_slow_they_stay_one_group(journal: Journal, callers: Callers):
+    journal.seconds, callers.work_seconds = SLOW, 0.0001
+    await callers.run(rounds=6)
+    assert sizes(journal.groups[2:5]) == [CALLERS] * 3
+
+
+async def test_halves_become_one_group_when_commits_become_slow(journal: Journal, callers: Callers):
+    await callers.run(rounds=8)
+    journal.seconds, callers.work_seconds = SLOW, 0.0001
+    seen = len(journal.groups)
+    await callers.run(rounds=8)
+    assert sizes(journal.groups[seen + 4 : seen + 6]) == [CALLERS] * 2
+
+
+async def test_every_caller_hears_once_and_in_the_order_of_the_appends(journal: Journal, callers: Callers):
+    await callers.run(rounds=12)
+    appended = [write.stream_id for group in journal.groups for [write] in group]
+    assert callers.outcomes == appended
+
+
+async def test_after_a_refusal_nothing_is_taken_before_everyone_has_heard(journal: Journal, callers: Callers):
+    # Whoever lost withdraws what it has decided on the lost state: that must not be on its way by then.
+    await callers.run(rounds=8)
+    withdrawn = []
+
+    def lost(pending: PendingAppend, outcome: AppendOutcome | EventStoreError) -> None:
+        assert isinstance(outcome, ConcurrencyError)
+        assert not behind.is_taken
+        behind.is_withdrawn = True
+        withdrawn.append(behind)
+
+    journal.refused.add("loser")
+    first = callers.append("loser")
+    first.on_outcome = lost
+    for number in range(CALLERS):
+        callers.append(str(number))
+    while not first.is_taken:
+        await asyncio.sleep(0)
+    behind = callers.append("loser")
+    await callers.commits.drained()
+    assert withdrawn == [behind]
+    assert sum(write.stream_id == "loser" for group in journal.groups for [write] in group) == 1
+
+
+async def test_an_append_that_cannot_even_start_fails_those_that_are_in_it(callers: Callers):
+    def closed(_: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
+        raise BackendUnavailable("not today")
+
+    commits = GroupCommit(closed)
+    heard: list[object] = []
+    for _ in range(3):
+        write = StreamWrite("a", 0, [EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))])
+        commits.submit(PendingAppend([write], 1, lambda _, outcome: heard.append(outcome)))
+    await commits.close()
+    assert [str(outcome) for outcome in heard] == ["not today"] * 3
