@@ -202,8 +202,13 @@ def _adopt(actor: PersistentActor[Any], stage: Stage, snapshot: Snapshot, stream
             "events are missing; restore the journal, or delete that snapshot if the journal is right",
         )
     if snapshot.fingerprint != actor.state_type.fingerprint:
-        raise SnapshotUnusable(f"the snapshot at version {snapshot.version} is of another schema of the state")
-    actor.state = actor.state_type.load(snapshot.data)
+        raise SnapshotUnusable(
+            "it is of another schema of the state", stream_id=stage.stream_id, version=snapshot.version
+        )
+    try:
+        actor.state = actor.state_type.load(snapshot.data)
+    except SnapshotUnusable as error:
+        raise SnapshotUnusable(str(error), stream_id=stage.stream_id, version=snapshot.version) from error
     stage.version = snapshot.version
 
 

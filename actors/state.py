@@ -63,7 +63,7 @@ class StateType:
             with collector_paused():
                 return self._adapter.validator.validate_json(data)
         except ValidationError as error:
-            raise SnapshotUnusable(f"the snapshot does not fit the state: {error.error_count()} errors") from error
+            raise SnapshotUnusable(f"it does not fit the state: {error.error_count()} errors") from error
 
 
 @contextmanager

@@ -159,7 +159,16 @@ class EventDecodeError(CodecError):
 
 
 class SnapshotUnusable(CodecError):
-    """A snapshot is damaged, or was taken of another state schema. Recovery goes to an older one by itself."""
+    """A snapshot is damaged, or was taken of another state schema. Recovery goes to an older one by itself.
+
+    `stream_id` and `version` name it.
+    """
+
+    def __init__(self, reason: str, *, stream_id: str = "", version: int = 0) -> None:
+        place = f"the snapshot of {stream_id!r} at version {version} cannot be used: " if stream_id else ""
+        super().__init__(place + reason)
+        self.stream_id = stream_id
+        self.version = version
 
 
 class PayloadTooLarge(CodecError):

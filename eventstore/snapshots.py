@@ -34,25 +34,24 @@ def pack(snapshot: Snapshot, *, limit: int, epoch: int = 0) -> StoredSnapshot:
 def unpack(stored: StoredSnapshot, *, limit: int) -> Snapshot:
     """The snapshot as it was packed. Raises `SnapshotUnusable` when it is damaged or in an encoding of newer code."""
     stream_id, version, fingerprint, encoding, payload, checksum, recorded_at, _ = stored
-    if checksum != _checksum(stream_id, version, fingerprint, encoding, payload):
-        raise SnapshotUnusable(f"the snapshot of {stream_id!r} at version {version} does not match its checksum")
-    match encoding:
-        case "json":
-            data = payload
-        case "json+zstd":
-            try:
+    try:
+        if checksum != _checksum(stream_id, version, fingerprint, encoding, payload):
+            raise SnapshotUnusable("it does not match its checksum", stream_id=stream_id, version=version)
+        match encoding:
+            case "json":
+                data = payload
+            case "json+zstd":
                 # The library takes the size that the frame's header claims, whatever the limit says.
                 if zstandard.frame_content_size(payload) > limit:
                     raise SnapshotUnusable(
-                        f"the snapshot of {stream_id!r} at version {version} unpacks to more than {limit} bytes"
+                        f"it unpacks to more than {limit} bytes", stream_id=stream_id, version=version
                     )
                 data = zstandard.ZstdDecompressor().decompress(payload, max_output_size=limit)
-            except zstandard.ZstdError as error:
-                raise SnapshotUnusable(
-                    f"the snapshot of {stream_id!r} at version {version} cannot be unpacked: {error}"
-                ) from error
-        case _:
-            raise SnapshotUnusable(f"the snapshot of {stream_id!r} at version {version} is in encoding {encoding!r}")
+            case _:
+                raise SnapshotUnusable(f"its encoding is {encoding!r}", stream_id=stream_id, version=version)
+    except (zstandard.ZstdError, TypeError) as error:
+        # TypeError: a database that lets any value stand in any column gave something else than bytes.
+        raise SnapshotUnusable(f"it cannot be unpacked: {error}", stream_id=stream_id, version=version) from error
     return Snapshot(stream_id, version, fingerprint, data, recorded_at)
 
 

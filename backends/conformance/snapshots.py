@@ -136,6 +136,7 @@ class Snapshots(StoreFixtures):
         await backend.save_snapshot(_stored(2, payload=b"damaged"), keep=10)
         newest, older = await store.snapshots("a")
         assert isinstance(newest, SnapshotUnusable)
+        assert (newest.stream_id, newest.version) == ("a", 2)
         assert isinstance(older, Snapshot)
 
     async def test_only_the_newest_are_kept(self, store: EventStore) -> None:

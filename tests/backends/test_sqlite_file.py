@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from eventstore import (
     InvalidStoreUrl,
     JournalCorrupt,
     SchemaError,
+    Snapshot,
+    SnapshotUnusable,
     StoreClosed,
 )
 from eventstore.backend import Load
@@ -297,3 +300,13 @@ async def test_positions_of_a_removed_end_are_not_used_after_opening_again(url: 
     async with EventStore.open(url) as store:
         await store.truncate("a", through=1, reason="test")
         assert (await store.append("b", happened(1))).position > removed.position
+
+
+async def test_a_snapshot_that_holds_text_instead_of_bytes_is_unusable_and_named(path: Path, url: str):
+    async with EventStore.open(url) as store:
+        await store.append("a", happened(1))
+        await store.save_snapshot(Snapshot("a", 1, "f", b"{}", datetime.now(UTC)))
+        by_hand(path, "UPDATE journal_snapshots SET payload = CAST(payload AS TEXT)")
+        [found] = await store.snapshots("a")
+    assert isinstance(found, SnapshotUnusable)
+    assert (found.stream_id, found.version) == ("a", 1)
