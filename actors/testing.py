@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.command import Command
-from actors.recovery import replay
+from actors.replay import apply_stored
 from eventstore.codec import decode_payload, encode_payload
 from eventstore.errors import ActorError, CodecError, DefinitionError
 from eventstore.events import Event
@@ -207,7 +207,7 @@ class _Live(Generic[S]):
         self.actor = new_actor(cls, self)
         if snapshot is not None:
             self.actor.state = cls.state_type.load(snapshot)
-        replay(self.actor, self, stored[version:], through=len(stored))
+        apply_stored(self.actor, self, stored[version:], through=len(stored))
         self._stored = stored
         self._staged: list[_Stored] = []
         self._failure: Exception | None = None

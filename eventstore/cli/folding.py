@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
-from actors.recovery import replay
-from actors.state import collector_paused
-from eventstore.backend import Load, Loaded
+from actors.replay import ReadOnlyStage, Replay
 from eventstore.cli.differences import first_difference, without_order
 from eventstore.cli.exits import STORE_TROUBLE
-from eventstore.errors import ActorError, JournalCorrupt, SnapshotUnusable
-from eventstore.events import Event, Snapshot
+from eventstore.errors import JournalCorrupt, SnapshotUnusable
+from eventstore.events import Snapshot
 from eventstore.store import EventStore
 
-_PAGE_TIMEOUT_SECONDS = 30.0
-# The first page is small, because the size of the events is not known yet; then so many as fit the target.
-_FIRST_PAGE = 200
-_LARGEST_PAGE = 1000
-_PAGE_BYTES = 4 * 1024 * 1024
 _FIRST_SNAPSHOTS = 10
-
-
-Page = Sequence[tuple[int, str, int, str | bytes]]
 
 
 class Problem(NamedTuple):
@@ -87,22 +76,21 @@ class _Fold:
         self._state_type = cls.state_type
         self._found = found
         self._on_events = on_events
-        self._stage = _Stage(found.stream_id)
+        self._stage = ReadOnlyStage(found.stream_id)
         self._actor = new_actor(cls, self._stage)
-        self._page: Page = ()
+        self._replay = Replay(store, self._actor, self._stage)
 
     async def run(self) -> None:
         found = self._found
         # Snapshots before the head: one that is taken meanwhile is not ahead of what is folded here.
         snapshots = await self._snapshots()
-        head = await self._load(0, _FIRST_PAGE)
+        head = await self._replay.look()
         if head.version == 0 and not snapshots:
             found.complain(None, "has no events")
             return
         for snapshot in [one for one in snapshots if one.version > head.version]:
             found.complain(snapshot.version, f"snapshot is ahead of the journal, which ends at version {head.version}")
             snapshots.remove(snapshot)
-        self._page = head.events
         if head.truncated:
             snapshots = self._start_behind(head.truncated, snapshots)
         for snapshot in snapshots:
@@ -141,21 +129,9 @@ class _Fold:
         return rest
 
     async def _fold_through(self, version: int) -> None:
-        while (before := self._stage.version) < version:
-            # What is left of the page, if the last snapshot stood in the middle of it.
-            events: Page = [event for event in self._page if event[0] > before]
-            if not events:
-                events = self._page = (await self._load(before, _next_limit(self._page))).events
-            if not events:
-                raise JournalCorrupt(f"the event at version {before + 1} is missing", version=before + 1)
-            with collector_paused():
-                replay(self._actor, self._stage, events, through=version)
-            self._found.events += self._stage.version - before
-            self._on_events(self._stage.version - before)
-
-    async def _load(self, after: int, limit: int) -> Loaded:
-        async with asyncio.timeout(_PAGE_TIMEOUT_SECONDS):
-            return await self._store.load(Load(self._found.stream_id, after, use_snapshot=False, limit=limit))
+        before = self._stage.version
+        await self._replay.through(version, on_events=self._on_events)
+        self._found.events += self._stage.version - before
 
     def _compare(self, snapshot: Snapshot) -> None:
         self._found.compared += 1
@@ -171,20 +147,3 @@ class _Fold:
         # The same items in another order are two equal sets, or two lists that differ.
         if not is_reordered or self._state_type.load(snapshot.data) != self._actor.state:
             self._found.complain(snapshot.version, f"snapshot differs: {difference}")
-
-
-def _next_limit(page: Page) -> int:
-    """As many events as fit the target if they are like those of the last page."""
-    size = sum(len(payload) for _, _, _, payload in page)
-    return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE
-
-
-class _Stage:
-    """The stage of an actor that is only looked at."""
-
-    def __init__(self, stream_id: str) -> None:
-        self.stream_id = stream_id
-        self.version = 0
-
-    def stage(self, events: tuple[Event, ...]) -> Awaitable[None]:
-        raise ActorError(f"{self.stream_id!r} is being replayed: it cannot persist {len(events)} events")

@@ -1,0 +1,149 @@
+"""Replay: stored events through an actor's event handlers, page after page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from actors.actor import PersistentActor, Stage
+from actors.state import collector_paused
+from eventstore.backend import Load, Loaded
+from eventstore.codec import decode_payload
+from eventstore.errors import (
+    ActorError,
+    DefinitionError,
+    EventStoreError,
+    JournalCorrupt,
+    RecoveryError,
+    UnknownEventType,
+)
+from eventstore.events import Event, event_class
+from eventstore.store import EventStore
+
+# The first page is small, because the size of the events is not known yet; then so many as fit the target.
+_FIRST_PAGE = 200
+_LARGEST_PAGE = 1000
+_PAGE_BYTES = 4 * 1024 * 1024
+
+_Page = Sequence[tuple[int, str, int, str | bytes]]
+
+
+class Replay:
+    """Brings an actor's state forward through the journal, as far as is asked, from wherever it stands.
+
+    `page_timeout` bounds the wait for each page of events, not the whole: a long replay that makes progress goes on.
+    """
+
+    def __init__(
+        self, store: EventStore, actor: PersistentActor[Any], stage: Stage, *, page_timeout: float = 30.0
+    ) -> None:
+        self._store = store
+        self._actor = actor
+        self._stage = stage
+        self._page_timeout = page_timeout
+        self._page: _Page = ()
+
+    async def look(self, *, use_snapshot: bool = False) -> Loaded:
+        """What the journal says of the stream behind the actor's version, with the first page of events.
+
+        With `use_snapshot` that is behind the newest snapshot, which the caller adopts.
+        """
+        loaded = await self._load(_FIRST_PAGE, use_snapshot=use_snapshot)
+        self._page = loaded.events
+        return loaded
+
+    async def through(self, version: int, *, on_events: Callable[[int], None] | None = None) -> None:
+        """Apply every event up to a version that the stream has reached. `on_events` is told how many, page by page.
+
+        Raises `JournalCorrupt` for a hole, the codec's errors for an event that cannot be read, and `RecoveryError` for
+        a handler that raises, or a page that does not come in time.
+        """
+        stage = self._stage
+        while (before := stage.version) < version:
+            # A page that was left in the middle is taken up again.
+            events: _Page = [event for event in self._page if event[0] > before]
+            if not events:
+                events = self._page = (await self._load(_next_limit(self._page), use_snapshot=False)).events
+            if not events:
+                raise JournalCorrupt(
+                    f"the event at version {before + 1} is missing: the stream is at version {version}",
+                    stream_id=stage.stream_id,
+                    version=before + 1,
+                )
+            with collector_paused():
+                apply_stored(self._actor, stage, events, through=version)
+            if on_events is not None:
+                on_events(stage.version - before)
+
+    async def _load(self, limit: int, *, use_snapshot: bool) -> Loaded:
+        stream_id = self._stage.stream_id
+        try:
+            async with asyncio.timeout(self._page_timeout):
+                return await self._store.load(Load(stream_id, self._stage.version, use_snapshot, limit))
+        except TimeoutError as error:
+            raise RecoveryError(stream_id, f"no events came for {self._page_timeout:g} s") from error
+
+
+class ReadOnlyStage:
+    """The stage of an actor that is only looked at."""
+
+    __slots__ = ("stream_id", "version")
+
+    def __init__(self, stream_id: str) -> None:
+        self.stream_id = stream_id
+        self.version = 0
+
+    def stage(self, events: tuple[Event, ...]) -> Awaitable[None]:
+        raise ActorError(f"{self.stream_id!r} is only being looked at: it cannot persist {len(events)} events")
+
+
+def apply_stored(actor: PersistentActor[Any], stage: Stage, page: _Page, *, through: int) -> None:
+    """Apply events that follow the actor's version. A hole, an unknown or an unreadable event is an error."""
+    routes = actor.handlers.stored
+    for version, type_, schema_version, payload in page:
+        if version > through:
+            return
+        if version != stage.version + 1:
+            raise JournalCorrupt(
+                f"the versions have a hole or a repeat: {version} follows {stage.version}",
+                stream_id=stage.stream_id,
+                version=version,
+            )
+        route = routes.get(type_)
+        if route is None:
+            raise _no_route(actor, type_, stage.stream_id, version)
+        cls, known_version, validate, apply = route
+        try:
+            if schema_version != known_version:
+                event = decode_payload(cls, schema_version, payload, stream_id=stage.stream_id, version=version)
+            else:
+                event = validate(payload, extra="allow")
+        except ValidationError:
+            event = decode_payload(cls, schema_version, payload, stream_id=stage.stream_id, version=version)
+        stage.version = version
+        try:
+            apply(actor, event)
+        except Exception as error:
+            raise RecoveryError(
+                stage.stream_id,
+                f"its handler for {type_!r} raised {type(error).__name__} at version {version}: {error}",
+            ) from error
+
+
+def _next_limit(page: _Page) -> int:
+    """As many events as fit the target if they are like those of the last page."""
+    size = sum(len(event[3]) for event in page)
+    return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE
+
+
+def _no_route(actor: PersistentActor[Any], type_: str, stream_id: str, version: int) -> EventStoreError:
+    known = event_class(type_)
+    if known is None:
+        return UnknownEventType(type_, stream_id=stream_id, version=version)
+    return DefinitionError(
+        f"{type(actor).__qualname__} has no @event_handler for {known.__qualname__} "
+        f"(stored as {type_!r}, version {version})"
+    )
