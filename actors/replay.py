@@ -103,12 +103,14 @@ class ReadOnlyStage:
 def apply_stored(actor: PersistentActor[Any], stage: Stage, page: _Page, *, through: int) -> None:
     """Apply events that follow the actor's version. A hole, an unknown or an unreadable event is an error."""
     routes = actor.handlers.stored
+    expected = stage.version
     for version, type_, schema_version, payload in page:
         if version > through:
             return
-        if version != stage.version + 1:
+        expected += 1
+        if version != expected:
             raise JournalCorrupt(
-                f"the versions have a hole or a repeat: {version} follows {stage.version}",
+                f"the versions have a hole or a repeat: {version} follows {expected - 1}",
                 stream_id=stage.stream_id,
                 version=version,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,9 @@ _READERS = 2
 _READER_WAIT_SECONDS = 30.0
 _MAX_VERSION = 2**63 - 1
 
+# Between texts that are strung together: JSON holds no control character but white space.
+_SEPARATOR = "\x1e"
+
 # A page is ONE row: every row is one sqlite3_step, and each gives the interpreter's lock away. Beside a busy event
 # loop the reading thread may wait long to get it back, 500 times for 500 rows.
 _LOAD = """
@@ -49,18 +52,23 @@ WITH wanted AS MATERIALIZED (
         CASE WHEN w.value ->> '$[2]' THEN
             (SELECT max(n.version) FROM journal_snapshots n WHERE n.stream = s.id AND n.version > w.value ->> '$[1]')
         END AS snapshot
-    FROM json_each(?) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
+    FROM json_each(?1) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
 )
 SELECT
     (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
             hex(n.payload), hex(n.checksum), n.recorded_at, n.epoch))
         FROM wanted w LEFT JOIN journal_snapshots n ON n.stream = w.stream AND n.version = w.snapshot),
-    (SELECT json_group_array(json_array(number, version, type, schema_version, payload))
-        FROM (SELECT w.number, e.version, e.type, e.schema_version, e.payload
-            FROM wanted w CROSS JOIN journal_events e
-            WHERE e.stream = w.stream AND e.version > max(coalesce(w.snapshot, w.after), w.truncated)
-                AND e.version <= max(coalesce(w.snapshot, w.after), w.truncated) + w.size
-            ORDER BY w.number, e.version))
+    e.numbers, e.versions, e.types, e.schema_versions, e.payloads
+FROM (
+    SELECT group_concat(number) AS numbers, group_concat(version) AS versions, group_concat(type, ?2) AS types,
+        group_concat(schema_version) AS schema_versions,
+        CASE WHEN max(typeof(payload)) = min(typeof(payload)) THEN group_concat(payload, ?2) END AS payloads
+    FROM (SELECT w.number, e.version, e.type, e.schema_version, e.payload
+        FROM wanted w CROSS JOIN journal_events e
+        WHERE e.stream = w.stream AND e.version > max(coalesce(w.snapshot, w.after), w.truncated)
+            AND e.version <= max(coalesce(w.snapshot, w.after), w.truncated) + w.size
+        ORDER BY w.number, e.version)
+) e
 """
 
 _DAMAGED = """
@@ -92,6 +100,7 @@ _RECORD = (
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+_Event = tuple[int, str, int, str]
 _FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
 
 
@@ -131,8 +140,8 @@ class SQLiteReader:
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         wanted = orjson.dumps([tuple(load) for load in loads]).decode()
         try:
-            ((found, events),) = await self._driver_rows(_LOAD, (wanted,))
-            return _loaded(loads, orjson.loads(found), orjson.loads(events))
+            ((found, *events),) = await self._driver_rows(_LOAD, (wanted, _SEPARATOR))
+            return _loaded(loads, orjson.loads(found), _events(*events))
         except JournalCorrupt as error:
             if len(loads) == 1:
                 return [await self._located(error, loads[0].stream_id)]
@@ -383,12 +392,36 @@ def _record(
     )
 
 
+def _events(
+    numbers: str | None, versions: str, types: str, schema_versions: str, payloads: str
+) -> Mapping[int, Sequence[_Event]]:
+    """The events of each load, out of the columns that were strung together."""
+    if numbers is None:
+        return {}
+    try:
+        of_loads = orjson.loads(f"[{numbers}]")
+        events = list(
+            zip(
+                orjson.loads(f"[{versions}]"),
+                types.split(_SEPARATOR),
+                orjson.loads(f"[{schema_versions}]"),
+                payloads.split(_SEPARATOR),
+                strict=True,
+            )
+        )
+        if of_loads[0] == of_loads[-1]:
+            return {of_loads[0]: events}
+        pages: dict[int, list[_Event]] = {}
+        for number, event in zip(of_loads, events, strict=True):
+            pages.setdefault(number, []).append(event)
+    except (ValueError, AttributeError) as error:
+        raise JournalCorrupt(f"a stored event cannot be read: {error}") from error
+    return pages
+
+
 def _loaded(
-    loads: Sequence[Load], found: Sequence[_FoundRow], events: Sequence[tuple[int, int, str, int, str]]
+    loads: Sequence[Load], found: Sequence[_FoundRow], pages: Mapping[int, Sequence[_Event]]
 ) -> Sequence[Loaded]:
-    pages: dict[int, list[tuple[int, str, int, str]]] = {}
-    for index, place, type_, schema_version, payload in events:
-        pages.setdefault(index, []).append((place, type_, schema_version, payload))
     answers: list[Loaded] = [Loaded(None, (), 0, 0)] * len(loads)
     for number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch in found:
         snapshot = None
