@@ -1,0 +1,92 @@
+"""PostgresPool: the few sessions that everything but appending shares."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from backends.postgres_driver import DRIVER_ERRORS
+from backends.postgres_errors import is_lost, translated
+from backends.postgres_session import PostgresSession
+from eventstore.errors import BackendUnavailable
+from eventstore.postgres_url import PostgresTarget
+
+_T = TypeVar("_T")
+
+
+class PostgresPool:
+    """At most `pool_size` sessions; who finds none free waits for one, with a deadline.
+
+    Work runs to its end even if its caller is cancelled, because a statement cannot be cancelled without a second
+    connection. asyncpg's own pool does neither, and asks the server for a reset after every use.
+    """
+
+    def __init__(self, target: PostgresTarget, connect: Callable[[], Awaitable[PostgresSession]]) -> None:
+        self._target = target
+        self._connect = connect
+        self._free: list[PostgresSession] = []
+        self._places = asyncio.Semaphore(target.pool_size)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, work: Callable[[PostgresSession], Coroutine[Any, Any, _T]], *, writing: bool = False) -> _T:
+        """Do some work on a session. Raises this package's errors.
+
+        Work that only reads is done once more if its session turns out to be gone: the server may have been restarted
+        since it was used last.
+        """
+        task = asyncio.ensure_future(self._run(work, writing=writing))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Let the work that is under way end, and close every session."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        free, self._free = self._free, []
+        await asyncio.gather(*(session.close() for session in free))
+
+    async def _run(self, work: Callable[[PostgresSession], Awaitable[_T]], *, writing: bool) -> _T:
+        async with self._place():
+            while True:
+                session, is_new = await self._session()
+                try:
+                    return await work(session)
+                except DRIVER_ERRORS as error:
+                    if writing or is_new or not is_lost(error) or isinstance(error, TimeoutError):
+                        raise translated(error, writing=writing) from error
+                finally:
+                    if session.is_usable:
+                        self._free.append(session)
+                    else:
+                        session.cut()
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None, None]:
+        seconds = self._target.command_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise BackendUnavailable(
+                f"all {self._target.pool_size} connections were in use for {seconds:g} s: try again, or give the URL a "
+                "larger pool_size"
+            ) from error
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _session(self) -> tuple[PostgresSession, bool]:
+        while self._free:
+            session = self._free.pop()
+            if session.is_usable:
+                return session, False
+        return await self._connect(), True
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Whoever waited for it has it; a caller that was cancelled does not want it.

@@ -1,0 +1,232 @@
+"""PostgresReader: everything that is read. The log is read only up to where it is settled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from backends.postgres_pool import PostgresPool
+from backends.postgres_session import PostgresSession
+from backends.postgres_sql import PostgresSQL
+from eventstore.backend import (
+    EventFilter,
+    Load,
+    Loaded,
+    LogPage,
+    Statistics,
+    StoredSnapshot,
+    StreamInfo,
+    StreamPage,
+)
+from eventstore.codec import decode_metadata
+from eventstore.errors import BackendUnavailable, JournalCorrupt
+from eventstore.events import RecordedEvent
+
+_MAX_VERSION = 2**63 - 1
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+# How often it is looked whether the appends that a reader waits for have ended. They take about a millisecond, unless
+# their process or its connection has stopped in the middle.
+_FIRST_LOOK_SECONDS = 0.001
+_LONGEST_LOOK_SECONDS = 0.05
+
+
+class PostgresReader:
+    """Reads through the pool. One statement is one moment; a call that takes several says why."""
+
+    def __init__(self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float) -> None:
+        self._sql = sql
+        self._pool = pool
+        self._settle_seconds = settle_seconds
+        self._settled = 0
+
+    async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
+        if not loads:
+            return []
+        return _loaded(loads, await self._rows(self._sql.load, *zip(*loads, strict=True)))
+
+    async def read_stream(
+        self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
+    ) -> StreamPage:
+        statement = self._sql.stream_backwards if backwards else self._sql.stream
+        rows = await self._rows(statement, stream_id, after, _MAX_VERSION if through is None else through, limit)
+        if not rows:
+            return StreamPage((), 0, 0)
+        head, truncated, *_ = rows[0]
+        # A stream without any event in the range is one row that has no position.
+        return StreamPage([_record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
+
+    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        return await self._pool.run(lambda session: self._read_all(session, after, limit, where))
+
+    async def start_of_last(self, count: int, where: EventFilter) -> int:
+        async def find(session: PostgresSession) -> int:
+            end = await self._settle(session)
+            if count <= 0:
+                return end
+            rows = await session.fetch(self._sql.nth_last, *_matches(where), end, count - 1)
+            return int(rows[0][0]) - 1 if rows else 0
+
+        return await self._pool.run(find)
+
+    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
+        return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind)]
+
+    async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
+        rows = await self._rows(self._sql.snapshots, stream_id, _MAX_VERSION if through is None else through, limit)
+        return [_snapshot(stream_id, *row) for row in rows]
+
+    async def statistics(self) -> Statistics:
+        (row,) = await self._rows(self._sql.statistics)
+        return Statistics(*row)
+
+    async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
+        return await self._pool.run(lambda session: session.fetch(statement, *parameters))
+
+    async def _read_all(self, session: PostgresSession, after: int, limit: int, where: EventFilter) -> LogPage:
+        records: list[RecordedEvent] = []
+        count = 0
+        position = max(after, 0)
+        if position < self._settled:
+            # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
+            records, count, last = await self._page(session, position, self._settled, limit, where)
+            if count == limit:
+                ((end,),) = await session.fetch(self._sql.log_end)
+                return LogPage(records, last, is_end=False, end=end)
+            position = self._settled
+        end = await self._settle(session)
+        if position < end:
+            more, more_count, last = await self._page(session, position, end, limit - count, where)
+            records += more
+            if count + more_count == limit:
+                return LogPage(records, last, is_end=False, end=end)
+        return LogPage(records, max(position, end), is_end=True, end=end)
+
+    async def _page(
+        self, session: PostgresSession, after: int, through: int, limit: int, where: EventFilter
+    ) -> tuple[list[RecordedEvent], int, int]:
+        """The matching events of a settled part, how many rows they came in, and the last one's position."""
+        rows = await session.fetch(self._sql.log, *_matches(where), after, through, limit)
+        records = [_record(*row) for row in rows]
+        last = records[-1].position if records else after
+        if where.tags:
+            records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
+        return records, len(rows), last
+
+    async def _settle(self, session: PostgresSession) -> int:
+        """A position up to which the log is final: nothing appears below it any more.
+
+        Positions are taken before they can be seen, and a later one may be seen first. So the sequence is read, then
+        the appends that are under way: once these have ended, whatever they stored up to there can be seen.
+        """
+        ((end, appends),) = await session.fetch(self._sql.settle)
+        deadline = time.monotonic() + self._settle_seconds
+        pause = _FIRST_LOOK_SECONDS
+        while appends:
+            if time.monotonic() > deadline:
+                raise BackendUnavailable(
+                    f"an append has been under way for {self._settle_seconds:g} s, and may still store events before "
+                    f"position {end}: the log cannot be read past it yet. Its process may hang: pg_stat_activity shows "
+                    "it; try again"
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
+            ((appends,),) = await session.fetch(self._sql.still_appending, appends)
+        self._settled = max(self._settled, end)
+        return int(end)
+
+
+def _matches(where: EventFilter) -> Iterable[list[str] | None]:
+    """The filter's fields in the order of the statements' parameters."""
+    return [list(field) or None for field in (where.kinds, where.types, where.stream_ids, where.tags)]
+
+
+def _record(
+    position: int,
+    stream_id: str,
+    version: int,
+    type_: str,
+    schema_version: int,
+    payload: str,
+    metadata: str | None,
+    event_id: bytes,
+    batch_id: bytes | None,
+    epoch: int,
+    recorded_at: int,
+    tenant: str,
+    origin: str | None,
+    origin_sequence: int | None,
+    clock: str | None,
+    concurrent: bool | None,
+) -> RecordedEvent:
+    try:
+        return RecordedEvent(
+            position,
+            stream_id,
+            version,
+            type_,
+            schema_version,
+            payload.encode(),
+            decode_metadata(metadata),
+            UUID(bytes=event_id),
+            # Only the first event of a batch has none: it names the batch.
+            UUID(bytes=batch_id or event_id),
+            epoch,
+            _datetime(recorded_at),
+            tenant,
+            origin,
+            origin_sequence,
+            None if clock is None else clock.encode(),
+            bool(concurrent),
+        )
+    except (ValidationError, ValueError, OverflowError) as error:
+        raise JournalCorrupt(
+            f"the event at version {version} is damaged: its metadata, ids or time are not what the journal writes; "
+            "restore it from a copy",
+            stream_id=stream_id,
+            version=version,
+        ) from error
+
+
+def _loaded(loads: Sequence[Load], rows: Sequence[Any]) -> Sequence[Loaded]:
+    events: list[list[tuple[int, str, int, str]]] = [[] for _ in range(len(loads))]
+    found: list[Any] = [None for _ in range(len(loads))]
+    for row in rows:
+        # The stream's own row has no type.
+        if row[4] is None:
+            found[row[0] - 1] = row
+        else:
+            number: int = row[0]
+            events[number - 1].append(row[3:7])
+    answers: list[Loaded] = []
+    for load, row, page in zip(loads, found, events, strict=True):
+        if row is None:
+            answers.append(Loaded(None, (), 0, 0))
+            continue
+        _, head, truncated, version, *_ = row
+        snapshot = None if version is None else _snapshot(load.stream_id, version, *row[7:])
+        answers.append(Loaded(snapshot, page, head, truncated))
+    return answers
+
+
+def _snapshot(
+    stream_id: str,
+    version: int,
+    fingerprint: str,
+    encoding: str,
+    payload: bytes,
+    checksum: bytes,
+    recorded_at: int,
+    epoch: int,
+) -> StoredSnapshot:
+    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, _datetime(recorded_at), epoch)
+
+
+def _datetime(microseconds: int) -> datetime:
+    return _EPOCH_START + timedelta(microseconds=microseconds)

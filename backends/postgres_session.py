@@ -1,0 +1,172 @@
+"""PostgresSession: one connection, with a deadline for everything that is done on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+from backends.postgres_driver import DRIVER_ERRORS, Connection, sqlstate
+from backends.postgres_driver import connect as driver_connect
+from backends.postgres_errors import translated
+from eventstore.errors import BackendUnavailable
+from eventstore.postgres_url import PostgresTarget
+
+# The server gives a statement up a little before the client does: then it is known that nothing was stored.
+_SERVER_SHARE = 0.9
+_CLOSE_SECONDS = 2.0
+_STARTING_SECONDS = 0.05
+_STARTING_UP = "57P03"
+
+
+class PostgresSession:
+    """A connection to the server, used by one task at a time. Its methods raise the driver's errors.
+
+    No statement is cancelled, ever: asyncpg would open a second connection to ask the server for it, and wait for that.
+    When time is up the connection is cut instead, which ends at once whatever waits on it.
+
+    Behind a proxy that pools connections by transaction (`is_pooled`), every statement is run inside a transaction, and
+    none is prepared by name.
+    """
+
+    def __init__(self, connection: Connection, target: PostgresTarget, *, is_pooled: bool) -> None:
+        self.connection = connection
+        self.is_pooled = is_pooled
+        self._seconds = target.command_timeout
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the connection is there, as far as is known here, and outside of any transaction."""
+        return not self.connection.is_closed() and not self.connection.is_in_transaction()
+
+    async def fetch(self, statement: str, *parameters: object) -> Sequence[Any]:
+        """The rows of a statement."""
+        if self.is_pooled and not self.connection.is_in_transaction():
+            async with self.transaction():
+                return await self.fetch(statement, *parameters)
+        with self._deadline():
+            return await self.connection.fetch(statement, *parameters)
+
+    async def execute(self, statement: str, *parameters: object) -> int:
+        """Run a statement. Returns how many rows it touched."""
+        if self.is_pooled and not self.connection.is_in_transaction():
+            async with self.transaction():
+                return await self.execute(statement, *parameters)
+        with self._deadline():
+            status = await self.connection.execute(statement, *parameters)
+        count = status.rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[None, None]:
+        """Commit when the block ends, roll back when it raises."""
+        transaction = self.connection.transaction()
+        with self._deadline():
+            await transaction.start()
+        try:
+            yield
+        except BaseException:
+            # What cannot be rolled back is cut off (`is_usable`), and the server rolls it back.
+            with suppress(*DRIVER_ERRORS), self._deadline():
+                await transaction.rollback()
+            raise
+        with self._deadline():
+            await transaction.commit()
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Call back for every notification on a channel, as long as the session lives."""
+        with self._deadline():
+            await self.connection.add_listener(channel, _without_arguments(heard))
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call back when the connection ends, for whatever reason."""
+        self.connection.add_termination_listener(_without_arguments(callback))
+
+    async def close(self) -> None:
+        """Say goodbye to the server, or cut the connection if that takes long."""
+        try:
+            await self.connection.close(timeout=_CLOSE_SECONDS)
+        except DRIVER_ERRORS:
+            self.connection.terminate()
+
+    def cut(self) -> None:
+        """End the connection at once. What waits on it fails; what the server is doing it may still finish."""
+        self.connection.terminate()
+
+    @contextmanager
+    def _deadline(self) -> Generator[None]:
+        is_over = False
+
+        def end() -> None:
+            nonlocal is_over
+            is_over = True
+            self.cut()
+
+        timer = asyncio.get_running_loop().call_later(self._seconds, end)
+        try:
+            yield
+        except DRIVER_ERRORS as error:
+            if is_over:
+                raise TimeoutError(f"the server did not answer within {self._seconds:g} s (command_timeout)") from error
+            raise
+        finally:
+            timer.cancel()
+
+
+async def connect(
+    target: PostgresTarget, *, is_pooled: bool, settings: Mapping[str, str] | None = None
+) -> PostgresSession:
+    """Connect to the server; one that is just starting is waited for. Raises this package's errors.
+
+    `settings` are the session's, beside those that every session gets.
+    """
+    arguments = target.connect_arguments()
+    if is_pooled:
+        arguments["statement_cache_size"] = 0
+    else:
+        arguments["max_cached_statement_lifetime"] = 0
+        arguments["server_settings"].update(_session_settings(target), **(settings or {}))
+    deadline = time.monotonic() + target.connect_timeout
+    while True:
+        try:
+            return PostgresSession(await driver_connect(**arguments), target, is_pooled=is_pooled)
+        except (*DRIVER_ERRORS, ValueError) as error:
+            is_late = time.monotonic() + _STARTING_SECONDS > deadline
+            if sqlstate(error) != _STARTING_UP or is_late:
+                raise _unreachable(target, error) from error
+        await asyncio.sleep(_STARTING_SECONDS)
+
+
+def _session_settings(target: PostgresTarget) -> dict[str, str]:
+    """A session's settings. They go with the request to connect, so they cost no round trip."""
+    milliseconds = str(max(1, int(target.command_timeout * _SERVER_SHARE * 1000)))
+    return {
+        "statement_timeout": milliseconds,
+        # A client that vanished inside a transaction must not keep its locks.
+        "idle_in_transaction_session_timeout": milliseconds,
+        # Planning an append anew takes about as long as running it, and compiling it much longer.
+        "plan_cache_mode": "force_generic_plan",
+        "jit": "off",
+    }
+
+
+def _unreachable(target: PostgresTarget, error: Exception) -> Exception:
+    if isinstance(error, TimeoutError):
+        return BackendUnavailable(f"{target}: no connection within {target.connect_timeout:g} s (connect_timeout)")
+    if target.sslmode.startswith("verify") and "SSL" in f"{type(error).__name__} {error}":
+        return BackendUnavailable(
+            f"{target}: no TLS connection that sslmode={target.sslmode} accepts could be made ({error}). It is the "
+            "default for every host but this machine: name the authority with sslrootcert=…, or, in a network that "
+            "you trust, say sslmode=require or sslmode=disable in the URL"
+        )
+    found = translated(error, writing=False)
+    return type(found)(f"{target}: {found}") if type(found) is BackendUnavailable else found
+
+
+def _without_arguments(callback: Callable[[], None]) -> Callable[..., None]:
+    def called(*_: object) -> None:
+        callback()
+
+    return called

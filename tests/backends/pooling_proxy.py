@@ -1,0 +1,141 @@
+"""PoolingProxy: a proxy that pools connections by transaction, as pgbouncer does, and changes sessions whenever it may."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+from types import TracebackType
+from typing import Self
+
+_SSL_REQUEST = 80877103
+_STARTUP = 196608
+# What pgbouncer passes on; anything else in the request to connect it refuses.
+_KNOWN = {b"user", b"database", b"application_name", b"client_encoding"}
+
+
+class PoolingProxy:
+    """Several clients share `sessions` sessions of the server. Each transaction gets the one that was idle longest.
+
+    `changes` counts how often a client got another session than the time before.
+    """
+
+    def __init__(self, host: str, port: int, *, sessions: int = 3) -> None:
+        self._target = (host, port)
+        self._size = sessions
+        self._idle: asyncio.Queue[_Session] = asyncio.Queue()
+        self._sessions: list[_Session] = []
+        self._greeting = b""
+        self._keys = itertools.count(1_000_000)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()
+        self.host, self.port = "127.0.0.1", 0
+        self.changes = 0
+        self.refused: list[bytes] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in self._sessions:
+            session.writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            if await self._greet(reader, writer):
+                await self._relay(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        while True:
+            (length,) = struct.unpack("!I", await reader.readexactly(4))
+            packet = await reader.readexactly(length - 4)
+            (code,) = struct.unpack("!I", packet[:4])
+            if code == _STARTUP:
+                break
+            if code != _SSL_REQUEST:
+                return False
+            writer.write(b"N")
+        words = packet[4:].rstrip(b"\0").split(b"\0")
+        unknown = sorted(set(words[::2]) - _KNOWN)
+        if unknown:
+            self.refused += unknown
+            fields = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: " + unknown[0] + b"\0\0"
+            writer.write(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+            await writer.drain()
+            return False
+        async with self._starting:
+            if not self._sessions:
+                await self._start(packet)
+        key = struct.pack("!cIII", b"K", 12, next(self._keys), 7)
+        writer.write(self._greeting + key + b"Z\0\0\0\x05I")
+        return True
+
+    async def _start(self, packet: bytes) -> None:
+        for _ in range(self._size):
+            reader, writer = await asyncio.open_connection(*self._target)
+            writer.write(struct.pack("!I", len(packet) + 4) + packet)
+            greeting = b""
+            while (message := await _message(reader))[:1] != b"Z":
+                # The process id and the key for cancelling are the proxy's own.
+                greeting += b"" if message[:1] == b"K" else message
+            self._greeting = greeting
+            self._sessions.append(_Session(reader, writer))
+            self._idle.put_nowait(self._sessions[-1])
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        last: _Session | None = None
+        while True:
+            message = await _message(reader)
+            if message[:1] == b"X":
+                return
+            session = await self._idle.get()
+            self.changes += last is not None and session is not last
+            last = session
+            try:
+                # Until the session says that it is in no transaction.
+                is_idle = False
+                while not is_idle:
+                    is_idle = await self._answer(session, message, writer)
+                    if not is_idle:
+                        message = await _message(reader)
+            finally:
+                self._idle.put_nowait(session)
+
+    async def _answer(self, session: _Session, message: bytes, writer: asyncio.StreamWriter) -> bool:
+        session.writer.write(message)
+        if message[:1] not in {b"Q", b"S"}:
+            return False
+        while True:
+            answer = await _message(session.reader)
+            writer.write(answer)
+            if answer[:1] == b"Z":
+                await writer.drain()
+                return answer[5:6] == b"I"
+
+
+class _Session:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readexactly(5)
+    (length,) = struct.unpack("!I", head[1:])
+    return head + await reader.readexactly(length - 4)

@@ -1,0 +1,81 @@
+"""What the tests of Postgres share: the database as any program sees it, and appends that are not committed yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from backends.postgres import PostgresBackend
+from backends.postgres_sql import PostgresSQL
+from eventstore import EventStore
+from eventstore.codec import new_event_id
+
+from ..servers.proxy import FaultProxy
+
+PATIENCE = 20.0
+
+
+def with_parameters(url: str, **parameters: object) -> str:
+    joined = "&".join(f"{name}={value}" for name, value in parameters.items())
+    return url + ("&" if "?" in url else "?") + joined
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[Any, None]:
+    """A plain connection to the URL's database."""
+    connection = await asyncpg.connect(urlsplit(url)._replace(query="").geturl(), timeout=10, command_timeout=PATIENCE)
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
+async def fetch(url: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    async with connected(url) as connection:
+        return [tuple(row) for row in await connection.fetch(query, *parameters)]
+
+
+async def execute(url: str, script: str) -> None:
+    async with connected(url) as connection:
+        await connection.execute(script)
+
+
+def backend_of(store: EventStore) -> PostgresBackend:
+    backend = store._backend
+    assert isinstance(backend, PostgresBackend)
+    return backend
+
+
+@asynccontextmanager
+async def unfinished_append(url: str, stream_id: str, *, schema: str = "public") -> AsyncGenerator[Any, None]:
+    """A connection inside a transaction that has appended one event to a new stream: position taken, not committed."""
+    async with connected(url) as connection:
+        await connection.execute("BEGIN")
+        event = ([-1], [1], ["conformance.happened"], [], ['{"number":0}'], [], new_event_id(), [], [], 0)
+        stream = ([stream_id], [stream_id], [1])
+        ((count, *_),) = await connection.fetch(PostgresSQL(schema).append_new, *event, [], [], [], [], *stream)
+        assert count == 1
+        yield connection
+
+
+def proxy_to(url: str) -> FaultProxy:
+    host, _, port = urlsplit(url).netloc.rpartition("@")[2].partition(":")
+    return FaultProxy(host, int(port or 5432))
+
+
+def via(proxy: FaultProxy, url: str, **parameters: object) -> str:
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    through = parts._replace(netloc=f"{user}{at}{proxy.host}:{proxy.port}").geturl()
+    return with_parameters(through, **parameters) if parameters else through
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,13 @@
+"""Postgres keeps the backend contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.conformance import BackendContract
+
+
+class TestPostgres(BackendContract):
+    @pytest.fixture
+    def url(self, postgres_url: str) -> str:
+        return postgres_url

@@ -1,0 +1,449 @@
+"""Appends on Postgres: what was lost on the way, who was faster, and what cannot be stored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from backends import postgres_append
+from backends.conformance.events import collect, happened, numbers, versions, write
+from backends.postgres import PostgresBackend
+from backends.postgres_session import PostgresSession
+from eventstore import BackendUnavailable, ConcurrencyError, EventStore, OutcomeUnknown, StoreClosed
+from eventstore.backend import Appended, Batch, Expected
+from eventstore.codec import new_event_id
+from eventstore.errors import EventEncodeError, StoreBusy
+from eventstore.store import Append
+from eventstore.url import parse_store_url
+
+from ..servers.proxy import FaultProxy
+from .postgres_help import PATIENCE, backend_of, connected, execute, fetch, proxy_to, until, via, with_parameters
+
+
+@pytest_asyncio.fixture
+async def proxy(postgres_url: str) -> AsyncGenerator[FaultProxy, None]:
+    async with proxy_to(postgres_url) as proxy:
+        yield proxy
+
+
+@pytest_asyncio.fixture
+async def distant(postgres_url: str, proxy: FaultProxy) -> AsyncGenerator[PostgresBackend, None]:
+    """A backend behind the proxy, whose deadline is short."""
+    backend = PostgresBackend(parse_store_url(via(proxy, postgres_url, command_timeout=1)))
+    await backend.open()
+    yield backend
+    proxy.resume()
+    await backend.close()
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every statement that is run from here on."""
+    seen: list[str] = []
+    fetch_rows = PostgresSession.fetch
+
+    async def noted(self: PostgresSession, statement: str, *parameters: object) -> Sequence[Any]:
+        seen.append(statement)
+        return await fetch_rows(self, statement, *parameters)
+
+    monkeypatch.setattr(PostgresSession, "fetch", noted)
+    return seen
+
+
+async def stored(url: str, stream_id: str = "a") -> list[str]:
+    query = (
+        "SELECT payload FROM journal_events e JOIN journal_streams s ON s.id = e.stream WHERE stream_id = $1 ORDER BY 1"
+    )
+    return [row[0] for row in await fetch(url, query, stream_id)]
+
+
+# How many statements
+
+
+@pytest.mark.parametrize("batches", [1, 40])
+async def test_an_append_to_streams_that_are_known_is_one_statement(
+    postgres_url: str, statements: list[str], batches: int
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        names = [f"a-{number}" for number in range(batches)]
+        backend = backend_of(store)
+        await backend.append([[write(name, b"1")] for name in names])
+        statements.clear()
+        await backend.append([[write(name, b"2", expected=1)] for name in names])
+        assert len(statements) == 1
+
+
+async def test_new_streams_are_made_by_the_append_itself(postgres_url: str, statements: list[str]) -> None:
+    async with EventStore.open(postgres_url) as store:
+        statements.clear()
+        batches = [[write(f"new-{number}", b"1", b"2", expected=0)] for number in range(20)]
+        outcomes = await backend_of(store).append(batches)
+        assert len(statements) == 1
+        assert [outcome.versions for outcome in outcomes if isinstance(outcome, Appended)] == [(2,)] * 20
+        assert await versions(store.read("new-7")) == [1, 2]
+
+
+async def test_new_and_old_streams_in_one_batch_stand_in_the_log_as_given(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("old", happened(0))
+        await store.append_batch(
+            [
+                Append("z", happened(1), 0),
+                Append("old", happened(2), 1),
+                Append("a", happened(3), 0),
+                Append("z", happened(4), 1),
+                Append("old", happened(5), 2),
+            ]
+        )
+        recorded = await collect(store.read_all())
+        assert [(r.stream_id, r.version, r.json()["number"]) for r in recorded] == [
+            ("old", 1, 0),
+            ("z", 1, 1),
+            ("old", 2, 2),
+            ("a", 1, 3),
+            ("z", 2, 4),
+            ("old", 3, 5),
+        ]
+
+
+# What was lost on the way
+
+
+async def test_an_append_whose_answer_is_lost_is_stored_once_and_answered(postgres_url: str, proxy: FaultProxy) -> None:
+    async with EventStore.open(via(proxy, postgres_url)) as store:
+        await store.append("a", happened(1))
+        proxy.lose_reply(to=b'{"number":2}')
+        ack = await store.append("a", happened(2), expected_version=1)
+        assert proxy.lost_replies == 1
+        assert (ack.versions, ack.is_duplicate) == ((2,), True)
+        assert await numbers(store.read("a")) == [1, 2]
+        assert (await store.append("a", happened(3), expected_version=2)).versions == (3,)
+
+
+async def test_an_append_of_a_new_stream_whose_answer_is_lost_is_stored_once(
+    postgres_url: str, proxy: FaultProxy
+) -> None:
+    async with EventStore.open(via(proxy, postgres_url)) as store:
+        proxy.lose_reply(to=b'{"number":1}')
+        ack = await store.append("new", happened(1), expected_version=0)
+        assert proxy.lost_replies == 1
+        assert (ack.versions, ack.is_duplicate) == ((1,), True)
+        assert await numbers(store.read_all()) == [1]
+
+
+@pytest.mark.parametrize("stream_id", ["a", "new"])
+async def test_a_lost_append_that_commits_later_is_waited_for(
+    distant: PostgresBackend, proxy: FaultProxy, postgres_url: str, stream_id: str
+) -> None:
+    await distant.append([[write("a", b"1")]])
+    batch = [write(stream_id, b"2", ids=[new_event_id()])]
+    async with connected(postgres_url) as holder:
+        # The first try hangs on the server with its event stored and not committed.
+        await holder.execute(
+            "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END'; "
+            "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON journal_events DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION hold(); SELECT pg_advisory_lock(7)"
+        )
+        first = distant.append([batch])
+        await waiting_for_locks(postgres_url, 1)
+        proxy.reset()
+        with pytest.raises(OutcomeUnknown):
+            await first
+        again = distant.append([batch])
+        await waiting_for_locks(postgres_url, 2)
+        await holder.execute("SELECT pg_advisory_unlock(7); DROP TRIGGER hold ON journal_events")
+        [outcome] = await again
+    assert isinstance(outcome, Appended)
+    assert outcome.is_duplicate
+    assert (await stored(postgres_url, stream_id)).count("2") == 1
+
+
+WAITING = "wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def waiting_for_locks(url: str, count: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (await fetch(url, f"SELECT count(*) FROM pg_stat_activity WHERE {WAITING}"))[0][0] < count:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_black_hole_ends_at_the_deadline_and_the_outcome_is_unknown(
+    distant: PostgresBackend, proxy: FaultProxy, postgres_url: str
+) -> None:
+    await distant.append([[write("a", b"1")]])
+    proxy.stall()
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknown, match="did not answer within 1 s"):
+        await distant.append([[write("a", b"2", expected=1)]])
+    assert 0.9 < time.monotonic() - began < 2.5
+    proxy.resume()
+    [outcome] = await distant.append([[write("a", b"3")]])
+    assert isinstance(outcome, Appended)
+
+
+async def test_a_read_from_a_black_hole_ends_at_the_deadline(distant: PostgresBackend, proxy: FaultProxy) -> None:
+    await distant.read_stream("a", after=0, through=None, limit=1, backwards=False)
+    proxy.stall()
+    began = time.monotonic()
+    with pytest.raises(BackendUnavailable, match="did not answer within 1 s"):
+        await distant.read_stream("a", after=0, through=None, limit=1, backwards=False)
+    assert time.monotonic() - began < 2.5
+
+
+async def test_a_caller_that_is_cancelled_before_a_black_hole_is_not_held(
+    distant: PostgresBackend, proxy: FaultProxy
+) -> None:
+    await distant.read_stream("a", after=0, through=None, limit=1, backwards=False)
+    proxy.stall()
+    before = proxy.accepted
+    reading = asyncio.create_task(distant.read_stream("a", after=0, through=None, limit=1, backwards=False))
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    _, waiting = await asyncio.wait([reading], timeout=0.5)
+    assert not waiting
+    # No second connection was opened to ask for a cancellation.
+    assert proxy.accepted == before
+
+
+async def test_a_server_that_is_not_there_has_stored_nothing(distant: PostgresBackend, proxy: FaultProxy) -> None:
+    proxy.refuse()
+    proxy.reset()
+    await until(lambda: not distant._open.append._session.is_usable)  # type: ignore[union-attr]  # it is open
+    with pytest.raises(BackendUnavailable):
+        await distant.append([[write("a", b"1")]])
+    await proxy.accept()
+    [outcome] = await distant.append([[write("a", b"1")]])
+    assert isinstance(outcome, Appended)
+    assert not outcome.is_duplicate
+
+
+async def test_connections_that_the_server_ended_are_made_again(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        await numbers(store.read("a"))
+        ended = await fetch(
+            postgres_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'eventstore' AND datname = current_database()",
+        )
+        assert len(ended) == 2
+        assert await numbers(store.read("a")) == [1]
+        await store.append("a", happened(2), expected_version=1)
+        assert await numbers(store.read("a")) == [1, 2]
+
+
+async def test_a_session_that_is_ended_inside_an_append_leaves_it_unknown_and_the_store_resolves_it(
+    postgres_url: str,
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        async with connected(postgres_url) as holder:
+            await holder.execute("BEGIN; SELECT * FROM journal_streams FOR UPDATE")
+            unknown = backend_of(store).append([[write("a", b"2")]])
+            await waiting_for_locks(postgres_url, 1)
+            await execute(postgres_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {WAITING}")
+            with pytest.raises(OutcomeUnknown):
+                await unknown
+            appending = asyncio.create_task(store.append("a", happened(3)))
+            await waiting_for_locks(postgres_url, 1)
+            await execute(postgres_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {WAITING}")
+            await holder.execute("ROLLBACK")
+            assert (await appending).versions == (2,)
+        assert await numbers(store.read("a")) == [1, 3]
+
+
+async def test_a_stream_that_stays_locked_is_given_up_and_nothing_is_stored_later(postgres_url: str) -> None:
+    async with EventStore.open(with_parameters(postgres_url, command_timeout=1)) as store:
+        await store.append("a", happened(1))
+        async with connected(postgres_url) as holder:
+            await holder.execute("BEGIN; SELECT * FROM journal_streams FOR UPDATE")
+            # The server gives up before the client does, so it is known.
+            with pytest.raises(BackendUnavailable, match="time limit"):
+                await store.append("a", happened(2))
+            await holder.execute("ROLLBACK")
+        assert (await store.append("a", happened(3))).versions == (2,)
+        assert await numbers(store.read("a")) == [1, 3]
+
+
+# Who was faster
+
+
+async def test_what_another_store_appended_is_seen_before_the_next_append_decides(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        await one.append("a", happened(1), expected_version=0)
+        await another.append("a", happened(2), expected_version=1)
+        with pytest.raises(ConcurrencyError) as refused:
+            await one.append("a", happened(3), expected_version=1)
+        assert refused.value.actual == 2
+        assert (await one.append("a", happened(4), expected_version=2)).versions == (3,)
+
+
+async def test_a_loser_leaves_its_neighbours_in_the_group(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        await one.append_batch([Append("a", happened(1)), Append("b", happened(1))])
+        await another.append("a", happened(2))
+        outcomes = await backend_of(one).append(
+            [[write("b", b"1", expected=1)], [write("a", b"2", expected=1)], [write("a", b"3")], [write("c", b"4")]]
+        )
+        assert [type(outcome).__name__ for outcome in outcomes] == [
+            "Appended",
+            "ConcurrencyError",
+            "Appended",
+            "Appended",
+        ]
+        assert await versions(one.read("a")) == [1, 2, 3]
+
+
+async def test_a_version_that_another_store_removed_is_not_used_again(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        await one.append("a", happened(1, 2))
+        await another.append("a", happened(3, 4))
+        await another.truncate("a", 4, reason="test")
+        with pytest.raises(ConcurrencyError):
+            await one.append("a", happened(5), expected_version=2)
+        assert (await one.append("a", happened(6))).versions == (5,)
+
+
+async def test_a_group_rests_on_the_streams_it_only_looked_at(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        await one.append_batch([Append("a", happened(1)), Append("seen", happened(1))])
+        await another.append("seen", happened(2))
+        with pytest.raises(ConcurrencyError) as refused:
+            await one.append_batch([Append("a", happened(2), 1), Append("seen", [], 1)])
+        assert (refused.value.stream_id, refused.value.actual) == ("seen", 2)
+        assert await one.version("a") == 1
+
+
+async def test_of_two_who_rest_on_the_absence_of_each_others_stream_one_loses(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        for number in range(10):
+            left, right = f"left-{number}", f"right-{number}"
+            outcomes = await asyncio.gather(
+                one.append_batch([Append(left, [], 0), Append(right, happened(1), 0)]),
+                another.append_batch([Append(right, [], 0), Append(left, happened(1), 0)]),
+                return_exceptions=True,
+            )
+            assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Appended", "ConcurrencyError"]
+
+
+@pytest.mark.parametrize("optimistic_rounds", [0, 3])
+async def test_stores_that_fight_for_the_same_streams_in_opposite_orders_all_get_through(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, optimistic_rounds: int
+) -> None:
+    monkeypatch.setattr(postgres_append, "_OPTIMISTIC_ROUNDS", optimistic_rounds)
+    names = ["a", "b", "c", "d"]
+
+    async def fight(store: EventStore, order: Sequence[str]) -> None:
+        for _ in range(15):
+            ids = [new_event_id() for _ in order]
+            batch: Batch = [write(name, b"{}", ids=[id_]) for name, id_ in zip(order, ids, strict=True)]
+            [outcome] = await backend_of(store).append([batch])
+            assert isinstance(outcome, Appended)
+
+    async with (
+        EventStore.open(postgres_url) as one,
+        EventStore.open(postgres_url) as two,
+        EventStore.open(postgres_url) as three,
+        asyncio.timeout(PATIENCE),
+    ):
+        await asyncio.gather(fight(one, names), fight(two, names[::-1]), fight(three, names[1:] + names[:1]))
+        for name in names:
+            assert await versions(one.read(name)) == list(range(1, 46))
+
+
+async def test_who_loses_every_time_is_told_so(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(*_: object, **__: object) -> None:
+        return None
+
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(postgres_append.PostgresAppend, "_store", lost)
+            with pytest.raises(StoreBusy, match="nothing was stored"):
+                await store.append("a", happened(2))
+        assert (await store.append("a", happened(3))).versions == (2,)
+
+
+async def test_a_truncation_beside_appends_of_the_stream_disturbs_neither(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(0))
+
+        async def truncate() -> int:
+            return sum([await other.truncate("a", through, reason="test") for through in range(1, 30)])
+
+        async def append() -> None:
+            for number in range(1, 40):
+                await store.append("a", happened(number), expected_version=number)
+
+        async with asyncio.timeout(PATIENCE):
+            _, removed = await asyncio.gather(append(), truncate())
+        assert await store.version("a") == 40
+        assert len(await collect(store.read("a"))) == 40 - removed
+
+
+# What cannot be stored
+
+
+@pytest.mark.parametrize("payload", [b'"\xff"', b'"\x00"'], ids=["no UTF-8", "NUL"])
+async def test_bytes_that_are_no_text_are_refused_and_nothing_is_stored(postgres_url: str, payload: bytes) -> None:
+    async with EventStore.open(postgres_url) as store:
+        backend = backend_of(store)
+        with pytest.raises(EventEncodeError, match="nothing was stored"):
+            await backend.append([[write("a", b"1")], [write("b", payload)]])
+        assert await collect(store.read_all()) == []
+        assert (await store.append("a", happened(1))).versions == (1,)
+
+
+async def test_a_large_group_is_stored_whole_and_in_order(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(*range(3000)))
+        assert await numbers(store.read("a")) == list(range(3000))
+
+
+async def test_what_was_remembered_is_forgotten_when_it_is_too_much(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_append, "_MAX_REMEMBERED", 5)
+    async with EventStore.open(postgres_url) as store:
+        for number in range(20):
+            await store.append(f"a-{number}", happened(1), expected_version=Expected.NO_STREAM)
+        assert len(backend_of(store)._open.append._streams) <= 6
+        assert (await store.append("a-0", happened(2), expected_version=1)).versions == (2,)
+
+
+# Where it may be used
+
+
+async def test_a_store_carried_over_a_fork_is_refused_in_the_child(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        parts = backend_of(store)._open
+        parts.pid -= 1  # What the child of a fork would see.
+        for use in (lambda: store.append("a", happened(1)), lambda: store.version("a")):
+            with pytest.raises(StoreClosed, match="fork"):
+                await use()
+        parts.pid += 1
+        assert await store.version("a") == 0
+
+
+async def test_a_store_is_refused_in_another_event_loop(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        with pytest.raises(StoreClosed, match="event loop"):
+            await asyncio.to_thread(asyncio.run, backend_of(store).statistics())
+
+
+async def test_closing_leaves_no_connection(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        await asyncio.gather(*(store.version(f"{n}") for n in range(10)), backend_of(store).wait(10, 0.05))
+    left = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'eventstore' AND datname = current_database()"
+    )
+    async with asyncio.timeout(PATIENCE):
+        while await fetch(postgres_url, left) != [(0,)]:
+            await asyncio.sleep(0.02)

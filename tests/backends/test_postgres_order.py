@@ -1,0 +1,164 @@
+"""No reader of the log ever passes an event that is still to come, and none waits for what is no append."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from backends.conformance.events import collect, happened, numbers
+from eventstore import BackendUnavailable, EventStore, schema
+from eventstore.backend import EventFilter
+from eventstore.url import parse_store_url
+
+from .postgres_help import PATIENCE, backend_of, connected, fetch, unfinished_append, with_parameters
+
+EVERYTHING = EventFilter()
+
+
+async def positions(url: str, after: int = 0) -> list[int]:
+    """What a reader sees who asks for everything behind the last position he knows."""
+    return [
+        row[0] for row in await fetch(url, "SELECT position FROM journal_events WHERE position > $1 ORDER BY 1", after)
+    ]
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_a_reader_does_not_pass_an_append_that_may_still_store_below(postgres_url: str, end: str) -> None:
+    async with EventStore.open(postgres_url) as writer, EventStore.open(postgres_url) as reader:
+        await writer.append("before", happened(1))
+        async with unfinished_append(postgres_url, "held") as held:
+            later = await writer.append("later", happened(2))
+            reading = asyncio.create_task(collect(reader.read_all()))
+            await asyncio.wait([reading], timeout=0.3)
+            assert not reading.done()
+            # The naive reader has passed it by now, and will never see it.
+            assert await positions(postgres_url) == [1, later.position]
+            await held.execute(end)
+            async with asyncio.timeout(PATIENCE):
+                seen = [recorded.stream_id for recorded in await reading]
+    assert seen == (["before", "held", "later"] if end == "COMMIT" else ["before", "later"])
+
+
+async def test_a_subscriber_gets_what_was_held_back_before_what_came_later(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as writer, EventStore.open(postgres_url) as reader:
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for recorded in reader.subscribe(poll_seconds=0.05):
+                seen.append(recorded.stream_id)  # noqa: PERF401  (it is looked at while it grows)
+
+        following = asyncio.create_task(follow())
+        async with unfinished_append(postgres_url, "held") as held:
+            await writer.append("later", happened(2))
+            await asyncio.sleep(0.3)
+            assert seen == []
+            await held.execute("COMMIT")
+            async with asyncio.timeout(PATIENCE):
+                while len(seen) < 2:
+                    await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.wait([following])
+    assert seen == ["held", "later"]
+
+
+async def test_an_append_that_never_ends_stops_readers_with_an_error_and_not_for_ever(postgres_url: str) -> None:
+    async with EventStore.open(with_parameters(postgres_url, command_timeout=0.5)) as store:
+        await store.append("a", happened(1, 2, 3))
+        assert await numbers(store.read_all()) == [1, 2, 3]
+        async with unfinished_append(postgres_url, "held"):
+            await store.append("a", happened(4))
+            began = time.monotonic()
+            with pytest.raises(BackendUnavailable, match="an append has been under way for 0.5 s"):
+                await collect(store.read_all())
+            assert time.monotonic() - began < 3
+            # What is final is served all the same.
+            page = await store.read_page(limit=3)
+            assert [recorded.version for recorded in page.events] == [1, 2, 3]
+            assert not page.is_end
+        assert await numbers(store.read_all()) == [1, 2, 3, 4]
+
+
+async def test_a_long_transaction_of_somebody_else_holds_no_reader_up(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as other:
+        await other.execute(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE TABLE mine (id int); INSERT INTO mine VALUES (1)"
+        )
+        await other.execute("SELECT count(*) FROM journal_events; SELECT pg_advisory_xact_lock_shared(1)")
+        await store.append("a", happened(1))
+        began = time.monotonic()
+        assert await numbers(store.read_all()) == [1]
+        assert time.monotonic() - began < 2
+        await other.execute("COMMIT")
+
+
+async def test_an_append_to_the_journal_of_another_schema_holds_no_reader_up(postgres_url: str) -> None:
+    other = with_parameters(postgres_url, schema="other")
+    await asyncio.to_thread(schema.upgrade, parse_store_url(other))
+    async with EventStore.open(postgres_url) as store, unfinished_append(postgres_url, "held", schema="other"):
+        await store.append("a", happened(1))
+        async with asyncio.timeout(5):
+            assert await numbers(store.read_all()) == [1]
+
+
+async def test_who_starts_with_new_events_alone_does_not_start_behind_one_that_is_still_to_come(
+    postgres_url: str,
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        async with unfinished_append(postgres_url, "held") as held:
+            await store.append("later", happened(2))
+            starting = asyncio.create_task(backend_of(store).start_of_last(0, EVERYTHING))
+            await asyncio.wait([starting], timeout=0.2)
+            assert not starting.done()
+            await held.execute("COMMIT")
+            async with asyncio.timeout(PATIENCE):
+                start = await starting
+        assert start == max(await positions(postgres_url))
+
+
+async def test_the_position_of_an_append_to_a_waiting_stream_is_taken_when_its_turn_comes(postgres_url: str) -> None:
+    # Taken earlier, it would stand below the event that the stream got first.
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1))
+        await other.append("a", happened(2))
+        async with connected(postgres_url) as holder:
+            await holder.execute("BEGIN; SELECT * FROM journal_streams WHERE stream_id = 'a' FOR UPDATE")
+            waiting = asyncio.create_task(store.append("a", happened(4)))
+            await asyncio.sleep(0.2)
+            await other.append("b", happened(3))
+            await holder.execute("COMMIT")
+            async with asyncio.timeout(PATIENCE):
+                await waiting
+        assert await numbers(store.read_all()) == [1, 2, 3, 4]
+
+
+async def test_a_page_that_is_final_already_is_read_without_a_look_at_the_locks(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(*range(30)))
+        await collect(store.read_all())
+        statements: list[str] = []
+        from backends.postgres_session import PostgresSession
+
+        fetch_rows = PostgresSession.fetch
+
+        async def noted(self: PostgresSession, statement: str, *parameters: object) -> Any:
+            statements.append(statement)
+            return await fetch_rows(self, statement, *parameters)
+
+        monkeypatch.setattr(PostgresSession, "fetch", noted)
+        await store.read_page(limit=10)
+        assert len(statements) == 2
+        assert not any("pg_locks" in statement for statement in statements)
+
+
+async def test_the_end_that_a_first_page_names_is_that_of_the_log_now(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(*range(20)))
+        assert len(await collect(store.read_all())) == 20
+        await other.append("b", happened(20))
+        # The first page is final, and lies far before the end.
+        assert await numbers(store.read_all(page_size=5)) == list(range(21))

@@ -1,0 +1,157 @@
+"""The rights that docs/postgres.md grants are enough for what it says, and for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from backends.conformance.batches import Batches
+from backends.conformance.concurrency import Concurrency
+from backends.conformance.epochs import Epochs
+from backends.conformance.events import collect, happened, numbers
+from backends.conformance.log import Log
+from backends.conformance.snapshots import Snapshots
+from backends.conformance.truncation import Truncation
+from eventstore import EventStore, SchemaError
+from eventstore.errors import CapabilityError
+
+from .postgres_help import execute, fetch
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "postgres.md"
+
+
+def documented(title: str) -> str:
+    """The SQL of the document that begins with a comment of that title."""
+    [script] = re.findall(rf"```sql\n-- {title}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    return str(script)
+
+
+def as_role(url: str, role: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+class Roles:
+    """An application's role and a keeper's, which have what the document gives them in one database."""
+
+    def __init__(self, url: str) -> None:
+        self.owner_url = url
+        suffix = uuid4().hex[:12]
+        self.app, self.keeper = f"app_{suffix}", f"keeper_{suffix}"
+        self.app_url, self.keeper_url = as_role(url, self.app), as_role(url, self.keeper)
+
+    async def make(self) -> None:
+        script = documented("role: app") + documented("role: keeper")
+        named = re.sub(r"\bkeeper\b", self.keeper, re.sub(r"\bapp\b", self.app, script))
+        revoked = "REVOKE ALL ON SCHEMA public FROM PUBLIC;"
+        await execute(
+            self.owner_url, f"CREATE ROLE {self.app} LOGIN; CREATE ROLE {self.keeper} LOGIN; {revoked} {named}"
+        )
+
+    async def drop(self) -> None:
+        both = f"{self.keeper}, {self.app}"
+        await execute(self.owner_url, f"DROP OWNED BY {both}; DROP ROLE {both}")
+
+
+@pytest_asyncio.fixture
+async def roles(postgres_url: str) -> AsyncGenerator[Roles, None]:
+    roles = Roles(postgres_url)
+    await roles.make()
+    yield roles
+    await roles.drop()
+
+
+class TestTheApplicationsRole(Batches, Concurrency, Epochs, Log, Snapshots):
+    """The parts of the contract that need no truncation."""
+
+    @pytest.fixture
+    def url(self, roles: Roles) -> str:
+        return roles.app_url
+
+
+class TestTheKeepersRole(Truncation):
+    @pytest.fixture
+    def url(self, roles: Roles) -> str:
+        return roles.keeper_url
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE journal_events SET type = 'forged'",
+        "DELETE FROM journal_events",
+        "TRUNCATE journal_events",
+        "DROP TABLE journal_events CASCADE",
+        "ALTER TABLE journal_events DISABLE TRIGGER ALL",
+        "DROP TRIGGER journal_events_no_delete ON journal_events",
+        "CREATE OR REPLACE FUNCTION journal_events_refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
+        "INSERT INTO journal_removals (stream, through, reason, is_open, recorded_at) VALUES (1, 9, 'x', true, 1)",
+        "UPDATE journal_removals SET is_open = true",
+        "DELETE FROM journal_removals",
+        "DELETE FROM journal_streams",
+        "UPDATE journal_streams SET stream_id = 'x'",
+        "UPDATE journal_streams SET truncated = 9",
+        "UPDATE eventstore_version SET version_num = '9999'",
+        "SELECT setval('journal_events_position_seq', 1)",
+        "CREATE TABLE mine (id int)",
+        "SET session_replication_role = replica",
+    ],
+)
+async def test_the_applications_role_cannot_change_history(roles: Roles, statement: str) -> None:
+    async with EventStore.open(roles.app_url) as store:
+        await store.append("a", happened(1, 2))
+        with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidObjectDefinitionError)):
+            await execute(roles.app_url, statement)
+        assert await numbers(store.read_all()) == [1, 2]
+
+
+async def test_the_applications_role_is_told_that_it_may_not_truncate(roles: Roles) -> None:
+    async with EventStore.open(roles.app_url) as store:
+        await store.append("a", happened(1, 2))
+        with pytest.raises(CapabilityError, match="docs/postgres.md"):
+            await store.truncate("a", 1, reason="test")
+        assert await numbers(store.read("a")) == [1, 2]
+
+
+async def test_the_keepers_role_cannot_delete_without_the_record(roles: Roles) -> None:
+    async with EventStore.open(roles.keeper_url) as store:
+        await store.append("a", happened(1, 2))
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await execute(roles.keeper_url, "DELETE FROM journal_events")
+        await store.truncate("a", 1, reason="asked for")
+        for statement in ("DELETE FROM journal_removals", "UPDATE journal_removals SET reason = 'another'"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await execute(roles.keeper_url, statement)
+
+
+async def test_a_role_without_rights_is_refused_when_the_store_is_opened(roles: Roles) -> None:
+    await execute(roles.owner_url, f"REVOKE ALL ON eventstore_version FROM {roles.app}")
+    with pytest.raises(CapabilityError, match="grant"):
+        async with EventStore.open(roles.app_url):
+            pass
+    await execute(roles.owner_url, f"REVOKE USAGE ON SCHEMA public FROM {roles.app}")
+    with pytest.raises((CapabilityError, SchemaError)):
+        async with EventStore.open(roles.app_url):
+            pass
+
+
+async def test_the_documented_query_runs(roles: Roles) -> None:
+    async with EventStore.open(roles.app_url) as store:
+        await store.append("a", happened(1))
+    query = documented("example: deposits by day").replace("'Deposited'", "'conformance.happened'")
+    rows = await fetch(roles.app_url, query.replace("'amount'", "'number'"))
+    assert [row[1] for row in rows] == [1]
+
+
+async def test_two_roles_of_one_journal_see_each_others_events(roles: Roles) -> None:
+    async with EventStore.open(roles.app_url) as app, EventStore.open(roles.keeper_url) as keeper:
+        await asyncio.gather(*(store.append("a", happened(1)) for store in (app, keeper) for _ in range(5)))
+        assert len(await collect(app.read("a"))) == len(await collect(keeper.read_all())) == 10

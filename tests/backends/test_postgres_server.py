@@ -1,0 +1,369 @@
+"""Opening: which servers are taken, what stands in between, and how stores hear of each other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from backends.conformance.batches import Batches
+from backends.conformance.concurrency import Concurrency
+from backends.conformance.events import happened, numbers
+from eventstore import (
+    BackendUnavailable,
+    Durability,
+    DurabilityError,
+    EventStore,
+    InvalidStoreUrl,
+    SchemaError,
+    schema,
+)
+from eventstore.errors import CapabilityError, SchemaMissing
+from eventstore.url import parse_store_url
+
+from ..servers.postgres import Postgres
+from .pooling_proxy import PoolingProxy
+from .postgres_help import (
+    PATIENCE,
+    backend_of,
+    connected,
+    execute,
+    fetch,
+    proxy_to,
+    unfinished_append,
+    via,
+    with_parameters,
+)
+
+
+async def opening(url: str) -> None:
+    async with EventStore.open(url):
+        pass
+
+
+# The journal
+
+
+async def test_a_database_without_a_journal_is_refused_and_left_alone(empty_postgres_url: str) -> None:
+    with pytest.raises(SchemaMissing, match="eventstore migrate"):
+        await opening(empty_postgres_url)
+    assert await fetch(empty_postgres_url, "SELECT relname FROM pg_class WHERE relname LIKE 'journal%'") == []
+
+
+async def test_the_journal_of_another_schema_is_not_taken(postgres_url: str) -> None:
+    with pytest.raises(SchemaMissing, match="'elsewhere'"):
+        await opening(with_parameters(postgres_url, schema="elsewhere"))
+
+
+async def test_a_journal_in_a_schema_of_its_own_is_used_and_no_other(postgres_url: str) -> None:
+    url = with_parameters(postgres_url, schema="audit")
+    await asyncio.to_thread(schema.upgrade, parse_store_url(url))
+    async with EventStore.open(url) as audit, EventStore.open(postgres_url) as public:
+        await audit.append("a", happened(1))
+        await public.append("a", happened(2), expected_version=0)
+        await audit.truncate("a", 1, reason="test")
+        assert await numbers(public.read_all()) == [2]
+        assert await numbers(audit.read_all()) == []
+
+
+@pytest.mark.parametrize(("revision", "remedy"), [("9999", "upgrade the package"), ("0000", "eventstore migrate")])
+async def test_the_journal_of_another_version_is_refused(postgres_url: str, revision: str, remedy: str) -> None:
+    await execute(postgres_url, f"UPDATE eventstore_version SET version_num = '{revision}'")
+    with pytest.raises(SchemaError, match=remedy) as refused:
+        await opening(postgres_url)
+    assert refused.value.found == revision
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TRIGGER journal_events_no_delete ON journal_events",
+        "ALTER TABLE journal_events DISABLE TRIGGER journal_events_no_truncate",
+    ],
+)
+async def test_a_journal_whose_triggers_were_tampered_with_is_refused(postgres_url: str, change: str) -> None:
+    await execute(postgres_url, change)
+    with pytest.raises(SchemaError, match="triggers"):
+        await opening(postgres_url)
+
+
+async def test_a_database_that_does_not_exist_is_named(postgres_url: str) -> None:
+    missing = urlsplit(postgres_url)._replace(path="/not_there").geturl()
+    with pytest.raises(InvalidStoreUrl, match="not_there"):
+        await opening(missing)
+
+
+async def test_a_database_of_another_encoding_is_refused(postgres_url: str) -> None:
+    name = urlsplit(postgres_url).path.removeprefix("/") + "_latin"
+    await execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1'")
+    try:
+        with pytest.raises(BackendUnavailable, match="LATIN1"):
+            await opening(urlsplit(postgres_url)._replace(path=f"/{name}").geturl())
+    finally:
+        await execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+# The server
+
+
+async def test_durability_is_that_of_the_live_server(own_postgres: Postgres) -> None:
+    url = own_postgres.url()
+    await asyncio.to_thread(schema.upgrade, parse_store_url(url))
+    async with EventStore.open(url) as store:
+        assert store.durability is Durability.POWER_LOSS
+        for name in ("fsync", "full_page_writes"):
+            await execute(url, f"ALTER SYSTEM SET {name} = off")
+            await execute(url, "SELECT pg_reload_conf()")
+            async with asyncio.timeout(PATIENCE):
+                while await fetch(url, f"SHOW {name}") != [("off",)]:
+                    await asyncio.sleep(0.02)
+            with pytest.raises(DurabilityError, match=name):
+                await opening(url)
+            async with EventStore.open(with_parameters(url, durability="process-crash")) as less:
+                assert less.durability is Durability.PROCESS_CRASH
+            # A store that is open finds out when it has to connect again.
+            await execute(
+                url,
+                f"SELECT pg_terminate_backend({backend_of(store)._open.append._session.connection.get_server_pid()})",
+            )  # type: ignore[union-attr]  # it is open
+            with pytest.raises(DurabilityError, match=name):
+                await store.append("a", happened(1))
+            await execute(url, f"ALTER SYSTEM SET {name} = on")
+            await execute(url, "SELECT pg_reload_conf()")
+            async with asyncio.timeout(PATIENCE):
+                while await fetch(url, f"SHOW {name}") != [("on",)]:
+                    await asyncio.sleep(0.02)
+            await store.append("a", happened(1))
+
+
+async def test_commits_are_synchronous_whatever_the_databases_default(postgres_url: str) -> None:
+    name = urlsplit(postgres_url).path.removeprefix("/")
+    for setting, expected in (("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")):
+        await execute(postgres_url, f"ALTER DATABASE {name} SET synchronous_commit = {setting}")
+        async with EventStore.open(postgres_url) as store:
+            parts = backend_of(store)._open
+            assert parts.append._session is not None
+            shown = "SHOW synchronous_commit"
+            assert [tuple(row) for row in await parts.append._session.fetch(shown)] == [(expected,)]
+            assert [tuple(row) for row in await parts.pool.run(lambda session: session.fetch(shown))] == [(expected,)]
+
+
+async def test_a_standby_is_refused(own_postgres: Postgres) -> None:
+    url = own_postgres.url()
+    await asyncio.to_thread(schema.upgrade, parse_store_url(url))
+    await asyncio.to_thread(own_postgres.stop)
+    (own_postgres.data / "standby.signal").touch()
+    await asyncio.to_thread(own_postgres.start)
+    with pytest.raises(BackendUnavailable, match="standby"):
+        await opening(url)
+
+
+async def test_a_server_that_is_just_starting_is_waited_for(own_postgres: Postgres) -> None:
+    url = own_postgres.url()
+    await asyncio.to_thread(schema.upgrade, parse_store_url(url))
+    async with EventStore.open(url) as store:
+        for number in range(5):
+            await store.append("a", happened(number))
+            # Every session is ended, and the server recovers.
+            own_postgres.kill_session() if hasattr(own_postgres, "kill_session") else await asyncio.to_thread(
+                own_postgres.crash
+            )
+            await asyncio.to_thread(own_postgres.start)
+        await store.append("a", happened(5))
+        assert await numbers(store.read("a")) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_server_without_a_free_connection_says_so(own_postgres: Postgres) -> None:
+    url = own_postgres.url()
+    await asyncio.to_thread(schema.upgrade, parse_store_url(url))
+    await execute(url, "CREATE ROLE app LOGIN CONNECTION LIMIT 1; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
+    as_app = url.replace("postgres@", "app@")
+    async with connected(as_app):
+        with pytest.raises(BackendUnavailable, match="no connection left"):
+            await opening(as_app)
+
+
+async def test_a_server_that_does_not_answer_is_given_up(postgres_url: str) -> None:
+    async with proxy_to(postgres_url) as proxy:
+        proxy.stall()
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="connect_timeout"):
+            await opening(via(proxy, postgres_url, connect_timeout=0.3))
+        assert time.monotonic() - began < 3
+
+
+async def test_a_host_without_tls_is_refused_by_default_with_the_way_out(postgres_url: str) -> None:
+    with pytest.raises(BackendUnavailable, match="sslmode=disable"):
+        await opening(with_parameters(postgres_url, sslmode="verify-full"))
+
+
+# The pool
+
+
+async def test_who_finds_no_free_connection_is_told_so_in_time_and_appends_go_on(postgres_url: str) -> None:
+    url = with_parameters(postgres_url, pool_size=1, command_timeout=1)
+    async with EventStore.open(url) as store, unfinished_append(postgres_url, "held"):
+        holding = asyncio.create_task(anext(store.read_all()))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        outcomes = await asyncio.gather(*(store.version("a") for _ in range(20)), return_exceptions=True)
+        assert time.monotonic() - began < 5
+        assert any(isinstance(outcome, BackendUnavailable) and "pool_size" in str(outcome) for outcome in outcomes)
+        assert (await store.append("a", happened(1))).versions == (1,)
+        with pytest.raises(BackendUnavailable):
+            await holding
+    async with EventStore.open(url) as store:
+        assert await asyncio.gather(*(store.version("a") for _ in range(50))) == [1] * 50
+
+
+async def test_cancelled_readers_leave_the_pool_as_it_was(postgres_url: str) -> None:
+    async with EventStore.open(with_parameters(postgres_url, pool_size=2)) as store:
+        await store.append("a", happened(1))
+        for _ in range(5):
+            tasks = [asyncio.create_task(store.version("a")) for _ in range(10)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert await asyncio.gather(*(store.version("a") for _ in range(20))) == [1] * 20
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'eventstore' AND datname = current_database()"
+        assert (await fetch(postgres_url, sessions))[0][0] <= 3
+
+
+# A proxy that pools connections
+
+
+class TestThroughAProxyThatPools(Batches, Concurrency):
+    @pytest.fixture
+    def url(self, pooled_url: str) -> str:
+        return pooled_url
+
+
+@pytest.fixture
+async def pooling_proxy(postgres_url: str):  # type: ignore[no-untyped-def]  # a fixture
+    parts = urlsplit(postgres_url)
+    async with PoolingProxy(parts.hostname or "", parts.port or 5432) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def pooled_url(postgres_url: str, pooling_proxy: PoolingProxy) -> str:
+    parts = urlsplit(postgres_url)
+    user = parts.netloc.rpartition("@")[0]
+    return parts._replace(netloc=f"{user}@{pooling_proxy.host}:{pooling_proxy.port}").geturl()
+
+
+async def test_a_proxy_that_pools_is_recognised_and_nothing_rests_on_a_session(
+    pooled_url: str, pooling_proxy: PoolingProxy
+) -> None:
+    async with EventStore.open(pooled_url) as one, EventStore.open(pooled_url) as two:
+        for number in range(20):
+            await one.append("a", happened(number))
+            assert len(await numbers(two.read_all())) == number + 1
+        await asyncio.gather(*(store.append(f"s-{n % 3}", happened(n)) for n in range(30) for store in (one, two)))
+        await one.truncate("a", 5, reason="test")
+        assert await two.claim("a") == 1
+        assert (await two.version("s-0"), await two.version("a")) == (20, 20)
+    assert pooling_proxy.changes > 20
+    assert pooling_proxy.refused == []
+
+
+async def test_without_the_recognition_the_proxy_breaks_a_store(pooled_url: str, pooling_proxy: PoolingProxy) -> None:
+    # What the recognition is for: this proxy is as strict as the real one.
+    with pytest.raises((BackendUnavailable, CapabilityError)):
+        async with EventStore.open(with_parameters(pooled_url, pooling="session")) as store:
+            await store.append("a", happened(1))
+    assert pooling_proxy.refused
+
+
+async def test_a_direct_connection_is_not_taken_for_a_proxy(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        session = backend_of(store)._open.append._session
+        assert session is not None
+        assert not session.is_pooled
+    async with EventStore.open(with_parameters(postgres_url, pooling="transaction")) as store:
+        assert (await store.append("a", happened(1))).versions == (1,)
+        assert await numbers(store.read_all()) == [1]
+
+
+# Hearing of each other
+
+
+async def first_of(store: EventStore, *, poll_seconds: float) -> int:
+    async for recorded in store.subscribe(poll_seconds=poll_seconds):
+        return int(recorded.json()["number"])
+    raise AssertionError
+
+
+async def listening(url: str) -> list[int]:
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+    return [row[0] for row in await fetch(url, query)]
+
+
+async def until_listening(url: str, *, other_than: int = 0) -> int:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if pids := [pid for pid in await listening(url) if pid != other_than]:
+                return pids[0]
+            await asyncio.sleep(0.02)
+
+
+async def test_an_append_of_another_store_wakes_a_subscriber(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        waiting = asyncio.create_task(first_of(store, poll_seconds=60))
+        await until_listening(postgres_url)
+        began = time.monotonic()
+        await other.append("a", happened(7))
+        async with asyncio.timeout(PATIENCE):
+            assert await waiting == 7
+        assert time.monotonic() - began < 5
+
+
+async def test_a_listener_that_is_killed_listens_again_and_has_missed_nothing(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "backends.postgres_wakeup")
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        waiting = asyncio.create_task(first_of(store, poll_seconds=60))
+        pid = await until_listening(postgres_url)
+        await execute(postgres_url, f"SELECT pg_terminate_backend({pid})")
+        # While nobody listens: it is found when somebody listens again.
+        await other.append("a", happened(7))
+        async with asyncio.timeout(PATIENCE):
+            assert await waiting == 7
+        assert await until_listening(postgres_url, other_than=pid) != pid
+
+
+async def test_without_any_notification_polling_finds_new_events(postgres_url: str) -> None:
+    url = with_parameters(postgres_url, pooling="transaction")
+    async with EventStore.open(url) as store, EventStore.open(url) as other:
+        waiting = asyncio.create_task(first_of(store, poll_seconds=0.1))
+        await asyncio.sleep(0.05)
+        await other.append("a", happened(7))
+        async with asyncio.timeout(PATIENCE):
+            assert await waiting == 7
+        assert await listening(postgres_url) == []
+
+
+async def test_a_store_that_nobody_waits_on_does_not_listen(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        assert await numbers(store.read_all()) == [1]
+        assert await listening(postgres_url) == []
+
+
+async def test_many_appends_are_few_notifications(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as listener:
+        heard: list[str] = []
+        channel = backend_of(store)._sql.channel
+        await listener.add_listener(channel, lambda *_: heard.append(channel))
+        began = time.monotonic()
+        for number in range(200):
+            await store.append("a", happened(number))
+        await asyncio.sleep(0.2)
+        # One for each 20 ms, not one for each append.
+        assert 1 <= len(heard) <= (time.monotonic() - began) / 0.02 + 1
+        assert len(heard) < 100
