@@ -1,0 +1,224 @@
+"""RedisBackend: the journal on a Redis server. One connection writes, a few read, one listens for news."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis import exceptions as driver
+
+from backends.redis_connection import REVISION, Argument, RedisConnection, ReplyLost, Script, translated
+from backends.redis_journal import RedisJournal
+from backends.redis_listener import RedisListener
+from backends.redis_reading import RedisReader
+from backends.redis_records import MAX_VERSION, outcomes_of, packed_group, packed_snapshot
+from backends.redis_scripts import APPEND, CLAIM, DELETE_SNAPSHOTS, RIGHTS, SAVE_SNAPSHOT, TRUNCATE
+from backends.redis_server import check_server
+from backends.redis_url import parse_redis_url
+from eventstore.backend import Appended, AppendOutcome, Batch, Capabilities, Durability, StoredSnapshot
+from eventstore.errors import BackendUnavailable, CapabilityError, SchemaError, SchemaMissing
+from eventstore.url import StoreUrl
+
+logger = logging.getLogger(__name__)
+
+# So many events are removed by one script, during which the server does nothing else.
+_TRUNCATED_AT_ONCE = 2000
+
+
+class RedisBackend(RedisReader):
+    """`redis://host:6379/0`, `rediss://` with TLS, `unix:///path/to/socket`; `docs/redis.md` has the parameters.
+
+    Any number of processes may write to one journal: a group is one script, and the server runs one at a time.
+    """
+
+    capabilities = Capabilities(creates_schema=False, survives_restart=True)
+
+    def __init__(self, url: StoreUrl) -> None:
+        super().__init__(parse_redis_url(url))
+        # For best-effort it is what `open` finds.
+        self.durability = self._target.durability or Durability.NONE
+        self.schema_revision: str | None = None
+        self._writer: RedisConnection | None = None
+        self._turn = asyncio.Lock()
+        self._listener: RedisListener | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._news = 0
+
+    async def open(self) -> None:
+        writer = RedisConnection(self._target, on_connect=self._check_server)
+        try:
+            await writer.connect()
+            journal = await self._found_journal(writer)
+            await self._check_rights(writer)
+        except (ReplyLost, driver.RedisError) as error:
+            await writer.close()
+            raise translated(error, writing=False) from error
+        except BaseException:
+            await writer.close()
+            raise
+        self._writer = writer
+        # A store may be opened again, in another loop.
+        self._turn = asyncio.Lock()
+        self._news = 0
+        self.schema_revision = REVISION
+        self._listener = RedisListener(self._target, self._on_news)
+        self.open_reader(journal)
+
+    async def close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
+        self._wake()
+        # Appends are among what is finished first.
+        await self.close_reader()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
+
+    # Writing
+
+    def append(self, batches: Sequence[Batch]) -> asyncio.Task[Sequence[AppendOutcome]]:
+        self.check_open()
+        return self._tasks.start(self._append(batches))
+
+    async def claim(self, stream_id: str) -> int:
+        epoch: int = await self._tasks.finish(self._write(CLAIM, [stream_id.encode()]))
+        return epoch
+
+    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
+        return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason))
+
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+        if snapshot.version > MAX_VERSION:
+            raise CapabilityError(f"Redis counts versions up to {MAX_VERSION}, not {snapshot.version}")
+        arguments: list[Argument] = [snapshot.stream_id.encode(), snapshot.version, packed_snapshot(snapshot), keep]
+        await self._tasks.finish(self._write(SAVE_SNAPSHOT, arguments))
+
+    async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
+        last = MAX_VERSION if through is None else min(through, MAX_VERSION)
+        removed: int = await self._tasks.finish(self._write(DELETE_SNAPSHOTS, [stream_id.encode(), last]))
+        return removed
+
+    async def wait(self, after: int, timeout: float) -> None:
+        journal = self._opened
+        if max(journal.position, self._news) > after:
+            return
+        if self._listener is not None:
+            self._listener.start()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.add(waiter)
+        timer = loop.call_later(timeout, _release, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+    async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        group = packed_group(batches)
+        outcomes = outcomes_of(batches, await self._write(APPEND, group.arguments))
+        for outcome, last_id in zip(reversed(outcomes), reversed(group.last_ids), strict=True):
+            if isinstance(outcome, Appended) and outcome.position and last_id is not None:
+                self._opened.saw(outcome.position, last_id)
+                break
+        self._wake()
+        return outcomes
+
+    async def _truncate(self, stream_id: str, through: int, reason: str) -> int:
+        removed, more = 0, 1
+        while more:
+            arguments: list[Argument] = [stream_id.encode(), through, _TRUNCATED_AT_ONCE, reason.encode()]
+            count, more = await self._write(TRUNCATE, arguments)
+            removed += count
+        return removed
+
+    async def _write(self, script: Script, arguments: Sequence[Argument]) -> Any:
+        journal, writer = self._opened, self._writer
+        if writer is None:
+            raise BackendUnavailable("the store is being closed: nothing was stored")
+        async with self._writers_turn():
+            try:
+                return await writer.run(script, journal.key, [*journal.arguments, *arguments])
+            except (ReplyLost, driver.RedisError) as error:
+                raise translated(error, writing=True) from error
+
+    @asynccontextmanager
+    async def _writers_turn(self) -> AsyncGenerator[None, None]:
+        seconds = self._target.command_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise BackendUnavailable(
+                f"earlier writes of this store have waited for Redis for {seconds:g} s: nothing was stored, try again"
+            ) from error
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    # Opening
+
+    async def _check_server(self, connection: RedisConnection) -> None:
+        """At every connection of the writer: the server may have been started anew with other settings."""
+        found = await check_server(connection, self._target)
+        if self.schema_revision is not None and found is not self.durability:
+            logger.warning("%s: the server's durability is now %s", self._target.url, found.value)
+        self.durability = found
+
+    async def _found_journal(self, connection: RedisConnection) -> RedisJournal:
+        url = self._target.url
+        try:
+            identity, found = await connection.call(b"HMGET", self._target.key, b"identity", b"revision")
+        except driver.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            raise SchemaError(
+                f"{url}: the key {self._target.key.decode()!r} is something else's; choose another ?prefix=",
+                found=None,
+                expected=REVISION,
+            ) from error
+        if identity is None or found is None:
+            raise SchemaMissing(
+                f"{url} holds no journal; to make one, run: eventstore migrate {url}", found=None, expected=REVISION
+            )
+        revision = found.decode()
+        if revision != REVISION:
+            remedy = (
+                f"run: eventstore migrate {url}"
+                if revision < REVISION
+                else "it was written by a newer version of this package: upgrade the package"
+            )
+            raise SchemaError(
+                f"{url} has a journal of schema revision {revision}, this version needs {REVISION}; {remedy}",
+                found=revision,
+                expected=REVISION,
+            )
+        return RedisJournal(self._target.key, identity)
+
+    async def _check_rights(self, connection: RedisConnection) -> None:
+        lacking = await connection.run(RIGHTS, self._target.key, [])
+        if lacking:
+            names = ", ".join(name.decode() for name in lacking)
+            raise BackendUnavailable(
+                f"{self._target.url}: the user may not use {names}; docs/redis.md lists the rights that are needed"
+            )
+
+    # News
+
+    def _on_news(self, position: int) -> None:
+        self._news = max(self._news, position)
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            _release(waiter)
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,259 @@
+"""RedisConnection: one connection to the server, one command at a time, each with a deadline; errors become ours.
+
+Nothing is ever sent twice by this module. redis-py's client repeats a command whose reply was lost, which stores
+events twice, so only its connection is used, with retries off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import hiredis
+from redis import exceptions as driver
+from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from backends.redis_url import RedisTarget
+from eventstore.errors import (
+    BackendUnavailable,
+    EventStoreError,
+    JournalCorrupt,
+    OutcomeUnknown,
+    SchemaError,
+    StorageFull,
+    StoreBusy,
+)
+
+REVISION = "0001"
+"""The schema revision of what the scripts write."""
+
+_READ_BYTES = 256 * 1024
+
+Argument = bytes | int
+
+# In C; its annotations take a tuple of one.
+_pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis).pack_command
+
+
+class Script(NamedTuple):
+    """A Lua script. The server knows it by its hash, and is sent the text when it does not."""
+
+    sha: bytes
+    source: bytes
+
+
+class ReplyLost(Exception):
+    """A command was sent, and no whole reply came. Whether the server ran it is not known."""
+
+
+class RedisConnection:
+    """Connects when first used, and again after a failure. `on_connect` may refuse the server it has found.
+
+    One caller at a time. Whatever interrupts a command, a cancellation too, closes the connection: a reply that is
+    still to come could be taken for the next command's.
+    """
+
+    def __init__(
+        self, target: RedisTarget, *, on_connect: Callable[[RedisConnection], Awaitable[None]] | None = None
+    ) -> None:
+        self._target = target
+        self._on_connect = on_connect
+        self._connection: Any = None
+
+    async def connect(self) -> None:
+        """Raises `BackendUnavailable`, or what `on_connect` raises."""
+        connection = _driver_connection(self._target)
+        try:
+            async with asyncio.timeout(self._target.connect_timeout):
+                await connection.connect()
+        except (driver.RedisError, OSError, ValueError) as error:
+            await connection.disconnect(nowait=True)
+            raise unreachable(self._target, error) from error
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._connection = connection
+        try:
+            if self._on_connect is not None:
+                await self._on_connect(self)
+        except (ReplyLost, driver.RedisError) as error:
+            await self.close()
+            raise translated(error, writing=False) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def run(self, script: Script, key: bytes, arguments: Sequence[Argument]) -> Any:
+        """Run a script. One that the server does not know was not run, so it may be sent again, as text."""
+        try:
+            return await self.call(b"EVALSHA", script.sha, 1, key, *arguments)
+        except driver.NoScriptError:
+            return await self.call(b"EVAL", script.source, 1, key, *arguments)
+
+    async def call(self, *command: Argument) -> Any:
+        """Send a command and wait for its reply.
+
+        Raises `BackendUnavailable` if nothing was sent, `ReplyLost` if no reply came, and redis-py's errors for
+        what the server replied: `translated` makes ours of them.
+        """
+        packed = _pack(command)
+        await self.ensure_connected()
+        connection = self._connection
+        try:
+            async with asyncio.timeout(self._target.command_timeout):
+                await connection.send_packed_command(packed, check_health=False)
+                return await connection.read_response(disable_decoding=True)
+        except driver.ResponseError:
+            raise
+        except (driver.RedisError, OSError) as error:
+            await self.close()
+            if _is_refusal(error):
+                raise
+            raise ReplyLost(_reason(error)) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def ensure_connected(self) -> None:
+        """Connect, unless connected. One that the server has closed meanwhile is found before anything is sent."""
+        if self._connection is not None:
+            if not await self._is_stale():
+                return
+            await self.close()
+        await self.connect()
+
+    async def send(self, *command: Argument) -> None:
+        """Send a command whose reply comes by `receive`."""
+        await self.ensure_connected()
+        async with asyncio.timeout(self._target.command_timeout):
+            await self._connection.send_packed_command(_pack(command), check_health=False)
+
+    async def receive(self) -> Any:
+        """The next message from the server, however long it takes."""
+        return await self._connection.read_response(disable_decoding=True)
+
+    async def _is_stale(self) -> bool:
+        try:
+            return bool(await self._connection.can_read())
+        except (driver.RedisError, OSError):
+            return True
+
+
+def translated(error: BaseException, *, writing: bool) -> EventStoreError:
+    """A driver's error as ours. While `writing`, a lost reply leaves the outcome unknown."""
+    if isinstance(error, EventStoreError):
+        return error
+    if isinstance(error, ReplyLost):
+        if writing:
+            return OutcomeUnknown(f"Redis did not answer ({error}): what was sent may be stored or not")
+        return BackendUnavailable(f"Redis did not answer a read ({error}): try again")
+    code, text = _code(error), str(error)
+    match code:
+        case "REPLACED":
+            return JournalCorrupt(
+                "the server no longer holds the journal that was opened: it was emptied, restored from another copy, "
+                "or is another server; nothing was read or stored. Find out what happened before a new store is opened"
+            )
+        case "REWOUND":
+            return JournalCorrupt(
+                "the server has lost events that it had acknowledged: it was restored from an older copy, or a "
+                f"replica that lagged has taken over ({text}); nothing was read or stored. Restore the newer data, or "
+                "open a new store to go on without those events"
+            )
+        case "DAMAGED":
+            return JournalCorrupt(f"the journal contradicts itself: {text.removeprefix('DAMAGED ')}")
+        case "REVISED":
+            found = text.removeprefix("REVISED ")
+            return SchemaError(
+                f"the journal has been migrated to schema revision {found} while this store was open, which needs "
+                f"{REVISION}: nothing was read or stored; restart with the version of this package that migrated it",
+                found=found,
+                expected=REVISION,
+            )
+        case "MISCONF" | "OOM":
+            return StorageFull(f"the server has no room to store anything: free memory or disk; Redis: {text}")
+        case "BUSY":
+            return StoreBusy(f"another client's script blocks the server: try again; Redis: {text}")
+        case "READONLY":
+            return BackendUnavailable(f"the server is a read-only replica: name the primary in the URL; Redis: {text}")
+        case "MOVED" | "ASK":
+            return BackendUnavailable(
+                f"another node of the cluster serves this journal ({text}): name that node in the URL"
+            )
+        case "NOPERM":
+            return BackendUnavailable(
+                f"the user lacks a right that the journal needs: docs/redis.md lists them; Redis: {text}"
+            )
+        case "NOAUTH" | "WRONGPASS":
+            return BackendUnavailable(f"the server refuses the user or the password of the URL; Redis: {text}")
+        case _:
+            return BackendUnavailable(f"Redis: {text}")
+
+
+def unreachable(target: RedisTarget, error: BaseException) -> EventStoreError:
+    """Why no connection could be made. Nothing was sent then."""
+    if isinstance(error, driver.AuthenticationError | driver.ResponseError):
+        return translated(error, writing=False)
+    where = target.socket or f"{target.host}:{target.port}"
+    return BackendUnavailable(f"Redis at {where} cannot be reached: {_reason(error)}")
+
+
+def driver_arguments(target: RedisTarget) -> dict[str, Any]:
+    """What any of redis-py's connections is made with, but for its retries and deadlines."""
+    arguments: dict[str, Any] = {
+        "db": target.database,
+        "username": target.username,
+        "password": target.password,
+        "protocol": 2,
+        "socket_connect_timeout": target.connect_timeout,
+        # To tell the server the client's name and version would take one more right.
+        "driver_info": None,
+    }
+    if target.socket:
+        return arguments | {"path": target.socket}
+    return arguments | {"host": target.host, "port": target.port} | (target.tls or {})
+
+
+def _driver_connection(target: RedisTarget) -> Any:
+    kind: Any = UnixDomainSocketConnection if target.socket else Connection if target.tls is None else SSLConnection
+    return kind(
+        **driver_arguments(target),
+        retry=Retry(NoBackoff(), 0),
+        # The deadlines are this module's.
+        socket_timeout=None,
+        socket_read_size=_READ_BYTES,
+    )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the server has answered, and not run the command, by an error that redis-py takes for a broken line."""
+    refusals = (driver.BusyLoadingError, driver.AuthenticationError, driver.AuthorizationError)
+    return isinstance(error, refusals) or "max number of clients" in str(error)
+
+
+def _code(error: BaseException) -> str:
+    """The word that a Redis error starts with. Older servers wrap the one of a script's command in a text of theirs."""
+    known = cast("str | None", getattr(error, "status_code", None))
+    if known is not None and known != "ERR":
+        return known
+    words = str(error).split()
+    if words and words[0].isupper() and words[0] != "ERR":
+        return words[0]
+    if "ACL failure in script" in str(error):
+        return "NOPERM"
+    wrapped = ("MISCONF", "OOM", "READONLY", "NOPERM", "MOVED")
+    return next((code for code in wrapped if any(code in word for word in words)), "ERR")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError | driver.TimeoutError):
+        return "no answer within the time allowed"
+    return str(error) or type(error).__name__

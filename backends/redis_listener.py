@@ -1,0 +1,84 @@
+"""RedisListener: hears that other stores have appended, so that subscribers need not wait for their next poll."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from redis import exceptions as driver
+
+from backends.redis_connection import RedisConnection, ReplyLost
+from backends.redis_url import RedisTarget
+from eventstore.errors import EventStoreError
+
+logger = logging.getLogger(__name__)
+
+_QUIET_SECONDS = 15.0
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 5.0
+
+
+class RedisListener:
+    """A connection of its own, and the task that reads it. What it says is a hint: polling is the truth, so a listener
+    that has lost its connection, or may not listen, costs time and nothing else.
+
+    `on_news` is called with the position of an event that has been stored.
+    """
+
+    def __init__(self, target: RedisTarget, on_news: Callable[[int], None]) -> None:
+        self._target = target
+        self._channel = target.key + b":news"
+        self._on_news = on_news
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Listen from now on. Starting twice does nothing."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._listen(), name="eventstore-redis-listener")
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            connection = RedisConnection(self._target)
+            try:
+                await connection.send(b"SUBSCRIBE", self._channel)
+                while True:
+                    message = await _message(connection)
+                    pause = _FIRST_PAUSE_SECONDS
+                    if message[0] == b"message":
+                        self._on_news(int(message[2]))
+            except driver.NoPermissionError:
+                logger.info("this user may not subscribe to %r: new events are found by polling", self._channel)
+                return
+            except (EventStoreError, ReplyLost, driver.RedisError, OSError, ValueError, TypeError, IndexError) as error:
+                logger.debug("the listener's connection is lost, and made anew in %g s: %s", pause, error)
+            finally:
+                with suppress(driver.RedisError, OSError):
+                    await connection.close()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+async def _message(connection: RedisConnection) -> Sequence[bytes]:
+    """The next message. After a while of silence the server is asked whether it is still there."""
+    reading: asyncio.Task[Sequence[bytes]] = asyncio.create_task(connection.receive())
+    try:
+        await asyncio.wait([reading], timeout=_QUIET_SECONDS)
+        if not reading.done():
+            await connection.send(b"PING")
+            await asyncio.wait([reading], timeout=_QUIET_SECONDS)
+        if not reading.done():
+            raise ReplyLost("the server does not answer")
+        return reading.result()
+    finally:
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait([reading])

@@ -1,0 +1,80 @@
+"""RedisPool: the few connections that all reads share, and the tasks that see every command to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from redis import exceptions as driver
+
+from backends.redis_connection import Argument, RedisConnection, ReplyLost, Script, translated
+from backends.redis_url import RedisTarget
+from eventstore.errors import BackendUnavailable, EventStoreError
+
+_T = TypeVar("_T")
+
+
+class RedisPool:
+    """At most `pool_size` connections, made when they are needed. Who finds none free waits, with a deadline."""
+
+    def __init__(self, target: RedisTarget) -> None:
+        self._target = target
+        self._slots = asyncio.Semaphore(target.pool_size)
+        self._free: list[RedisConnection] = []
+
+    async def run(self, script: Script, key: bytes, arguments: Sequence[Argument]) -> Any:
+        """Run a script that only reads. Raises this package's errors."""
+        seconds = self._target.command_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise BackendUnavailable(
+                f"no reading connection was free for {seconds:g} s: too many reads at once (pool_size is "
+                f"{self._target.pool_size}); try again"
+            ) from error
+        connection = self._free.pop() if self._free else RedisConnection(self._target)
+        try:
+            return await connection.run(script, key, arguments)
+        except (ReplyLost, driver.RedisError) as error:
+            raise translated(error, writing=False) from error
+        finally:
+            # One that failed is closed by now, and connects again when it is used.
+            self._free.append(connection)
+            self._slots.release()
+
+    async def close(self) -> None:
+        """Close the connections. No command may be under way."""
+        while self._free:
+            await self._free.pop().close()
+
+
+class Tasks:
+    """Commands under way. Each runs to its end, or its deadline, even if whoever asked for it is cancelled: a reply
+    that nobody reads would be taken for that of the next command."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return await asyncio.shield(self.start(work))
+
+    async def join(self) -> None:
+        """Wait for all of them."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Whoever waited for it has its error; a caller that was cancelled does not want it.
+            with suppress(EventStoreError):
+                task.exception()

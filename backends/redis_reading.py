@@ -1,0 +1,253 @@
+"""RedisReader: everything that is read from Redis. A page is one script, and so one round trip and one moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from backends.redis_connection import Argument, Script
+from backends.redis_journal import RedisJournal
+from backends.redis_pool import RedisPool, Tasks
+from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
+from backends.redis_scripts import LOAD, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
+from backends.redis_url import RedisTarget
+from eventstore.backend import (
+    EventFilter,
+    Load,
+    Loaded,
+    LogPage,
+    Statistics,
+    StoredSnapshot,
+    StreamInfo,
+    StreamPage,
+)
+from eventstore.errors import JournalCorrupt, StoreClosed
+from eventstore.events import RecordedEvent
+
+# So many positions are looked at in one trip: where a filter passes few, most of them cost 16 bytes of reading.
+_WINDOW = 4096
+# Types and tags are looked at here, so pages are read in at least this size for them.
+_FILTERED_PAGE = 500
+
+
+class RedisReader:
+    """The reading half of the backend."""
+
+    def __init__(self, target: RedisTarget) -> None:
+        self._target = target
+        self._tasks = Tasks()
+        self._pool: RedisPool | None = None
+        self._journal: RedisJournal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def open_reader(self, journal: RedisJournal) -> None:
+        """Make reading possible; connections are made when they are first needed."""
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._pool = RedisPool(self._target)
+        self._journal = journal
+
+    async def close_reader(self) -> None:
+        """Finish what is being read, and close the connections."""
+        await self._tasks.join()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
+        answers: list[Loaded | JournalCorrupt] = []
+        # One reply holds so much and no more: what is left over is asked for again.
+        while len(answers) < len(loads):
+            rest = loads[len(answers) :]
+            arguments: list[Argument] = [len(rest), *(load.stream_id.encode() for load in rest)]
+            for _, after, use_snapshot, limit in rest:
+                arguments += (min(after, MAX_VERSION), int(use_snapshot), limit)
+            reply = await self._run(LOAD, arguments)
+            answers.extend(_loaded(load.stream_id, answer) for load, answer in zip(rest, reply, strict=False))
+        return answers
+
+    async def read_stream(
+        self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
+    ) -> StreamPage:
+        last = MAX_VERSION if through is None else min(through, MAX_VERSION)
+        events: list[RecordedEvent] = []
+        while True:
+            bounds = (min(after, MAX_VERSION), last, limit - len(events))
+            arguments: list[Argument] = [stream_id.encode(), *bounds, int(backwards)]
+            version, truncated, first, records = await self._run(READ_STREAM, arguments)
+            if version < 0:
+                raise _misses_events(stream_id, truncated, first, records)
+            step = -1 if backwards else 1
+            page = [recorded(stream_id, first + step * index, record) for index, record in enumerate(records)]
+            events.extend(page)
+            if not page or len(events) >= limit:
+                _check_order(reversed(events) if backwards else events)
+                return StreamPage(events, version, truncated)
+            # The reply was full before the page was.
+            after, last = (after, page[-1].version - 1) if backwards else (page[-1].version, last)
+            if after >= min(last, version):
+                _check_order(reversed(events) if backwards else events)
+                return StreamPage(events, version, truncated)
+
+    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        after = max(after, 0)
+        looks_inside = bool(where.types or where.tags)
+        size = max(limit, _FILTERED_PAGE) if looks_inside else limit
+        page = await self._log(after, MAX_VERSION, size, where, window=_window(where, size))
+        events = page.events
+        if looks_inside:
+            events = [event for event in events if _passes(event, where)]
+        position = page.looked
+        if len(events) > limit:
+            events = events[:limit]
+            position = events[-1].position if events else after
+        if page.events:
+            newest = page.events[-1]
+            self._opened.saw(newest.position, newest.event_id.bytes)
+        return LogPage(events, position, position >= page.end, page.end)
+
+    async def start_of_last(self, count: int, where: EventFilter) -> int:
+        end = (await self._log(MAX_VERSION, MAX_VERSION, 0, where, window=0)).end
+        if count <= 0:
+            return end
+        remaining = count
+        async for positions in self._backwards(end, where, first_window=max(64, min(count, _WINDOW))):
+            if len(positions) >= remaining:
+                return positions[-remaining] - 1
+            remaining -= len(positions)
+        return 0
+
+    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
+        # A page's ids can be 1,024 bytes each, so it is not worth bounding further.
+        reply = await self._run(STREAMS, [limit, *_bounds(after.encode(), None if kind is None else kind.encode())])
+        return [
+            StreamInfo(reply[index].decode(), reply[index + 1], reply[index + 2]) for index in range(0, len(reply), 3)
+        ]
+
+    async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
+        last = MAX_VERSION if through is None else min(through, MAX_VERSION)
+        reply = await self._run(READ_SNAPSHOTS, [stream_id.encode(), last, limit])
+        return [unpacked_snapshot(stream_id, packed) for packed in reply]
+
+    async def statistics(self) -> Statistics:
+        """The size is that of the records and snapshots, without what the server needs around them."""
+        return Statistics(*await self._run(STATISTICS, []))
+
+    def check_open(self) -> None:
+        """Raise `StoreClosed` unless the store is open, in this process and this event loop."""
+        if self._pool is None:
+            raise StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
+        if os.getpid() != self._pid:
+            raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
+        if asyncio.get_running_loop() is not self._loop:
+            raise StoreClosed("this store was opened in another event loop: open one of its own in this one")
+
+    @property
+    def _opened(self) -> RedisJournal:
+        self.check_open()
+        if self._journal is None:
+            raise StoreClosed("the store is not open")
+        return self._journal
+
+    async def _run(self, script: Script, arguments: Sequence[Argument]) -> Any:
+        journal = self._opened
+        if self._pool is None:
+            raise StoreClosed("the store is not open")
+        return await self._tasks.finish(self._pool.run(script, journal.key, [*journal.arguments, *arguments]))
+
+    async def _log(self, after: int, through: int, limit: int, where: EventFilter, *, window: int) -> _LogReply:
+        kinds = [kind.encode() for kind in where.kinds]
+        stream_ids = [stream_id.encode() for stream_id in where.stream_ids]
+        bounds = [min(after, MAX_VERSION), through, limit, window, 1]
+        end, looked, positions, names, flat = await self._run(READ_LOG, [*bounds, len(kinds), *kinds, *stream_ids])
+        decoded = [name.decode() for name in names]
+        events = [recorded(decoded[flat[index]], flat[index + 1], flat[index + 2]) for index in range(0, len(flat), 3)]
+        for event, position in zip(events, positions, strict=True):
+            if event.position != position:
+                raise JournalCorrupt(
+                    f"the event at version {event.version} stands at position {event.position}, the log has it at "
+                    f"{position}",
+                    stream_id=event.stream_id,
+                    version=event.version,
+                )
+        return _LogReply(end, looked, positions, events)
+
+    async def _backwards(self, end: int, where: EventFilter, *, first_window: int) -> AsyncGenerator[list[int], None]:
+        """The positions of matching events, in rising order within a window, the last window first."""
+        window = first_window
+        while end > 0:
+            start = max(0, end - window)
+            found: list[int] = []
+            looked = start
+            while looked < end:
+                page = await self._log(looked, end, window, where, window=window)
+                found += [event.position for event in page.events if _passes(event, where)]
+                looked = page.looked
+            yield found
+            end, window = start, min(2 * window, _WINDOW)
+
+
+class _LogReply(NamedTuple):
+    end: int
+    looked: int
+    positions: Sequence[int]
+    events: Sequence[RecordedEvent]
+
+
+def _window(where: EventFilter, limit: int) -> int:
+    return _WINDOW if where.kinds or where.stream_ids else min(limit, _WINDOW)
+
+
+def _passes(event: RecordedEvent, where: EventFilter) -> bool:
+    """Kinds and stream ids are the script's."""
+    tags = () if event.metadata is None else event.metadata.tags
+    return (not where.types or event.type in where.types) and (not where.tags or not set(where.tags).isdisjoint(tags))
+
+
+def _loaded(stream_id: str, answer: Sequence[Any]) -> Loaded | JournalCorrupt:
+    version, truncated, snapshot, records, after = answer
+    try:
+        if version < 0:
+            raise _misses_events(stream_id, truncated, *records)
+        stored = None if snapshot is None else unpacked_snapshot(stream_id, snapshot)
+        return Loaded(stored, replayed(stream_id, max(after, truncated) + 1, records), version, truncated)
+    except JournalCorrupt as error:
+        return error
+
+
+def _misses_events(stream_id: str, length: int, version: int, truncated: int) -> JournalCorrupt:
+    return JournalCorrupt(
+        f"the stream is at version {version} and truncated to {truncated}, but holds {length} events: its list was "
+        "changed by something else; restore it from a copy",
+        stream_id=stream_id,
+    )
+
+
+def _check_order(events: Any) -> None:
+    for earlier, later in pairwise(events):
+        if earlier.position >= later.position:
+            raise JournalCorrupt(
+                f"position {later.position} follows {earlier.position}",
+                stream_id=later.stream_id,
+                version=later.version,
+            )
+
+
+def _bounds(after: bytes, kind: bytes | None) -> list[bytes]:
+    """Pairs of bounds, as ZRANGEBYLEX has them, between which the ids are."""
+    if kind is None:
+        return [b"(" + after if after else b"-", b"+"]
+    bounds: list[bytes] = []
+    if kind > after:
+        bounds += (b"[" + kind, b"[" + kind)
+    # The others of the kind start with it and a dash, and behind a dash the next character is a dot.
+    first, behind = kind + b"-", kind + b"."
+    if after < first:
+        bounds += (b"[" + first, b"(" + behind)
+    elif after < behind:
+        bounds += (b"(" + after, b"(" + behind)
+    return bounds

@@ -1,0 +1,218 @@
+"""Records: events and snapshots as the bytes that Redis holds, and a group of batches as one script takes it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from backends.redis_connection import Argument
+from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StoredSnapshot, StreamWrite, refusal
+from eventstore.codec import decode_metadata
+from eventstore.errors import ConcurrencyError, DuplicateEventError, FencedError, JournalCorrupt, PayloadTooLarge
+from eventstore.events import RecordedEvent
+
+MAX_VERSION = 2**53 - 1
+"""Redis's Lua has no larger whole numbers."""
+
+MAX_GROUP_BYTES = 256 * 1024 * 1024
+"""Redis closes a connection that sends it much more at once."""
+
+# What the script puts in front, position and time; then event id, epoch, schema version, bytes of the type (the
+# highest bit set: a batch id follows the header), bytes of the metadata plus one (0: there is none).
+_HEADER = struct.Struct(">QQ16sQIHI")
+_GIVEN = struct.Struct(">16sQIHI")
+_REPLAYED = struct.Struct(">40xIHI")
+_WRITE = struct.Struct(">IqqI?")
+_HAS_BATCH = 0x8000
+_MAX_TYPE_BYTES = _HAS_BATCH - 1
+_ID_BYTES = 16
+
+_SNAPSHOT = struct.Struct(">QqQHHH")
+
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+Replayed = tuple[int, str, int, bytes]
+"""What replay needs of an event: version, type, schema version, payload."""
+
+
+class Group(NamedTuple):
+    """A group of batches on its way to the script. `last_ids` has the id of each batch's last event, if any."""
+
+    arguments: list[Argument]
+    last_ids: list[bytes | None]
+
+
+def packed_group(batches: Sequence[Batch]) -> Group:
+    """Raises `PayloadTooLarge`, before anything is sent, for more than one command can carry."""
+    streams: dict[str, int] = {}
+    plan: list[bytes] = []
+    records: list[Argument] = []
+    event_ids: list[bytes] = []
+    last_ids: list[bytes | None] = []
+    size = 0
+    for batch in batches:
+        count = len(event_ids)
+        remaining = len(batch)
+        for stream_id, expected, events, epoch in batch:
+            remaining -= 1
+            stream = streams.setdefault(stream_id, len(streams) + 1)
+            owner = -1 if epoch is None else epoch
+            plan.append(_WRITE.pack(stream, min(expected, MAX_VERSION), owner, len(events), remaining == 0))
+            for event in events:
+                record = _packed(event, epoch or 0)
+                size += len(record)
+                records.append(record)
+                event_ids.append(event[0])
+        last_ids.append(event_ids[-1] if len(event_ids) > count else None)
+    if size > MAX_GROUP_BYTES:
+        raise PayloadTooLarge("the batch", size, MAX_GROUP_BYTES)
+    has_distinct_ids = len(set(event_ids)) == len(event_ids)
+    ids = [stream_id.encode() for stream_id in streams]
+    return Group([int(has_distinct_ids), b"".join(plan), len(ids), *ids, *records], last_ids)
+
+
+def outcomes_of(batches: Sequence[Batch], reply: Sequence[int]) -> list[AppendOutcome]:
+    """The script's reply as outcomes, one for each batch."""
+    outcomes: list[AppendOutcome] = []
+    at = 0
+    for batch in batches:
+        if not batch:
+            # The script does not get to see it.
+            outcomes.append(Appended(0, ()))
+            continue
+        kind, first = reply[at], reply[at + 1]
+        if kind < 2:
+            end = at + 2 + len(batch)
+            outcomes.append(Appended(first, tuple(reply[at + 2 : end]), kind == 1))
+            at = end
+        else:
+            outcomes.append(_refused(batch[first], kind, reply[at + 2], batch))
+            at += 3
+    return outcomes
+
+
+def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
+    """A stored record as it is read. Raises `JournalCorrupt`."""
+    try:
+        position, time, event_id, epoch, schema_version, type_bytes, metadata_bytes = _HEADER.unpack_from(record)
+        at = _HEADER.size
+        batch_id = event_id
+        if type_bytes & _HAS_BATCH:
+            batch_id = record[at : at + _ID_BYTES]
+            at += _ID_BYTES
+        start = at + (type_bytes & _MAX_TYPE_BYTES)
+        metadata = None
+        payload = start
+        if metadata_bytes:
+            payload = start + metadata_bytes - 1
+            metadata = decode_metadata(record[start:payload])
+        if payload > len(record):
+            raise ValueError("it is cut off")
+        return RecordedEvent(
+            position,
+            stream_id,
+            version,
+            record[at:start].decode(),
+            schema_version,
+            record[payload:],
+            metadata,
+            UUID(bytes=event_id),
+            UUID(bytes=batch_id),
+            epoch,
+            _EPOCH_START + timedelta(microseconds=time),
+        )
+    except (struct.error, ValueError, OverflowError) as error:
+        raise _damaged(stream_id, version, error) from error
+
+
+def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Replayed]:
+    """Stored records, of which the first has a version, as replay needs them. Raises `JournalCorrupt`."""
+    found: list[Replayed] = []
+    header = _HEADER.size
+    unpack = _REPLAYED.unpack_from
+    try:
+        for record in records:
+            schema_version, type_bytes, metadata_bytes = unpack(record)
+            at = header
+            if type_bytes & _HAS_BATCH:
+                at += _ID_BYTES
+                type_bytes &= _MAX_TYPE_BYTES
+            start = at + type_bytes
+            payload = start + metadata_bytes - 1 if metadata_bytes else start
+            if payload > len(record):
+                raise ValueError("it is cut off")
+            found.append((version, str(record[at:start], "utf-8"), schema_version, record[payload:]))
+            version += 1
+    except (struct.error, ValueError) as error:
+        raise _damaged(stream_id, version, error) from error
+    return found
+
+
+def packed_snapshot(snapshot: StoredSnapshot) -> bytes:
+    texts = (snapshot.fingerprint.encode(), snapshot.encoding.encode(), snapshot.checksum)
+    time = (snapshot.recorded_at - _EPOCH_START) // timedelta(microseconds=1)
+    header = _SNAPSHOT.pack(snapshot.version, time, snapshot.epoch, *map(len, texts))
+    return b"".join((header, *texts, snapshot.payload))
+
+
+def unpacked_snapshot(stream_id: str, packed: bytes) -> StoredSnapshot:
+    """Raises `JournalCorrupt`."""
+    try:
+        version, time, epoch, *sizes = _SNAPSHOT.unpack_from(packed)
+        parts: list[bytes] = []
+        at = _SNAPSHOT.size
+        for size in sizes:
+            parts.append(packed[at : at + size])
+            at += size
+        fingerprint, encoding, checksum = parts
+        return StoredSnapshot(
+            stream_id,
+            version,
+            fingerprint.decode(),
+            encoding.decode(),
+            packed[at:],
+            checksum,
+            _EPOCH_START + timedelta(microseconds=time),
+            epoch,
+        )
+    except (struct.error, ValueError, OverflowError) as error:
+        raise JournalCorrupt(f"a stored snapshot is damaged: {error}", stream_id=stream_id) from error
+
+
+def _packed(event: EncodedEvent, epoch: int) -> bytes:
+    event_id, type_, schema_version, payload, metadata, batch_id = event
+    name = type_.encode()
+    size = len(name)
+    if metadata is None and batch_id == event_id and size <= _MAX_TYPE_BYTES:
+        return _GIVEN.pack(event_id, epoch, schema_version, size, 0) + name + payload
+    if size > _MAX_TYPE_BYTES:
+        raise PayloadTooLarge("an event's stored name", size, _MAX_TYPE_BYTES)
+    metadata_bytes = 0 if metadata is None else len(metadata) + 1
+    header = _GIVEN.pack(event_id, epoch, schema_version, size | _HAS_BATCH, metadata_bytes)
+    return b"".join((header, batch_id, name, metadata or b"", payload))
+
+
+def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch) -> AppendOutcome:
+    refused: ConcurrencyError | FencedError | DuplicateEventError | None
+    match kind:
+        case 2:
+            refused = refusal(write._replace(epoch=None), detail, 0)
+        case 3:
+            refused = refusal(write, 0, detail)
+        case _:
+            events = [event for each in batch for event in each.events]
+            refused = DuplicateEventError(write.stream_id, str(UUID(bytes=events[detail].event_id)))
+    if refused is None:
+        raise JournalCorrupt("the server refused a write that its own reply allows", stream_id=write.stream_id)
+    return refused
+
+
+def _damaged(stream_id: str, version: int, error: Exception) -> JournalCorrupt:
+    return JournalCorrupt(
+        f"the event at version {version} is damaged ({error}); restore it from a copy",
+        stream_id=stream_id,
+        version=version,
+    )

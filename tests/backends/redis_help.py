@@ -1,0 +1,53 @@
+"""What the tests of Redis share: a journal on a server of their own, and a client to look behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlencode
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from backends.redis import RedisBackend
+from eventstore import EventStore, schema
+from eventstore.url import parse_store_url
+from tests.servers.redis import Redis
+
+KEY = "{journal}"
+
+
+def journal_url(server: Redis, *, port: int | None = None, user: str = "", **parameters: object) -> str:
+    """The URL of the journal on a server, or by way of a proxy's port."""
+    query = f"?{urlencode(parameters)}" if parameters else ""
+    return f"redis://{user}{server.host}:{port or server.port}/0{query}"
+
+
+def migrated(server: Redis, **parameters: object) -> str:
+    """The URL of a new journal on a server."""
+    url = journal_url(server, **parameters)
+    schema.upgrade(parse_store_url(url))
+    return url
+
+
+def backend_of(store: EventStore) -> RedisBackend:
+    backend = store._backend
+    assert isinstance(backend, RedisBackend)
+    return backend
+
+
+@contextmanager
+def admin(server: Redis) -> Iterator[redis.Redis]:
+    """Another client of the server, which sends nothing twice."""
+    client = redis.Redis(host=server.host, port=server.port, socket_timeout=10, retry=Retry(NoBackoff(), 0))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def scripts_run(client: redis.Redis) -> int:
+    """How many scripts the server has run by their hash, and not refused."""
+    stats = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0, "failed_calls": 0})
+    return int(stats["calls"]) - int(stats["failed_calls"])
