@@ -48,7 +48,12 @@ logger = logging.getLogger(__name__)
 # of the group `eventstore.backends`.
 _BACKENDS = {
     "sqlite": "backends.sqlite:SQLiteBackend",
+    "postgresql": "backends.postgres:PostgresBackend",
+    "postgres": "backends.postgres:PostgresBackend",
     "memory": "backends.memory:MemoryBackend",
+    "redis": "backends.redis:RedisBackend",
+    "rediss": "backends.redis:RedisBackend",
+    "unix": "backends.redis:RedisBackend",
 }
 _ENTRY_POINTS = "eventstore.backends"
 _CREATE_SCHEMA = "eventstore.schema:upgrade"

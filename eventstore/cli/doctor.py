@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from eventstore.backend import Durability, Statistics
+from eventstore.backend import Capabilities, Durability, Statistics
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import one_line, printable
 from eventstore.cli.exits import Exit
@@ -44,10 +44,14 @@ class Diagnosis:
     """What was found out before something went wrong, if anything did."""
 
     url: StoreUrl
+    database: str | None = None
     schema: str | None = None
     expected_schema: str | None = None
     durability: Durability | None = None
+    capabilities: Capabilities | None = None
     statistics: Statistics | None = None
+    # Events that readers of the whole log do not see yet, because an append with a lower position may still commit.
+    lag: int | None = None
     problems: list[EventStoreError] = field(default_factory=list[EventStoreError])
 
 
@@ -55,9 +59,13 @@ async def _examine(url: StoreUrl) -> Diagnosis:
     diagnosis = Diagnosis(url)
     try:
         async with EventStore.open(url.raw, create=False) as store:
+            diagnosis.database = _database(store)
             diagnosis.schema = diagnosis.expected_schema = store.schema_revision
             diagnosis.durability = store.durability
-            diagnosis.statistics = await store.statistics()
+            diagnosis.capabilities = store.capabilities
+            diagnosis.statistics = statistics = await store.statistics()
+            page = await store.read_page(after=statistics.last_position, limit=1)
+            diagnosis.lag = max(0, statistics.last_position - page.end)
             async for newest in store.read_all(last=1):
                 checked_payload(newest)
     except EventStoreError as error:
@@ -69,20 +77,27 @@ async def _examine(url: StoreUrl) -> Diagnosis:
 
 def _write_report(diagnosis: Diagnosis) -> None:
     fields = {"url": printable(str(diagnosis.url)), "backend": diagnosis.url.scheme}
-    if library := _library(diagnosis.url):
-        fields["library"] = library
+    if diagnosis.database is not None:
+        fields["database"] = printable(diagnosis.database)
     if diagnosis.schema is not None or diagnosis.expected_schema is not None:
         fields["schema"] = printable(diagnosis.schema or "none")
         if diagnosis.schema != diagnosis.expected_schema:
             fields["schema"] += f"; this version expects {diagnosis.expected_schema}"
     if diagnosis.durability is not None:
         fields["durability"] = f"{diagnosis.durability.value}: {_MEANINGS[diagnosis.durability]}"
+        if (asked := _asked(diagnosis.url)) not in (None, diagnosis.durability.value):
+            fields["durability"] += f" (the URL asks for {printable(asked or '')})"
+    if diagnosis.capabilities is not None:
+        held = [name for name, is_held in asdict(diagnosis.capabilities).items() if is_held]
+        fields["capabilities"] = ", ".join(held) or "none"
     if diagnosis.statistics is not None:
         streams, events, snapshots, last_position, size_bytes = diagnosis.statistics
         fields["streams"] = f"{streams:,}"
         fields["events"] = f"{events:,}, the last at position {last_position:,}"
         fields["snapshots"] = f"{snapshots:,}"
         fields["size"] = f"{size_bytes:,} bytes"
+    if diagnosis.lag is not None:
+        fields["lag"] = f"{diagnosis.lag:,} positions are not settled yet" if diagnosis.lag else "none"
     write_fields(fields)
     for problem in diagnosis.problems:
         write_line(("problem: ", "bold red"), (f"{type(problem).__name__}: {one_line(str(problem))}", ""))
@@ -96,18 +111,31 @@ def _write_json(diagnosis: Diagnosis) -> None:
         {
             "url": str(diagnosis.url),
             "backend": diagnosis.url.scheme,
-            "library": _library(diagnosis.url),
+            "database": diagnosis.database,
             "schema": {"found": diagnosis.schema, "expected": diagnosis.expected_schema},
-            "durability": None if durability is None else {"level": durability.value, "meaning": _MEANINGS[durability]},
+            "durability": None
+            if durability is None
+            else {"level": durability.value, "meaning": _MEANINGS[durability], "asked": _asked(diagnosis.url)},
+            "capabilities": None if diagnosis.capabilities is None else asdict(diagnosis.capabilities),
             "statistics": None if diagnosis.statistics is None else diagnosis.statistics._asdict(),
+            "lag": diagnosis.lag,
             "problems": [{"error": type(error).__name__, "message": str(error)} for error in diagnosis.problems],
             "healthy": not diagnosis.problems,
         }
     )
 
 
-def _library(url: StoreUrl) -> str | None:
-    """The version of the database's library that the backend has loaded; drivers are not imported here."""
-    if url.scheme != "sqlite" or "sqlite3" not in sys.modules:
-        return None
-    return f"SQLite {sys.modules['sqlite3'].sqlite_version}"
+def _asked(url: StoreUrl) -> str | None:
+    """The durability that the URL names; None where it leaves that to the backend."""
+    return url.parameters.get("durability")
+
+
+def _database(store: EventStore) -> str | None:
+    """The database's name and version."""
+    found: object = getattr(store, "database", None)
+    if isinstance(found, str):
+        return found
+    if store.url.scheme == "sqlite":
+        # The library that the backend has loaded; drivers are not imported here.
+        return f"SQLite {sys.modules['sqlite3'].sqlite_version}"
+    return None

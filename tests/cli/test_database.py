@@ -71,9 +71,11 @@ class TestMigrate:
         assert "nothing to migrate" in result.err
 
     def test_a_revision_that_is_not_known_is_an_error(self, cli: Run, tmp_path: Path) -> None:
-        result = cli("migrate", f"sqlite:///{tmp_path}/new.db", "--to", "9999")
-        assert result.code == 3
-        assert "9999" in result.err
+        for option in ("--to", "9999"), ("--sql", "--to", "9999"):
+            result = cli("migrate", f"sqlite:///{tmp_path}/new.db", *option)
+            assert (result.code, result.out) == (3, "")
+            assert "there is no schema revision '9999'; those of this version are 0001" in result.err
+        assert list(tmp_path.iterdir()) == []
 
     def test_check_goes_with_neither_sql_nor_a_revision(self, cli: Run, url: str) -> None:
         assert cli("migrate", url, "--check", "--sql").code == 2
@@ -87,11 +89,13 @@ class TestDoctor:
         fields = dict(line.split("  ", 1) for line in result.lines[:-1])
         assert fields["url"].strip() == url
         assert fields["backend"].strip() == "sqlite"
-        assert fields["library"].strip() == f"SQLite {sqlite3.sqlite_version}"
+        assert fields["database"].strip() == f"SQLite {sqlite3.sqlite_version}"
         assert fields["schema"].strip() == "0001"
         assert fields["durability"].strip().startswith("power-loss: what was acknowledged survives")
         assert fields["streams"].strip() == "5"
         assert fields["events"].strip() == "10, the last at position 13"
+        assert fields["capabilities"].strip() == "creates_schema, survives_restart"
+        assert fields["lag"].strip() == "none"
         assert result.lines[-1] == "healthy"
 
     def test_json_gives_one_object(self, cli: Run, url: str) -> None:
@@ -100,15 +104,17 @@ class TestDoctor:
         assert report["problems"] == []
         assert report["schema"] == {"found": "0001", "expected": "0001"}
         assert report["statistics"]["events"] == 10
+        assert report["capabilities"]["creates_schema"] is True
+        assert (report["durability"]["asked"], report["lag"]) == (None, 0)
 
     def test_less_durability_is_told_in_words(self, cli: Run, url: str) -> None:
         (report,) = cli("doctor", f"{url}?durability=process-crash", "--json").objects
-        assert report["durability"]["level"] == "process-crash"
+        assert (report["durability"]["level"], report["durability"]["asked"]) == ("process-crash", "process-crash")
         assert "a loss of power can take the last commits" in report["durability"]["meaning"]
 
     def test_a_store_in_memory_has_neither_schema_nor_durability(self, cli: Run) -> None:
         (report,) = cli("doctor", "memory://", "--json").objects
-        assert (report["schema"]["found"], report["durability"]["level"], report["library"]) == (None, "none", None)
+        assert (report["schema"]["found"], report["durability"]["level"], report["database"]) == (None, "none", None)
 
     def test_a_missing_journal_is_reported_with_what_to_do(self, cli: Run, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/nothing.db"

@@ -1,4 +1,4 @@
-"""Developers use Alembic's own command in the checkout, and users their own Alembic in the journal's database."""
+"""Developers use Alembic's own command in the checkout."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from eventstore import schema
 from eventstore.url import StoreUrl
 
 from .conftest import OpenDatabase
+from .postgres_database import PostgresDatabase
 
-CHECKOUT = Path(schema.__file__).parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
+INI = CHECKOUT / "alembic.ini"
 
 
-def alembic(*arguments: str, ini: Path = CHECKOUT / "alembic.ini", **variables: str) -> tuple[int, str]:
+def alembic(*arguments: str, **variables: str) -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if name != "EVENTSTORE_URL"} | variables
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "alembic", "-c", str(ini), *arguments],
+        [sys.executable, "-W", "error", "-m", "alembic", "-c", str(INI), *arguments],
         capture_output=True,
         text=True,
         check=False,
         env=environment,
-        cwd=ini.parent,
+        cwd=CHECKOUT,
         timeout=60,
     )
     return done.returncode, done.stdout + done.stderr
@@ -72,6 +74,28 @@ def test_the_command_does_not_downgrade(url: StoreUrl) -> None:
     assert schema.check(url).is_current
 
 
+@pytest.mark.parametrize("name", ["public", "audit"])
+def test_the_command_works_on_postgres(empty_postgres_url: str, name: str) -> None:
+    database = PostgresDatabase(empty_postgres_url)
+    url = database.with_parameters(schema=name)
+    code, output = alembic("-x", f"url={url.raw}", "upgrade", "head")
+    assert code == 0, output
+    assert schema.check(url).is_current
+    database.execute("CREATE TABLE customers (name text)")
+    code, output = alembic("-x", f"url={url.raw}", "check")
+    assert code == 0, output
+    assert "No new upgrade operations detected" in output
+    code, output = alembic("-x", f"url={url.raw}", "upgrade", "head", "--sql")
+    assert code == 0, output
+    assert schema.sql(url).strip() in output
+
+
+def test_the_command_leaves_redis_alone() -> None:
+    code, output = alembic("-x", "url=redis://127.0.0.1:1/0", "upgrade", "head")
+    assert code != 0
+    assert "FAILED: redis:// stores are not migrated by Alembic" in output
+
+
 def test_autogenerate_sees_no_difference_and_ignores_the_users_tables(url: StoreUrl, database: OpenDatabase) -> None:
     schema.upgrade(url)
     with database() as connection:
@@ -80,46 +104,3 @@ def test_autogenerate_sees_no_difference_and_ignores_the_users_tables(url: Store
     code, output = alembic("-x", f"url={url.raw}", "check")
     assert code == 0, output
     assert "No new upgrade operations detected" in output
-
-
-@pytest.mark.parametrize("first", ["theirs", "ours"])
-def test_the_users_own_alembic_works_in_the_same_database(
-    url: StoreUrl, path: Path, database: OpenDatabase, users_project: Path, first: str
-) -> None:
-    if first == "ours":
-        schema.upgrade(url)
-    code, output = alembic("upgrade", "head", ini=users_project)
-    assert code == 0, output
-    schema.upgrade(url)
-    with database() as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("theirs",)]
-        assert connection.execute("SELECT version_num FROM eventstore_version").fetchall() == [(schema.head(),)]
-    code, output = alembic("downgrade", "base", ini=users_project)
-    assert code == 0, output
-    assert schema.check(url).is_current
-
-
-@pytest.fixture
-def users_project(tmp_path: Path, path: Path) -> Path:
-    """Another Alembic project over the same file; its alembic.ini."""
-    scripts = tmp_path / "project" / "scripts"
-    (scripts / "versions").mkdir(parents=True)
-    (scripts / "env.py").write_text(
-        "from alembic import context\n"
-        "from sqlalchemy import create_engine\n"
-        f"engine = create_engine('sqlite:///{path}')\n"
-        "with engine.connect() as connection:\n"
-        "    context.configure(connection=connection)\n"
-        "    with context.begin_transaction():\n"
-        "        context.run_migrations()\n"
-        "engine.dispose()\n"
-    )
-    (scripts / "versions" / "theirs.py").write_text(
-        "from alembic import op\n"
-        "revision, down_revision = 'theirs', None\n"
-        "def upgrade(): op.execute('CREATE TABLE customers (name TEXT)')\n"
-        "def downgrade(): op.execute('DROP TABLE customers')\n"
-    )
-    ini = tmp_path / "project" / "alembic.ini"
-    ini.write_text("[alembic]\nscript_location = %(here)s/scripts\n")
-    return ini

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,11 +19,12 @@ import pytest
 from backends.tables import SCHEMA_REVISION
 from eventstore import schema
 from eventstore.errors import CapabilityError, InvalidStoreUrl, SchemaError, StoreBusy
-from eventstore.schema import SchemaState
+from eventstore.schema import SchemaState, scripts, sqlite, tools
 from eventstore.url import StoreUrl, parse_store_url
 
 from .conftest import OpenDatabase
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 OBJECTS = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
 
 
@@ -122,15 +124,54 @@ def test_a_store_without_tables_has_nothing_to_migrate() -> None:
             function(memory)
 
 
+def test_a_third_partys_scheme_is_served_through_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint("flatfile", f"{__name__}:FlatFileSchema", group)] if group == "eventstore.schemas" else []
+
+    monkeypatch.setattr(tools, "entry_points", installed)
+    url = parse_store_url("flatfile:///tmp/x")
+    assert schema.check(url) == SchemaState(found="1", expected="2", pending=("2",))
+    schema.upgrade(url)
+    assert schema.check(url).is_current
+    with pytest.raises(CapabilityError, match="flatfile:// stores are not made by SQL"):
+        schema.sql(url)
+
+
+class FlatFileSchema:
+    """A third party's `SchemaTool`."""
+
+    revisions = ("1", "2")
+    _found = "1"
+
+    def __init__(self, url: StoreUrl) -> None:
+        assert url.scheme == "flatfile"
+
+    def check(self) -> str | None:
+        return self._found
+
+    def upgrade(self, revision: str) -> None:
+        type(self)._found = revision
+
+
 def test_an_unknown_parameter_is_refused(path: Path) -> None:
     with pytest.raises(InvalidStoreUrl, match="busy_timeout, durability"):
         schema.upgrade(parse_store_url(f"sqlite:///{path}?mode=memory"))
 
 
-def test_an_unknown_target_revision_is_refused(url: StoreUrl, path: Path) -> None:
-    with pytest.raises(SchemaError, match="0815"):
-        schema.upgrade(url, "0815")
-    assert schema.current(url) is None
+@pytest.mark.parametrize("revision", ["0815", "9999", "", "base", "+1", "0001:0002", "-1", "00"])
+def test_an_unknown_target_revision_is_refused_and_creates_no_file(url: StoreUrl, path: Path, revision: str) -> None:
+    for function in (schema.upgrade, schema.sql):
+        with pytest.raises(SchemaError, match=f"those of this version are {SCHEMA_REVISION}"):
+            function(url, revision)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_an_unknown_target_revision_is_refused_on_a_current_journal_too(url: StoreUrl, path: Path) -> None:
+    schema.upgrade(url)
+    before = path.read_bytes()
+    with pytest.raises(SchemaError, match="there is no schema revision '9999'"):
+        schema.upgrade(url, "9999")
+    assert path.read_bytes() == before
 
 
 # Other tables
@@ -214,11 +255,10 @@ def test_a_journal_is_never_downgraded(url: StoreUrl, next_release: Path) -> Non
 def next_release(url: StoreUrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A database of this revision under a release that has one more; where its revisions stand."""
     schema.upgrade(url, "0001")
-    scripts = Path(schema.__file__).parent.parent / "migrations"
     copy = tmp_path / "migrations"
-    shutil.copytree(scripts, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CHECKOUT / "migrations", copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "versions" / "0002_next.py").write_text(next_revision("pass"))
-    monkeypatch.setattr(schema, "_scripts", lambda: copy)
+    monkeypatch.setattr(scripts, "_folder", lambda: copy)
     return copy / "versions"
 
 
@@ -279,7 +319,7 @@ def test_checkpoints_are_left_to_the_store_that_has_the_file_open(
 def test_a_lock_that_is_not_given_up_ends_the_upgrade(
     url: StoreUrl, database: OpenDatabase, monkeypatch: pytest.MonkeyPatch, journal_mode: str
 ) -> None:
-    monkeypatch.setattr(schema, "_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.1)
     with database() as writer:
         writer.execute(f"PRAGMA journal_mode = {journal_mode}")
         writer.execute("BEGIN IMMEDIATE")
@@ -320,13 +360,13 @@ def test_logging_is_not_configured(url: StoreUrl, path: Path) -> None:
 
 
 def test_the_scripts_are_found_in_an_installed_package(tmp_path: Path, url: StoreUrl) -> None:
-    checkout = Path(schema.__file__).parent.parent
     for package in ("eventstore", "backends"):
-        shutil.copytree(checkout / package, tmp_path / "100%s" / package)
-    shutil.copytree(checkout / "migrations", tmp_path / "100%s" / "eventstore" / "migrations")
+        shutil.copytree(CHECKOUT / package, tmp_path / "100%s" / package)
+    shutil.copytree(CHECKOUT / "migrations", tmp_path / "100%s" / "eventstore" / "migrations")
     code = (
-        "from eventstore import schema; from eventstore.url import parse_store_url\n"
-        f"schema.upgrade(parse_store_url({url.raw!r})); print(schema._scripts())"
+        "from eventstore import schema; from eventstore.schema import scripts\n"
+        "from eventstore.url import parse_store_url\n"
+        f"schema.upgrade(parse_store_url({url.raw!r})); print(scripts._folder())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path / "100%s"
