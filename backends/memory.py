@@ -48,6 +48,7 @@ class MemoryBackend:
 
     capabilities = Capabilities(creates_schema=False, survives_restart=False)
     durability = Durability.NONE
+    database = "memory"
     schema_revision: str | None = None
 
     def __init__(self, url: StoreUrl) -> None:

@@ -53,6 +53,7 @@ class PostgresBackend:
         self._sql = PostgresSQL(self._target.schema)
         self.durability = Durability(self._target.durability)
         self.schema_revision: str | None = None
+        self.database = "PostgreSQL"
         self._parts: _Parts | None = None
 
     async def open(self) -> None:
@@ -69,6 +70,7 @@ class PostgresBackend:
             await parts.close()
             raise
         self.schema_revision = server.revision
+        self.database = f"PostgreSQL {server.version}"
         self._parts = parts
 
     async def close(self) -> None:

@@ -23,7 +23,7 @@ _TRIGGERS = {"journal_events_no_update", "journal_events_no_delete", "journal_ev
 class PostgresServer:
     """What was found out about the server, and what its sessions need for it."""
 
-    version: int
+    version: str
     revision: str
     is_pooled: bool
     session_settings: Mapping[str, str]
@@ -53,7 +53,7 @@ async def check_server(
         # A proxy that may give a client another server session has to tell it a made-up process id.
         is_pooled = session.connection.get_server_pid() != found["pid"]
     return PostgresServer(
-        version=version,
+        version=found["version_name"],
         revision=_revision(found, revisions, sql, target, url),
         is_pooled=is_pooled,
         session_settings=_session_settings(found, target, is_pooled=is_pooled),

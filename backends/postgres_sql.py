@@ -124,13 +124,10 @@ _MATCHES = """($1::text[] IS NULL OR s.kind = ANY ($1)) AND ($2::text[] IS NULL 
         OR (e.metadata IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL))"""
 
 _LOG = """
-SELECT {record}
+SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq), {record}
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
 WHERE e.position > $5 AND e.position <= $6 AND {matches}
 ORDER BY e.position LIMIT $7
-"""
-_LOG_END = """
-SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq
 """
 _NTH_LAST = """
 SELECT e.position
@@ -196,7 +193,7 @@ _STATISTICS = """
 SELECT (SELECT count(*) FROM {schema}.journal_streams s
         WHERE s.version > 0 OR EXISTS (SELECT FROM {schema}.journal_snapshots n WHERE n.stream = s.id)),
     (SELECT count(*) FROM {schema}.journal_events), (SELECT count(*) FROM {schema}.journal_snapshots),
-    (SELECT coalesce(max(position), 0) FROM {schema}.journal_events),
+    (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq),
     pg_total_relation_size('{schema}.journal_streams') + pg_total_relation_size('{schema}.journal_events') +
         pg_total_relation_size('{schema}.journal_snapshots') + pg_total_relation_size('{schema}.journal_removals')
 """
@@ -237,7 +234,8 @@ _CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed 
 _TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
 
 _SERVER = """
-SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS is_standby,
+SELECT current_setting('server_version_num')::int AS version,
+    split_part(current_setting('server_version'), ' ', 1) AS version_name, pg_is_in_recovery() AS is_standby,
     current_setting('server_encoding') AS encoding, current_setting('fsync') AS fsync,
     current_setting('full_page_writes') AS full_page_writes,
     current_setting('synchronous_commit') AS synchronous_commit, pg_backend_pid() AS pid,
@@ -282,7 +280,6 @@ class PostgresSQL:
         self.settle = self._named(_SETTLE, is_append=is_append)
         self.still_appending = self._named(_STILL_APPENDING, is_append=is_append)
         self.log = self._named(_LOG, record=_RECORD, matches=_MATCHES)
-        self.log_end = self._named(_LOG_END)
         self.nth_last = self._named(_NTH_LAST, matches=_MATCHES)
         self.stream = self._named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self._named(_STREAM, record=_RECORD, order="DESC")

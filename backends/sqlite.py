@@ -42,6 +42,7 @@ class SQLiteBackend(SQLiteReader):
     """
 
     capabilities = Capabilities(creates_schema=True, survives_restart=True)
+    database = f"SQLite {sqlite3.sqlite_version}"
 
     def __init__(self, url: StoreUrl) -> None:
         super().__init__(url.file_path(parameters=SQLITE_PARAMETERS), busy_timeout=_busy_timeout(url))

@@ -186,7 +186,10 @@ class Capabilities:
 
 
 class Statistics(NamedTuple):
-    """Counts for `eventstore doctor`."""
+    """Counts for `eventstore doctor`.
+
+    `last_position` is the last that was given to an event, visible or not; `read_all` tells how far the log is settled.
+    """
 
     streams: int
     events: int
@@ -204,6 +207,11 @@ class Backend(Protocol):
     @property
     def durability(self) -> Durability:
         """What is promised; checked against the live database by `open`."""
+        ...
+
+    @property
+    def database(self) -> str:
+        """The database's name and version, as `open` found it, such as "PostgreSQL 18.6"; before that the name."""
         ...
 
     @property

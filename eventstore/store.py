@@ -177,6 +177,11 @@ class EventStore:
         return self._backend.durability
 
     @property
+    def database(self) -> str:
+        """The database's name and version, such as "SQLite 3.40.1"."""
+        return self._backend.database
+
+    @property
     def schema_revision(self) -> str | None:
         """The revision of the journal's tables; None for a backend without any."""
         return self._backend.schema_revision

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import asdict, dataclass, field
 
 from eventstore.backend import Capabilities, Durability, Statistics
@@ -59,7 +58,7 @@ async def _examine(url: StoreUrl) -> Diagnosis:
     diagnosis = Diagnosis(url)
     try:
         async with EventStore.open(url.raw, create=False) as store:
-            diagnosis.database = _database(store)
+            diagnosis.database = store.database
             diagnosis.schema = diagnosis.expected_schema = store.schema_revision
             diagnosis.durability = store.durability
             diagnosis.capabilities = store.capabilities
@@ -128,14 +127,3 @@ def _write_json(diagnosis: Diagnosis) -> None:
 def _asked(url: StoreUrl) -> str | None:
     """The durability that the URL names; None where it leaves that to the backend."""
     return url.parameters.get("durability")
-
-
-def _database(store: EventStore) -> str | None:
-    """The database's name and version."""
-    found: object = getattr(store, "database", None)
-    if isinstance(found, str):
-        return found
-    if store.url.scheme == "sqlite":
-        # The library that the backend has loaded; drivers are not imported here.
-        return f"SQLite {sys.modules['sqlite3'].sqlite_version}"
-    return None

@@ -322,7 +322,8 @@ class TestInterrupt:
         output, errors = process.communicate(timeout=10)
         assert (process.returncode, output) == (130, b"")
         assert errors in (b"", b"this module prints while it is imported\n")
-        assert not wal.exists()
+        # Interrupted while it only looked at the file, it leaves an empty log: a reader may not remove it.
+        assert not wal.exists() or wal.stat().st_size == 0
 
 
 class TestProgram:
