@@ -41,6 +41,7 @@ class RedisBackend(RedisReader):
         # For best-effort it is what `open` finds.
         self.durability = self._target.durability or Durability.NONE
         self.schema_revision: str | None = None
+        self.database = "Redis"
         self._writer: RedisConnection | None = None
         self._turn = asyncio.Lock()
         self._listener: RedisListener | None = None
@@ -165,7 +166,7 @@ class RedisBackend(RedisReader):
 
     async def _check_server(self, connection: RedisConnection) -> None:
         """At every connection of the writer: the server may have been started anew with other settings."""
-        found = await check_server(connection, self._target)
+        self.database, found = await check_server(connection, self._target)
         if self.schema_revision is not None and found is not self.durability:
             logger.warning("%s: the server's durability is now %s", self._target.url, found.value)
         self.durability = found

@@ -38,6 +38,10 @@ Argument = bytes | int
 _pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis).pack_command
 
 
+# What a user may not do in a script is told in other words than outside of one: by Valkey, and by Redis 7.
+_NOT_PERMITTED = ("ACL failure in script", "The user executing the script can't")
+
+
 class Script(NamedTuple):
     """A Lua script. The server knows it by its hash, and is sent the text when it does not."""
 
@@ -142,7 +146,8 @@ class RedisConnection:
 
     async def _is_stale(self) -> bool:
         try:
-            return bool(await self._connection.can_read())
+            # A connection that was reset has no end of data to be seen, only an error.
+            return bool(await self._connection.can_read()) or self._connection._reader.exception() is not None
         except (driver.RedisError, OSError):
             return True
 
@@ -247,7 +252,7 @@ def _code(error: BaseException) -> str:
     words = str(error).split()
     if words and words[0].isupper() and words[0] != "ERR":
         return words[0]
-    if "ACL failure in script" in str(error):
+    if any(text in str(error) for text in _NOT_PERMITTED):
         return "NOPERM"
     wrapped = ("MISCONF", "OOM", "READONLY", "NOPERM", "MOVED")
     return next((code for code in wrapped if any(code in word for word in words)), "ERR")

@@ -58,9 +58,11 @@ def packed_group(batches: Sequence[Batch]) -> Group:
         remaining = len(batch)
         for stream_id, expected, events, epoch in batch:
             remaining -= 1
-            stream = streams.setdefault(stream_id, len(streams) + 1)
-            owner = -1 if epoch is None else epoch
-            plan.append(_WRITE.pack(stream, min(expected, MAX_VERSION), owner, len(events), remaining == 0))
+            stream = streams.get(stream_id)
+            if stream is None:
+                stream = streams[stream_id] = len(streams) + 1
+            expected = min(expected, MAX_VERSION)
+            plan.append(_WRITE.pack(stream, expected, -1 if epoch is None else epoch, len(events), not remaining))
             for event in events:
                 record = _packed(event, epoch or 0)
                 size += len(record)
@@ -99,9 +101,9 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
     try:
         position, time, event_id, epoch, schema_version, type_bytes, metadata_bytes = _HEADER.unpack_from(record)
         at = _HEADER.size
-        batch_id = event_id
+        identity = batch = UUID(bytes=event_id)
         if type_bytes & _HAS_BATCH:
-            batch_id = record[at : at + _ID_BYTES]
+            batch = UUID(bytes=record[at : at + _ID_BYTES])
             at += _ID_BYTES
         start = at + (type_bytes & _MAX_TYPE_BYTES)
         metadata = None
@@ -119,8 +121,8 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             schema_version,
             record[payload:],
             metadata,
-            UUID(bytes=event_id),
-            UUID(bytes=batch_id),
+            identity,
+            batch,
             epoch,
             _EPOCH_START + timedelta(microseconds=time),
         )
@@ -186,13 +188,19 @@ def _packed(event: EncodedEvent, epoch: int) -> bytes:
     event_id, type_, schema_version, payload, metadata, batch_id = event
     name = type_.encode()
     size = len(name)
-    if metadata is None and batch_id == event_id and size <= _MAX_TYPE_BYTES:
-        return _GIVEN.pack(event_id, epoch, schema_version, size, 0) + name + payload
     if size > _MAX_TYPE_BYTES:
         raise PayloadTooLarge("an event's stored name", size, _MAX_TYPE_BYTES)
-    metadata_bytes = 0 if metadata is None else len(metadata) + 1
-    header = _GIVEN.pack(event_id, epoch, schema_version, size | _HAS_BATCH, metadata_bytes)
-    return b"".join((header, batch_id, name, metadata or b"", payload))
+    # Most events are the first of their batch.
+    if batch_id == event_id:
+        if metadata is None:
+            return _GIVEN.pack(event_id, epoch, schema_version, size, 0) + name + payload
+        return b"".join(
+            (_GIVEN.pack(event_id, epoch, schema_version, size, len(metadata) + 1), name, metadata, payload)
+        )
+    given = _GIVEN.pack(
+        event_id, epoch, schema_version, size | _HAS_BATCH, 0 if metadata is None else len(metadata) + 1
+    )
+    return b"".join((given, batch_id, name, metadata or b"", payload))
 
 
 def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch) -> AppendOutcome:

@@ -25,8 +25,9 @@ from backends.redis_connection import Script
 # What a user may not do in a script is told in other words than outside of one, by each server in its own.
 _REFUSAL = """
 local function lacks_right(reply)
-    return type(reply) == 'table' and reply.err
-        and (string.find(reply.err, 'NOPERM') or string.find(reply.err, 'ACL failure'))
+    if type(reply) ~= 'table' or not reply.err then return false end
+    return string.find(reply.err, 'NOPERM') or string.find(reply.err, 'ACL failure in script')
+        or string.find(reply.err, "The user executing the script can't")
 end
 """
 
@@ -222,7 +223,7 @@ local function repetition(batch)
         for _ = 1, write[4] do
             local id = ids[index]
             local is_stored = stored[index] or placed[id]
-            if is_stored or mine[id] then write_of, found = i - 1, index - event end
+            if not write_of and (is_stored or mine[id]) then write_of, found = i - 1, index - event end
             is_whole = is_whole and is_stored
             mine[id] = true
             index = index + 1
@@ -601,7 +602,7 @@ if tonumber(ARGV[8]) < 1 then newest = 0 end
 save_head()
 if newest > 0 then redis.call('ZADD', base .. ':names', '0', ARGV[5]) end
 redis.call('HSET', base, 'bytes', text(bytes))
-redis.call('HINCRBY', base, 'snapshots', added)
+redis.call('HINCRBY', base, 'snapshots', text(added))
 return newest
 """
 )
@@ -626,7 +627,8 @@ end
 save_head()
 if newest == 0 and version == 0 then redis.call('ZREM', base .. ':names', ARGV[5]) end
 redis.call('HSET', base, 'bytes', text(bytes))
-redis.call('HINCRBY', base, 'snapshots', -removed)
+-- Not the negative of it: Lua's negative zero is no number to Redis.
+redis.call('HINCRBY', base, 'snapshots', text(0 - removed))
 return removed
 """
 )

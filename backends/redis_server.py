@@ -28,8 +28,15 @@ class ServerSettings(NamedTuple):
     maxmemory_policy: str | None
 
 
-async def check_server(connection: RedisConnection, target: RedisTarget) -> Durability:
-    """The durability that appends have on this server. Raises `DurabilityError` if it is less than the URL asks for,
+class RedisServer(NamedTuple):
+    """The server's name and version, as far as the user may see them, and the durability that appends have on it."""
+
+    name: str
+    durability: Durability
+
+
+async def check_server(connection: RedisConnection, target: RedisTarget) -> RedisServer:
+    """What the server is. Raises `DurabilityError` if it is less than the URL asks for,
     and `BackendUnavailable` for a server that is too old, or a replica."""
     info = await _info(connection)
     _check_version(info)
@@ -41,11 +48,17 @@ async def check_server(connection: RedisConnection, target: RedisTarget) -> Dura
     settings = await _settings(connection, info)
     wanted = target.durability
     if wanted is None:
-        return _found(settings)
+        return RedisServer(_name(info), _found(settings))
     lacking = _lacking(settings, wanted)
     if lacking:
         raise DurabilityError(f"{target.url}: durability={wanted.value} needs {'; '.join(lacking)}. {_WAY_OUT}")
-    return wanted
+    return RedisServer(_name(info), wanted)
+
+
+def _name(info: dict[str, str]) -> str:
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}" if "redis_version" in info else "Redis"
 
 
 async def _info(connection: RedisConnection) -> dict[str, str]:
@@ -67,8 +80,10 @@ async def _settings(connection: RedisConnection, info: dict[str, str]) -> Server
         try:
             reply: list[bytes] = await connection.call(b"CONFIG", b"GET", name.replace("_", "-").encode())
             values.append(reply[1].decode() if len(reply) > 1 else None)
-        except driver.ResponseError:
-            # Not allowed, or, as on many hosted servers, not there at all.
+        except driver.ResponseError as error:
+            # Not allowed, or, as on many hosted servers, not there at all. Anything else says nothing about settings.
+            if not isinstance(error, driver.NoPermissionError) and "unknown command" not in str(error):
+                raise
             values.append(None)
     found = ServerSettings(*values)
     enabled = {"0": "no", "1": "yes"}.get(info.get("aof_enabled", ""))
