@@ -10,12 +10,14 @@ from typing import Any
 
 from redis import exceptions as driver
 
+from backends.redis_append_script import APPEND
+from backends.redis_changing_scripts import CLAIM, DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
 from backends.redis_connection import REVISION, Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_journal import RedisJournal
 from backends.redis_listener import RedisListener
 from backends.redis_reading import RedisReader
 from backends.redis_records import MAX_VERSION, outcomes_of, packed_group, packed_snapshot
-from backends.redis_scripts import APPEND, CLAIM, DELETE_SNAPSHOTS, RIGHTS, SAVE_SNAPSHOT, TRUNCATE
+from backends.redis_scripts import RIGHTS
 from backends.redis_server import check_server
 from backends.redis_url import parse_redis_url
 from eventstore.backend import Appended, AppendOutcome, Batch, Capabilities, Durability, StoredSnapshot

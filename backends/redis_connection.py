@@ -21,6 +21,7 @@ from eventstore.errors import (
     BackendUnavailable,
     EventStoreError,
     JournalCorrupt,
+    JournalLost,
     OutcomeUnknown,
     SchemaError,
     StorageFull,
@@ -163,12 +164,12 @@ def translated(error: BaseException, *, writing: bool) -> EventStoreError:
     code, text = _code(error), str(error)
     match code:
         case "REPLACED":
-            return JournalCorrupt(
+            return JournalLost(
                 "the server no longer holds the journal that was opened: it was emptied, restored from another copy, "
                 "or is another server; nothing was read or stored. Find out what happened before a new store is opened"
             )
         case "REWOUND":
-            return JournalCorrupt(
+            return JournalLost(
                 "the server has lost events that it had acknowledged: it was restored from an older copy, or a "
                 f"replica that lagged has taken over ({text}); nothing was read or stored. Restore the newer data, or "
                 "open a new store to go on without those events"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from backends.redis_connection import Argument, Script
 from backends.redis_journal import RedisJournal
 from backends.redis_pool import RedisPool, Tasks
+from backends.redis_reading_scripts import LOAD, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
-from backends.redis_scripts import LOAD, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
 from backends.redis_url import RedisTarget
 from eventstore.backend import (
     EventFilter,
@@ -162,7 +162,7 @@ class RedisReader:
     async def _log(self, after: int, through: int, limit: int, where: EventFilter, *, window: int) -> _LogReply:
         kinds = [kind.encode() for kind in where.kinds]
         stream_ids = [stream_id.encode() for stream_id in where.stream_ids]
-        bounds = [min(after, MAX_VERSION), through, limit, window, 1]
+        bounds = [min(after, MAX_VERSION), through, limit, window]
         end, looked, positions, names, flat = await self._run(READ_LOG, [*bounds, len(kinds), *kinds, *stream_ids])
         decoded = [name.decode() for name in names]
         events = [recorded(decoded[flat[index]], flat[index + 1], flat[index + 2]) for index in range(0, len(flat), 3)]

@@ -124,6 +124,12 @@ class JournalCorrupt(EventStoreError):
         self.version = version
 
 
+class JournalLost(JournalCorrupt):
+    """The server no longer holds what this store has seen there: it was emptied, replaced, or restored from an older
+    copy. Nothing was read or stored. Restore the newer data; or open a new store, to go on without it.
+    """
+
+
 class CodecError(EventStoreError):
     """An event, snapshot or command could not be turned into bytes, or back."""
 

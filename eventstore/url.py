@@ -89,6 +89,9 @@ def parse_store_url(url: str) -> StoreUrl:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise InvalidStoreUrl(f"the {scheme} URL cannot be read: its host or its ?parameters are malformed") from error
+    if parts.netloc and "@" in parts.path:
+        # What stands before it may be the rest of a password, which `str()` would show as part of the path.
+        raise InvalidStoreUrl(f"the {scheme} URL has an '@' behind a '/': write '/' as %2F and '@' as %40 in names")
     if parts.fragment:
         raise InvalidStoreUrl(f"the {scheme} URL holds a '#': write it as %23")
     parameters = dict(pairs)

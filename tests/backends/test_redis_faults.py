@@ -271,6 +271,8 @@ async def test_a_server_that_is_busy_with_anothers_script_stores_nothing(server:
                     await store.append("a", happened(2))
                 with pytest.raises(StoreBusy):
                     await store.version("a")
+                with pytest.raises(StoreBusy):
+                    await EventStore.open(url).__aenter__()
             finally:
                 client.script_kill()
                 await asyncio.to_thread(endless.join)

@@ -1,0 +1,105 @@
+"""The scripts that change one stream otherwise than by appending: epochs, truncation, snapshots."""
+
+from __future__ import annotations
+
+from backends.redis_scripts import ONE_STREAM, OPENED, REFUSAL, script
+
+_CLAIM = (
+    ONE_STREAM
+    + """
+epoch = epoch + 1
+save_head()
+return epoch
+"""
+)
+
+# ARGV: 6 through, 7 how many events at most, 8 reason. The reply: how many were removed, 1 if more are to be.
+_TRUNCATE = (
+    REFUSAL
+    + ONE_STREAM
+    + """
+local count = math.min(tonumber(ARGV[6]), version) - truncated
+if count <= 0 then return {0, 0} end
+-- Whoever may not use it is refused here, and not half-way through. It cannot change a hash.
+local right = redis.pcall('LTRIM', base, 0, -1)
+if lacks_right(right) then return redis.error_reply('NOPERM ' .. right.err) end
+local more = 0
+if count > tonumber(ARGV[7]) then
+    count = tonumber(ARGV[7])
+    more = 1
+end
+local key = base .. ':events:' .. text(number)
+local records = redis.call('LRANGE', key, 0, count - 1)
+if #records ~= count then return redis.error_reply('DAMAGED events of the stream are missing') end
+local ids, bytes = {}, tonumber(journal[6])
+for i = 1, count do
+    ids[i] = string.sub(records[i], 17, 32)
+    bytes = bytes - #records[i]
+end
+local time = redis.call('TIME')
+truncated = truncated + count
+redis.call('RPUSH', base .. ':removals', cjson.encode({
+    stream = ARGV[5], through = truncated, removed = count, reason = ARGV[8], recorded_at = time[1] .. '.' .. time[2]
+}))
+save_head()
+redis.call('LTRIM', key, count, -1)
+write_sliced('HDEL', base .. ':ids', ids)
+redis.call('HSET', base, 'bytes', text(bytes))
+return {count, more}
+"""
+)
+
+# ARGV: 6 version, 7 snapshot, 8 how many to keep.
+_SAVE_SNAPSHOT = (
+    ONE_STREAM
+    + """
+if number == 0 then save_head() end
+local key = base .. ':snapshots:' .. text(number)
+local bytes = tonumber(journal[6]) + #ARGV[7] - redis.call('HSTRLEN', key, ARGV[6])
+local added = redis.call('HSET', key, ARGV[6], ARGV[7])
+local versions = versions_falling(key)
+for i = tonumber(ARGV[8]) + 1, #versions do
+    bytes = bytes - redis.call('HSTRLEN', key, text(versions[i]))
+    redis.call('HDEL', key, text(versions[i]))
+    added = added - 1
+end
+newest = versions[1]
+if tonumber(ARGV[8]) < 1 then newest = 0 end
+save_head()
+if newest > 0 then redis.call('ZADD', base .. ':names', '0', ARGV[5]) end
+redis.call('HSET', base, 'bytes', text(bytes))
+redis.call('HINCRBY', base, 'snapshots', text(added))
+return newest
+"""
+)
+
+# ARGV: 6 through. The reply: how many were removed.
+_DELETE_SNAPSHOTS = (
+    ONE_STREAM
+    + """
+if newest == 0 then return 0 end
+local key = base .. ':snapshots:' .. text(number)
+local through, bytes, removed = tonumber(ARGV[6]), tonumber(journal[6]), 0
+newest = 0
+for _, each in ipairs(versions_falling(key)) do
+    if each <= through then
+        bytes = bytes - redis.call('HSTRLEN', key, text(each))
+        redis.call('HDEL', key, text(each))
+        removed = removed + 1
+    elseif newest == 0 then
+        newest = each
+    end
+end
+save_head()
+if newest == 0 and version == 0 then redis.call('ZREM', base .. ':names', ARGV[5]) end
+redis.call('HSET', base, 'bytes', text(bytes))
+-- Not the negative of it: Lua's negative zero is no number to Redis.
+redis.call('HINCRBY', base, 'snapshots', text(0 - removed))
+return removed
+"""
+)
+
+CLAIM = script(OPENED + _CLAIM)
+DELETE_SNAPSHOTS = script(OPENED + _DELETE_SNAPSHOTS)
+SAVE_SNAPSHOT = script(OPENED + _SAVE_SNAPSHOT)
+TRUNCATE = script(OPENED + _TRUNCATE)

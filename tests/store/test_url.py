@@ -1,0 +1,40 @@
+"""StoreUrl: taken apart once, and never printed with its secrets."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventstore import InvalidStoreUrl
+from eventstore.url import parse_store_url
+
+CANARY = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{CANARY}@host/0",
+        f"redis://user:{CANARY}@host:6379/0",
+        f"postgresql://user:{CANARY}@host/db",
+        f"postgresql://user:p%40{CANARY}@host/db",
+        f"postgresql://host/db?password={CANARY}",
+        f"postgresql://host/db?sslpassword={CANARY}",
+        f"rediss://host/0?ssl_key_secret={CANARY}",
+    ],
+)
+def test_no_secret_is_printed(url: str):
+    parsed = parse_store_url(url)
+    assert CANARY not in str(parsed)
+    assert CANARY not in repr(parsed)
+    assert parsed.raw == url
+
+
+@pytest.mark.parametrize("url", [f"redis://:pa/{CANARY}@host/0", f"postgresql://user:{CANARY}/x@host/db"])
+def test_a_password_with_a_slash_is_refused_without_being_shown(url: str):
+    with pytest.raises(InvalidStoreUrl, match="%2F") as refused:
+        parse_store_url(url)
+    assert CANARY not in str(refused.value)
+
+
+def test_a_file_may_have_an_at_sign_in_its_name():
+    assert parse_store_url("sqlite:///a@b.db").path == "/a@b.db"
