@@ -1,4 +1,4 @@
-"""PoolingProxy: a proxy that pools connections by transaction, as pgbouncer does, and changes sessions whenever it may."""
+"""PoolingProxy: pools connections by transaction, as pgbouncer does, and changes sessions whenever it may."""
 
 from __future__ import annotations
 
@@ -100,33 +100,32 @@ class PoolingProxy:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         last: _Session | None = None
-        while True:
-            message = await _message(reader)
-            if message[:1] == b"X":
-                return
-            session = await self._idle.get()
-            self.changes += last is not None and session is not last
-            last = session
-            try:
-                # Until the session says that it is in no transaction.
-                is_idle = False
-                while not is_idle:
-                    is_idle = await self._answer(session, message, writer)
-                    if not is_idle:
-                        message = await _message(reader)
-            finally:
+        asking = asyncio.ensure_future(_message(reader))
+        try:
+            while (message := await asking)[:1] != b"X":
+                session = await self._idle.get()
+                self.changes += last is not None and session is not last
+                last = session
+                session.writer.write(message)
+                asking = asyncio.ensure_future(_message(reader))
+                # Both ways, until the session says that it is in no transaction.
+                answering = asyncio.ensure_future(self._answer(session, writer))
+                while not answering.done():
+                    await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
+                    if asking.done() and not answering.done():
+                        session.writer.write(asking.result())
+                        asking = asyncio.ensure_future(_message(reader))
                 self._idle.put_nowait(session)
+        finally:
+            asking.cancel()
 
-    async def _answer(self, session: _Session, message: bytes, writer: asyncio.StreamWriter) -> bool:
-        session.writer.write(message)
-        if message[:1] not in {b"Q", b"S"}:
-            return False
+    async def _answer(self, session: _Session, writer: asyncio.StreamWriter) -> None:
         while True:
             answer = await _message(session.reader)
             writer.write(answer)
-            if answer[:1] == b"Z":
+            if answer[:1] == b"Z" and answer[5:6] == b"I":
                 await writer.drain()
-                return answer[5:6] == b"I"
+                return
 
 
 class _Session:

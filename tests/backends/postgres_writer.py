@@ -1,7 +1,8 @@
 """A writer of the stress test, in a process of its own: `python -m tests.backends.postgres_writer URL SEED SECONDS`.
 
 Every fifth batch spans several streams; one transaction in ten is rolled back after it took its positions, and is
-appended again; many stall between taking their positions and the commit. What was acknowledged is printed, a line for each batch.
+appended again; many stall between taking their positions and the commit. What was acknowledged is printed, a line for
+each batch.
 """
 
 from __future__ import annotations

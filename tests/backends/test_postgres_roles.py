@@ -92,7 +92,7 @@ class TestTheKeepersRole(Truncation):
         "DROP TABLE journal_events CASCADE",
         "ALTER TABLE journal_events DISABLE TRIGGER ALL",
         "DROP TRIGGER journal_events_no_delete ON journal_events",
-        "CREATE OR REPLACE FUNCTION journal_events_refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
+        "CREATE OR REPLACE FUNCTION journal_events_refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
         "INSERT INTO journal_removals (stream, through, reason, is_open, recorded_at) VALUES (1, 9, 'x', true, 1)",
         "UPDATE journal_removals SET is_open = true",
         "DELETE FROM journal_removals",

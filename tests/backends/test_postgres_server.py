@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from urllib.parse import urlsplit
 
 import pytest
 
 from backends.conformance.batches import Batches
-from backends.conformance.concurrency import Concurrency
 from backends.conformance.events import happened, numbers
+from backends.postgres_session import PostgresSession
 from eventstore import (
     BackendUnavailable,
     Durability,
@@ -37,6 +39,12 @@ from .postgres_help import (
     via,
     with_parameters,
 )
+
+
+def writer_pid(store: EventStore) -> int:
+    session = backend_of(store)._open.append._session
+    assert session is not None
+    return session.connection.get_server_pid()
 
 
 async def opening(url: str) -> None:
@@ -125,10 +133,7 @@ async def test_durability_is_that_of_the_live_server(own_postgres: Postgres) -> 
             async with EventStore.open(with_parameters(url, durability="process-crash")) as less:
                 assert less.durability is Durability.PROCESS_CRASH
             # A store that is open finds out when it has to connect again.
-            await execute(
-                url,
-                f"SELECT pg_terminate_backend({backend_of(store)._open.append._session.connection.get_server_pid()})",
-            )  # type: ignore[union-attr]  # it is open
+            await execute(url, f"SELECT pg_terminate_backend({writer_pid(store)})")
             with pytest.raises(DurabilityError, match=name):
                 await store.append("a", happened(1))
             await execute(url, f"ALTER SYSTEM SET {name} = on")
@@ -146,17 +151,22 @@ async def test_commits_are_synchronous_whatever_the_databases_default(postgres_u
         async with EventStore.open(postgres_url) as store:
             parts = backend_of(store)._open
             assert parts.append._session is not None
-            shown = "SHOW synchronous_commit"
-            assert [tuple(row) for row in await parts.append._session.fetch(shown)] == [(expected,)]
-            assert [tuple(row) for row in await parts.pool.run(lambda session: session.fetch(shown))] == [(expected,)]
+            assert await parts.pool.run(synchronous_commit) == expected
+            assert parts.append._session is not None
+            assert await synchronous_commit(parts.append._session) == expected
+
+
+async def synchronous_commit(session: PostgresSession) -> str:
+    ((setting,),) = await session.fetch("SHOW synchronous_commit")
+    return str(setting)
 
 
 async def test_a_standby_is_refused(own_postgres: Postgres) -> None:
     url = own_postgres.url()
     await asyncio.to_thread(schema.upgrade, parse_store_url(url))
-    await asyncio.to_thread(own_postgres.stop)
+    own_postgres.stop()
     (own_postgres.data / "standby.signal").touch()
-    await asyncio.to_thread(own_postgres.start)
+    own_postgres.start()
     with pytest.raises(BackendUnavailable, match="standby"):
         await opening(url)
 
@@ -167,11 +177,11 @@ async def test_a_server_that_is_just_starting_is_waited_for(own_postgres: Postgr
     async with EventStore.open(url) as store:
         for number in range(5):
             await store.append("a", happened(number))
-            # Every session is ended, and the server recovers.
-            own_postgres.kill_session() if hasattr(own_postgres, "kill_session") else await asyncio.to_thread(
-                own_postgres.crash
-            )
-            await asyncio.to_thread(own_postgres.start)
+            await store.version("a")
+            # The server ends all sessions when one crashes, and recovers. Whoever connects meanwhile is told to wait.
+            os.kill(writer_pid(store), signal.SIGKILL)
+            await asyncio.sleep(0.02 * number)
+            assert await numbers(store.read("a")) == list(range(number + 1))
         await store.append("a", happened(5))
         assert await numbers(store.read("a")) == [0, 1, 2, 3, 4, 5]
 
@@ -204,19 +214,33 @@ async def test_a_host_without_tls_is_refused_by_default_with_the_way_out(postgre
 
 
 async def test_who_finds_no_free_connection_is_told_so_in_time_and_appends_go_on(postgres_url: str) -> None:
+    async def hold(_: PostgresSession) -> None:
+        await asyncio.sleep(2)
+
     url = with_parameters(postgres_url, pool_size=1, command_timeout=1)
-    async with EventStore.open(url) as store, unfinished_append(postgres_url, "held"):
-        holding = asyncio.create_task(anext(store.read_all()))
-        await asyncio.sleep(0.05)
-        began = time.monotonic()
-        outcomes = await asyncio.gather(*(store.version("a") for _ in range(20)), return_exceptions=True)
-        assert time.monotonic() - began < 5
-        assert any(isinstance(outcome, BackendUnavailable) and "pool_size" in str(outcome) for outcome in outcomes)
-        assert (await store.append("a", happened(1))).versions == (1,)
-        with pytest.raises(BackendUnavailable):
-            await holding
     async with EventStore.open(url) as store:
+        holding = asyncio.create_task(backend_of(store)._open.pool.run(hold))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        reads = asyncio.gather(*(store.version("a") for _ in range(20)), return_exceptions=True)
+        assert (await store.append("a", happened(1))).versions == (1,)
+        outcomes = await reads
+        assert time.monotonic() - began < 2
+        assert {type(outcome) for outcome in outcomes} == {BackendUnavailable}
+        assert "pool_size" in str(outcomes[0])
+        await holding
         assert await asyncio.gather(*(store.version("a") for _ in range(50))) == [1] * 50
+
+
+async def test_readers_that_wait_for_an_append_keep_no_connection(postgres_url: str) -> None:
+    url = with_parameters(postgres_url, pool_size=1)
+    async with EventStore.open(url) as store, unfinished_append(postgres_url, "held") as held:
+        readers = [asyncio.create_task(store.read_page()) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            assert await store.version("a") == 0
+        await held.execute("COMMIT")
+        assert [len(page.events) for page in await asyncio.gather(*readers)] == [1] * 5
 
 
 async def test_cancelled_readers_leave_the_pool_as_it_was(postgres_url: str) -> None:
@@ -229,14 +253,14 @@ async def test_cancelled_readers_leave_the_pool_as_it_was(postgres_url: str) -> 
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         assert await asyncio.gather(*(store.version("a") for _ in range(20))) == [1] * 20
-        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'eventstore' AND datname = current_database()"
-        assert (await fetch(postgres_url, sessions))[0][0] <= 3
+        ours = "application_name = 'eventstore' AND datname = current_database()"
+        assert (await fetch(postgres_url, f"SELECT count(*) FROM pg_stat_activity WHERE {ours}"))[0][0] <= 3
 
 
 # A proxy that pools connections
 
 
-class TestThroughAProxyThatPools(Batches, Concurrency):
+class TestThroughAProxyThatPools(Batches):
     @pytest.fixture
     def url(self, pooled_url: str) -> str:
         return pooled_url

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backends.conformance.events import Happened, collect, happened, numbers
-from eventstore import BackendUnavailable, EventStore, JournalCorrupt, OutcomeUnknown
+from eventstore import BackendUnavailable, EventStore, JournalLost, OutcomeUnknown
 from eventstore.backend import Load
 from eventstore.schema import upgrade
 from eventstore.url import parse_store_url
@@ -127,7 +127,7 @@ async def _refuses_everything(store: EventStore, *, reason: str) -> None:
     )
     await asyncio.sleep(0.05)  # The loop learns that its connections have ended.
     for attempt in attempts:
-        with pytest.raises(JournalCorrupt, match=reason):
+        with pytest.raises(JournalLost, match=reason):
             await attempt()
 
 
