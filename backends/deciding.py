@@ -129,7 +129,7 @@ class Group:
         is_whole = True
         for write in batch:
             for event in write.events:
-                if event.event_id in stored or event.event_id in seen:
+                if repeated is None and (event.event_id in stored or event.event_id in seen):
                     repeated = write, event.event_id
                 is_whole = is_whole and event.event_id in stored
                 seen.add(event.event_id)

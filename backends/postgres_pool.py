@@ -15,6 +15,8 @@ from eventstore.postgres_url import PostgresTarget
 
 _T = TypeVar("_T")
 
+_READ_TRIES = 3
+
 
 class PostgresPool:
     """At most `pool_size` sessions; who finds none free waits for one, with a deadline.
@@ -33,8 +35,8 @@ class PostgresPool:
     async def run(self, work: Callable[[PostgresSession], Coroutine[Any, Any, _T]], *, writing: bool = False) -> _T:
         """Do some work on a session. Raises this package's errors.
 
-        Work that only reads is done once more if its session turns out to be gone: the server may have been restarted
-        since it was used last.
+        Work that only reads is done again if its session turns out to be gone: the server may have been restarted since
+        it was used last, or may end all sessions right now because one of them crashed.
         """
         task = asyncio.ensure_future(self._run(work, writing=writing))
         self._tasks.add(task)
@@ -50,18 +52,19 @@ class PostgresPool:
 
     async def _run(self, work: Callable[[PostgresSession], Awaitable[_T]], *, writing: bool) -> _T:
         async with self._place():
-            while True:
-                session, is_new = await self._session()
+            for tries_left in reversed(range(1 if writing else _READ_TRIES)):
+                session = await self._session()
                 try:
                     return await work(session)
                 except DRIVER_ERRORS as error:
-                    if writing or is_new or not is_lost(error) or isinstance(error, TimeoutError):
+                    if not tries_left or not is_lost(error) or isinstance(error, TimeoutError):
                         raise translated(error, writing=writing) from error
                 finally:
                     if session.is_usable:
                         self._free.append(session)
                     else:
                         session.cut()
+        raise AssertionError("unreachable: the last try returns or raises")
 
     @asynccontextmanager
     async def _place(self) -> AsyncGenerator[None, None]:
@@ -79,12 +82,12 @@ class PostgresPool:
         finally:
             self._places.release()
 
-    async def _session(self) -> tuple[PostgresSession, bool]:
+    async def _session(self) -> PostgresSession:
         while self._free:
             session = self._free.pop()
             if session.is_usable:
-                return session, False
-        return await self._connect(), True
+                return session
+        return await self._connect()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

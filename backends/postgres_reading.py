@@ -12,7 +12,6 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from backends.postgres_pool import PostgresPool
-from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import (
     EventFilter,
@@ -63,17 +62,29 @@ class PostgresReader:
         return StreamPage([_record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        return await self._pool.run(lambda session: self._read_all(session, after, limit, where))
+        records: list[RecordedEvent] = []
+        count = 0
+        position = max(after, 0)
+        if position < self._settled:
+            # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
+            records, count, last, end = await self._page(position, self._settled, limit, where)
+            if count == limit:
+                return LogPage(records, last, is_end=False, end=end)
+            position = self._settled
+        end = await self._settle()
+        if position < end:
+            more, more_count, last, _ = await self._page(position, end, limit - count, where)
+            records += more
+            if count + more_count == limit:
+                return LogPage(records, last, is_end=False, end=end)
+        return LogPage(records, max(position, end), is_end=True, end=end)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
-        async def find(session: PostgresSession) -> int:
-            end = await self._settle(session)
-            if count <= 0:
-                return end
-            rows = await session.fetch(self._sql.nth_last, *_matches(where), end, count - 1)
-            return int(rows[0][0]) - 1 if rows else 0
-
-        return await self._pool.run(find)
+        end = await self._settle()
+        if count <= 0:
+            return end
+        rows = await self._rows(self._sql.nth_last, *_matches(where), end, count - 1)
+        return int(rows[0][0]) - 1 if rows else 0
 
     async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
         return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind)]
@@ -89,43 +100,28 @@ class PostgresReader:
     async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
         return await self._pool.run(lambda session: session.fetch(statement, *parameters))
 
-    async def _read_all(self, session: PostgresSession, after: int, limit: int, where: EventFilter) -> LogPage:
-        records: list[RecordedEvent] = []
-        count = 0
-        position = max(after, 0)
-        if position < self._settled:
-            # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
-            records, count, last = await self._page(session, position, self._settled, limit, where)
-            if count == limit:
-                ((end,),) = await session.fetch(self._sql.log_end)
-                return LogPage(records, last, is_end=False, end=end)
-            position = self._settled
-        end = await self._settle(session)
-        if position < end:
-            more, more_count, last = await self._page(session, position, end, limit - count, where)
-            records += more
-            if count + more_count == limit:
-                return LogPage(records, last, is_end=False, end=end)
-        return LogPage(records, max(position, end), is_end=True, end=end)
-
     async def _page(
-        self, session: PostgresSession, after: int, through: int, limit: int, where: EventFilter
-    ) -> tuple[list[RecordedEvent], int, int]:
-        """The matching events of a settled part, how many rows they came in, and the last one's position."""
-        rows = await session.fetch(self._sql.log, *_matches(where), after, through, limit)
-        records = [_record(*row) for row in rows]
-        last = records[-1].position if records else after
+        self, after: int, through: int, limit: int, where: EventFilter
+    ) -> tuple[list[RecordedEvent], int, int, int]:
+        """The matching events of a settled part, how many rows they came in, the last one's position, and where the
+        log ended."""
+        rows = await self._rows(self._sql.log, *_matches(where), after, through, limit)
+        if not rows:
+            return [], 0, after, 0
+        records = [_record(*row[1:]) for row in rows]
+        last = records[-1].position
         if where.tags:
             records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
-        return records, len(rows), last
+        return records, len(rows), last, rows[0][0]
 
-    async def _settle(self, session: PostgresSession) -> int:
+    async def _settle(self) -> int:
         """A position up to which the log is final: nothing appears below it any more.
 
         Positions are taken before they can be seen, and a later one may be seen first. So the sequence is read, then
-        the appends that are under way: once these have ended, whatever they stored up to there can be seen.
+        the appends that are under way: once these have ended, whatever they stored up to there can be seen. No
+        connection is kept while they are waited for: others may have work for it.
         """
-        ((end, appends),) = await session.fetch(self._sql.settle)
+        ((end, appends),) = await self._rows(self._sql.settle)
         deadline = time.monotonic() + self._settle_seconds
         pause = _FIRST_LOOK_SECONDS
         while appends:
@@ -137,7 +133,7 @@ class PostgresReader:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
-            ((appends,),) = await session.fetch(self._sql.still_appending, appends)
+            ((appends,),) = await self._rows(self._sql.still_appending, appends)
         self._settled = max(self._settled, end)
         return int(end)
 

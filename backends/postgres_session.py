@@ -18,7 +18,9 @@ from eventstore.postgres_url import PostgresTarget
 _SERVER_SHARE = 0.9
 _CLOSE_SECONDS = 2.0
 _STARTING_SECONDS = 0.05
-_STARTING_UP = "57P03"
+# The server starts, recovers, or ends all sessions because one of them crashed; or it closed the connection before it
+# said anything, which it does then.
+_COMES_BACK = ("57P01", "57P02", "57P03", "08003", "08006")
 
 
 class PostgresSession:
@@ -87,7 +89,7 @@ class PostgresSession:
     async def close(self) -> None:
         """Say goodbye to the server, or cut the connection if that takes long."""
         try:
-            await self.connection.close(timeout=_CLOSE_SECONDS)
+            await self.connection.close(timeout=min(_CLOSE_SECONDS, self._seconds))
         except DRIVER_ERRORS:
             self.connection.terminate()
 
@@ -118,7 +120,7 @@ class PostgresSession:
 async def connect(
     target: PostgresTarget, *, is_pooled: bool, settings: Mapping[str, str] | None = None
 ) -> PostgresSession:
-    """Connect to the server; one that is just starting is waited for. Raises this package's errors.
+    """Connect to the server; one that starts or recovers is waited for. Raises this package's errors.
 
     `settings` are the session's, beside those that every session gets.
     """
@@ -134,7 +136,7 @@ async def connect(
             return PostgresSession(await driver_connect(**arguments), target, is_pooled=is_pooled)
         except (*DRIVER_ERRORS, ValueError) as error:
             is_late = time.monotonic() + _STARTING_SECONDS > deadline
-            if sqlstate(error) != _STARTING_UP or is_late:
+            if sqlstate(error) not in _COMES_BACK or is_late:
                 raise _unreachable(target, error) from error
         await asyncio.sleep(_STARTING_SECONDS)
 

@@ -61,8 +61,8 @@ _HOLDS = "(SELECT count(*) FROM heads) = cardinality($11)"
 
 # With streams that have no row yet: their events have -1, -2, …: the place of their stream in $15. A stream that
 # somebody else is making at this moment is waited for, and is then a unique violation; one that is there already
-# stores nothing, without an error in the server's log. The lock is asked for by name: where there is no row to lock,
-# nothing else asks.
+# stores nothing, without an error in the server's log. The lock is asked for by name: where there is no row to lock, it
+# would rest on the plan whether anything else asks.
 _CREATED = """, guard AS MATERIALIZED (
     SELECT (SELECT count(*) FROM lock) = 1 AND {heads_hold} AND NOT EXISTS (
         SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = ANY ($15::text[])

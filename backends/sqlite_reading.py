@@ -13,7 +13,7 @@ from uuid import UUID
 
 import aiosqlite
 import orjson
-from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, select, text
+from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, or_, select, text
 from sqlalchemy import literal_column as sql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, translated
-from backends.tables import journal_events, journal_snapshots, journal_streams
+from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from eventstore.backend import (
     EventFilter,
     Load,
@@ -78,7 +78,7 @@ WHERE (? IS NULL OR s.stream_id = ?) AND (typeof(e.payload) <> 'text' OR NOT jso
 ORDER BY e.position LIMIT 1
 """
 
-_e, _s, _n = journal_events.c, journal_streams.c, journal_snapshots.c
+_e, _s, _n, _r = journal_events.c, journal_streams.c, journal_snapshots.c, journal_removals.c
 _RECORD = (
     _e.position,
     _s.stream_id,
@@ -97,6 +97,8 @@ _RECORD = (
     _e.clock,
     _e.concurrent,
 )
+# A stream that was only claimed, or whose only snapshot was deleted, has a row and nothing to show.
+_IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().where(_n.stream == _s.id))
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -201,7 +203,7 @@ class SQLiteReader:
 
     async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
         newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
-        statement = select(_s.stream_id, newest, _s.truncated).where(_s.tenant == "", _s.stream_id > after)
+        statement = select(_s.stream_id, newest, _s.truncated).where(_s.tenant == "", _s.stream_id > after, _IS_KNOWN)
         if kind is not None:
             statement = statement.where(_s.kind == kind)
         page = statement.order_by(_s.stream_id).limit(limit).subquery()
@@ -229,11 +231,15 @@ class SQLiteReader:
         def count(column: ColumnElement[Any]) -> ColumnElement[Any]:
             return select(func.count(column)).scalar_subquery()
 
-        last = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
+        streams_known = select(func.count(_s.id)).where(_IS_KNOWN).scalar_subquery()
+        # Where the log ended when events were last removed: the newest may have been among them.
+        removed = select(_r.log_end).order_by(_r.id.desc()).limit(1).scalar_subquery()
+        newest = select(func.max(_e.position)).scalar_subquery()
+        last = func.max(func.coalesce(newest, 0), func.coalesce(removed, 0))
         pages: ColumnElement[int] = sql("page_count * page_size")
         size = select(pages).select_from(text("pragma_page_count, pragma_page_size"))
         ((streams, events, snapshots, position, size_bytes),) = await self._rows(
-            select(count(_s.id), count(_e.position), count(_n.version), last, size.scalar_subquery())
+            select(streams_known, count(_e.position), count(_n.version), last, size.scalar_subquery())
         )
         return Statistics(streams, events, snapshots, position, size_bytes)
 

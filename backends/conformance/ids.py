@@ -200,6 +200,13 @@ class Ids(StoreFixtures):
         with pytest.raises(DuplicateEventError):
             await store.append("a", [first, third])
 
+    async def test_a_refused_batch_names_the_first_of_its_events_that_are_stored(self, store: EventStore) -> None:
+        events = [identified(n, uuid4()) for n in range(5)]
+        await store.append("a", [events[1], events[3]])
+        with pytest.raises(DuplicateEventError) as refused:
+            await store.append_batch([Append("b", events[:3]), Append("a", events[3:])])
+        assert (refused.value.stream_id, refused.value.event_id) == ("b", str(events[1].event_id))
+
     async def test_an_event_that_is_stored_in_the_same_group_is_refused_elsewhere(self, backend: Backend) -> None:
         same = new_event_id()
         outcomes = await backend.append([[write("a", b"1", ids=[same])], [write("b", b"1", ids=[same])]])

@@ -41,6 +41,7 @@ class Log(StoreFixtures):
         assert await numbers(store.read_all(after=acks[2].position)) == [3, 4]
         assert await numbers(store.read_all(after=acks[4].position)) == []
         assert await numbers(store.read_all(after=acks[4].position + 1000)) == []
+        assert await numbers(store.read_all(after=2**62)) == []
 
     async def test_a_read_of_the_log_stops_at_its_limit(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2, 3, 4, 5))
@@ -138,6 +139,13 @@ class Log(StoreFixtures):
         for n, stream_id in enumerate(["a", "b", "c", "a"]):
             await store.append(stream_id, happened(n))
         assert await numbers(store.read_all(where=EventFilter(stream_ids=("a", "c", "unknown")))) == [0, 2, 3]
+
+    async def test_a_filter_may_name_thousands_of_streams(self, store: EventStore) -> None:
+        await store.append("s-7", happened(1))
+        await store.append("other", happened(2))
+        await store.append("s-1999", happened(3))
+        where = EventFilter(stream_ids=tuple(f"s-{n}" for n in range(2000)))
+        assert await numbers(store.read_all(where=where)) == [1, 3]
 
     async def test_one_value_of_each_field_must_match(self, store: EventStore) -> None:
         await store.append("a-1", [tagged(1, "x"), tagged(2, "y"), tagged(3, "z")])
@@ -240,6 +248,19 @@ class Log(StoreFixtures):
         await store.append("a", happened(1))
         await store.save_snapshot(new_snapshot("b", 3, "f", b"{}"))
         assert await collect(store.streams()) == [StreamInfo("a", 1, 0), StreamInfo("b", 0, 0)]
+
+    @case("C190")
+    async def test_a_stream_that_was_only_claimed_is_not_listed(self, store: EventStore) -> None:
+        await store.claim("a")
+        assert await collect(store.streams()) == []
+        assert (await store.statistics()).streams == 0
+
+    @case("C190")
+    async def test_a_stream_whose_only_snapshot_was_deleted_is_not_listed(self, store: EventStore) -> None:
+        await store.save_snapshot(new_snapshot("a", 3, "f", b"{}"))
+        await store.delete_snapshots("a")
+        assert await collect(store.streams()) == []
+        assert (await store.statistics()).streams == 0
 
     @case("C190")
     @pytest.mark.parametrize("page_size", [1, 2, 5, 1000])

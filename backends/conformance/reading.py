@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from backends.conformance.cases import case
-from backends.conformance.events import collect, happened, versions
+from backends.conformance.events import collect, happened, versions, write
 from backends.conformance.fixtures import StoreFixtures
 from eventstore.backend import Backend, Load, Loaded
-from eventstore.store import EventStore
+from eventstore.errors import StoreClosed
+from eventstore.store import Append, EventStore
+
+PATIENCE = 20.0
 
 
 async def _filled(store: EventStore, count: int = 5) -> None:
@@ -146,6 +151,32 @@ class Reading(StoreFixtures):
         await _filled(store)
         assert await collect(store.read("a")) == await collect(store.read_all())
 
+    async def test_a_crowd_of_readers_is_served(self, store: EventStore) -> None:
+        await _filled(store)
+        async with asyncio.timeout(PATIENCE):
+            found = await asyncio.gather(*(versions(store.read("a", page_size=2)) for _ in range(200)))
+        assert found == [[1, 2, 3, 4, 5]] * 200
+
+    async def test_cancelled_readers_leave_the_others(self, store: EventStore) -> None:
+        await _filled(store)
+        reads = [asyncio.create_task(versions(store.read("a", page_size=1))) for _ in range(60)]
+        await asyncio.sleep(0.002)
+        for read in reads[::2]:
+            read.cancel()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*reads[::2], return_exceptions=True)
+            assert await asyncio.gather(*reads[1::2]) == [[1, 2, 3, 4, 5]] * 30
+            assert await versions(store.read("a")) == [1, 2, 3, 4, 5]
+
+    async def test_readers_at_work_are_not_left_waiting_when_the_store_is_closed(self, store: EventStore) -> None:
+        await _filled(store)
+        reads = [asyncio.create_task(versions(store.read("a", page_size=1))) for _ in range(30)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE):
+            await store.close()
+            outcomes = await asyncio.gather(*reads, return_exceptions=True)
+        assert all(outcome == [1, 2, 3, 4, 5] or isinstance(outcome, StoreClosed) for outcome in outcomes)
+
     async def test_a_load_gives_what_replay_needs(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2))
         loaded = await store.load(Load("a"))
@@ -183,6 +214,26 @@ class Reading(StoreFixtures):
             [1],
             [1, 2, 3, 4, 5],
         ]
+
+    async def test_a_thousand_loads_are_answered(self, store: EventStore, backend: Backend) -> None:
+        await store.append_batch([Append(f"s-{n}", happened(n)) for n in range(0, 1000, 2)])
+        answers = await backend.load([Load(f"s-{n}") for n in range(1000)])
+        assert [answer.version for answer in answers if isinstance(answer, Loaded)] == [1, 0] * 500
+
+    async def test_events_that_are_large_together_are_read_whole(self, store: EventStore, backend: Backend) -> None:
+        # More than a driver or a server may want to hold in one reply.
+        payloads = [b'"%d%s"' % (n % 10, b"x" * 2**20) for n in range(24)]
+        for payload in payloads:
+            await backend.append([[write("a", payload)]])
+        assert [record.payload for record in await collect(store.read("a"))] == payloads
+        assert [record.payload for record in await collect(store.read("a", backwards=True))] == payloads[::-1]
+        assert [record.payload for record in await collect(store.read_all())] == payloads
+        loaded, small = await backend.load([Load("a"), Load("b")])
+        assert isinstance(loaded, Loaded)
+        # A load may bring less than its limit. Who wants more goes on behind it.
+        assert 0 < len(loaded.events) <= 24
+        assert (_versions(loaded), loaded.version) == (list(range(1, len(loaded.events) + 1)), 24)
+        assert isinstance(small, Loaded)
 
     async def test_a_load_of_none_is_answered(self, backend: Backend) -> None:
         assert list(await backend.load([])) == []

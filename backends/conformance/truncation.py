@@ -149,6 +149,11 @@ class Truncation(StoreFixtures):
         assert ack.versions == (6,)
         assert await numbers(store.read_all()) == [6]
 
+    async def test_statistics_tell_the_last_position_though_its_event_is_gone(self, store: EventStore) -> None:
+        last = await _truncated(store, 5)
+        counted = await store.statistics()
+        assert (counted.streams, counted.events, counted.last_position) == (1, 0, last.position)
+
     async def test_statistics_count_the_events_that_are_left(self, store: EventStore) -> None:
         last = await _truncated(store, 3)
         counted = await store.statistics()
