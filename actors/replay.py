@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,6 +29,9 @@ _FIRST_PAGE = 200
 _LARGEST_PAGE = 1000
 _PAGE_BYTES = 4 * 1024 * 1024
 
+# So many are applied without giving the event loop a turn.
+_EVENTS_AT_ONCE = 125
+
 _Page = Sequence[tuple[int, str, int, str | bytes]]
 
 
@@ -51,7 +55,7 @@ class Replay:
 
         With `use_snapshot` that is behind the newest snapshot, which the caller adopts.
         """
-        loaded = await self._load(_FIRST_PAGE, use_snapshot=use_snapshot)
+        loaded = await self._within_time(self._ask(self._stage.version, _FIRST_PAGE, use_snapshot=use_snapshot))
         self._page = loaded.events
         return loaded
 
@@ -62,29 +66,58 @@ class Replay:
         a handler that raises, or a page that does not come in time.
         """
         stage = self._stage
+        # A page that was left in the middle is taken up again.
+        page: _Page = [event for event in self._page if event[0] > stage.version]
         while (before := stage.version) < version:
-            # A page that was left in the middle is taken up again.
-            events: _Page = [event for event in self._page if event[0] > before]
-            if not events:
-                events = self._page = (await self._load(_next_limit(self._page), use_snapshot=False)).events
-            if not events:
+            if not page:
+                page = (await self._within_time(self._ask(before, _next_limit(self._page)))).events
+            if not page:
                 raise JournalCorrupt(
                     f"the event at version {before + 1} is missing: the stream is at version {version}",
                     stream_id=stage.stream_id,
                     version=before + 1,
                 )
-            with collector_paused():
-                apply_stored(self._actor, stage, events, through=version)
-            if on_events is not None:
-                on_events(stage.version - before)
+            self._page = page
+            async with self._page_behind(page, version) as page_behind:
+                await self._apply(page, version)
+                if on_events is not None:
+                    on_events(stage.version - before)
+                page = () if page_behind is None else (await self._within_time(page_behind)).events
 
-    async def _load(self, limit: int, *, use_snapshot: bool) -> Loaded:
-        stream_id = self._stage.stream_id
+    async def _apply(self, page: _Page, version: int) -> None:
+        """Apply a page part by part. Between two parts the event loop sends for the next page, and serves others."""
+        for start in range(0, len(page), _EVENTS_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            with collector_paused():
+                apply_stored(self._actor, self._stage, page[start : start + _EVENTS_AT_ONCE], through=version)
+
+    @asynccontextmanager
+    async def _page_behind(self, page: _Page, version: int) -> AsyncGenerator[asyncio.Task[Loaded] | None, None]:
+        """The page that follows one, on its way while that is applied. None if no more is needed."""
+        last = page[-1][0]
+        if last >= version:
+            yield None
+            return
+        task = asyncio.create_task(self._ask(last, _next_limit(page)), name="eventstore-next-page")
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                # Where the page before it could not be applied, nobody asks what became of this one.
+                task.exception()
+
+    async def _ask(self, after: int, limit: int, *, use_snapshot: bool = False) -> Loaded:
+        return await self._store.load(Load(self._stage.stream_id, after, use_snapshot, limit))
+
+    async def _within_time(self, page: Awaitable[Loaded]) -> Loaded:
         try:
             async with asyncio.timeout(self._page_timeout):
-                return await self._store.load(Load(stream_id, self._stage.version, use_snapshot, limit))
+                return await page
         except TimeoutError as error:
-            raise RecoveryError(stream_id, f"no events came for {self._page_timeout:g} s") from error
+            raise RecoveryError(self._stage.stream_id, f"no events came for {self._page_timeout:g} s") from error
 
 
 class ReadOnlyStage:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from uuid_utils import uuid7
@@ -45,7 +46,7 @@ class BareSQLite:
     def close(self) -> None:
         self._connection.close()
 
-    def commits(self, seconds: float, *, rows: int) -> list[float]:
+    async def commits(self, seconds: float, *, rows: int) -> list[float]:
         """Commit `rows` rows at a time, for so long. Returns how long each commit took."""
         taken: list[float] = []
         total = 0.0
@@ -70,6 +71,15 @@ class BareSQLite:
         start = time.perf_counter()
         self._connection.execute(_INSERT, row)
         return time.perf_counter() - start
+
+
+@asynccontextmanager
+async def bare_sqlite(path: Path, *, streams: int) -> AsyncGenerator[BareSQLite, None]:
+    bare = BareSQLite(path, streams=streams)
+    try:
+        yield bare
+    finally:
+        bare.close()
 
 
 def _rows(streams: int) -> Iterator[_Row]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import orjson
 
 from actors import ActorSystem
+from benchmarks import servers
 from benchmarks.accounts import Account, Deposited, Ordered, Peek
+from benchmarks.bare_postgres import bare_postgres
+from benchmarks.bare_redis import bare_redis
+from benchmarks.databases import POSTGRES, REDIS, SQLITE, Database, Journal
 from benchmarks.harness import EVENTS_PER_SECOND, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import Event, EventStore
 
 _KEY = "deep"
+_STREAM_ID = f"Account-{_KEY}"
 _APPEND = 500
 _PAGE = 1000
 _PAGE_OF_EVENTS = """
@@ -22,58 +28,87 @@ SELECT version, type, schema_version, payload FROM journal_events
 WHERE stream = ? AND version > ? ORDER BY version LIMIT ?
 """
 
-
 _DEPOSITED = Deposited(amount=1)
 _ORDERED = Ordered(
     customer="alice@example.com", article="SKU-0042-BLUE", quantity=3, amount=1, is_gift=False, note=None
 )  # fmt: skip
 
+_Reader = Callable[[], Awaitable[int]]
+"""Reads all events of the stream and parses their JSON. Returns how many they were."""
 
-async def against_rows(plan: Plan) -> list[Ratio]:
-    """Row 9: ask of a cold actor / fetch the same rows with plain sqlite3 and parse their JSON.
+
+async def rows_on_sqlite(plan: Plan) -> list[Ratio]:
+    return await _against_rows(SQLITE, _sqlite_rows, "sqlite3", plan)
+
+
+async def rows_on_postgres(plan: Plan) -> list[Ratio]:
+    return await _against_rows(POSTGRES, _postgres_rows, "asyncpg", plan)
+
+
+async def rows_on_redis(plan: Plan) -> list[Ratio]:
+    return await _against_rows(REDIS, _redis_rows, "redis-py, LRANGE", plan)
+
+
+async def _against_rows(
+    database: Database,
+    rows: Callable[[Journal, bytes, int], AbstractAsyncContextManager[_Reader]],
+    client: str,
+    plan: Plan,
+) -> list[Ratio]:
+    """Row 9: ask of a cold actor / fetch the same rows with the plain driver and parse their JSON.
 
     The events have one field, which is the hardest case: what is done for an event outweighs what is done for its
     content. Line 9a has events with six fields.
     """
-    return [
-        await _replay(plan, "9", "replay of validated events", _DEPOSITED),
-        await _replay(plan, "9a", "the same, events of six fields", _ORDERED),
-    ]
-
-
-async def _replay(plan: Plan, row: str, what: str, event: Event) -> Ratio:
-    path = plan.directory / f"journal-{row}.db"
+    ratios: list[Ratio] = []
     count = 20_000 if plan.is_quick else 100_000
-    async with EventStore.open(f"sqlite:///{path}") as store:
-        await _fill(store, count, event)
-        with closing(sqlite3.connect(path)) as connection:
+    for row, what, event in (
+        ("9", "replay of validated events", _DEPOSITED),
+        ("9a", "the same, events of six fields", _ORDERED),
+    ):
+        (directory := plan.directory / row).mkdir()
+        async with (
+            database.journal(plan._replace(directory=directory)) as journal,
+            EventStore.open(journal.url) as store,
+        ):
+            await _fill(store, count, event)
+            async with rows(journal, event.model_dump_json().encode(), count) as read:
 
-            async def ours(seconds: float) -> float:
-                return await _repeated(seconds, count, lambda: _activation(store, count))
+                async def ours(seconds: float, store: EventStore = store) -> float:
+                    return await _repeated(seconds, count, lambda: _activation(store, count))
 
-            async def theirs(seconds: float) -> float:
-                async def read() -> None:
-                    _read_rows(connection, count)
+                async def theirs(seconds: float, read: _Reader = read) -> float:
+                    async def read_all() -> None:
+                        assert await read() == count
 
-                return await _repeated(seconds, count, read)
+                    return await _repeated(seconds, count, read_all)
 
-            sides = [
-                Side(f"cold actor with {count:,} events, validated and applied", READ_ONLY, ours),
-                Side("rows in pages of 1,000 and orjson.loads", READ_ONLY, theirs),
-            ]
-            figures = await interleaved(sides, plan)
-    title = f"SQLite: {what} / row fetch + orjson.loads"
-    return compared(row, title, sides, figures, EVENTS_PER_SECOND, Goal(0.60, 0.80))
+                sides = [
+                    Side(f"cold actor with {count:,} events, validated and applied", READ_ONLY, ours),
+                    Side(f"{client}: pages of {_PAGE:,} and orjson.loads", READ_ONLY, theirs),
+                ]
+                figures = await interleaved(sides, plan)
+        title = f"{database.name}: {what} / row fetch + orjson.loads"
+        ratios.append(compared(row, title, sides, figures, EVENTS_PER_SECOND, Goal(0.60, 0.80)))
+    return ratios
 
 
-async def against_peer(plan: Plan) -> list[Ratio]:
+async def peer_on_sqlite(plan: Plan) -> list[Ratio]:
+    return [await _against_peer(SQLITE, plan)]
+
+
+async def peer_on_postgres(plan: Plan) -> list[Ratio]:
+    return [await _against_peer(POSTGRES, plan)]
+
+
+async def _against_peer(database: Database, plan: Plan) -> Ratio:
     """Row 10: ask of a cold actor / `repository.get` of an aggregate with as many events."""
     from benchmarks import peer
 
     count = 5_000 if plan.is_quick else 20_000
-    async with EventStore.open(f"sqlite:///{plan.directory / 'journal.db'}") as store:
+    async with database.journal(plan) as journal, EventStore.open(journal.url) as store:
         await _fill(store, count, _DEPOSITED)
-        with peer.opened(plan.directory / "peer.db") as application:
+        with peer.opened(journal.url, plan.directory) as application:
             account = peer.Account()
             for _ in range(count - 1):
                 account.deposit(1)
@@ -93,14 +128,14 @@ async def against_peer(plan: Plan) -> list[Ratio]:
                 Side("eventsourcing, repository.get", READ_ONLY, theirs),
             ]
             figures = await interleaved(sides, plan)
-    what = "SQLite: replay / replay by eventsourcing 9.5"
-    return [compared("10", what, sides, figures, EVENTS_PER_SECOND, Goal(6, 10), digits=1)]
+    what = f"{database.name}: replay / replay by eventsourcing 9.5"
+    return compared("10", what, sides, figures, EVENTS_PER_SECOND, Goal(6, 10), digits=1)
 
 
 async def _fill(store: EventStore, count: int, event: Event) -> None:
     progress(f"  storing {count:,} events")
     for _ in range(count // _APPEND):
-        await store.append(f"Account-{_KEY}", [event] * _APPEND)
+        await store.append(_STREAM_ID, [event] * _APPEND)
 
 
 async def _activation(store: EventStore, count: int) -> None:
@@ -109,14 +144,54 @@ async def _activation(store: EventStore, count: int) -> None:
         assert await system.ref(Account, _KEY).ask(Peek()) == count
 
 
-def _read_rows(connection: sqlite3.Connection, count: int) -> None:
-    (stream,) = connection.execute("SELECT id FROM journal_streams").fetchone()
-    version = 0
-    while rows := connection.execute(_PAGE_OF_EVENTS, (stream, version, _PAGE)).fetchall():
-        for row in rows:
-            orjson.loads(row[3])
-        version = rows[-1][0]
-    assert version == count
+@asynccontextmanager
+async def _sqlite_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Reader, None]:
+    connection = sqlite3.connect(Path(journal.url.removeprefix("sqlite:///")))
+    try:
+
+        async def read() -> int:
+            (stream,) = connection.execute("SELECT id FROM journal_streams").fetchone()
+            version = 0
+            while rows := connection.execute(_PAGE_OF_EVENTS, (stream, version, _PAGE)).fetchall():
+                for row in rows:
+                    orjson.loads(row[3])
+                version = int(rows[-1][0])
+            return version
+
+        yield read
+    finally:
+        connection.close()
+
+
+@asynccontextmanager
+async def _postgres_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Reader, None]:
+    async with bare_postgres(servers.dsn_of(journal.url)) as bare:
+
+        async def read() -> int:
+            version = 0
+            async for rows in bare.read(_STREAM_ID, _PAGE):
+                for row in rows:
+                    orjson.loads(row[3])
+                version = int(rows[-1][0])
+            return version
+
+        yield read
+
+
+@asynccontextmanager
+async def _redis_rows(journal: Journal, payload: bytes, count: int) -> AsyncGenerator[_Reader, None]:
+    async with bare_redis(servers.dsn_of(journal.url), servers.prefix_of(journal.url)) as bare:
+        bare.fill(payload, count)
+
+        async def read() -> int:
+            count = 0
+            for payloads in bare.read(_PAGE):
+                for payload in payloads:
+                    orjson.loads(payload)
+                count += len(payloads)
+            return count
+
+        yield read
 
 
 async def _repeated(seconds: float, count: int, replay: Callable[[], Awaitable[None]]) -> float:

@@ -1,0 +1,92 @@
+"""BarePostgres: the events table without the library: one asyncpg connection, rows made beforehand."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from uuid_utils import uuid7
+
+# The columns and indexes of `journal_events`. Its triggers are left out, and so is the table of streams, whose rows
+# an append locks and moves: they are what the library pays for its promises, and the bare side promises nothing.
+_TABLE = """
+CREATE SCHEMA bare;
+CREATE TABLE bare.events (
+    position BIGSERIAL PRIMARY KEY, stream BIGINT NOT NULL, version BIGINT NOT NULL, type TEXT NOT NULL,
+    schema_version INTEGER NOT NULL, payload TEXT NOT NULL, metadata TEXT, event_id BYTEA NOT NULL, batch_id BYTEA,
+    epoch BIGINT DEFAULT 0 NOT NULL, origin TEXT, origin_sequence BIGINT, clock TEXT, concurrent BOOLEAN,
+    recorded_at BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX ix_events_stream_version ON bare.events (stream, version);
+CREATE UNIQUE INDEX ix_events_event_id ON bare.events (event_id);
+"""
+# Columns that are always empty are not sent: each array takes time.
+INSERT = """
+INSERT INTO bare.events (stream, version, type, schema_version, payload, event_id, recorded_at)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::int[], $5::text[], $6::bytea[], $7::bigint[])
+"""
+_EVENTS_OF_STREAM = """
+SELECT version, type, schema_version, payload FROM journal_events
+WHERE stream = (SELECT id FROM journal_streams WHERE stream_id = $1) AND version > $2 ORDER BY version LIMIT $3
+"""
+
+Columns = tuple[Sequence[object], ...]
+
+
+class BarePostgres:
+    """Commits rows of so many streams, one row of each at a time."""
+
+    def __init__(self, connection: Any, streams: range) -> None:
+        self._connection = connection
+        self._rows = rows(streams)
+
+    async def commits(self, seconds: float, *, rows: int) -> list[float]:
+        """Commit `rows` rows at a time, for so long. Returns how long each commit took."""
+        insert = (await self._connection.prepare(INSERT)).fetch
+        taken: list[float] = []
+        total = 0.0
+        while total < seconds:
+            # Making rows is not the database's work: it is done between the measurements.
+            for columns in [columns_of(list(itertools.islice(self._rows, rows))) for _ in range(50)]:
+                start = time.perf_counter()
+                await insert(*columns)
+                taken.append(time.perf_counter() - start)
+                total += taken[-1]
+        return taken
+
+    async def read(self, stream_id: str, page: int) -> AsyncGenerator[Sequence[Any], None]:
+        """The stored events of a stream of the journal beside it, page by page."""
+        fetch = (await self._connection.prepare(_EVENTS_OF_STREAM)).fetch
+        version = 0
+        while found := await fetch(stream_id, version, page):
+            yield found
+            version = found[-1][0]
+
+
+@asynccontextmanager
+async def bare_postgres(dsn: str, *, streams: int = 1) -> AsyncGenerator[BarePostgres, None]:
+    """In the same database as the journal, in a schema of its own."""
+    connection = await asyncpg.connect(dsn, timeout=10, command_timeout=60)
+    try:
+        await connection.execute(_TABLE)
+        yield BarePostgres(connection, range(1, streams + 1))
+    finally:
+        await connection.close(timeout=5)
+
+
+def columns_of(made: Sequence[tuple[object, ...]]) -> Columns:
+    """Rows as the parameters of `INSERT`."""
+    return tuple(zip(*made, strict=True))
+
+
+def rows(streams: range) -> Iterator[tuple[object, ...]]:
+    """One row of each stream, then the next of each, without end."""
+    for version in itertools.count(1):
+        for stream in streams:
+            yield (
+                stream, version, "benchmark.deposited", 1, '{"amount":1}', uuid7().bytes, time.time_ns() // 1000
+            )  # fmt: skip
