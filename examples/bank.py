@@ -2,6 +2,7 @@
 
 python examples/bank.py            # in a temporary file
 python examples/bank.py bank.db    # in a file of your own: run it twice, and the money is still there
+python examples/bank.py URL        # on Postgres or Redis, once `eventstore migrate URL` has been run
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, PositiveInt
 
 from actors import ActorSystem, Command, CommandRejected, PersistentActor, command_handler, event_handler
-from eventstore import Event
+from eventstore import Event, EventStoreError
 
 # What an account can be asked, and the type of its answer. Amounts are in cents.
 
@@ -87,8 +88,8 @@ class Account(PersistentActor[Balance], kind="account"):
         self.state.amount -= event.amount
 
 
-async def main(path: Path) -> None:
-    async with ActorSystem(f"sqlite:///{path}") as bank:
+async def main(store: str) -> None:
+    async with ActorSystem(store) as bank:
         alice, bob = bank.ref(Account, "alice"), bank.ref(Account, "bob")
         print(f"At first      alice {await alice.ask(GetBalance()):>6}   bob {await bob.ask(GetBalance()):>6}")
 
@@ -107,9 +108,14 @@ async def main(path: Path) -> None:
             print(f"  {recorded.stream_id} version {recorded.version}: {bank.store.decode(recorded)!r}")
 
 
+def url_of(store: str) -> str:
+    """A URL as it is, and anything else as the name of a file."""
+    return store if "://" in store else f"sqlite:///{Path(store).resolve()}"
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        asyncio.run(main(Path(sys.argv[1]).resolve()))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(main(Path(folder) / "bank.db"))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            asyncio.run(main(url_of(sys.argv[1] if len(sys.argv) > 1 else f"{folder}/bank.db")))
+        except EventStoreError as error:
+            sys.exit(f"The store failed: {error}")

@@ -1,17 +1,22 @@
 """What is acknowledged is there: a bank is killed in the middle of its work, again and again, and nothing is lost.
 
     make demo
+    python examples/demo.py --store postgresql://me:pw@host/bank    # once `eventstore migrate URL` has been run
 
 A child process moves money on many accounts at once and reports every deposit that the bank has acknowledged. This
-process kills it with SIGKILL while it works, starts it again on the same file, and in the end compares what was
+process kills it with SIGKILL while it works, starts it again on the same store, and in the end compares what was
 acknowledged with what the journal holds: every acknowledged deposit must be there, and none of them twice.
+
+The store is a temporary SQLite file unless `--store` names another. What is in it from before is left alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -32,8 +37,9 @@ from rich.table import Table
 from rich.text import Text
 
 from actors import ActorRef, ActorSystem, CommandRejected
-from eventstore import EventStore, RecordedEvent
+from eventstore import EventStore, EventStoreError, RecordedEvent
 from eventstore.backend import EventFilter
+from eventstore.url import parse_store_url
 
 ROUNDS = 5
 ACCOUNTS = 50
@@ -41,18 +47,19 @@ TELLERS_PER_ACCOUNT = 2
 SHORTEST_ROUND_SECONDS, LONGEST_ROUND_SECONDS = 0.5, 1.5
 PATIENCE_SECONDS = 20
 SHOWN_EVENTS = 12
+_STORE = "DEMO_STORE"
 ACCOUNT_SHOWN = "7"
 
 
 # The child: a bank at work. Its standard output is the pipe to the parent.
 
 
-async def work(store: str, round_number: int) -> None:
+async def work(store: str, round_name: str) -> None:
     """Serve all accounts until killed."""
     async with ActorSystem(store) as bank, asyncio.TaskGroup() as tellers:
         for number in range(ACCOUNTS):
             for teller in range(TELLERS_PER_ACCOUNT):
-                tellers.create_task(serve(bank.ref(Account, str(number)), f"{round_number}-{number}-{teller}"))
+                tellers.create_task(serve(bank.ref(Account, str(number)), f"{round_name}-{number}-{teller}"))
 
 
 async def serve(account: ActorRef[Account], name: str) -> NoReturn:
@@ -97,12 +104,13 @@ class Findings:
     doubled: set[str] = field(default_factory=set[str])
 
 
-def run_and_kill(store_url: str, round_number: int) -> Round:
+def run_and_kill(store_url: str, round_name: str) -> Round:
     """Start the child, let it work for a random time, and kill it."""
-    command = [sys.executable, __file__, "--work", store_url, str(round_number)]
+    # The URL may hold a password, which anyone could read on the command line.
+    command, environment = [sys.executable, __file__, "--work", round_name], os.environ | {_STORE: store_url}
     acknowledged: list[str] = []
     # In a session of its own, so that Ctrl-C comes to this process alone.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
         assert child.stdout is not None
         # A child that hangs would let us wait for its next line for ever.
         watchdog = threading.Timer(PATIENCE_SECONDS, child.kill)
@@ -123,16 +131,17 @@ def run_and_kill(store_url: str, round_number: int) -> Round:
     return Round(acknowledged, seconds, child.returncode)
 
 
-async def deposits(store: EventStore) -> AsyncIterator[Deposited]:
-    """Every deposit in the journal. No actor is involved: this is what the file says."""
+async def deposits(store: EventStore, run: str) -> AsyncIterator[Deposited]:
+    """Every deposit of a run in the journal. No actor is involved: this is what the database says."""
     async for recorded in store.read_all(where=EventFilter(types=("account.deposited",))):
         event = store.decode(recorded)
         assert isinstance(event, Deposited)
-        yield event
+        if event.reference.startswith(run):
+            yield event
 
 
-async def compare(store: EventStore, acknowledged: set[str]) -> Findings:
-    stored = Counter([deposit.reference async for deposit in deposits(store)])
+async def compare(store: EventStore, acknowledged: set[str], *, run: str = "") -> Findings:
+    stored = Counter([deposit.reference async for deposit in deposits(store, run)])
     return Findings(
         acknowledged=len(acknowledged),
         stored=stored.total(),
@@ -173,10 +182,12 @@ def money(cents: int, *, sign: str = "-") -> str:
 
 def main(store_url: str) -> int:
     console = Console()
+    # Deposits are told from those of earlier runs by it.
+    run = secrets.token_hex(4)
     console.print(
         Panel(
-            f"A child process serves {ACCOUNTS} accounts at once on one SQLite file. It is killed with SIGKILL in the "
-            f"middle of its work, {ROUNDS} times, and started again on the same file.",
+            f"A child process serves {ACCOUNTS} accounts at once on {kind_of(store_url)}. It is killed with SIGKILL in "
+            f"the middle of its work, {ROUNDS} times, and started again on the same one.",
             title="A bank that is killed",
             title_align="left",
         )
@@ -185,7 +196,7 @@ def main(store_url: str) -> int:
     have_rounds_worked = True
     for number in range(1, ROUNDS + 1):
         with console.status(f"Round {number}: the bank is at work"):
-            round_ = run_and_kill(store_url, number)
+            round_ = run_and_kill(store_url, f"{run}-{number}")
         acknowledged.update(round_.acknowledged)
         have_rounds_worked &= round_.was_killed and bool(round_.acknowledged)
         ending = "killed" if round_.was_killed else f"[red]ended by itself with exit code {round_.exit_code}[/red]"
@@ -194,7 +205,7 @@ def main(store_url: str) -> int:
             f"{len(round_.acknowledged):,} deposits acknowledged"
         )
 
-    has_held = asyncio.run(check(store_url, acknowledged, console)) and have_rounds_worked
+    has_held = asyncio.run(check(store_url, acknowledged, run, console)) and have_rounds_worked
     console.print()
     console.print(
         Text("Every acknowledged deposit is there, and none is there twice.", style="bold green")
@@ -204,9 +215,14 @@ def main(store_url: str) -> int:
     return 0 if has_held else 1
 
 
-async def check(store_url: str, acknowledged: set[str], console: Console) -> bool:
+def kind_of(store_url: str) -> str:
+    kinds = {"sqlite": "one SQLite file", "postgresql": "one Postgres database", "redis": "one Redis"}
+    return kinds.get(parse_store_url(store_url).scheme, "one store")
+
+
+async def check(store_url: str, acknowledged: set[str], run: str, console: Console) -> bool:
     async with EventStore.open(store_url) as store:
-        findings = await compare(store, acknowledged)
+        findings = await compare(store, acknowledged, run=run)
         console.print()
         console.print(report(findings))
         console.print()
@@ -233,13 +249,31 @@ def leave(signum: int, _frame: object) -> NoReturn:
     sys.exit(128 + signum)
 
 
+async def look_at(store_url: str) -> None:
+    """Open the store once, so that what is wrong with it is said here and not by a child."""
+    async with EventStore.open(store_url):
+        pass
+
+
+def demonstrate(store_url: str | None) -> int:
+    if store_url is None:
+        with tempfile.TemporaryDirectory(prefix="eventstore-demo-") as folder:
+            return main(f"sqlite:///{Path(folder) / 'bank.db'}")
+    try:
+        asyncio.run(look_at(store_url))
+        return main(store_url)
+    except EventStoreError as error:
+        sys.exit(f"The store failed: {error}")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        asyncio.run(work(sys.argv[2], int(sys.argv[3])))
+        asyncio.run(work(os.environ[_STORE], sys.argv[2]))
     else:
+        parser = argparse.ArgumentParser(description="Kill a bank in the middle of its work, and look what is lost.")
+        parser.add_argument("--store", metavar="URL", help="default: a temporary SQLite file")
         signal.signal(signal.SIGTERM, leave)
         try:
-            with tempfile.TemporaryDirectory(prefix="eventstore-demo-") as folder:
-                sys.exit(main(f"sqlite:///{Path(folder) / 'bank.db'}"))
+            sys.exit(demonstrate(parser.parse_args().store))
         except KeyboardInterrupt:
             sys.exit(130)

@@ -2,6 +2,9 @@
 
     python examples/permits.py log.csv                              # into permits.db
     python examples/permits.py log.csv --store sqlite:///other.db --json
+    python examples/permits.py log.csv --store postgresql://me:pw@host/permits
+
+A SQLite file is made by itself. On Postgres and Redis run `eventstore migrate URL` once, before the first time.
 
 The log is a CSV file in the form of process mining: one row per event, with the case, the activity, the time and who
 did it. Kill this program whenever you like and run it again: it goes on where it was, and no row is stored twice.

@@ -1,4 +1,4 @@
-"""The actors' tests run on memory and on SQLite: one journal per test, and a second store on it."""
+"""The actors' tests run on memory and on SQLite, those that databases have most part in on every database."""
 
 from __future__ import annotations
 
@@ -18,9 +18,30 @@ from tests.actors.journals import new_journal
 
 _TEST_SECONDS = 40
 
+# Where a database could show through: its order, its conflicts, what it gives back, and when it acknowledges.
+_ON_EVERY_DATABASE = {
+    "test_asking",
+    "test_conflicts",
+    "test_lifecycle",
+    "test_recovery",
+    "test_replies",
+    "test_snapshots",
+}
 
-@pytest.fixture(params=["memory", "sqlite"])
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "url" in metafunc.fixturenames:
+        is_everywhere = metafunc.module.__name__.rpartition(".")[2] in _ON_EVERY_DATABASE
+        servers = ["postgres", "redis"] if is_everywhere else []
+        metafunc.parametrize("url", ["memory", "sqlite", *servers], indirect=True)
+
+
+@pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty journal of this test's own."""
+    if request.param in {"postgres", "redis"}:
+        url: str = request.getfixturevalue(f"{request.param}_url")
+        return url
     return new_journal(request.param, tmp_path)
 
 

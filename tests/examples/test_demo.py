@@ -107,8 +107,8 @@ def test_interrupted_it_leaves_neither_files_nor_processes(tmp_path: Path) -> No
             _, errors = demo.communicate(timeout=30)
         assert (demo.returncode, errors) == (code, "")
         assert list(tmp_path.iterdir()) == []
-        # Its folder is in the command line of a child that would still run.
-        assert not [line for line in command_lines() if str(tmp_path) in line]
+        # Its folder is in the environment of a child that would still run.
+        assert not [environment for environment in environments() if str(tmp_path) in environment]
 
 
 def table(text: str) -> dict[str, int]:
@@ -119,9 +119,9 @@ def cents(text: str) -> int:
     return round(float(text.replace(",", "")) * 100)
 
 
-def command_lines() -> list[str]:
+def environments() -> list[str]:
     found: list[str] = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+    for file in Path("/proc").glob("[0-9]*/environ"):
         try:
             found.append(file.read_text(errors="replace"))
         except OSError:
