@@ -23,6 +23,7 @@ from pathlib import Path
 from actors import ActorSystem
 from eventstore import EventStore
 
+from .journals import sqlite_url
 from .vault import Deposit, GetTotal, Record, Vault, deposit, parts_of, writer_to
 from .verdict import verdict
 
@@ -79,7 +80,7 @@ async def filling(path: Path) -> None:
         errors=sorted(set(record.refused.values())),
         unknown=len(record.unknown),
         acknowledged=len(record.acks),
-        violations=await asyncio.to_thread(verdict, path, record),
+        violations=await asyncio.to_thread(verdict, sqlite_url(path), record),
     )
 
 

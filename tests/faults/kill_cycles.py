@@ -1,11 +1,11 @@
 """Load a store and kill the process that does it, again and again.
 
-    python -m tests.faults.kill_cycles FILE CYCLES WORKER
+    python -m tests.faults.kill_cycles URL RECORD CYCLES WORKER
 
 Everything is imported once. Every cycle is a fork of this process, which has no thread and has opened no store: the
 child opens it, works, and is killed by SIGKILL 2 to 30 ms after its first ack, after its first intent, which is in
-the midst of recovery, or after the fork, which may be while the store opens. What the children wrote is in
-FILE.record; the counts are printed.
+the midst of recovery, or after the fork, which may be while the store opens. What the children wrote is in the file
+RECORD; the counts are printed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from typing import Any, NoReturn
 
 from actors import ActorSystem
 from eventstore import EventStore
-from eventstore.url import parse_store_url
 
-from .broken import BufferingBackend, deposit_by_tell, deposit_twice
+from .broken import Buffering, deposit_by_tell, deposit_twice, opened_with
 from .vault import DepositInto, Record, Write, deposit, keep_depositing, writer_to
 
 KEYS = ("a", "b", "c", "d", "e")
@@ -57,8 +56,7 @@ async def work(url: str, prefix: str, write: Write, *, deposit: DepositInto = de
 
 
 async def work_on_a_buffer(url: str, prefix: str, write: Write) -> None:
-    parsed = parse_store_url(url)
-    async with EventStore(BufferingBackend(parsed), url=parsed) as store, ActorSystem(store) as system:
+    async with opened_with(Buffering, url) as store, ActorSystem(store) as system:
         await keep_depositing(system, KEYS, prefix, write)
 
 
@@ -70,23 +68,25 @@ WORKERS: dict[str, Work] = {
 }
 
 
-def run_cycles(path: Path, cycles: int, worker: Work) -> Counts:
+def run_cycles(url: str, record_file: Path, cycles: int, worker: Work) -> Counts:
+    # Imports the backend, and opens nothing.
+    EventStore.open(url)
     assert threading.active_count() == 1, "a fork takes locks along that other threads hold"
     counts = Counts(cycles)
-    with open(f"{path}.record", "w") as record:
+    with record_file.open("w") as record:
         for cycle in range(cycles):
-            lines, status = run_and_kill(path, str(cycle), worker, after=MOMENTS[cycle % len(MOMENTS)])
+            lines, status = run_and_kill(url, str(cycle), worker, after=MOMENTS[cycle % len(MOMENTS)])
             record.write(lines)
             count(counts, lines, status)
     return counts
 
 
-def run_and_kill(path: Path, prefix: str, worker: Work, *, after: bytes) -> tuple[str, int]:
+def run_and_kill(url: str, prefix: str, worker: Work, *, after: bytes) -> tuple[str, int]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        run_child(worker(f"sqlite:///{path}", prefix, writer_to(writing)))
+        run_child(worker(url, prefix, writer_to(writing)))
     os.close(writing)
     received = read_until(reading, time.monotonic() + PATIENCE_SECONDS, is_enough=lambda lines: after in lines)
     received += read_until(reading, time.monotonic() + random.uniform(0.002, 0.030))
@@ -127,4 +127,5 @@ def count(counts: Counts, lines: str, status: int) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(run_cycles(Path(sys.argv[1]), int(sys.argv[2]), WORKERS[sys.argv[3]]))))
+    url, record_file, cycles, worker = sys.argv[1:]
+    print(json.dumps(asdict(run_cycles(url, Path(record_file), int(cycles), WORKERS[worker]))))

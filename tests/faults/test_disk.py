@@ -18,8 +18,9 @@ import pytest
 
 from eventstore import EventStore
 
+from .journals import sqlite_url, stored_events
 from .vault import Receipt, Record
-from .verdict import stored_events, verdict
+from .verdict import verdict
 
 ROOT = Path(__file__).parents[2]
 INJECTED = "EIO (Input/output error) (INJECTED)"
@@ -57,18 +58,6 @@ def run(program: str, path: Path, *around: str) -> tuple[Record, dict[str, Any]]
 # Syncing fails
 
 
-@pytest.fixture(scope="module")
-def strace() -> str:
-    program = shutil.which("strace")
-    if program is None:
-        pytest.skip("strace is not installed")
-    inject = ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO", "true"]
-    tried = subprocess.run([program, "-f", "-o", os.devnull, *inject], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"strace cannot trace here: {tried.stderr.strip()}")
-    return program
-
-
 @pytest.mark.parametrize("failing", ["5..5", "5..6", "5..8"])
 @pytest.mark.parametrize("program", ["asking", "appending"])
 def test_what_could_not_be_synced_is_not_acknowledged_before_it_is(
@@ -79,8 +68,8 @@ def test_what_could_not_be_synced_is_not_acknowledged_before_it_is(
     record, _ = run(program, path, strace, "-f", "-o", str(trace), *inject)
 
     # Served again, with exactly one copy of everything.
-    assert verdict(path, record) == []
-    assert len(stored_events(path)) == len(record.acks) == 8
+    assert verdict(sqlite_url(path), record) == []
+    assert len(stored_events(sqlite_url(path))) == len(record.acks) == 8
     first, last = failing.split("..")
     assert trace.read_text().count(INJECTED) == int(last) - int(first) + 1
     assert unsafe_acknowledgements(trace.read_text()) == []
@@ -136,7 +125,7 @@ def test_a_write_error_that_passes_is_waited_for_and_stored_once(path: Path) -> 
     record, facts = run("limited", path)
 
     assert facts == {"fault": "EFBIG", "was_waiting": True}
-    assert verdict(path, record) == []
+    assert verdict(sqlite_url(path), record) == []
     assert record.acks["limited"] == Receipt(4, 4)
     assert record.acks["after"] == Receipt(5, 5)
 
@@ -146,7 +135,7 @@ def test_a_write_error_that_stays_is_an_unknown_outcome_and_the_actor_serves_aga
     record, facts = run("limited_long", path)
 
     assert facts == {"fault": "EFBIG", "was_waiting": False}
-    assert verdict(path, record) == []
+    assert verdict(sqlite_url(path), record) == []
     assert record.unknown == {"limited"}
     assert "after" in record.acks
 

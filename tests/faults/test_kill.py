@@ -5,21 +5,54 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.servers.databases import Databases
+from tests.servers.keyspaces import Keyspaces
+
+from .journals import sqlite_url, stored_events
 from .kill_cycles import Counts
 from .vault import Record
-from .verdict import stored_events, verdict
+from .verdict import verdict
 
 ROOT = Path(__file__).parents[2]
-CYCLES_TO_A_FILE = 100
+CYCLES_TO_A_STORE = 100
+
+MakeStore = Callable[[], Any]
 
 
-def run_cycles(path: Path, cycles: int, worker: str = "honest") -> tuple[Counts, Record]:
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    """Makes the URL of a new, empty store; a server is shared with other tests."""
+    if request.param == "postgres":
+        databases: Databases = request.getfixturevalue("databases")
+        return databases.migrated
+    if request.param == "redis":
+        keyspaces: Keyspaces = request.getfixturevalue("keyspaces")
+        return keyspaces.migrated
+    return contextmanager(lambda: _file(tmp_path))
+
+
+def _file(folder: Path) -> Generator[str]:
+    path = folder / "vaults.db"
+    yield sqlite_url(path)
+    for file in folder.glob("vaults.db*"):
+        file.unlink()
+
+
+@pytest.fixture
+def short_cycles(request: pytest.FixtureRequest) -> int:
+    return 300 if "sqlite" in request.node.name else 60
+
+
+def run_cycles(url: str, record_file: Path, cycles: int, worker: str = "honest") -> tuple[Counts, Record]:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.faults.kill_cycles", str(path), str(cycles), worker],
+        [sys.executable, "-W", "error", "-m", "tests.faults.kill_cycles", url, str(record_file), str(cycles), worker],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -27,40 +60,43 @@ def run_cycles(path: Path, cycles: int, worker: str = "honest") -> tuple[Counts,
         check=True,
     )
     record = Record()
-    record.read(Path(f"{path}.record").read_text())
+    record.read(record_file.read_text())
     return Counts(**json.loads(done.stdout)), record
 
 
-def assert_survives(folder: Path, files: int) -> None:
-    for number in range(files):
-        path = folder / f"{number}.db"
-        counts, record = run_cycles(path, CYCLES_TO_A_FILE)
-        stored = {event.id for event in stored_events(path)}
+def assert_survives(new_store: MakeStore, record_file: Path, cycles: int) -> None:
+    while cycles > 0:
+        count = min(cycles, CYCLES_TO_A_STORE)
+        with new_store() as url:
+            counts, record = run_cycles(url, record_file, count)
+            stored = {event.id for event in stored_events(url)}
 
-        assert verdict(path, record) == []
-        assert counts.killed == CYCLES_TO_A_FILE
+            assert verdict(url, record) == []
+        assert counts.killed == count
         # The kills came where they hurt: between intent and ack, of deposits that were stored and that were not.
-        assert counts.killed_with_asks_in_flight > CYCLES_TO_A_FILE // 2
-        assert counts.killed_after_acks >= CYCLES_TO_A_FILE // 2
+        assert counts.killed_with_asks_in_flight > count // 2
+        assert counts.killed_after_acks >= count // 2
         assert stored - record.acks.keys()
         assert record.intents.keys() - stored
-        for file in folder.glob(f"{number}.db*"):
-            file.unlink()
+        cycles -= count
 
 
-def test_300_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    assert_survives(tmp_path, 3)
+def test_kills_lose_nothing_and_double_nothing(new_store: MakeStore, tmp_path: Path, short_cycles: int) -> None:
+    assert_survives(new_store, tmp_path / "record", short_cycles)
 
 
 @pytest.mark.soak
-def test_10_000_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    assert_survives(tmp_path, 100)
+def test_10_000_kills_lose_nothing_and_double_nothing(new_store: MakeStore, tmp_path: Path) -> None:
+    assert_survives(new_store, tmp_path / "record", 10_000)
 
 
 @pytest.mark.parametrize(
     ("worker", "rule"), [("acknowledging early", "lost"), ("buffering", "lost"), ("doubling", "doubled")]
 )
-def test_a_worker_that_breaks_its_promise_is_found_guilty(tmp_path: Path, worker: str, rule: str) -> None:
-    _, record = run_cycles(tmp_path / "broken.db", 12, worker)
+def test_a_worker_that_breaks_its_promise_is_found_guilty(
+    new_store: MakeStore, tmp_path: Path, worker: str, rule: str
+) -> None:
+    with new_store() as url:
+        _, record = run_cycles(url, tmp_path / "record", 12, worker)
 
-    assert rule in {violation.rule for violation in verdict(tmp_path / "broken.db", record)}
+        assert rule in {violation.rule for violation in verdict(url, record)}

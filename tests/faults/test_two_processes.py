@@ -18,8 +18,9 @@ import pytest
 from actors import ActorSystem
 from eventstore import EventStore, StoreBusy
 
+from .journals import sqlite_url, stored_events
 from .vault import Deposit, GetTotal, Record, Vault, parts_of
-from .verdict import stored_events, verdict
+from .verdict import verdict
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 3.0
@@ -44,9 +45,9 @@ def test_two_processes_on_one_file_lose_nothing_and_double_nothing(path: Path) -
     record = Record()
     for name in ("one", "two"):
         record.read(path.with_suffix(f".{name}").read_text())
-    events = stored_events(path)
+    events = stored_events(sqlite_url(path))
 
-    assert verdict(path, record) == []
+    assert verdict(sqlite_url(path), record) == []
     assert record.unknown == set()
     # Both were at work all the time, and none waited long for its turn.
     deposits = Counter(event.id.partition("/")[0] for event in events)
@@ -65,7 +66,7 @@ def test_two_processes_on_one_file_lose_nothing_and_double_nothing(path: Path) -
 def writer(path: Path, name: str, *keys: str) -> Iterator[subprocess.Popen[str]]:
     """A writer that is ready to begin."""
     module = [sys.executable, "-W", "error", "-m", "tests.faults.writer"]
-    arguments = [f"sqlite:///{path}", str(path.with_suffix(f".{name}")), name, str(SECONDS), *keys]
+    arguments = [f"sqlite:///{path}", str(path.with_suffix(f".{name}")), name, str(SECONDS), "honest", *keys]
     with subprocess.Popen(
         [*module, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -113,7 +114,7 @@ async def test_a_lock_held_for_longer_is_a_typed_error_and_nothing_is_stored(pat
                 assert 0.2 <= time.monotonic() - start < 3
                 assert await store.version("vault-1") == version
             await store.append("vault-1", parts_of(Deposit(id=f"stored {version}")), expected_version=version)
-    assert [event.id for event in stored_events(path)] == ["stored 0", "stored 1", "stored 2"]
+    assert [event.id for event in stored_events(sqlite_url(path))] == ["stored 0", "stored 1", "stored 2"]
 
 
 async def test_an_actor_that_could_not_store_serves_again_from_what_is_stored(path: Path) -> None:
@@ -128,7 +129,7 @@ async def test_an_actor_that_could_not_store_serves_again_from_what_is_stored(pa
             )
         assert [type(answer) for answer in answers] == [StoreBusy] * 6
         assert await vault.ask(Deposit(id="after", amount=2)) == (2, 3)
-    assert [event.id for event in stored_events(path)] == ["before", "after"]
+    assert [event.id for event in stored_events(sqlite_url(path))] == ["before", "after"]
 
 
 async def test_a_third_process_makes_only_those_wait_too_long_who_come_while_it_holds_the_lock(path: Path) -> None:
@@ -155,4 +156,4 @@ async def test_a_third_process_makes_only_those_wait_too_long_who_come_while_it_
         assert (await two.append("vault-1", parts_of(Deposit(id="two")))).versions == (2,)
     record = Record()
     record.read("intent one vault-1 1 1\nintent two vault-1 1 1\nack one 1 1\nack two 2 2")
-    assert await asyncio.to_thread(verdict, path, record) == []
+    assert await asyncio.to_thread(verdict, sqlite_url(path), record) == []

@@ -13,6 +13,7 @@ import pytest
 from actors import ActorSystem
 from eventstore import EventStore, Snapshot
 
+from .journals import sqlite_url
 from .vault import Deposit, Intent, Receipt, Record, Vault, deposit
 from .verdict import verdict
 
@@ -39,12 +40,12 @@ def record(path: Path) -> Record:
 
 
 def rules(path: Path, record: Record) -> set[str]:
-    return {violation.rule for violation in verdict(path, record)}
+    return {violation.rule for violation in verdict(sqlite_url(path), record)}
 
 
 def test_a_sound_store_has_none(path: Path, record: Record) -> None:
     assert record.acks == {"a": Receipt(1, 3), "b": Receipt(3, 9), "c": Receipt(4, 12)}
-    assert verdict(path, record) == []
+    assert verdict(sqlite_url(path), record) == []
 
 
 @pytest.mark.parametrize(

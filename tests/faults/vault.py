@@ -22,7 +22,17 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel
 
-from actors import ActorRef, ActorSystem, Command, PersistentActor, SnapshotPolicy, command_handler, event_handler
+from actors import (
+    ActorRef,
+    ActorSystem,
+    AskTimeout,
+    Command,
+    PersistentActor,
+    Restart,
+    SnapshotPolicy,
+    command_handler,
+    event_handler,
+)
 from eventstore import BackendUnavailable, ConcurrencyError, Event, OutcomeUnknown
 
 
@@ -62,6 +72,8 @@ class Content(BaseModel):
 
 class Vault(PersistentActor[Content], kind="vault"):
     snapshot_policy = SnapshotPolicy(every=20)
+    # The faults come close together, and each is to find work under way.
+    supervision = Restart(first_pause_seconds=0.01, longest_pause_seconds=0.2)
 
     @command_handler
     def deposit(self, command: Deposit) -> Receipt:
@@ -143,10 +155,12 @@ async def deposit(vault: ActorRef[Vault], command: Deposit, write: Write) -> Non
     write(f"intent {command.id} {vault.stream_id} {command.parts} {command.amount}")
     try:
         receipt = await vault.ask(command)
-    except OutcomeUnknown:
+    except (OutcomeUnknown, AskTimeout):
         write(f"unknown {command.id}")
     except (ConcurrencyError, BackendUnavailable) as error:
         write(f"refused {command.id} {type(error).__name__}")
+        # Who is refused at once would else ask as fast as the processor goes.
+        await asyncio.sleep(0.005)
     else:
         write(f"ack {command.id} {receipt.version} {receipt.total}")
 

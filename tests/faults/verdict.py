@@ -1,36 +1,20 @@
-"""The verdict on a store after its faults: what its file holds against what its writers recorded.
+"""The verdict on a store after its faults: what its journal holds against what its writers recorded.
 
-The file is read with plain SQL, by none of the code under test; only the replay of the actors uses the library.
+The journal is read by plain clients (`journals.py`); only the replay of the actors uses the code under test.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 from actors import fold
 from eventstore import EventStore, EventStoreError
 
+from .journals import Journal, Stored, journal_at
 from .vault import Record, Vault
-
-
-class Stored(NamedTuple):
-    """One stored event."""
-
-    position: int
-    stream_id: str
-    version: int
-    batch_id: bytes
-    id: str
-    part: int
-    parts: int
-    amount: int
 
 
 class Violation(NamedTuple):
@@ -40,37 +24,19 @@ class Violation(NamedTuple):
     what: str
 
 
-def verdict(path: Path, record: Record) -> list[Violation]:
+def verdict(url: str, record: Record) -> list[Violation]:
     """Every violation in a store that nobody writes to now."""
-    found = list(_file_violations(path))
-    if found:
-        return found  # What a damaged file holds says nothing.
-    events = stored_events(path)
+    journal = journal_at(url)
+    if journal.damage:
+        # What a damaged journal holds says nothing.
+        return [Violation("corrupt", message) for message in journal.damage]
+    events = journal.events
     return [
         *_violations_of_deposits(events, record),
-        *_violations_of_streams(events),
+        *_violations_of_streams(journal),
         *_violations_of_replies(events, record),
-        *asyncio.run(_violations_of_replay(path, events)),
+        *asyncio.run(_violations_of_replay(url, events)),
     ]
-
-
-def stored_events(path: Path) -> list[Stored]:
-    """All events in the order of the log."""
-    with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(
-            "SELECT e.position, s.stream_id, e.version, coalesce(e.batch_id, e.event_id), e.payload "
-            "FROM journal_events e JOIN journal_streams s ON s.id = e.stream ORDER BY e.position"
-        ).fetchall()
-    return [Stored(*place, **json.loads(payload)) for *place, payload in rows]
-
-
-def _file_violations(path: Path) -> Iterator[Violation]:
-    with closing(sqlite3.connect(path)) as connection:
-        try:
-            messages = [row[0] for row in connection.execute("PRAGMA integrity_check").fetchall()]
-        except sqlite3.DatabaseError as error:
-            messages = [str(error)]
-    yield from (Violation("corrupt", message) for message in messages if message != "ok")
 
 
 def _violations_of_deposits(events: list[Stored], record: Record) -> Iterator[Violation]:
@@ -89,18 +55,21 @@ def _violations_of_deposits(events: list[Stored], record: Record) -> Iterator[Vi
         if len(parts) > intent.parts:
             yield Violation("doubled", id_)
         first = parts[0]
-        whole = [(first.version + n, first.position + n, n + 1, first.batch_id) for n in range(intent.parts)]
-        if [(part.version, part.position, part.part, part.batch_id) for part in parts[: intent.parts]] != whole:
+        # Their positions rise, as the list does; between two of them another process may have taken some.
+        whole = [(first.version + n, n + 1, first.batch_id) for n in range(intent.parts)]
+        if [(part.version, part.part, part.batch_id) for part in parts[: intent.parts]] != whole:
             yield Violation("torn", id_)
 
 
-def _violations_of_streams(events: list[Stored]) -> Iterator[Violation]:
+def _violations_of_streams(journal: Journal) -> Iterator[Violation]:
     versions: dict[str, int] = defaultdict(int)
-    for event in events:
+    for event in journal.events:
         versions[event.stream_id] += 1
         if event.version != versions[event.stream_id]:
             yield Violation("hole", f"{event.stream_id}: {event.version} instead of {versions[event.stream_id]}")
             versions[event.stream_id] = event.version
+    if journal.heads is not None and journal.heads != versions:
+        yield Violation("wrong head", f"{journal.heads} instead of {dict(versions)}")
 
 
 def _violations_of_replies(events: list[Stored], record: Record) -> Iterator[Violation]:
@@ -114,12 +83,12 @@ def _violations_of_replies(events: list[Stored], record: Record) -> Iterator[Vio
             yield Violation("wrong reply", id_)
 
 
-async def _violations_of_replay(path: Path, events: list[Stored]) -> list[Violation]:
+async def _violations_of_replay(url: str, events: list[Stored]) -> list[Violation]:
     totals: dict[str, int] = defaultdict(int)
     for event in events:
         totals[event.stream_id] += event.amount
     found: list[Violation] = []
-    async with EventStore.open(f"sqlite:///{path}") as store:
+    async with EventStore.open(url) as store:
         for stream_id, total in totals.items():
             key = stream_id.removeprefix("vault-")
             for use_snapshots in (True, False):
