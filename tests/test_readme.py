@@ -7,8 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from eventstore import Durability, EventStore, InvalidStoreUrl
+
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def table_of_databases() -> dict[str, dict[str, str]]:
+    """For each database its column of the table: what stands in each row."""
+    lines = README.partition("## Databases")[2].partition("\n## ")[0].splitlines()
+    heading, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|")
+    names = heading[1:]
+    return {name: {row[0]: row[number] for row in rows} for number, name in enumerate(names, start=1)}
 
 
 def run(program: str, directory: Path) -> str:
@@ -47,3 +60,29 @@ def test_the_journal_alone_runs_until_it_waits_for_new_events(tmp_path: Path):
         "async def main() -> None:\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "asyncio.run(main())\n"
     )
     assert "item='book'" in run(program, tmp_path)
+
+
+@pytest.mark.parametrize("name", table_of_databases())
+def test_the_table_of_databases_is_what_the_backends_say(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    column = table_of_databases()[name]
+    urls: list[str] = re.findall(r"`([a-z]+://[^`]*)`", column["URL"])
+    stores = [EventStore.open(url) for url in urls if not url.endswith("://") or url == "memory://"]
+    assert stores
+    for store in stores:
+        durable = store.durability is Durability.POWER_LOSS
+        assert durable == column["An acknowledged event survives, by default"].startswith("a loss of power")
+        assert store.capabilities.creates_schema == (column["A new database"] == "gets its journal by itself")
+
+    (less,) = (text for row, text in column.items() if row.startswith("Less, for more speed"))
+    for durability in ("process-crash", "best-effort"):
+        if f"`{durability}`" in less:
+            assert EventStore.open(f"{urls[0]}?durability={durability}")
+        else:
+            with pytest.raises(InvalidStoreUrl):
+                EventStore.open(f"{urls[0]}?durability={durability}")
+
+
+def test_every_page_that_is_linked_is_there():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -119,6 +119,14 @@ class Log(StoreFixtures):
         await store.append("a", [tagged(1, "x", "50", "e"), tagged(2, tag)])
         assert await numbers(store.read_all(where=EventFilter(tags=(tag,)))) == [2]
 
+    @case("C188")
+    async def test_a_tag_is_found_beside_what_a_database_may_not_parse(self, store: EventStore) -> None:
+        odd: dict[str, JsonValue] = {"nul": "\0", "number": 2.0**1023}
+        for number, tags in enumerate((("x",), ("y",), (), ("x", "y"))):
+            await store.append("a", [NewEvent(Happened(number=number), metadata=Metadata(tags=tags, values=odd))])
+        assert await numbers(store.read_all(where=EventFilter(tags=("x",)))) == [0, 3]
+        assert await numbers(store.read_all(where=EventFilter(tags=("z", "nul")))) == []
+
     async def test_a_tag_is_not_found_in_other_metadata(self, store: EventStore) -> None:
         metadata = Metadata(user="x", correlation_id="x", values={"tags": ["x"]})
         await store.append("a", [NewEvent(Happened(number=1), metadata=metadata)])

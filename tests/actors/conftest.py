@@ -14,7 +14,8 @@ import pytest_asyncio
 from actors import ActorSystem
 from eventstore import EventStore
 from tests.actors.faults import Faults
-from tests.actors.journals import new_journal
+from tests.actors.journals import empty_postgres, new_journal
+from tests.servers.databases import Databases, asyncio_run
 
 _TEST_SECONDS = 40
 
@@ -39,10 +40,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty journal of this test's own."""
-    if request.param in {"postgres", "redis"}:
-        url: str = request.getfixturevalue(f"{request.param}_url")
+    fixtures = {"postgres": "emptied_postgres_url", "redis": "redis_url"}
+    if request.param in fixtures:
+        url: str = request.getfixturevalue(fixtures[request.param])
         return url
     return new_journal(request.param, tmp_path)
+
+
+@pytest.fixture
+def emptied_postgres_url(shared_postgres_url: str) -> str:
+    asyncio_run(empty_postgres(shared_postgres_url))
+    return shared_postgres_url
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_url(databases: Databases) -> Iterator[str]:
+    """One database for all tests, which use it one after another."""
+    with databases.migrated() as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

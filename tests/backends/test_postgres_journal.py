@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -143,6 +146,28 @@ async def test_streams_can_be_queried(postgres_url: str) -> None:
     assert await fetch(postgres_url, f"SELECT {columns} FROM v_streams") == [
         ("", "Account-1", "Account", 3, 2, 1, True)
     ]
+
+
+async def test_the_views_of_sqlite_hold_the_same(postgres_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    batch = [write("Account-1", b'{"a":1}', rb'{"a":"\u0000"}', ids=[bytes(range(16)), bytes(range(16, 32))])]
+    for url in (postgres_url, f"sqlite:///{path}"):
+        async with EventStore.open(url) as store:
+            await store._backend.append([batch])
+            await store.claim("Account-1")
+            await store.truncate("Account-1", 1, reason="test")
+    events = (
+        "SELECT position, tenant, stream_id, kind, version, type, schema_version, payload_text, metadata_text, "
+        "CAST(event_id AS text), CAST(batch_id AS text), epoch FROM v_events ORDER BY position"
+    )
+    streams = "SELECT tenant, stream_id, kind, version, truncated, epoch FROM v_streams"
+    times = "SELECT recorded_at FROM v_events UNION ALL SELECT created_at FROM v_streams"
+    with closing(sqlite3.connect(path)) as connection:
+        for query in (events, streams):
+            assert connection.execute(query).fetchall() == await fetch(postgres_url, query)
+        assert connection.execute("SELECT json_type(payload) FROM v_events").fetchall() == [("object",)]
+        for (text,), (moment,) in zip(connection.execute(times), await fetch(postgres_url, times), strict=True):
+            assert abs((datetime.fromisoformat(text) - moment).total_seconds()) < 60
 
 
 async def test_tags_are_found_in_metadata_that_jsonb_cannot_hold(postgres_url: str) -> None:

@@ -24,6 +24,8 @@ TEXTS = (
     *("\u2028\ufeff", "'; DROP TABLE", "\x7f", "line\nline\r\n", "100 %s $1 :name ?"),
 )
 
+# Text to JSON, and to no database.
+WITH_NUL = "nul\0"
 
 # Of JSON's numbers those that a database, or a library, rounds or writes in another way.
 NUMBERS = (0, -1, 2**53 + 1, 2**70, 0.1, -0.0, 1e-320, 1.7976931348623157e308)
@@ -47,7 +49,7 @@ def metadata(random: Random) -> Metadata | None:
     tags = tuple(random.sample(TAGS, random.randrange(4)))
     # What stands under `tags` in the application's own values is no tag.
     values = {"tags": ["x"], random.choice(TEXTS): random.random()} if random.random() < 0.3 else {}
-    user, correlation_id = (random.choice((None, *TEXTS)) for _ in range(2))
+    user, correlation_id = (random.choice((None, *TEXTS, WITH_NUL)) for _ in range(2))
     return Metadata(tags=tags, user=user, correlation_id=correlation_id, values=values)
 
 
@@ -57,4 +59,4 @@ def _value(random: Random, depth: int) -> object:
             return [_value(random, depth - 1) for _ in range(random.randrange(4))]
         return {random.choice(TEXTS): _value(random, depth - 1) for _ in range(random.randrange(4))}
     number = random.choice((*NUMBERS, random.uniform(-1e9, 1e9)))
-    return random.choice((None, True, False, number, random.choice(TEXTS)))
+    return random.choice((None, True, False, number, random.choice(TEXTS), WITH_NUL))

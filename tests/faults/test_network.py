@@ -42,12 +42,14 @@ async def proxy(url: str) -> AsyncIterator[FaultProxy]:
 async def disturb(proxy: FaultProxy, seconds: float) -> None:
     """One fault after another, of every kind, each for a moment."""
 
-    async def lose_reply() -> None:
+    async def lose_reply(patience: float = 0.3) -> None:
         # The name is in every append, and in nothing else that is sent.
         proxy.lose_reply(to=b"faults.deposited", reset=random.random() < 0.8)
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(patience):
                 await proxy.reply_was_lost.wait()
+        # Else it would lie in wait for the one append that finds out what became of the last.
+        proxy.lose_reply(to=b"what nobody sends")
 
     async def reset() -> None:
         proxy.reset()
@@ -80,6 +82,7 @@ async def disturb(proxy: FaultProxy, seconds: float) -> None:
 
     faults = (lose_reply, lose_reply, reset, stall, cut, slice_up, delay, refuse)
     end = time.monotonic() + seconds
+    await lose_reply(patience=10)
     while time.monotonic() < end:
         await random.choice(faults)()
         await asyncio.sleep(random.uniform(0.01, 0.1))
@@ -109,8 +112,8 @@ async def load_through(proxy: FaultProxy, url: str, seconds: float, *, broken: s
 async def survives(proxy: FaultProxy, url: str, seconds: float) -> None:
     record = await load_through(proxy, url, seconds)
 
-    assert proxy.lost_replies > seconds
-    assert proxy.resets > 3 * seconds
+    assert proxy.lost_replies > seconds / 10
+    assert proxy.resets > seconds
     assert await asyncio.to_thread(verdict, url, record) == []
     # Nearly every outcome that was not told was found out.
     assert len(record.unknown) <= len(record.acks) / 100

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -28,6 +29,8 @@ from .verdict import verdict
 from .writing import Writing
 
 PATIENCE_SECONDS = 30.0
+
+_AServer = TypeVar("_AServer", bound=Server)
 
 
 def with_journal(url: str) -> str:
@@ -95,7 +98,7 @@ def postgres_on_a_small_disk() -> Iterator[tuple[Postgres, SmallDisk]]:
 
 
 @contextmanager
-def started_on_a_disk(server: Server, size: str, *, prepare: bool = False) -> Iterator[tuple[Server, SmallDisk]]:
+def started_on_a_disk(server: _AServer, size: str, *, prepare: bool = False) -> Iterator[tuple[_AServer, SmallDisk]]:
     with ExitStack() as stack:
         stack.callback(server.close)
         disk = stack.enter_context(SmallDisk(server.home / "small", size))
