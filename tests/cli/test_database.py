@@ -114,7 +114,11 @@ class TestDoctor:
 
     def test_a_store_in_memory_has_neither_schema_nor_durability(self, cli: Run) -> None:
         (report,) = cli("doctor", "memory://", "--json").objects
-        assert (report["schema"]["found"], report["durability"]["level"], report["database"]) == (None, "none", "memory")
+        assert (report["schema"]["found"], report["durability"]["level"], report["database"]) == (
+            None,
+            "none",
+            "memory",
+        )
 
     def test_a_missing_journal_is_reported_with_what_to_do(self, cli: Run, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/nothing.db"

@@ -122,7 +122,10 @@ class TestReplay:
             connection.commit()
         result = cli("replay", own_url, ACCOUNT, "alice")
         assert result.code == 1
-        assert "the snapshot of 'Account-alice' at version 2 cannot be used: it does not match its checksum" in result.lines[0]
+        assert (
+            "the snapshot of 'Account-alice' at version 2 cannot be used: it does not match its checksum"
+            in result.lines[0]
+        )
         assert result.lines[1] == "1 Account actor, 5 events folded, 1 snapshot compared: 1 problem"
 
     def test_a_snapshot_ahead_of_the_journal_is_a_problem(self, cli: Run, own_url: str, change: Change) -> None:
