@@ -35,6 +35,8 @@ _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_LOOK_SECONDS = 0.001
 _LONGEST_LOOK_SECONDS = 0.05
 
+_CANDIDATES = 5000
+
 
 class PostgresReader:
     """Reads through the pool. One statement is one moment; a call that takes several says why."""
@@ -83,8 +85,22 @@ class PostgresReader:
         end = await self._settle()
         if count <= 0:
             return end
-        rows = await self._rows(self._sql.nth_last, *_matches(where), end, count - 1)
+        if where.tags:
+            return await self._start_of_last_tagged(count, end, where)
+        rows = await self._rows(self._sql.last, *_matches(where), end, count - 1, 1)
         return int(rows[0][0]) - 1 if rows else 0
+
+    async def _start_of_last_tagged(self, count: int, end: int, where: EventFilter) -> int:
+        """The same where not every row that comes is a match, so that they have to be counted here."""
+        while True:
+            rows = await self._rows(self._sql.last, *_matches(where), end, 0, _CANDIDATES)
+            for position, metadata in rows:
+                count -= metadata is None or _may_carry(metadata, where.tags)
+                if count == 0:
+                    return int(position) - 1
+            if len(rows) < _CANDIDATES:
+                return 0
+            end = rows[-1][0] - 1
 
     async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
         return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind)]
@@ -141,6 +157,15 @@ class PostgresReader:
 def _matches(where: EventFilter) -> Iterable[list[str] | None]:
     """The filter's fields in the order of the statements' parameters."""
     return [list(field) or None for field in (where.kinds, where.types, where.stream_ids, where.tags)]
+
+
+def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
+    """Whether an event has one of the tags. If its metadata is damaged, whoever reads the event is told."""
+    try:
+        decoded = decode_metadata(metadata)
+    except ValidationError:
+        return True
+    return decoded is not None and not set(decoded.tags).isdisjoint(tags)
 
 
 def _record(

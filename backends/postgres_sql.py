@@ -129,11 +129,12 @@ FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.strea
 WHERE e.position > $5 AND e.position <= $6 AND {matches}
 ORDER BY e.position LIMIT $7
 """
-_NTH_LAST = """
-SELECT e.position
+# With the metadata that the reader still has to look at: each row without is a match.
+_LAST = """
+SELECT e.position, CASE WHEN $4::text[] IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL THEN e.metadata END
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
 WHERE e.position <= $5 AND {matches}
-ORDER BY e.position DESC OFFSET $6 LIMIT 1
+ORDER BY e.position DESC OFFSET $6 LIMIT $7
 """
 
 # One row for the stream, then its events, so that an empty page tells the version too.
@@ -280,7 +281,7 @@ class PostgresSQL:
         self.settle = self._named(_SETTLE, is_append=is_append)
         self.still_appending = self._named(_STILL_APPENDING, is_append=is_append)
         self.log = self._named(_LOG, record=_RECORD, matches=_MATCHES)
-        self.nth_last = self._named(_NTH_LAST, matches=_MATCHES)
+        self.last = self._named(_LAST, matches=_MATCHES)
         self.stream = self._named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self._named(_STREAM, record=_RECORD, order="DESC")
         self.load = self._named(_LOAD)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from pydantic import JsonValue
 
 from backends.conformance.cases import case
 from backends.conformance.events import Happened, Noted, closing, collect, happened, numbers, tagged
@@ -122,10 +123,13 @@ class Log(StoreFixtures):
     @case("C188")
     async def test_a_tag_is_found_beside_what_a_database_may_not_parse(self, store: EventStore) -> None:
         odd: dict[str, JsonValue] = {"nul": "\0", "number": 2.0**1023}
-        for number, tags in enumerate((("x",), ("y",), (), ("x", "y"))):
+        for number, tags in enumerate((("x",), ("y",), (), ("x", "y"), ())):
             await store.append("a", [NewEvent(Happened(number=number), metadata=Metadata(tags=tags, values=odd))])
         assert await numbers(store.read_all(where=EventFilter(tags=("x",)))) == [0, 3]
         assert await numbers(store.read_all(where=EventFilter(tags=("z", "nul")))) == []
+        assert await numbers(store.read_all(last=1, where=EventFilter(tags=("y",)))) == [3]
+        assert await numbers(store.read_all(last=2, where=EventFilter(tags=("x",)))) == [0, 3]
+        assert await numbers(store.read_all(last=3, where=EventFilter(tags=("x", "y")))) == [0, 1, 3]
 
     async def test_a_tag_is_not_found_in_other_metadata(self, store: EventStore) -> None:
         metadata = Metadata(user="x", correlation_id="x", values={"tags": ["x"]})

@@ -14,8 +14,7 @@ from backends.postgres import PostgresBackend
 from backends.postgres_sql import PostgresSQL
 from eventstore import EventStore
 from eventstore.codec import new_event_id
-
-from ..servers.proxy import FaultProxy
+from tests.servers.proxy import FaultProxy
 
 PATIENCE = 20.0
 

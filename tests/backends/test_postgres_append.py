@@ -20,8 +20,8 @@ from eventstore.codec import new_event_id
 from eventstore.errors import EventEncodeError, FencedError, StoreBusy
 from eventstore.store import Append
 from eventstore.url import parse_store_url
+from tests.servers.proxy import FaultProxy
 
-from ..servers.proxy import FaultProxy
 from .postgres_help import (
     PATIENCE,
     backend_of,

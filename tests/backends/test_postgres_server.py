@@ -25,8 +25,8 @@ from eventstore import (
 )
 from eventstore.errors import CapabilityError, SchemaMissing
 from eventstore.url import parse_store_url
+from tests.servers.postgres import Postgres
 
-from ..servers.postgres import Postgres
 from .pooling_proxy import PoolingProxy
 from .postgres_help import (
     PATIENCE,
