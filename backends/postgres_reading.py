@@ -11,7 +11,9 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
+from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import (
     EventFilter,
@@ -37,6 +39,12 @@ _LONGEST_LOOK_SECONDS = 0.05
 
 _CANDIDATES = 5000
 
+# What stands between the texts of a page.
+_SEPARATOR = "\x1e"
+
+# "program_limit_exceeded": a text has at most 1 GB, and so has an answer's row.
+_TOO_LARGE = "54000"
+
 
 class PostgresReader:
     """Reads through the pool. One statement is one moment; a call that takes several says why."""
@@ -50,7 +58,29 @@ class PostgresReader:
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         if not loads:
             return []
-        return _loaded(loads, await self._rows(self._sql.load, *zip(*loads, strict=True)))
+        rows = await self._pool.run(lambda session: self._pages(session, loads))
+        if rows is None:
+            return await self._load_in_parts(loads)
+        found = {row[0]: row for row in rows}
+        return [
+            _loaded(load, *found[number][1:]) if number in found else Loaded(None, (), 0, 0)
+            for number, load in enumerate(loads, start=1)
+        ]
+
+    async def _pages(self, session: PostgresSession, loads: Sequence[Load]) -> Sequence[Any] | None:
+        """A row for each stream that was found. None if they are too large for one answer."""
+        try:
+            return await session.fetch(self._sql.load, *zip(*loads, strict=True))
+        except ServerError as error:
+            if sqlstate(error) != _TOO_LARGE or (len(loads) == 1 and loads[0].limit <= 1):
+                raise
+            return None
+
+    async def _load_in_parts(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
+        """One by one, and one alone in smaller pages: nobody knows how large events are before they are read."""
+        if len(loads) == 1:
+            return await self.load([load._replace(limit=max(1, load.limit // 8)) for load in loads])
+        return [(await self.load([load]))[0] for load in loads]
 
     async def read_stream(
         self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
@@ -215,25 +245,55 @@ def _record(
         ) from error
 
 
-def _loaded(loads: Sequence[Load], rows: Sequence[Any]) -> Sequence[Loaded]:
-    events: list[list[tuple[int, str, int, str]]] = [[] for _ in range(len(loads))]
-    found: list[Any] = [None for _ in range(len(loads))]
-    for row in rows:
-        # The stream's own row has no type.
-        if row[4] is None:
-            found[row[0] - 1] = row
-        else:
-            number: int = row[0]
-            events[number - 1].append(row[3:7])
-    answers: list[Loaded] = []
-    for load, row, page in zip(loads, found, events, strict=True):
-        if row is None:
-            answers.append(Loaded(None, (), 0, 0))
-            continue
-        _, head, truncated, version, *_ = row
-        snapshot = None if version is None else _snapshot(load.stream_id, version, *row[7:])
-        answers.append(Loaded(snapshot, page, head, truncated))
-    return answers
+def _loaded(
+    load: Load,
+    head: int,
+    truncated: int,
+    version: int | None,
+    fingerprint: str,
+    encoding: str,
+    payload: bytes,
+    checksum: bytes,
+    recorded_at: int,
+    epoch: int,
+    *page: Any,
+) -> Loaded | JournalCorrupt:
+    snapshot = None
+    if version is not None:
+        snapshot = _snapshot(load.stream_id, version, fingerprint, encoding, payload, checksum, recorded_at, epoch)
+    try:
+        return Loaded(snapshot, _events(*page), head, truncated)
+    except ValueError:
+        return JournalCorrupt(
+            f"an event behind version {max(load.after, version or 0)} is damaged: it holds a control character, which "
+            "JSON does not; restore it from a copy",
+            stream_id=load.stream_id,
+        )
+
+
+def _events(
+    count: int,
+    first_version: int,
+    versions: Sequence[int] | None,
+    types: str,
+    schema_version: int,
+    schema_versions: Sequence[int] | None,
+    payloads: str,
+) -> Sequence[tuple[int, str, int, str]]:
+    """A page that came as strings. Raises `ValueError` if a text in it holds what stands between them."""
+    if not count:
+        return ()
+    first_type = types.partition(_SEPARATOR)[0]
+    names = [first_type] * count
+    return list(
+        zip(
+            versions or range(first_version, first_version + count),
+            names if types == _SEPARATOR.join(names) else types.split(_SEPARATOR),
+            schema_versions or [schema_version] * count,
+            payloads.split(_SEPARATOR),
+            strict=True,
+        )
+    )
 
 
 def _snapshot(

@@ -158,7 +158,7 @@ class Artist:
 
     def _expected(self, version: int) -> int:
         """Right most of the time."""
-        wrong = [version + 1, max(0, version - 1), 0, 10**6, Expected.STREAM_EXISTS]
+        wrong = [version + 1, version - 1, Expected.NO_STREAM, 10**6] if version else [1, Expected.STREAM_EXISTS]
         right = [version, version, Expected.ANY, Expected.STREAM_EXISTS if version else Expected.NO_STREAM]
         return self._random.choice(right if self._random.random() < 0.85 else wrong)
 
