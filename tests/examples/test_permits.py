@@ -189,9 +189,9 @@ def wait_for_events(store: Path, number: int, process: subprocess.Popen[Any]) ->
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
-                query = "SELECT seq FROM sqlite_sequence WHERE name = 'journal_events'"
+                query = "SELECT max(position) FROM journal_events"
                 while process.poll() is None:
-                    if (connection.execute(query).fetchone() or (0,))[0] >= number:
+                    if (connection.execute(query).fetchone()[0] or 0) >= number:
                         return
                     time.sleep(0.001)
         except sqlite3.OperationalError:
