@@ -103,6 +103,8 @@ class PostgresTarget:
         roots = None if self.sslrootcert == "system" else self.sslrootcert
         try:
             context = ssl.create_default_context(cafile=roots)
+            # Some Pythons leave the floor to OpenSSL's configuration.
+            context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
             context.check_hostname = self.sslmode == "verify-full"
             context.verify_mode = ssl.CERT_REQUIRED if is_verified else ssl.CERT_NONE
             if self.sslcert is not None:

@@ -47,6 +47,14 @@ def writer_pid(store: EventStore) -> int:
     return session.connection.get_server_pid()
 
 
+async def until_the_writer_has_noticed(store: EventStore) -> None:
+    session = backend_of(store)._open.append._session
+    assert session is not None
+    async with asyncio.timeout(PATIENCE):
+        while not session.connection.is_closed():
+            await asyncio.sleep(0.01)
+
+
 async def opening(url: str) -> None:
     async with EventStore.open(url):
         pass
@@ -134,6 +142,7 @@ async def test_durability_is_that_of_the_live_server(own_postgres: Postgres) -> 
                 assert less.durability is Durability.PROCESS_CRASH
             # A store that is open finds out when it has to connect again.
             await execute(url, f"SELECT pg_terminate_backend({writer_pid(store)})")
+            await until_the_writer_has_noticed(store)
             with pytest.raises(DurabilityError, match=name):
                 await store.append("a", happened(1))
             await execute(url, f"ALTER SYSTEM SET {name} = on")

@@ -44,7 +44,6 @@ class Callers:
         self.outcomes: list[str] = []
         self.rounds_left = 0
         self.work_seconds = 0.0005
-        self.before_next: list[str] = []
 
     def append(self, stream_id: str) -> PendingAppend:
         event = EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))
@@ -54,10 +53,10 @@ class Callers:
 
     async def run(self, rounds: int) -> None:
         self.rounds_left = rounds * CALLERS
+        last = len(self.outcomes) + (rounds + 1) * CALLERS
         for number in range(CALLERS):
             self.append(str(number))
-        await self.commits.drained()
-        while self.rounds_left > 0:
+        while len(self.outcomes) < last:
             await self.commits.drained()
             await asyncio.sleep(0)
 
