@@ -24,9 +24,10 @@ from eventstore.errors import (
 from eventstore.events import Event, event_class
 from eventstore.store import EventStore
 
-# The first page is small, because the size of the events is not known yet; then so many as fit the target.
+# The first page is small, because the size of the events is not known yet; then so many as fit the target. A trip takes
+# as long as applying a hundred events or more.
 _FIRST_PAGE = 200
-_LARGEST_PAGE = 1000
+_LARGEST_PAGE = 2000
 _PAGE_BYTES = 4 * 1024 * 1024
 
 # So many are applied without giving the event loop a turn.
@@ -103,10 +104,10 @@ class Replay:
         try:
             yield task
         finally:
+            # Where the page before it could not be applied, nobody wants this one, nor what went wrong with it.
             task.cancel()
             await asyncio.wait([task])
             if not task.cancelled():
-                # Where the page before it could not be applied, nobody asks what became of this one.
                 task.exception()
 
     async def _ask(self, after: int, limit: int, *, use_snapshot: bool = False) -> Loaded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from backends.deciding import Group, Head, Place
@@ -23,6 +23,9 @@ _MAX_REMEMBERED = 100_000
 # nobody can lock, and for deadlocks with programs of other people.
 _OPTIMISTIC_ROUNDS = 3
 _ROUNDS = 12
+
+# What stands between texts that are strung together.
+_SEPARATOR = "\x1e"
 
 # Positions are known after the decision. Where places of stored events are compared, the group's own stand behind all
 # of them until then.
@@ -215,14 +218,17 @@ def _columns(rows: Sequence[tuple[Any, ...]], places: dict[int, int]) -> list[ob
     """The events as the append's parameters from `stream` to `epoch`."""
     heads, versions, types, schema_versions, payloads, metadata, event_ids, batch_ids, epochs = zip(*rows, strict=True)
     try:
-        texts = [payload.decode() for payload in payloads]
+        texts = _SEPARATOR.encode().join(payloads).decode()
         notes = [None if item is None else item.decode() for item in metadata] if any(metadata) else []
     except UnicodeDecodeError as error:
         raise EventEncodeError(f"an event holds bytes that are no UTF-8 text, nothing was stored: {error}") from error
+    names = _SEPARATOR.join(types)
+    if not texts.count(_SEPARATOR) == names.count(_SEPARATOR) == len(rows) - 1:
+        raise EventEncodeError("an event holds a control character that no JSON and no name has; nothing was stored")
     return [
-        [head.id or places[id(head)] for head in heads],
-        versions,
-        types,
+        _numbers(head.id or places[id(head)] for head in heads),
+        _numbers(versions),
+        names,
         [] if schema_versions.count(1) == len(rows) else schema_versions,
         texts,
         notes,
@@ -230,6 +236,11 @@ def _columns(rows: Sequence[tuple[Any, ...]], places: dict[int, int]) -> list[ob
         batch_ids if any(batch_ids) else [],
         epochs if any(epochs) else [],
     ]
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    """Numbers as the text of an array."""
+    return f"{{{','.join(map(str, numbers))}}}"
 
 
 def _positioned(outcome: AppendOutcome, guessed: int, first: int, positions: Sequence[int] | None) -> AppendOutcome:

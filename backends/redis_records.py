@@ -24,7 +24,8 @@ MAX_GROUP_BYTES = 256 * 1024 * 1024
 # highest bit set: a batch id follows the header), bytes of the metadata plus one (0: there is none).
 _HEADER = struct.Struct(">QQ16sQIHI")
 _GIVEN = struct.Struct(">16sQIHI")
-_REPLAYED = struct.Struct(">40xIHI")
+_REPLAYED = struct.Struct(">IHI")
+_SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
 _WRITE = struct.Struct(">IqqI?")
 _HAS_BATCH = 0x8000
 _MAX_TYPE_BYTES = _HAS_BATCH - 1
@@ -133,20 +134,23 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
 def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Replayed]:
     """Stored records, of which the first has a version, as replay needs them. Raises `JournalCorrupt`."""
     found: list[Replayed] = []
-    header = _HEADER.size
-    unpack = _REPLAYED.unpack_from
+    sizes = name = b""
+    start = payload = end = schema_version = 0
+    type_ = ""
     try:
         for record in records:
-            schema_version, type_bytes, metadata_bytes = unpack(record)
-            at = header
-            if type_bytes & _HAS_BATCH:
-                at += _ID_BYTES
-                type_bytes &= _MAX_TYPE_BYTES
-            start = at + type_bytes
-            payload = start + metadata_bytes - 1 if metadata_bytes else start
+            # Most have the type of the one before, and all else at the same place.
+            if record[_SIZES] != sizes or record[start:end] != name:
+                sizes = record[_SIZES]
+                schema_version, type_bytes, metadata_bytes = _REPLAYED.unpack(sizes)
+                start = _HEADER.size + (_ID_BYTES if type_bytes & _HAS_BATCH else 0)
+                end = start + (type_bytes & _MAX_TYPE_BYTES)
+                payload = end + metadata_bytes - 1 if metadata_bytes else end
+                name = record[start:end]
+                type_ = name.decode()
             if payload > len(record):
                 raise ValueError("it is cut off")
-            found.append((version, str(record[at:start], "utf-8"), schema_version, record[payload:]))
+            found.append((version, type_, schema_version, record[payload:]))
             version += 1
     except (struct.error, ValueError) as error:
         raise _damaged(stream_id, version, error) from error

@@ -58,10 +58,12 @@ class BarePostgres:
                 total += taken[-1]
         return taken
 
+    async def analyze(self) -> None:
+        """Tell the server how large the journal is: believing it nearly empty, it sorts all the rest for each page."""
+        await self._connection.execute("ANALYZE journal_events")
+
     async def read(self, stream_id: str, page: int) -> AsyncGenerator[Sequence[Any], None]:
         """The stored events of a stream of the journal beside it, page by page."""
-        # Without it the server believes that the table is nearly empty, and sorts all that follow for each page.
-        await self._connection.execute("ANALYZE journal_events")
         fetch = (await self._connection.prepare(_EVENTS_OF_STREAM)).fetch
         version = 0
         while found := await fetch(stream_id, version, page):

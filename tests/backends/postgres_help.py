@@ -55,7 +55,7 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
     """A connection inside a transaction that has appended one event to a new stream: position taken, not committed."""
     async with connected(url) as connection:
         await connection.execute("BEGIN")
-        event = ([-1], [1], ["conformance.happened"], [], ['{"number":0}'], [], new_event_id(), [], [], 0)
+        event = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], [], 0)
         stream = ([stream_id], [stream_id], [1])
         ((count, *_),) = await connection.fetch(PostgresSQL(schema).append_new, *event, [], [], [], [], *stream)
         assert count == 1

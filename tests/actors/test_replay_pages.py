@@ -1,0 +1,154 @@
+"""A long stream is replayed page by page: the next is on its way while one is applied, and others get their turns."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import ClassVar
+
+import pytest
+
+from actors import ActorSystem, Command, PersistentActor, command_handler, event_handler
+from actors.recovery import fold
+from eventstore import BackendUnavailable, Event, EventStore, RecoveryError
+from eventstore.backend import Load
+from tests.actors.faults import Faults
+
+
+class Counted(Event, name="replay-pages.counted"):
+    number: int
+
+
+class Look(Command[int]):
+    pass
+
+
+class Counter(PersistentActor[int]):
+    applied: ClassVar[int] = 0
+    breaks_at: ClassVar[int] = 0
+
+    @command_handler
+    def look(self, command: Look) -> int:
+        return self.state
+
+    @event_handler
+    def counted(self, event: Counted) -> None:
+        if event.number == Counter.breaks_at:
+            raise ValueError("broken on purpose")
+        self.state += 1
+        Counter.applied += 1
+
+
+@pytest.fixture
+def faults() -> Faults:
+    Counter.applied = Counter.breaks_at = 0
+    return Faults()
+
+
+async def fill(store: EventStore, count: int) -> None:
+    await store.append("Counter-a", [Counted(number=number) for number in range(1, count + 1)])
+
+
+def pages_on_their_way() -> list[asyncio.Task[object]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "eventstore-next-page"]
+
+
+async def test_the_next_page_is_asked_for_before_the_one_at_hand_is_applied(faults: Faults):
+    applied_when_asked: dict[int, int] = {}
+
+    async def note(load: Load) -> None:
+        applied_when_asked[load.after] = Counter.applied
+
+    faults.before_load = note
+    async with faults.store() as store, ActorSystem(store) as system:
+        await fill(store, 6000)
+        assert await system.ref(Counter, "a").ask(Look()) == 6000
+    # The first page is too small: it is applied by the time that its successor is asked for.
+    _, _, *large = sorted(applied_when_asked)
+    assert len(large) >= 2
+    assert all(applied_when_asked[after] < after - 1000 for after in large)
+    # The end is known: nobody asks what is behind it.
+    assert 6000 not in applied_when_asked
+
+
+async def test_others_get_their_turns_while_a_large_page_is_applied(faults: Faults):
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            before = Counter.applied
+            await asyncio.sleep(0)
+            most = max(most, Counter.applied - before)
+
+    async with faults.store() as store, ActorSystem(store) as system:
+        await fill(store, 3000)
+        watching = asyncio.create_task(watch())
+        assert await system.ref(Counter, "a").ask(Look()) == 3000
+        watching.cancel()
+    assert 0 < most <= 200
+
+
+async def test_a_handler_that_raises_leaves_no_page_on_its_way(faults: Faults):
+    async def hang(load: Load) -> None:
+        if load.after:
+            await asyncio.sleep(60)
+
+    faults.before_load = hang
+    Counter.breaks_at = 150
+    async with faults.store() as store:
+        await fill(store, 1000)
+        with pytest.raises(RecoveryError, match="broken on purpose"):
+            await fold(store, Counter, "a")
+        assert pages_on_their_way() == []
+
+
+async def test_a_cancelled_replay_leaves_no_page_on_its_way(faults: Faults):
+    is_waiting = asyncio.Event()
+
+    async def hang(load: Load) -> None:
+        if load.after:
+            is_waiting.set()
+            await asyncio.sleep(60)
+
+    faults.before_load = hang
+    async with faults.store() as store:
+        await fill(store, 1000)
+        folding = asyncio.create_task(fold(store, Counter, "a"))
+        await is_waiting.wait()
+        assert len(pages_on_their_way()) == 1
+        folding.cancel()
+        await asyncio.wait([folding])
+        assert folding.cancelled()
+        assert pages_on_their_way() == []
+
+
+async def test_a_page_that_cannot_be_read_fails_the_replay_with_its_error(faults: Faults):
+    async def fail(load: Load) -> None:
+        if load.after:
+            raise BackendUnavailable("gone")
+
+    faults.before_load = fail
+    async with faults.store() as store:
+        await fill(store, 1000)
+        with pytest.raises(BackendUnavailable, match="gone"):
+            await fold(store, Counter, "a")
+    assert Counter.applied == 200
+
+
+async def test_a_handler_that_raises_is_told_and_not_the_page_that_failed_meanwhile(
+    faults: Faults, caplog: pytest.LogCaptureFixture
+):
+    async def fail(load: Load) -> None:
+        if load.after > 200:
+            raise BackendUnavailable("gone")
+
+    faults.before_load = fail
+    Counter.breaks_at = 2100
+    async with faults.store() as store:
+        await fill(store, 6000)
+        with pytest.raises(RecoveryError, match="broken on purpose"):
+            await fold(store, Counter, "a")
+        assert faults.loads[-1].after > 200
+    gc.collect()
+    assert "never retrieved" not in caplog.text
