@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--write", action="store_true", help="rewrite the table in docs/performance.md")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="about a minute and a half: to see that it runs")
+    size.add_argument("--quick", action="store_true", help="about two minutes: to see that it runs")
     size.add_argument("--long", action="store_true", help="row 15 with a journal of 10^7 events")
     given = parser.parse_args()
     if unknown := [name for name in given.rows if not _chosen([name])]:
