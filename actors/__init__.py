@@ -1,21 +1,33 @@
 """Persistent actors: live objects that journal every change of their state as events."""
 
 from actors.actor import PersistentActor
-from actors.command import Command
+from actors.command import Command, new_command_id
+from actors.dead_letters import DeadLetter
 from actors.handlers import command_handler, event_handler
 from actors.recovery import Folded, fold
 from actors.ref import ActorRef
+from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
-from actors.supervision import Restart, Stop, Supervision
-from actors.system import ActorSystem, SystemStats
+from actors.stats import SystemStats
+from actors.supervision import Escalate, Match, Restart, Resume, Stop, Supervision
+from actors.supervisor import Failure
+from actors.system import ActorSystem
 from eventstore.errors import (
     ActorError,
     ActorStopped,
     AskCycle,
     AskTimeout,
+    BackendUnavailable,
+    CommandForgotten,
     CommandRejected,
+    ConcurrencyError,
     DefinitionError,
+    DuplicateCommandMismatch,
+    FencedError,
+    InvalidCommandId,
     MailboxFull,
+    OutcomeUnknown,
+    OwnedElsewhere,
     RecoveryError,
 )
 
@@ -26,14 +38,28 @@ __all__ = [
     "ActorSystem",
     "AskCycle",
     "AskTimeout",
+    "BackendUnavailable",
     "Command",
+    "CommandForgotten",
     "CommandRejected",
+    "CommandRetention",
+    "ConcurrencyError",
+    "DeadLetter",
     "DefinitionError",
+    "DuplicateCommandMismatch",
+    "Escalate",
+    "Failure",
+    "FencedError",
     "Folded",
+    "InvalidCommandId",
     "MailboxFull",
+    "Match",
+    "OutcomeUnknown",
+    "OwnedElsewhere",
     "PersistentActor",
     "RecoveryError",
     "Restart",
+    "Resume",
     "SnapshotPolicy",
     "Stop",
     "Supervision",
@@ -41,4 +67,5 @@ __all__ = [
     "command_handler",
     "event_handler",
     "fold",
+    "new_command_id",
 ]

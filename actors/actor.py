@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 from actors.handlers import Handlers, collect_handlers
+from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.state import StateType
-from actors.supervision import Restart, Supervision
+from actors.supervision import Escalate, Supervision, check_supervision
 from eventstore.errors import DefinitionError
 from eventstore.events import Event, checked_stream_id
 
@@ -37,7 +39,12 @@ class PersistentActor(Generic[S]):
     __slots__ = ("_stage", "state")
 
     snapshot_policy: ClassVar[SnapshotPolicy] = SnapshotPolicy()
-    supervision: ClassVar[Supervision] = Restart()
+    command_retention: ClassVar[CommandRetention | None] = None
+    ownership: ClassVar[Literal["shared", "exclusive"] | None] = None
+    """"exclusive": one process at a time, which claims the stream. "shared": any number. None: as the system says."""
+    always_fresh: ClassVar[bool] = False
+    """Whether every `ask` of a shared actor is `fresh`."""
+    supervision: ClassVar[Supervision] = Escalate()
 
     kind: ClassVar[str]
     handlers: ClassVar[Handlers]
@@ -53,6 +60,13 @@ class PersistentActor(Generic[S]):
                 f"{cls.__qualname__}.__init__: an actor is made by the runtime; set up its state in initial_state, "
                 "and what depends on it in recovered"
             )
+        if cls.ownership not in (None, "shared", "exclusive"):
+            raise DefinitionError(
+                f"{cls.__qualname__}.ownership is 'shared', 'exclusive' or None, not {cls.ownership!r}"
+            )
+        check_supervision(cls.supervision, f"{cls.__qualname__}.supervision")
+        if inspect.iscoroutinefunction(cls.before_restart):
+            raise DefinitionError(f"{cls.__qualname__}.before_restart cannot be async; after_restart can")
         annotation = _state_annotation(cls)
         if isinstance(annotation, TypeVar):
             return  # A generic base of actors, not an actor yet.
@@ -76,6 +90,19 @@ class PersistentActor(Generic[S]):
 
     def recovered(self) -> Awaitable[None] | None:
         """Called once after every recovery, before the first command. It may be `async def`; it cannot persist."""
+        return None
+
+    def before_restart(self, error: BaseException) -> None:
+        """Called on the actor that failed, when `Restart` was chosen. Its state may hold events that were never stored.
+
+        What it raises is logged, and changes nothing.
+        """
+
+    def after_restart(self, error: BaseException) -> Awaitable[None] | None:
+        """Called after `recovered` on the actor that was rebuilt. It may be `async def`; it cannot persist.
+
+        What it raises is a failure of its own: the commands that wait are answered with `RecoveryError`.
+        """
         return None
 
     def persist(self, *events: Event) -> Awaitable[None]:

@@ -9,25 +9,35 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol, cast
 
+import orjson
 from uuid_utils import uuid7
 
 from actors.actor import PersistentActor, new_actor
 from actors.command import Command
+from actors.command_identity import CommandIdentity
+from actors.command_memory import CommandMemory
 from actors.commit import Commit, size_of
+from actors.handlers import CommandRoute
 from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Mailbox
-from eventstore.backend import Appended, AppendOutcome, EncodedEvent
+from actors.replies import rejected, replied
+from eventstore.backend import Appended, AppendOutcome, CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
 from eventstore.codec import encode_metadata, encode_payload
 from eventstore.errors import (
     ActorError,
     ActorStopped,
+    BackendUnavailable,
     CodecError,
+    CommandForgotten,
     CommandRejected,
     ConcurrencyError,
     DefinitionError,
+    DuplicateCommand,
     EventStoreError,
+    FencedError,
     JournalCorrupt,
     OutcomeUnknown,
+    OwnedElsewhere,
 )
 from eventstore.events import Event, Metadata
 from eventstore.group_commit import GroupCommit
@@ -39,6 +49,10 @@ _ATTEMPTS = 3
 
 # Commands served from a mailbox in one turn of the loop, so that a full one does not hold up everybody else.
 _TURN = 64
+
+# These say nothing about the actor, so they are not its failures: the database is away, or somebody else was faster.
+_NOT_ITS_OWN = (BackendUnavailable, OutcomeUnknown, OwnedElsewhere, FencedError)
+_OVERTAKEN = (ConcurrencyError, DuplicateCommand, CommandForgotten)
 
 
 class Phase(Enum):
@@ -71,9 +85,19 @@ class CellRuntime(Protocol):
 
     def recover(self, cell: Cell, pause: float) -> Coroutine[Any, Any, None]: ...
 
+    def catch_up(self, cell: Cell) -> Coroutine[Any, Any, None]: ...
+
+    def find_command(self, lookup: CommandLookup) -> Coroutine[Any, Any, CommandsFound]: ...
+
+    def owns_streams(self) -> bool: ...
+
+    def forget(self, cell: Cell) -> None: ...
+
     def supervise(self, cell: Cell, error: BaseException) -> None: ...
 
     def save_snapshot(self, cell: Cell, version: int, data: bytes) -> None: ...
+
+    def command_remembered(self, cell: Cell, outcome: CommandOutcome) -> None: ...
 
     def tell_failed(self, cell: Cell, envelope: Envelope, error: BaseException) -> None: ...
 
@@ -81,23 +105,33 @@ class CellRuntime(Protocol):
 class Cell:
     """One actor in memory. An idle one is this object and the actor's own: no task, queue, lock or timer.
 
-    `is_ready` says that a command may be decided at once, in the caller's own turn.
+    `is_ready` says that a command may be decided at once, in the caller's own turn. `epoch` is that of an actor whose
+    stream this process owns, None where it is shared. `is_doubtful` says that another process may have changed the
+    stream since the state was read. `base` is the state at an earlier version, kept where others interfere.
     """
 
     __slots__ = (
         "_failure",
         "_head",
+        "_identity",
         "_is_deciding",
         "_is_touched",
         "_mailbox",
+        "_memory",
         "_metadata",
+        "_refusal",
         "_runtime",
+        "_sent_version",
         "_staged",
         "_tail",
         "actor",
+        "base",
         "cls",
         "decisions",
+        "epoch",
         "handling",
+        "is_doubtful",
+        "is_overtaken",
         "is_ready",
         "phase",
         "stream_id",
@@ -114,10 +148,20 @@ class Cell:
         self.used = 0
         self.phase = Phase.PASSIVE
         self.is_ready = False
+        self.epoch: int | None = None
+        self.is_doubtful = False
+        self.is_overtaken = False
+        self.base: tuple[int, Any] | None = None
         self.handling: Handling | None = None
         self._mailbox: Mailbox | None = None
         self._staged: list[EncodedEvent] | None = None
+        # Of the command that is being decided.
         self._metadata: Metadata | None = None
+        self._identity: CommandIdentity | None = None
+        self._refusal: BackendUnavailable | None = None
+        # The version without what that command has staged.
+        self._sent_version = 0
+        self._memory: CommandMemory | None = None
         self._is_deciding = False
         self._is_touched = False
         self._failure: BaseException | None = None
@@ -127,27 +171,46 @@ class Cell:
 
     # Commands in
 
-    def decide(self, handle: Callable[[Any, Any], Any], command: Command[Any], metadata: Metadata | None) -> Any:
+    def knows_new(self, identity: CommandIdentity) -> bool:
+        """Whether a command with an id can be decided without asking the journal what it remembers."""
+        return self._memory is not None and self._memory.is_new(identity)
+
+    def doubt(self) -> None:
+        """Another process has moved the stream on: catch up before the next command is served."""
+        self.is_doubtful = True
+        self.is_ready = False
+
+    def decide(
+        self,
+        handle: Callable[[Any, Any], Any],
+        command: Command[Any],
+        metadata: Metadata | None,
+        identity: CommandIdentity | None = None,
+    ) -> Any:
         """Run a sync handler now. Returns its reply, or an `Envelope` whose reply comes once its events are durable.
 
-        Only for a cell that `is_ready`.
+        Only for a cell that `is_ready`, and an identity that it `knows_new`.
         """
+        outcome: CommandOutcome | None = None
         self._metadata = metadata
+        self._identity = identity
         self._is_deciding = True
         try:
             result = handle(self.actor, command)
+            if identity is not None:
+                outcome = replied(command, identity, result, limit=self._runtime.max_payload_bytes)
         except BaseException as error:
             self._is_deciding = False
-            envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context())
+            envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context(), identity)
             self._refused(envelope, error)
             return envelope
         self._is_deciding = False
-        if not self._is_touched and self._tail is None:
+        if not self._is_touched and self._tail is None and outcome is None and self._refusal is None:
             return result
         # The context is for the case that it must be decided again.
-        envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context())
+        envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context(), identity)
         envelope.result = result
-        self._decided(envelope)
+        self._decided(envelope, outcome)
         return envelope
 
     def accept(self, envelope: Envelope) -> None:
@@ -188,12 +251,19 @@ class Cell:
         for _ in range(_TURN):
             if not mailbox or self._is_congested():
                 break
+            if self.epoch is not None and not self._runtime.owns_streams():
+                self._lapsed()
+                return
             route = self.cls.handlers.commands[type(mailbox.first.command)]  # type: ignore[index]
-            if route.is_async and self._head is not None:
+            must_look = self._must_look(route, mailbox.first)
+            if (route.is_async or must_look) and self._head is not None:
                 break  # It may do I/O, so it must not act on what may turn out not to be stored.
             envelope = mailbox.take()
+            if must_look:
+                self._begin(self._look(route, envelope), None)
+                return
             if route.is_async:
-                self._start(route.handle, envelope)
+                self._begin(self._handle(route.handle, envelope), envelope.context)
                 return
             self._serve(route.handle, envelope)
             if self._failure is not None or self.phase is not Phase.LIVE:
@@ -205,56 +275,118 @@ class Cell:
             self._mailbox = None
             if mailbox is not None:
                 mailbox.close()
-            self.is_ready = self._runtime.is_open and not self._is_congested()
+            is_certain = self.epoch is not None or not (self.is_doubtful or self.cls.always_fresh)
+            self.is_ready = is_certain and self._runtime.is_open and not self._is_congested()
 
     def _is_congested(self) -> bool:
         tail = self._tail
         return tail is not None and (tail.is_full or self._runtime.commits.is_full)
 
+    def _must_look(self, route: CommandRoute, envelope: Envelope) -> bool:
+        """Whether the journal must be asked first: is the command remembered, is the state the newest."""
+        identity = envelope.identity
+        if identity is not None and not self.knows_new(identity):
+            return True
+        if self.epoch is not None:
+            return False
+        # What another process has stored is found out by the append. That is too late for a handler that does I/O.
+        is_async_once = identity is not None and route.is_async
+        return is_async_once or self.is_doubtful or envelope.is_fresh or self.cls.always_fresh
+
     def _serve(self, handle: Callable[[Any, Any], Any], envelope: Envelope) -> None:
+        outcome: CommandOutcome | None = None
         self._metadata = envelope.metadata
+        self._identity = envelope.identity
         self._is_deciding = True
         try:
             envelope.result = cast("contextvars.Context", envelope.context).run(handle, self.actor, envelope.command)
+            if envelope.identity is not None:
+                outcome = self._outcome(envelope)
         except BaseException as error:
             self._is_deciding = False
             self._refused(envelope, error)
             return
         self._is_deciding = False
-        self._decided(envelope)
+        self._decided(envelope, outcome)
 
-    def _start(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> None:
+        """Do something for one command that has to be awaited. The others wait in the mailbox."""
         self.phase = Phase.HANDLING
         self.is_ready = False
-        self._runtime.start_task(self._handle(handle, envelope), envelope.context)
+        self._runtime.start_task(work, context)
 
     async def _handle(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
+        outcome: CommandOutcome | None = None
         self.begin_handling()
         self._metadata = envelope.metadata
+        self._identity = envelope.identity
         self._is_deciding = True
         try:
             envelope.result = await handle(self.actor, envelope.command)
+            if envelope.identity is not None:
+                outcome = self._outcome(envelope)
         except asyncio.CancelledError:
             self._end_handling()
-            self._refused(
-                envelope,
-                ActorStopped(f"{self.stream_id!r}: the handler of {type(envelope.command).__name__} was cancelled"),
-            )
+            self._refused(envelope, self._cancelled(envelope))
         except BaseException as error:
             self._end_handling()
             self._refused(envelope, error)
         else:
             self._end_handling()
-            self._decided(envelope)
+            self._decided(envelope, outcome)
         self._after_failure()
         self._pump()
 
-    def _decided(self, envelope: Envelope) -> None:
+    async def _look(self, route: CommandRoute, envelope: Envelope) -> None:
+        """Ask the journal what must be known before the command is decided; then answer it, or have it decided."""
+        is_answered = False
+        try:
+            if envelope.identity is not None:
+                if self._memory is None:
+                    self._memory = CommandMemory(self.stream_id, self._runtime.find_command)
+                is_answered = await self._memory.recall(envelope, envelope.identity)
+            if (
+                not is_answered
+                and self.epoch is None
+                and (self.is_doubtful or envelope.is_fresh or self.cls.always_fresh)
+            ):
+                self.is_doubtful = False
+                await self._runtime.catch_up(self)
+                self._sent_version = self.version
+        except asyncio.CancelledError:
+            envelope.error = self._cancelled(envelope)
+        except BackendUnavailable as error:
+            # What has been caught up is right as far as it goes.
+            self.is_doubtful = True
+            envelope.error = error
+        except EventStoreError as error:
+            self._failure = envelope.error = error
+        self._end_handling()
+        if envelope.error is not None or is_answered:
+            self._deliver(envelope)
+        elif route.is_async:
+            self._begin(self._handle(route.handle, envelope), envelope.context)
+            return
+        elif self._failure is None:
+            self._serve(route.handle, envelope)
+        self._after_failure()
+        self._pump()
+
+    def _outcome(self, envelope: Envelope) -> CommandOutcome:
+        command = cast("Command[Any]", envelope.command)
+        identity = cast("CommandIdentity", envelope.identity)
+        return replied(command, identity, envelope.result, limit=self._runtime.max_payload_bytes)
+
+    def _cancelled(self, envelope: Envelope) -> ActorStopped:
+        return ActorStopped(f"{self.stream_id!r}: the handler of {type(envelope.command).__name__} was cancelled")
+
+    def _decided(self, envelope: Envelope, outcome: CommandOutcome | None) -> None:
         """The handler returned. If something failed under way, it may have caught that, but nothing of it can stand."""
-        if self._failure is None:
-            self._conclude(envelope)
+        failure = self._failure or self._refusal
+        if failure is None:
+            self._conclude(envelope, outcome)
         else:
-            self._refused(envelope, self._failure)
+            self._refused(envelope, failure)
 
     def begin_handling(self) -> None:
         """From here on, what this context asks is asked by this actor."""
@@ -281,10 +413,15 @@ class Cell:
             raise ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
         if self._failure is not None:
             raise self._failure
+        refusal = self._runtime.commits.refusal()
+        if refusal is not None:
+            # Before the state is touched, so that the actor can go on answering from it.
+            self._refusal = refusal
+            raise refusal
         handlers = self.cls.handlers.events
         staged = [] if self._staged is None else self._staged
         batch_id = staged[0].batch_id if staged else None
-        metadata = None if self._metadata is None else encode_metadata(self._metadata)
+        metadata = _encoded(self._metadata, self._identity)
         added: list[EncodedEvent] = []
         for event in events:
             if event.__class__ not in handlers:
@@ -324,13 +461,13 @@ class Cell:
             self._conclude(envelope)
             await cast("asyncio.Future[None]", envelope.reply)
 
-    def _conclude(self, envelope: Envelope) -> None:
+    def _conclude(self, envelope: Envelope, outcome: CommandOutcome | None = None) -> None:
         """A command is decided: send its events on, and let its reply wait for them and all before them."""
         staged, self._staged = self._staged, None
         self._is_touched = False
         envelope.attempts += 1
-        if staged:
-            self._send(staged)
+        if staged or outcome is not None:
+            self._send(staged or [], outcome)
         self._settle(envelope)
 
     def _settle(self, envelope: Envelope) -> None:
@@ -345,22 +482,25 @@ class Cell:
             if self._runtime.commits.is_full:
                 self._runtime.commits.when_room(self._pump)
 
-    def _send(self, staged: list[EncodedEvent]) -> None:
-        before = self.version - len(staged)
-        size = size_of(staged)
+    def _send(self, staged: list[EncodedEvent], outcome: CommandOutcome | None) -> None:
+        before = self._sent_version
+        self._sent_version = self.version
+        size = size_of(staged, outcome)
+        if outcome is not None and self._memory is not None:
+            self._memory.add(outcome.command_id)
         tail = self._tail
         if tail is not None and not tail.is_taken:
-            tail.events.extend(staged)
+            tail.add(staged, outcome)
             self._runtime.commits.grow(tail, size)
         else:
-            tail = Commit(self.stream_id, before, self._on_outcome)
-            tail.events.extend(staged)
+            tail = Commit(self.stream_id, before, self.epoch, self._on_outcome)
+            tail.add(staged, outcome)
             tail.size_bytes = size
             self._tail = tail
             self._head = self._head or tail
             self._runtime.commits.submit(tail)
         policy = self.cls.snapshot_policy
-        if policy.every is not None or policy.when is not None:
+        if staged and (policy.every is not None or policy.when is not None):
             self._snapshot_if_due(tail, before)
 
     def _snapshot_if_due(self, commit: Commit, before: int) -> None:
@@ -388,6 +528,8 @@ class Cell:
                     self._deliver(envelope)
                 if commit.snapshot is not None:
                     self._runtime.save_snapshot(self, *commit.snapshot)
+                for remembered in commit.commands:
+                    self._runtime.command_remembered(self, remembered)
         if not isinstance(outcome, Appended):
             self._lost([*commit.envelopes, *(behind.envelopes if behind else ())], outcome)
         self._after_failure()
@@ -402,12 +544,11 @@ class Cell:
         self.is_ready = False
         again: list[Envelope] = []
         for envelope in envelopes:
-            is_pure = type(envelope.command) in self.decisions
-            if isinstance(error, ConcurrencyError) and is_pure and envelope.attempts < _ATTEMPTS:
+            if self._is_decided_again(envelope, error):
                 envelope.result = envelope.error = None
                 again.append(envelope)
             else:
-                envelope.error = error
+                envelope.error = _told(error, envelope.identity)
                 self._deliver(envelope)
         if again:
             if self._mailbox is None:
@@ -415,15 +556,32 @@ class Cell:
             self._mailbox.put_back(again)
         self._failure = self._failure or error
 
+    def _is_decided_again(self, envelope: Envelope, error: EventStoreError) -> bool:
+        is_pure = type(envelope.command) in self.decisions
+        if isinstance(error, (DuplicateCommand, CommandForgotten)):
+            is_named = envelope.identity is not None and envelope.identity.command_id == error.command_id
+            # Another process was faster with this very command: what came of it there is the answer.
+            envelope.is_decided = envelope.is_decided or is_named
+            return is_pure or is_named
+        return isinstance(error, ConcurrencyError) and is_pure and envelope.attempts < _ATTEMPTS
+
     def _refused(self, envelope: Envelope, error: BaseException) -> None:
         """The handler raised. Unless it had persisted something, nothing has changed and the actor goes on."""
         envelope.error = error
         envelope.attempts += 1
-        self._settle(envelope)
-        if self._is_touched:
+        self._refusal = None
+        is_touched, self._is_touched = self._is_touched, False
+        if is_touched:
             self._staged = None
-            self._is_touched = False
+            self.version = self._sent_version
             self.is_ready = False
+        if envelope.identity is not None and isinstance(error, CommandRejected) and self._failure is None:
+            try:
+                self._send([], rejected(envelope.identity, error, limit=self._runtime.max_payload_bytes))
+            except CodecError as unwritable:
+                envelope.error = unwritable
+        self._settle(envelope)
+        if is_touched:
             self._failure = self._failure or error
             self._after_failure()
         if not isinstance(error, Exception):
@@ -461,19 +619,26 @@ class Cell:
         """The actor in its initial state, for recovery to begin with."""
         self.phase = Phase.RECOVERING
         self.version = 0
+        self._memory = None
+        self.is_doubtful = False
         self.actor = new_actor(self.cls, self)
         return self.actor
 
     def recovered(self) -> None:
         """The state is that of the journal: begin to serve."""
         self.phase = Phase.LIVE
+        self._sent_version = self.version
+        self.is_overtaken = False
         self._pump()
 
     def recovery_failed(self, error: BaseException) -> None:
         """Nobody can be served: tell everyone who waits, and leave memory."""
         self._fail_mailbox(error)
         self.phase = Phase.PASSIVE
-        self._runtime.supervise(self, error)
+        if isinstance(error, _NOT_ITS_OWN):
+            self._runtime.forget(self)
+        else:
+            self._runtime.supervise(self, error)
 
     def stop(self, error: BaseException) -> None:
         """Serve nobody any more."""
@@ -487,6 +652,7 @@ class Cell:
         self.phase = Phase.PASSIVE
         self.is_ready = False
         # References to the actor may hold this cell: they should not hold its state.
+        self.base = self._memory = None
         del self.actor
 
     def snapshot_on_passivation(self) -> bytes | None:
@@ -521,13 +687,25 @@ class Cell:
         stopped.__cause__ = self._failure
         return stopped
 
+    def _lapsed(self) -> None:
+        """The lease ran out, so another process may have claimed the stream: the state here counts no more."""
+        self.is_ready = False
+        self._failure = BackendUnavailable(f"{self.stream_id!r}: this process's lease ran out")
+        self._after_failure()
+
     def _after_failure(self) -> None:
         """Once nothing is in flight any more, drop the state that is not the journal's, and rebuild it."""
         if self._failure is None or self._head is not None or self.phase is not Phase.LIVE:
             return
         failure, self._failure = self._failure, None
-        if isinstance(failure, (ConcurrencyError, CommandRejected)):
-            self.activate(0)  # Nothing is wrong with the actor: it was overtaken, or changed its mind.
+        if isinstance(failure, FencedError):
+            # The stream has a new owner: what waits here is that one's to answer.
+            self._fail_mailbox(failure)
+            self._runtime.forget(self)
+        elif isinstance(failure, (*_OVERTAKEN, *_NOT_ITS_OWN, CommandRejected)):
+            # Nothing is wrong with the actor: it was overtaken, or changed its mind, or the database was away.
+            self.is_overtaken = isinstance(failure, _OVERTAKEN)
+            self.activate(0)
         else:
             self._runtime.supervise(self, failure)
 
@@ -548,3 +726,23 @@ class _Durable:
 
     def __await__(self) -> Generator[Any, None, None]:
         return self._cell.until_durable().__await__()
+
+
+def _encoded(metadata: Metadata | None, identity: CommandIdentity | None) -> bytes | None:
+    """The metadata that a command's events are stored with: they name the command."""
+    if identity is None:
+        return None if metadata is None else encode_metadata(metadata)
+    if metadata is None:
+        return b'{"command_id":' + orjson.dumps(identity.command_id) + b"}"
+    return encode_metadata(metadata.model_copy(update={"command_id": identity.command_id}))
+
+
+def _told(error: EventStoreError, identity: CommandIdentity | None) -> EventStoreError:
+    """An append's error as the asker of one command gets it."""
+    if not isinstance(error, OutcomeUnknown) or identity is None:
+        return error
+    unknown = OutcomeUnknown(
+        f"{error}; ask again with command_id {identity.command_id!r} to find out", command_id=identity.command_id
+    )
+    unknown.__cause__ = error
+    return unknown

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from uuid_utils import uuid7
 
 R = TypeVar("R")
 
@@ -16,3 +17,17 @@ class Command(BaseModel, Generic[R]):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def reply_type(command: type[Command[Any]]) -> Any:
+    """The reply that a class of commands promises: int for a `Command[int]`; `Any` if it says nothing."""
+    for base in command.__mro__:
+        if issubclass(base, Command) and (args := base.__pydantic_generic_metadata__["args"]):
+            return type(None) if args[0] is None else args[0]
+    return Any
+
+
+def new_command_id() -> str:
+    """An id for a command: a UUIDv7. It tells when the command was issued, so that a store which has forgotten the
+    outcomes of that time can say so."""
+    return str(uuid7())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from actors.mailbox import Envelope
-from eventstore.backend import AppendOutcome, EncodedEvent, StreamWrite
+from eventstore.backend import AppendOutcome, CommandOutcome, EncodedEvent, StreamWrite
 from eventstore.errors import EventStoreError
 from eventstore.group_commit import EVENT_OVERHEAD_BYTES, PendingAppend
 
@@ -16,25 +16,33 @@ _BYTES = 1024 * 1024
 
 
 class Commit(PendingAppend):
-    """Events of one actor on their way into the journal, and everyone who waits for them.
+    """Events and outcomes of one actor on their way into the journal, and everyone who waits for them.
 
     It can be joined until the group takes it, so that there is at most one in flight and one behind it: a conflict
     then fails exactly those commands that were decided on what is lost.
     """
 
-    __slots__ = ("envelopes", "events", "snapshot", "version")
+    __slots__ = ("commands", "envelopes", "events", "snapshot", "version")
 
     def __init__(
         self,
         stream_id: str,
         version: int,
+        epoch: int | None,
         on_outcome: Callable[[Commit, AppendOutcome | EventStoreError], None],
     ) -> None:
         self.events: list[EncodedEvent] = []
-        super().__init__([StreamWrite(stream_id, version, self.events)], 0, on_outcome)
+        self.commands: list[CommandOutcome] = []
+        super().__init__([StreamWrite(stream_id, version, self.events, epoch, self.commands)], 0, on_outcome)
         self.envelopes: list[Envelope] = []
         self.version = version
         self.snapshot: tuple[int, bytes] | None = None
+
+    def add(self, events: list[EncodedEvent], outcome: CommandOutcome | None) -> None:
+        """Let one more command's events and outcome join."""
+        self.events.extend(events)
+        if outcome is not None:
+            self.commands.append(outcome)
 
     @property
     def is_full(self) -> bool:
@@ -44,9 +52,9 @@ class Commit(PendingAppend):
         return len(self.envelopes) >= _COMMANDS or len(self.events) >= _EVENTS or self.size_bytes >= _BYTES
 
 
-def size_of(events: list[EncodedEvent]) -> int:
-    """The bytes that events count for in the queue of appends."""
+def size_of(events: list[EncodedEvent], outcome: CommandOutcome | None) -> int:
+    """The bytes that a command's events and outcome count for in the queue of appends."""
     size = EVENT_OVERHEAD_BYTES * len(events)
     for event in events:
         size += len(event.payload)
-    return size
+    return size if outcome is None else size + EVENT_OVERHEAD_BYTES + len(outcome.payload)

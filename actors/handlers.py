@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from actors.command import Command
+from actors.command import Command, reply_type
 from eventstore.errors import DefinitionError
 from eventstore.events import Event
 
@@ -152,15 +152,7 @@ def _is_generic(handled: type[Any], wanted: type[Any]) -> bool:
 
 def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None:
     """The handler's return annotation against the reply the command's class promises, where both are classes."""
-    promised: Any = next(
-        (
-            base.__pydantic_generic_metadata__["args"][0]
-            for base in command.__mro__
-            if issubclass(base, Command) and base.__pydantic_generic_metadata__["args"]
-        ),
-        Any,
-    )
-    promised = type(None) if promised is None else promised
+    promised = reply_type(command)
     if promised is Any or not (isinstance(promised, type) and isinstance(returned, type)):
         return
     # PEP 484: where a float is promised, an int will do.

@@ -9,14 +9,29 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from actors.command import Command
+from actors.command_identity import CommandIdentity
 from eventstore.errors import MailboxFull
 from eventstore.events import Metadata
 
 
 class Envelope:
-    """A command in a mailbox, or one that was decided and waits for its events to be durable."""
+    """A command in a mailbox, or one that was decided and waits for its events to be durable.
 
-    __slots__ = ("attempts", "command", "context", "error", "metadata", "reply", "result")
+    `is_fresh` asks for a state that is the newest; `is_decided` says that an outcome of it is known to be stored.
+    """
+
+    __slots__ = (
+        "attempts",
+        "command",
+        "context",
+        "error",
+        "identity",
+        "is_decided",
+        "is_fresh",
+        "metadata",
+        "reply",
+        "result",
+    )
 
     def __init__(
         self,
@@ -24,11 +39,15 @@ class Envelope:
         reply: asyncio.Future[Any] | None,
         metadata: Metadata | None,
         context: contextvars.Context | None = None,
+        identity: CommandIdentity | None = None,
     ) -> None:
         self.command = command
         self.reply = reply
         self.metadata = metadata
         self.context = context
+        self.identity = identity
+        self.is_fresh = False
+        self.is_decided = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.attempts = 0

@@ -69,6 +69,22 @@ async def recover(
     return snapshot_version
 
 
+async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage, *, page_timeout: float) -> None:
+    """Bring an actor from where it stands to what the journal says. Raises `RecoveryError`."""
+    replay = Replay(store, actor, stage, page_timeout=page_timeout)
+    try:
+        loaded = await replay.look()
+        if loaded.version < stage.version:
+            raise JournalCorrupt(
+                f"it is at version {loaded.version}, its actor has seen version {stage.version}: events are missing",
+                stream_id=stage.stream_id,
+                version=loaded.version,
+            )
+        await replay.through(loaded.version)
+    except (CodecError, JournalCorrupt, DefinitionError) as error:
+        raise RecoveryError(stage.stream_id, str(error)) from error
+
+
 async def _start(
     store: EventStore,
     actor: PersistentActor[Any],

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from actors.actor import PersistentActor
 from actors.cell import Cell, Phase
 from actors.command import Command
+from actors.command_identity import identify
 from actors.deadlines import Deadlines
 from actors.handling import Handling, serving
 from actors.mailbox import Envelope
@@ -35,6 +36,8 @@ class RefRuntime(Protocol):
 
     def new_reply(self) -> asyncio.Future[Any]: ...
 
+    def owns_streams(self) -> bool: ...
+
     def cell_of(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell: ...
 
     def restart(self, stream_id: str) -> None: ...
@@ -51,60 +54,89 @@ class ActorRef(Generic[A]):
         self._cell: Cell | None = None
         self.stream_id = stream_id
 
-    async def ask(self, command: Command[R], *, timeout: float | None = None, metadata: Metadata | None = None) -> R:
+    async def ask(
+        self,
+        command: Command[R],
+        *,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        command_id: str | None = None,
+        fresh: bool = False,
+    ) -> R:
         """Send a command and wait for its reply, which comes when every event it rests on is durable.
 
+        With a `command_id` the command is handled once: its reply, or its rejection, is stored with its events, and
+        the same command under the same id is answered with it from then on, by whatever process, after whatever
+        crash. So ask again, with the same id, whenever the reply did not come. An `async def` handler that stores
+        some of its events early is remembered when it has ended. `new_command_id` makes ids that serve best.
+
+        With `fresh` the state is brought up to what the journal holds at this moment; without, a state that another
+        process has moved on may be seen for some time. It makes no difference where the actor is owned exclusively.
+
         Raises what the handler raised; `AskTimeout` after `timeout` seconds (the command is not undone, and may still
-        be handled); `MailboxFull` or `ActorStopped` (not accepted); `RecoveryError`; `ConcurrencyError`,
-        `BackendUnavailable` (nothing stored) or `OutcomeUnknown`. To be cancelled ends the waiting, not the command.
-        `metadata` is stored with the command's events.
+        be handled); `MailboxFull` or `ActorStopped` (not accepted); `OwnedElsewhere` or `FencedError` (another process
+        owns the actor); `RecoveryError`; `ConcurrencyError`, `BackendUnavailable` (nothing stored) or `OutcomeUnknown`;
+        with an id also `DuplicateCommandMismatch`, `CommandForgotten` or `CodecError` (nothing done). To be cancelled
+        ends the waiting, not the command. `metadata` is stored with the command's events.
         """
         cell = self._cell
+        runtime = self._runtime
+        identity = None if command_id is None else identify(command, command_id)
         # In another loop or thread than the system's the way by the mailbox refuses it.
-        if cell is not None and cell.is_ready and get_running_loop() is self._runtime.loop:
+        if cell is not None and cell.is_ready and not fresh and get_running_loop() is runtime.loop:
             handle = cell.decisions.get(command.__class__)
-            if handle is not None:
-                cell.used = self._runtime.next_use()
-                decided = cell.decide(handle, command, metadata)
+            if (
+                handle is not None
+                and (identity is None or cell.knows_new(identity))
+                and (cell.epoch is None or runtime.owns_streams())
+            ):
+                cell.used = runtime.next_use()
+                decided = cell.decide(handle, command, metadata, identity)
                 if decided.__class__ is not Envelope:
                     at_once: R = decided
                     return at_once
                 durable: R = await self._reply(decided.reply, timeout)  # type: ignore[arg-type]
                 return durable
+        envelope = Envelope(command, None, metadata, contextvars.copy_context(), identity)
+        envelope.is_fresh = fresh
         asker = _asker()
         if asker is None:
-            reply: R = await self._ask_by_mailbox(command, timeout, metadata)
+            reply: R = await self._ask_by_mailbox(envelope, timeout)
         else:
-            reply = await self._ask_within(asker, command, timeout, metadata)
+            reply = await self._ask_within(asker, envelope, timeout)
         return reply
 
-    async def tell(self, command: Command[Any], *, metadata: Metadata | None = None) -> None:
+    async def tell(
+        self, command: Command[Any], *, metadata: Metadata | None = None, command_id: str | None = None
+    ) -> None:
         """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
-        is logged and supervised. Raises `MailboxFull` or `ActorStopped` if it is not accepted."""
+        is logged, and kept among the system's dead letters. With a `command_id` it is handled once, as with `ask`.
+
+        Raises `MailboxFull` or `ActorStopped` if it is not accepted.
+        """
         self._check_command(command)
+        identity = None if command_id is None else identify(command, command_id)
         cell = await self._accepting_cell(self._runtime.ask_timeout)
         cell.used = self._runtime.next_use()
-        cell.accept(Envelope(command, None, metadata, contextvars.copy_context()))
+        cell.accept(Envelope(command, None, metadata, contextvars.copy_context(), identity))
 
     def restart(self) -> None:
         """Let the actor serve again after supervision stopped it: it recovers with its next message."""
         self._runtime.restart(self.stream_id)
 
-    async def _ask_within(
-        self, asker: Handling, command: Command[Any], timeout: float | None, metadata: Metadata | None
-    ) -> Any:
+    async def _ask_within(self, asker: Handling, envelope: Envelope, timeout: float | None) -> Any:
         """An async handler asks: it waits, so nobody it waits for may wait for it."""
-        self._check_command(command)
+        self._check_command(envelope.command)
         cell = self._live_cell()
         asker.check_ask(cell)
         asker.asking.append(cell)
         try:
-            return await self._ask_by_mailbox(command, timeout, metadata)
+            return await self._ask_by_mailbox(envelope, timeout)
         finally:
             asker.asking.remove(cell)
 
-    async def _ask_by_mailbox(self, command: Command[Any], timeout: float | None, metadata: Metadata | None) -> Any:
-        self._check_command(command)
+    async def _ask_by_mailbox(self, envelope: Envelope, timeout: float | None) -> Any:
+        self._check_command(envelope.command)
         runtime = self._runtime
         if runtime.mailbox_overflow == "wait":
             # The time spent waiting for room counts.
@@ -115,9 +147,9 @@ class ActorRef(Generic[A]):
         else:
             cell = self._live_cell()
         cell.used = runtime.next_use()
-        reply = runtime.new_reply()
-        cell.accept(Envelope(command, reply, metadata, contextvars.copy_context()))
-        return await self._reply(reply, timeout)
+        envelope.reply = runtime.new_reply()
+        cell.accept(envelope)
+        return await self._reply(envelope.reply, timeout)
 
     async def _accepting_cell(self, seconds: float) -> Cell:
         """The cell, with room in its mailbox if the system waits for room instead of refusing."""
@@ -155,7 +187,7 @@ class ActorRef(Generic[A]):
         finally:
             due.pop(reply, None)
 
-    def _check_command(self, command: Command[Any]) -> None:
+    def _check_command(self, command: Command[Any] | None) -> None:
         if type(command) not in self._actor.handlers.commands:
             raise DefinitionError(
                 f"{self._actor.__qualname__} has no @command_handler for {type(command).__qualname__}"

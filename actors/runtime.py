@@ -6,19 +6,31 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Coroutine
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import orjson
 
 from actors.actor import PersistentActor
 from actors.cell import Cell, Phase
+from actors.command import Command
+from actors.dead_letters import DeadLetters
 from actors.deadlines import Deadlines
+from actors.follower import Follower
 from actors.mailbox import Envelope
-from actors.recovery import recover
+from actors.ownership import Ownership
+from actors.recovery import catch_up, recover
 from actors.ref import give_up
-from actors.supervision import Supervisor
-from eventstore.errors import ActorStopped, DefinitionError, EventStoreError, RecoveryError
+from actors.retention import CommandRetention
+from actors.settings import Settings
+from actors.stats import SystemStats
+from actors.supervision import Restart, Resume, Stop
+from actors.supervisor import NAMED_ACTORS, Supervisor, described
+from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
+from eventstore.errors import ActorStopped, EventStoreError, RecoveryError
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
@@ -27,35 +39,17 @@ logger = logging.getLogger(__name__)
 # Cells looked at in one turn of the loop when idle ones are sought.
 _SWEEP_TURN = 2000
 
+# One in so many remembered commands has the oldest of its actor forgotten.
+_FORGOTTEN_EVERY = 64
+
 # How often it is looked whether everything is done, while tasks that do not count are still there.
 _TURN_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is set for all actors of a system (`ActorSystem` says what each means)."""
-
-    ask_timeout: float
-    mailbox_size: int
-    mailbox_overflow: Literal["reject", "wait"]
-    idle_seconds: float
-    max_live: int
-    recoveries_at_once: int
-    recovery_timeout: float
-    shutdown_timeout: float
-
-    def __post_init__(self) -> None:
-        for name in ("ask_timeout", "mailbox_size", "idle_seconds", "max_live", "recoveries_at_once"):
-            if getattr(self, name) <= 0:
-                raise DefinitionError(f"ActorSystem: {name} must be above zero, not {getattr(self, name)!r}")
-        if self.mailbox_overflow not in ("reject", "wait"):
-            raise DefinitionError(f"ActorSystem: mailbox_overflow is 'reject' or 'wait', not {self.mailbox_overflow!r}")
 
 
 class Runtime:
     """Made inside the event loop it belongs to, over an open store."""
 
-    def __init__(self, store: EventStore, settings: Settings) -> None:
+    def __init__(self, store: EventStore, settings: Settings, dead_letters: DeadLetters) -> None:
         self._store = store
         self._settings = settings
         self.loop = asyncio.get_running_loop()
@@ -70,10 +64,16 @@ class Runtime:
         self.is_shut = False
         self._permits = asyncio.Semaphore(settings.recoveries_at_once)
         self._cells: dict[str, Cell] = {}
-        self._supervisor = Supervisor()
+        self._supervisor = Supervisor(settings.supervision)
+        self._dead_letters = dead_letters
+        # Why the actors that are about to be rebuilt failed.
+        self._restarting: dict[str, BaseException] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: dict[str, asyncio.Task[None]] = {}
+        self._forgetting: set[str] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._ownership: Ownership | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Take no more commands, finish those accepted, and answer what could not be finished in time."""
@@ -82,6 +82,8 @@ class Runtime:
             cell.is_ready = False
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._following is not None:
+            self._following.cancel()
         try:
             await self._finish()
         finally:
@@ -90,9 +92,12 @@ class Runtime:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            for cell in self._cells.values():
+            for cell in list(self._cells.values()):
                 cell.abandon()
             self._cells.clear()
+            if self._ownership is not None:
+                # Only now: what was on its way was still written under it.
+                await self._ownership.close()
             # Whoever was answered just now gets a turn before the store is gone.
             await asyncio.sleep(0)
 
@@ -127,17 +132,35 @@ class Runtime:
             cell.used = self.next_use()
             self._cells[stream_id] = cell
             cell.activate(self._supervisor.pause_left(stream_id))
+            if self._following is None and self.is_open and not self._is_exclusive(cls):
+                follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
+                self._following = self.start_task(follower.run(), None)
+                self._following.add_done_callback(self._following_ended)
             if self._sweeper is None and self.is_open:
                 self._schedule_sweep()
         return cell
 
-    def phases(self) -> list[Phase]:
-        """What every live cell does."""
-        return [cell.phase for cell in self._cells.values()]
-
-    def failures(self) -> dict[str, tuple[int, str]]:
-        """Count and last error of every actor that failed lately."""
-        return self._supervisor.failures()
+    def stats(self) -> SystemStats:
+        """What lives here now. It may be called in any thread."""
+        supervisor = self._supervisor
+        # A list is made in one step, whatever other threads do.
+        cells = list(self._cells.values())
+        # In lists, seven times as fast as one by one: it is done for every renewal of a lease.
+        phases = [cell.phase for cell in cells]
+        stopped = phases.count(Phase.STOPPED)
+        named = [cell.stream_id for cell in cells if cell.phase is Phase.STOPPED] if stopped else []
+        return SystemStats(
+            live=len(cells),
+            recovering=phases.count(Phase.RECOVERING) + phases.count(Phase.PAUSED),
+            stopped=stopped,
+            failures=supervisor.failures(),
+            restarts=supervisor.restarts,
+            restarted=supervisor.restarted(),
+            stopped_actors=named[-NAMED_ACTORS:],
+            last_failure=supervisor.last_failure,
+            dead_letters=self._dead_letters.count,
+            dead_letters_dropped=self._dead_letters.dropped,
+        )
 
     # What cells ask of the runtime
 
@@ -159,67 +182,151 @@ class Runtime:
 
     async def recover(self, cell: Cell, pause: float) -> None:
         """Rebuild a cell's state, with at most so many others at a time."""
+        cause = self._restarting.pop(cell.stream_id, None)
         if pause:
             await asyncio.sleep(pause)
         try:
+            cell.epoch = await self._claim(cell)
             async with self._permits:
-                actor = cell.start_anew()
-                await recover(self._store, actor, cell, page_timeout=self._settings.recovery_timeout)
+                actor = await self._rebuild(cell)
             # Without a permit: the hook may ask actors that must recover first.
             cell.begin_handling()
             try:
-                hook = actor.recovered()
-                if inspect.isawaitable(hook):
-                    await hook
+                await _finished(actor.recovered())
+                if cause is not None:
+                    await _finished(actor.after_restart(cause))
             finally:
                 cell.end_handling()
         except EventStoreError as error:
             cell.recovery_failed(error)
         except Exception as error:
-            failure = RecoveryError(cell.stream_id, f"{type(error).__name__}: {error}")
+            failure = RecoveryError(cell.stream_id, described(error))
             failure.__cause__ = error
             cell.recovery_failed(failure)
         else:
             cell.recovered()
 
+    async def _claim(self, cell: Cell) -> int | None:
+        if not self._is_exclusive(cell.cls):
+            return None
+        if self._ownership is None:
+            settings = self._settings
+            self._ownership = Ownership(
+                self._store, name=settings.name, seconds=settings.lease_seconds, report=self._report
+            )
+        return await self._ownership.claim(cell.stream_id)
+
+    async def _rebuild(self, cell: Cell) -> PersistentActor[Any]:
+        timeout = self._settings.recovery_timeout
+        actor = cell.start_anew()
+        if not cell.is_overtaken:
+            cell.base = None
+            await recover(self._store, actor, cell, page_timeout=timeout)
+            return actor
+        # Others write to it too, so this will happen again: from a copy there is less to apply than from the journal.
+        if cell.base is not None:
+            cell.version, state = cell.base
+            actor.state = deepcopy(state)
+            try:
+                await catch_up(self._store, actor, cell, page_timeout=timeout)
+            except RecoveryError:
+                # It may have been truncated beyond that version.
+                cell.base = None
+                actor = cell.start_anew()
+        if cell.base is None:
+            await recover(self._store, actor, cell, page_timeout=timeout)
+        try:
+            cell.base = cell.version, deepcopy(actor.state)
+        except Exception:
+            # A state may hold what cannot be copied.
+            cell.base = None
+        return actor
+
+    async def catch_up(self, cell: Cell) -> None:
+        """Bring a live cell's state to what the journal holds at this moment."""
+        await catch_up(self._store, cell.actor, cell, page_timeout=self._settings.recovery_timeout)
+
+    async def find_command(self, lookup: CommandLookup) -> CommandsFound:
+        """What the journal remembers of a command."""
+        return await self._store.find_command(lookup)
+
+    def owns_streams(self) -> bool:
+        """Whether what was claimed is still this process's."""
+        return self._ownership is not None and self._ownership.is_held
+
+    def _is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool:
+        return (cls.ownership or self._settings.ownership) == "exclusive"
+
+    def _report(self) -> bytes:
+        return orjson.dumps(self.stats().report())
+
     def supervise(self, cell: Cell, error: BaseException) -> None:
         """Decide what becomes of a cell that failed."""
-        logger.error("actor %r failed: %s: %s", cell.stream_id, type(error).__name__, error, exc_info=error)
-        pause = self._supervisor.pause_after(cell.stream_id, error, cell.cls.supervision)
-        if pause is None:
-            cell.stop(error)
-        elif cell.phase is Phase.PASSIVE:
-            self._forget(cell)  # The pause holds for whoever brings it to life again.
-        else:
-            cell.activate(pause)
+        logger.error("actor %r failed: %s", cell.stream_id, described(error), exc_info=error)
+        verdict = self._supervisor.decide(cell.stream_id, error, cell.cls.supervision)
+        match verdict.policy:
+            case Stop():
+                cell.stop(error)
+            case _ if cell.phase is Phase.PASSIVE:
+                self.forget(cell)  # The pause holds for whoever brings it to life again.
+            case Resume():
+                cell.activate(0.0)
+            case Restart():
+                try:
+                    cell.actor.before_restart(error)
+                except Exception:
+                    logger.exception("%s.before_restart failed for %r", cell.cls.__qualname__, cell.stream_id)
+                self._restarting[cell.stream_id] = error
+                cell.activate(verdict.pause)
 
     def save_snapshot(self, cell: Cell, version: int, data: bytes) -> None:
         """Store a state. One save per actor at a time: while one is under way, the next is left out."""
         if cell.stream_id in self._saving:
             return
-        work = self._save(cell.cls, cell.stream_id, version, data)
+        work = self._save(cell.cls, cell.stream_id, version, data, cell.epoch)
         self._saving[cell.stream_id] = self.start_task(work, None)
 
-    async def _save(self, cls: type[PersistentActor[Any]], stream_id: str, version: int, data: bytes) -> None:
+    async def _save(
+        self, cls: type[PersistentActor[Any]], stream_id: str, version: int, data: bytes, epoch: int | None
+    ) -> None:
         snapshot = new_snapshot(stream_id, version, cls.state_type.fingerprint, data)
         try:
-            await self._store.save_snapshot(snapshot, keep=cls.snapshot_policy.keep)
+            await self._store.save_snapshot(snapshot, keep=cls.snapshot_policy.keep, epoch=epoch)
         except EventStoreError:
             # It is only an optimisation: the next one will do as well.
             logger.exception("%s: the snapshot at version %d was not saved", stream_id, version)
         finally:
             self._saving.pop(stream_id, None)
 
+    def command_remembered(self, cell: Cell, outcome: CommandOutcome) -> None:
+        """From time to time, have the oldest forgotten. Chance says when, so that nothing need be counted."""
+        retention = cell.cls.command_retention
+        if retention is None or outcome.outcome_id[-1] % _FORGOTTEN_EVERY or cell.stream_id in self._forgetting:
+            return
+        self._forgetting.add(cell.stream_id)
+        self.start_task(self._forget_commands(cell.stream_id, retention), None)
+
+    async def _forget_commands(self, stream_id: str, retention: CommandRetention) -> None:
+        before = None if retention.seconds is None else datetime.now(UTC) - timedelta(seconds=retention.seconds)
+        try:
+            await self._store.forget_commands(stream_id, keep=retention.count or 0, before=before)
+        except EventStoreError:
+            # They are kept for longer, that is all.
+            logger.exception("%s: the oldest commands were not forgotten", stream_id)
+        finally:
+            self._forgetting.discard(stream_id)
+
     def tell_failed(self, cell: Cell, envelope: Envelope, error: BaseException) -> None:
-        """Nobody waits for the reply: the log is told."""
+        """Nobody waits for the reply: the log is told, and the dead letters."""
+        command = cast("Command[Any]", envelope.command)
         logger.error(
-            "telling %r a %s failed: %s: %s",
-            cell.stream_id,
-            type(envelope.command).__name__,
-            type(error).__name__,
-            error,
-            exc_info=error,
+            "telling %r a %s failed: %s", cell.stream_id, type(command).__name__, described(error), exc_info=error
         )
+        identity = envelope.identity
+        self._dead_letters.add(cell.stream_id, command, error, identity and identity.command_id)
+
+    def _following_ended(self, _: object) -> None:
+        self._following = None
 
     # Passivation
 
@@ -227,17 +334,26 @@ class Runtime:
         """Let a stopped actor come to life again with its next message."""
         cell = self._cells.get(stream_id)
         if cell is not None and cell.phase is Phase.STOPPED:
-            self._forget(cell)
+            self.forget(cell)
             self._supervisor.forgive(stream_id)
 
     def _passivate(self, cell: Cell) -> None:
         data = cell.snapshot_on_passivation()
         if data is not None:
             self.save_snapshot(cell, cell.version, data)
-        self._forget(cell)
+        self.forget(cell)
         cell.passivate()
+        if cell.epoch is not None:
+            self._release(cell.stream_id, cell.epoch)
 
-    def _forget(self, cell: Cell) -> None:
+    def _release(self, stream_id: str, epoch: int) -> None:
+        # At the end the lease takes all claims with it.
+        ownership = self._ownership if self.is_open else None
+        if ownership is not None and ownership.release(stream_id, epoch):
+            self.start_task(ownership.flush(), None)
+
+    def forget(self, cell: Cell) -> None:
+        """Let a cell leave memory: the next message brings the actor to life anew."""
         cell.phase = Phase.PASSIVE
         if self._cells.get(cell.stream_id) is cell:
             del self._cells[cell.stream_id]
@@ -273,3 +389,9 @@ class Runtime:
 
 def _last_use(cell: Cell) -> int:
     return cell.used
+
+
+async def _finished(hook: Awaitable[None] | None) -> None:
+    """A hook may be `async def`."""
+    if inspect.isawaitable(hook):
+        await hook

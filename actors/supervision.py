@@ -1,13 +1,21 @@
-"""Supervision: what becomes of an actor that failed."""
+"""Supervision: the policies that decide what becomes of an actor that failed."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from eventstore.errors import DefinitionError
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on at once with the state of the journal: what the failed command changed in memory is gone.
+
+    It is no restart: there is no pause, no count, and no hook is called.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class Restart:
     window_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first_pause_seconds <= self.longest_pause_seconds or self.window_seconds <= 0:
+        if not 0 <= self.first_pause_seconds <= self.longest_pause_seconds or not self.window_seconds > 0:
             raise DefinitionError("Restart: 0 <= first_pause_seconds <= longest_pause_seconds and window_seconds > 0")
         if self.max_restarts is not None and self.max_restarts < 0:
             raise DefinitionError("Restart: max_restarts is None, or 0 or more")
@@ -35,73 +43,74 @@ class Stop:
     """Stop the actor: it answers every command with `ActorStopped` until `ActorRef.restart` is called."""
 
 
-Supervision = Restart | Stop
+@dataclass(frozen=True, slots=True)
+class Escalate:
+    """Do what the system's own policy says: `ActorSystem(supervision=…)`. There it means `Stop`."""
+
+
+Policy = Resume | Restart | Stop | Escalate
+
+
+@dataclass(frozen=True, slots=True, init=False, eq=False)
+class Match:
+    """A policy for each type of exception: `Match({TimeoutError: Resume(), LookupError: Stop()}, otherwise=Restart())`.
+
+    The most specific class that is named decides, in whatever order they stand, as method resolution has it.
+    What none of them fits is `otherwise`.
+    """
+
+    policies: Mapping[type[BaseException], Policy]
+    otherwise: Policy
+
+    def __init__(
+        self,
+        policies: Mapping[type[BaseException], Policy],
+        *,
+        otherwise: Policy = Escalate(),
+    ) -> None:
+        for key, policy in policies.items():
+            _check_key(key)
+            _check_policy(policy, f"the policy for {key.__qualname__}")
+        _check_policy(otherwise, "otherwise")
+        # A copy: what the caller does to its dictionary later changes nothing.
+        object.__setattr__(self, "policies", MappingProxyType(dict(policies)))
+        object.__setattr__(self, "otherwise", otherwise)
+
+
+Supervision = Policy | Match
 """Set it on the class: `supervision = Restart(max_restarts=5)`."""
 
-# After so many doublings the pause has long been at its longest.
-_REMEMBERED_FAILURES = 32
 
-
-class Supervisor:
-    """The recent failures of a system's actors. It remembers them beyond an actor's stay in memory."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
-
-    def pause_after(self, stream_id: str, error: BaseException, policy: Supervision) -> float | None:
-        """Record a failure. Returns the seconds to wait before the restart, or None to stop the actor."""
-        record = self._records.setdefault(stream_id, _Record())
-        return record.pause_after(error, policy)
-
-    def pause_left(self, stream_id: str) -> float:
-        """How long an actor that comes to life again must still wait after its last failure."""
-        record = self._records.get(stream_id)
-        return 0.0 if record is None else max(0.0, record.not_before - time.monotonic())
-
-    def failures(self) -> dict[str, tuple[int, str]]:
-        """Count and last error of every actor that failed lately."""
-        return {stream_id: (record.count, record.last) for stream_id, record in self._records.items()}
-
-    def forgive(self, stream_id: str) -> None:
-        """Forget an actor's failures."""
-        self._records.pop(stream_id, None)
-
-    def forget_old(self) -> None:
-        """Forget the failures that no window holds any more."""
-        now = time.monotonic()
-        self._records = {key: record for key, record in self._records.items() if record.matters_until > now}
-
-
-class _Record:
-    __slots__ = ("count", "last", "matters_until", "not_before", "times")
-
-    def __init__(self) -> None:
-        self.times: deque[float] = deque()
-        self.count = 0
-        self.last = ""
-        self.not_before = 0.0
-        self.matters_until = 0.0
-
-    def pause_after(self, error: BaseException, policy: Supervision) -> float | None:
-        now = time.monotonic()
-        # The text, not the error: its traceback holds on to the failed actor's state.
-        self.last = f"{type(error).__name__}: {error}"
-        self.count += 1
-        if isinstance(policy, Stop):
-            self.matters_until = math.inf
-            return None
-        while self.times and now - self.times[0] > policy.window_seconds:
-            self.times.popleft()
-        self.times.append(now)
-        while len(self.times) > max(_REMEMBERED_FAILURES, (policy.max_restarts or 0) + 1):
-            self.times.popleft()
-        recent = len(self.times)
-        if policy.max_restarts is not None and recent > policy.max_restarts:
-            self.matters_until = math.inf
-            return None
-        pause = min(
-            policy.first_pause_seconds * 2.0 ** min(recent - 1, _REMEMBERED_FAILURES), policy.longest_pause_seconds
+def check_supervision(policy: Any, place: str) -> None:
+    """Raise `DefinitionError` for what is no policy."""
+    if not isinstance(policy, Supervision):
+        hint = f"; write {policy.__name__}(…)" if isinstance(policy, type) and issubclass(policy, Supervision) else ""
+        raise DefinitionError(
+            f"{place}: it is one of Resume(), Restart(…), Stop(), Escalate() and Match(…), not {policy!r}{hint}"
         )
-        self.not_before = now + pause
-        self.matters_until = now + policy.window_seconds
-        return pause
+
+
+def policy_for(error: BaseException, policy: Supervision, parent: Supervision) -> Resume | Restart | Stop:
+    """What an actor's policy, or the parent's where it escalates, says about an error."""
+    chosen = _matched(error, policy)
+    if isinstance(chosen, Escalate):
+        chosen = _matched(error, parent)
+    return Stop() if isinstance(chosen, Escalate) else chosen
+
+
+def _matched(error: BaseException, policy: Supervision) -> Policy:
+    if not isinstance(policy, Match):
+        return policy
+    named = (policy.policies[cls] for cls in type(error).__mro__ if cls in policy.policies)
+    return next(named, policy.otherwise)
+
+
+def _check_key(key: Any) -> None:
+    if not (isinstance(key, type) and issubclass(key, BaseException)):
+        raise DefinitionError(f"Match: every key is one class of exceptions, not {key!r}")
+
+
+def _check_policy(policy: Any, what: str) -> None:
+    if isinstance(policy, Match):
+        raise DefinitionError(f"Match: {what} is a Match itself; name all classes in one Match, their order is free")
+    check_supervision(policy, f"Match: {what}")

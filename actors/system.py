@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from socket import gethostname
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.cell import Phase
+from actors.dead_letters import DeadLetter, DeadLetters
 from actors.ref import ActorRef
-from actors.runtime import Runtime, Settings
+from actors.runtime import Runtime
+from actors.settings import Settings
+from actors.stats import SystemStats
+from actors.supervision import Restart, Supervision
 from eventstore.errors import DefinitionError, StoreClosed
 from eventstore.store import EventStore
 
 A = TypeVar("A", bound=PersistentActor[Any])
-
-
-class SystemStats(NamedTuple):
-    """What lives in an `ActorSystem` now. `failures` are the actors that failed lately, with count and last error."""
-
-    live: int
-    recovering: int
-    stopped: int
-    failures: dict[str, tuple[int, str]]
 
 
 class ActorSystem:
@@ -35,6 +32,14 @@ class ActorSystem:
     `idle_seconds`, or when more than `max_live` are there, the least recently used first. Nothing is lost by that.
 
     A store given as a URL is opened and closed by the system; one given as an object stays the caller's.
+
+    `ownership` is for classes that do not say it themselves: with "shared" any number of processes may have an actor in
+    memory at the same time; who was slower decides again, and learns within `catch_up_seconds` what others appended.
+    With "exclusive" one process at a time has it, by a lease of `lease_seconds` that it holds under `name`: others get
+    `OwnedElsewhere`, and take over when that process has stopped, or at the latest when its lease has run out.
+
+    `supervision` says what becomes of failed actors whose class does not say it. `dead_letters` is how many failed
+    tells are kept, the newest, and `on_dead_letter` a function that is called with each.
     """
 
     def __init__(
@@ -49,6 +54,13 @@ class ActorSystem:
         recoveries_at_once: int = 50,
         recovery_timeout: float = 30.0,
         shutdown_timeout: float = 30.0,
+        ownership: Literal["shared", "exclusive"] = "shared",
+        lease_seconds: float = 10.0,
+        catch_up_seconds: float = 0.5,
+        name: str | None = None,
+        supervision: Supervision = Restart(),  # noqa: B008 (it is frozen)
+        dead_letters: int = 1000,
+        on_dead_letter: Callable[[DeadLetter], object] | None = None,
     ) -> None:
         self._owns_store = isinstance(store, str)
         self._store = EventStore.open(store) if isinstance(store, str) else store
@@ -61,7 +73,13 @@ class ActorSystem:
             recoveries_at_once,
             recovery_timeout,
             shutdown_timeout,
+            supervision,
+            ownership,
+            lease_seconds,
+            catch_up_seconds,
+            f"{gethostname()}:{os.getpid()}" if name is None else name,
         )
+        self._dead_letters = DeadLetters(dead_letters, on_dead_letter)
         self._classes: dict[str, type[PersistentActor[Any]]] = {}
         self._runtime: Runtime | None = None
 
@@ -71,7 +89,7 @@ class ActorSystem:
             raise StoreClosed("this actor system was entered before: make a new one")
         if self._owns_store:
             await self._store.__aenter__()
-        self._runtime = Runtime(self._store, self._settings)
+        self._runtime = Runtime(self._store, self._settings, self._dead_letters)
         return self
 
     async def __aexit__(
@@ -115,13 +133,12 @@ class ActorSystem:
         return ActorRef(self._runtime, actor, stream_id_of(actor, key))
 
     def stats(self) -> SystemStats:
-        """What lives here now."""
+        """What lives here now, and what failed. It may be called in any thread."""
         if self._runtime is None:
-            return SystemStats(0, 0, 0, {})
-        phases = self._runtime.phases()
-        return SystemStats(
-            live=len(phases),
-            recovering=sum(phase in (Phase.RECOVERING, Phase.PAUSED) for phase in phases),
-            stopped=sum(phase is Phase.STOPPED for phase in phases),
-            failures=self._runtime.failures(),
-        )
+            return SystemStats(0, 0, 0, {}, 0, {}, [], None, 0, 0)
+        return self._runtime.stats()
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """The told commands that failed, the oldest first, as far as they are kept. It works after the close as well,
+        which may have added some."""
+        return self._dead_letters.kept()

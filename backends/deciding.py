@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite, refusal
-from eventstore.errors import DuplicateEventError
+from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, StreamWrite, refusal
+from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError
 
 
 class Head:
     """What is remembered of a stream. `id` is 0 while its row does not exist."""
 
-    __slots__ = ("epoch", "id", "version")
+    __slots__ = ("epoch", "forgotten", "id", "version")
 
-    def __init__(self, id: int, version: int, epoch: int) -> None:
+    def __init__(self, id: int, version: int, epoch: int, forgotten: int = 0) -> None:
         self.id = id
         self.version = version
         self.epoch = epoch
+        self.forgotten = forgotten
 
 
 Place = tuple[str, int, int]
 """Where an event is stored: stream, version, position."""
 
 
+CommandKey = tuple[str, str]
+"""A remembered command: stream and command id."""
+
+Remembered = tuple[bytes, int]
+"""What came of it: outcome id and version."""
+
+
 class Group:
     """The decision about a group: which batches are stored, in order, each seeing those before it.
 
-    With `stored`, the places of the group's events that are in the journal already, repeats are recognised.
+    With `stored`, the places of the group's events that are in the journal already, repeats are recognised; then
+    `commands` must tell which of the group's commands are remembered already. Without, the database refuses repeats.
     """
 
-    def __init__(self, streams: dict[str, Head], last_position: int, stored: dict[bytes, Place] | None = None) -> None:
+    def __init__(
+        self,
+        streams: dict[str, Head],
+        last_position: int,
+        stored: dict[bytes, Place] | None = None,
+        commands: dict[CommandKey, Remembered] | None = None,
+    ) -> None:
         self._streams = streams
         self.last_position = last_position
         self._stored = stored
+        self._commands = {} if commands is None else commands
         self.versions: dict[str, int] = {}
         """The version that each stream with new events has after them."""
         self.rows: list[tuple[Any, ...]] = []
+        self.commands: list[tuple[Head, int, CommandOutcome]] = []
+        """What is to be remembered: stream, its version after the write, outcome."""
+        self.command_streams: set[str] = set()
+        """The streams of these."""
         self.outcomes: list[AppendOutcome] = []
         self.has_new_streams = False
         self.has_epochs = False
@@ -55,9 +76,15 @@ class Group:
         self.outcomes.append(outcome)
         return outcome
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be stored."""
+        return not (self.rows or self.commands)
+
     def new_streams(self) -> list[str]:
-        """The streams that get their first event now."""
-        return [stream_id for stream_id in self.versions if not self._streams[stream_id].id]
+        """The streams whose row does not exist yet, and that get an event or remember a command now."""
+        named = dict.fromkeys((*self.versions, *self.command_streams))
+        return [stream_id for stream_id in named if not self._streams[stream_id].id]
 
     def adopt(self) -> None:
         """Remember what is stored now."""
@@ -66,13 +93,17 @@ class Group:
 
     def _placed_alone(self, write: StreamWrite) -> AppendOutcome:
         """What `_placed` does for a batch of one write, where no ids are compared."""
-        stream_id, expected, events, epoch = write
+        stream_id, expected, events, epoch, commands = write
         stream = self._streams[stream_id]
         version = self.versions.get(stream_id, stream.version)
-        if version != expected or epoch is not None:
+        if commands and (refused := self._refused_command(write, stream)):
+            return refused
+        if version != expected or (epoch is not None and epoch < stream.epoch):
             refused = refusal(write, version, stream.epoch)
             if refused is not None:
                 return refused
+        if commands:
+            self._remember(stream_id, stream, version + len(events), commands)
         if not events:
             return Appended(0, (version,))
         rows = self.rows
@@ -91,14 +122,17 @@ class Group:
         versions: dict[str, int] = {}
         after: list[int] = []
         rows: list[tuple[Any, ...]] = []
+        taken: set[CommandKey] = set()
         for write in batch:
             stream_id = write.stream_id
             stream = self._streams[stream_id]
             version = versions.get(stream_id)
             if version is None:
                 version = self.versions.get(stream_id, stream.version)
-            # Most writes expect exactly this version and hold no epoch: no call for them.
-            if version != write.expected or write.epoch is not None:
+            if write.commands and (refused := self._refused_command(write, stream, taken)):
+                return refused
+            # Most writes expect exactly this version, and hold the newest epoch or none: no call for them.
+            if version != write.expected or (write.epoch is not None and write.epoch < stream.epoch):
                 refused = refusal(write, version, stream.epoch)
                 if refused is not None:
                     return refused
@@ -118,9 +152,36 @@ class Group:
                 (event.event_id, (write.stream_id, rows[index][1], first + index))
                 for index, (write, event) in enumerate((write, event) for write in batch for event in write.events)
             )
+        for write, version in zip(batch, after, strict=True):
+            if write.commands:
+                self._remember(write.stream_id, self._streams[write.stream_id], version, write.commands)
         self.versions.update(versions)
         self.rows.extend(rows)
         return Appended(self.last_position + len(self.rows) if rows else 0, tuple(after))
+
+    def _refused_command(
+        self, write: StreamWrite, stream: Head, taken: set[CommandKey] | None = None
+    ) -> AppendOutcome | None:
+        """Why a write's commands cannot be remembered. `taken` are those of the writes before it in its batch."""
+        if write.epoch is not None and write.epoch < stream.epoch:
+            return FencedError(write.stream_id, write.epoch, stream.epoch)
+        taken = set() if taken is None else taken
+        for command in write.commands:
+            key = (write.stream_id, command.command_id)
+            if key in self._commands or key in taken:
+                return DuplicateCommand(*key)
+            taken.add(key)
+            if 0 < command.issued_at <= stream.forgotten:
+                return CommandForgotten(*key)
+        return None
+
+    def _remember(self, stream_id: str, stream: Head, version: int, commands: Sequence[CommandOutcome]) -> None:
+        self.command_streams.add(stream_id)
+        self.has_new_streams = self.has_new_streams or not stream.id
+        self.has_epochs = self.has_epochs or bool(stream.epoch)
+        for command in commands:
+            self.commands.append((stream, version, command))
+            self._commands[stream_id, command.command_id] = (command.outcome_id, version)
 
     def _repeated(self, batch: Batch, stored: dict[bytes, Place]) -> AppendOutcome | None:
         """The original outcome of a batch that is stored, an error for one that is in part, None for a new one."""
@@ -134,11 +195,25 @@ class Group:
                 is_whole = is_whole and event.event_id in stored
                 seen.add(event.event_id)
         if repeated is None:
-            return None
+            return self._repeated_commands(batch) if not seen else None
         if is_whole and (original := self._original(batch, stored)) is not None:
             return original
         write, event_id = repeated
         return DuplicateEventError(write.stream_id, str(UUID(bytes=event_id)))
+
+    def _repeated_commands(self, batch: Batch) -> Appended | None:
+        """The original outcome of a batch without events, if this very one is stored already."""
+        versions: list[int] = []
+        is_repeated = False
+        for write in batch:
+            version = self.versions.get(write.stream_id, self._streams[write.stream_id].version)
+            for command in write.commands:
+                outcome_id, version = self._commands.get((write.stream_id, command.command_id), (b"", version))
+                if outcome_id != command.outcome_id:
+                    return None
+                is_repeated = True
+            versions.append(version)
+        return Appended(0, tuple(versions), is_duplicate=True) if is_repeated else None
 
     def _original(self, batch: Batch, stored: dict[bytes, Place]) -> Appended | None:
         versions: list[int] = []

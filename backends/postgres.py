@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 
 from backends.postgres_append import PostgresAppend
+from backends.postgres_changes import PostgresChanges
+from backends.postgres_commands import PostgresCommands
+from backends.postgres_lease import PostgresLease
+from backends.postgres_ownership import PostgresOwnership
 from backends.postgres_pool import PostgresPool
 from backends.postgres_reading import PostgresReader
 from backends.postgres_server import PostgresServer, check_server
@@ -19,23 +23,31 @@ from eventstore.backend import (
     AppendOutcome,
     Batch,
     Capabilities,
+    Claim,
+    CommandLookup,
+    CommandsFound,
     Durability,
     EventFilter,
+    Holder,
+    Holding,
     Load,
     Loaded,
     LogPage,
+    Moved,
+    Owner,
+    OwnerInfo,
     Statistics,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
 )
 from eventstore.errors import JournalCorrupt, StoreClosed
-from eventstore.events import stream_kind
 from eventstore.postgres_url import PostgresTarget, postgres_target
 from eventstore.url import StoreUrl
 
-_MAX_VERSION = 2**63 - 1
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+# How much of a lease one renewal may take, and a new connection for it.
+_RENEWAL_SHARE = 0.3
+_SHORTEST_RENEWAL_SECONDS = 0.5
 
 
 class PostgresBackend:
@@ -87,71 +99,49 @@ class PostgresBackend:
         task.add_done_callback(parts.appended)
         return task
 
-    async def claim(self, stream_id: str) -> int:
-        async def claim(session: PostgresSession) -> int:
-            rows = await session.fetch(self._sql.claim, stream_id, stream_kind(stream_id), _now())
-            return int(rows[0][0])
-
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         parts = self._open
-        epoch = await parts.pool.run(claim, writing=True)
+        answers = await parts.ownership.claim(claims)
+        for claim in claims:
+            parts.append.forget(claim.stream_id)
+        return answers
+
+    async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        await self._open.ownership.release(owner, epochs)
+
+    def lease(self, owner: Owner) -> PostgresLease:
+        # It is used in the event loop of another thread.
+        return self._open_anywhere.lease(owner)
+
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+        parts = self._open
+        removed = await parts.changes.truncate(stream_id, through, reason=reason, epoch=epoch)
         parts.append.forget(stream_id)
-        return epoch
+        return removed
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
-        async def truncate(session: PostgresSession) -> int:
-            async with session.transaction():
-                rows = await session.fetch(self._sql.lock_stream, stream_id)
-                if not rows:
-                    return 0
-                ((stream, version, truncated),) = rows
-                last = min(through, version)
-                if last <= truncated:
-                    return 0
-                # The door that the delete trigger looks for; it stays as the record of what was removed.
-                ((door,),) = await session.fetch(self._sql.open_removal, stream, last, reason, _now())
-                removed = await session.execute(self._sql.remove, stream, last)
-                await session.execute(self._sql.truncated, stream, last)
-                await session.execute(self._sql.close_removal, door, removed)
-                return removed
-
-        return await self._open.pool.run(truncate, writing=True)
+    async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        parts = self._open
+        count = await parts.changes.forget_commands(stream_id, keep=keep, before=before)
+        if count:
+            parts.append.forget(stream_id)
+        return count
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        async def save(session: PostgresSession) -> None:
-            async with session.transaction():
-                stream = await self._stream_row(session, snapshot.stream_id)
-                await session.execute(
-                    self._sql.save_snapshot,
-                    stream,
-                    snapshot.version,
-                    snapshot.fingerprint,
-                    snapshot.encoding,
-                    snapshot.payload,
-                    snapshot.checksum,
-                    snapshot.epoch,
-                    (snapshot.recorded_at - _EPOCH_START) // timedelta(microseconds=1),
-                )
-                await session.execute(self._sql.drop_snapshots, stream, keep)
-
-        await self._open.pool.run(save, writing=True)
+        await self._open.changes.save_snapshot(snapshot, keep=keep)
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
-        last = _MAX_VERSION if through is None else through
-        return await self._open.pool.run(
-            lambda session: session.execute(self._sql.delete_snapshots, stream_id, last), writing=True
-        )
-
-    async def _stream_row(self, session: PostgresSession, stream_id: str) -> int:
-        """The id of a stream's row, which is made if there is none."""
-        find = (self._sql.stream_id, stream_id)
-        make = (self._sql.new_stream, stream_id, stream_kind(stream_id), _now())
-        # Again at the end: who made it at the same moment has made it by then.
-        for statement, *parameters in (find, make, find):
-            if rows := await session.fetch(statement, *parameters):
-                return int(rows[0][0])
-        raise RuntimeError("a stream was neither there nor could it be made")
+        return await self._open.changes.delete_snapshots(stream_id, through=through)
 
     # Reading
+
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+        return await self._open.commands.find(lookups)
+
+    async def owners(self) -> Sequence[OwnerInfo]:
+        return await self._open.ownership.owners()
+
+    async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
+        return await self._open.ownership.holdings(after=after, limit=limit)
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         return await self._open.reader.load(loads)
@@ -165,6 +155,9 @@ class PostgresBackend:
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._open.reader.read_all(after=after, limit=limit, where=where)
+
+    async def moved(self, *, after: int, limit: int) -> Moved:
+        return await self._open.reader.moved(after=after, limit=limit)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._open.reader.start_of_last(count, where)
@@ -185,14 +178,19 @@ class PostgresBackend:
 
     @property
     def _open(self) -> _Parts:
+        parts = self._open_anywhere
+        if asyncio.get_running_loop() is not parts.loop:
+            raise StoreClosed("this store was opened in another event loop: open one of its own in each")
+        return parts
+
+    @property
+    def _open_anywhere(self) -> _Parts:
         parts = self._parts
         if parts is None:
             raise StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
         # Two processes on one connection would read each other's answers.
         if os.getpid() != parts.pid:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
-        if asyncio.get_running_loop() is not parts.loop:
-            raise StoreClosed("this store was opened in another event loop: open one of its own in each")
         return parts
 
 
@@ -200,7 +198,7 @@ class _Parts:
     """What a backend has while it is open: in one process, on one event loop."""
 
     def __init__(self, url: StoreUrl, target: PostgresTarget, sql: PostgresSQL, server: PostgresServer) -> None:
-        async def session() -> PostgresSession:
+        async def session(target: PostgresTarget = target) -> PostgresSession:
             return await connect(target, is_pooled=server.is_pooled, settings=server.session_settings)
 
         async def writer() -> PostgresSession:
@@ -217,9 +215,15 @@ class _Parts:
         self.loop = asyncio.get_running_loop()
         self.append = PostgresAppend(sql, writer)
         self.pool = PostgresPool(target, session)
+        self.changes = PostgresChanges(sql, self.pool)
+        self.commands = PostgresCommands(sql, self.pool)
+        self.ownership = PostgresOwnership(sql, self.pool)
         self.reader = PostgresReader(sql, self.pool, settle_seconds=target.command_timeout)
         # A proxy that pools connections gives the one that listens to somebody else.
         self.wakeup = PostgresWakeUp(sql.channel, self.pool, session, listens=not server.is_pooled)
+        self._sql = sql
+        self._target = target
+        self._connect = session
         self.appends: set[asyncio.Future[Sequence[AppendOutcome]]] = set()
 
     def appended(self, append: asyncio.Future[Sequence[AppendOutcome]]) -> None:
@@ -229,6 +233,16 @@ class _Parts:
             self.wakeup.wake()
             self.wakeup.notify_soon()
 
+    def lease(self, owner: Owner) -> PostgresLease:
+        """A lease whose connection is given up early enough that another one can renew it before it runs out."""
+        seconds = max(_SHORTEST_RENEWAL_SECONDS, owner.seconds * _RENEWAL_SHARE)
+        hasty = replace(
+            self._target,
+            connect_timeout=min(seconds, self._target.connect_timeout),
+            command_timeout=min(seconds, self._target.command_timeout),
+        )
+        return PostgresLease(self._sql, lambda: self._connect(hasty), owner)
+
     async def close(self) -> None:
         """Finish the appends, and close every connection."""
         if self.appends:
@@ -236,7 +250,3 @@ class _Parts:
         await self.wakeup.close()
         # At once: each says goodbye to the server, which takes time where nobody answers.
         await asyncio.gather(self.pool.close(), self.append.close())
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

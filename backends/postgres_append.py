@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from backends.deciding import Group, Head, Place
+from backends.deciding import CommandKey, Group, Head, Place, Remembered
+from backends.postgres_columns import command_columns, event_columns, forgotten_column, head_columns
 from backends.postgres_driver import DRIVER_ERRORS, InternalClientError
 from backends.postgres_errors import may_be_decided_again, translated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Appended, AppendOutcome, Batch
-from eventstore.errors import EventEncodeError, StoreBusy
+from eventstore.errors import StoreBusy
 from eventstore.events import stream_kind
 
 # How many streams are remembered: beyond it the memory starts anew, and streams are looked up again.
@@ -23,9 +24,6 @@ _MAX_REMEMBERED = 100_000
 # nobody can lock, and for deadlocks with programs of other people.
 _OPTIMISTIC_ROUNDS = 3
 _ROUNDS = 12
-
-# What stands between texts that are strung together.
-_SEPARATOR = "\x1e"
 
 # Positions are known after the decision. Where places of stored events are compared, the group's own stand behind all
 # of them until then.
@@ -40,6 +38,7 @@ class PostgresAppend:
         self._connect = connect
         self._session: PostgresSession | None = None
         self._streams: dict[str, Head] = {}
+        self._outdated: set[str] = set()
         self._turn = asyncio.Lock()
         self._last_recorded_at = 0
         self.last_position = 0
@@ -47,7 +46,8 @@ class PostgresAppend:
 
     def forget(self, stream_id: str) -> None:
         """Look the stream up before the next append: something else than an append has changed it."""
-        self._streams.pop(stream_id, None)
+        # Not now: an append may be under way that rests on it.
+        self._outdated.add(stream_id)
 
     async def open(self) -> None:
         """Connect now, so that what is wrong is found before the first append."""
@@ -64,6 +64,8 @@ class PostgresAppend:
     async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Store the batches in one commit. On any error nothing is remembered."""
         async with self._turn:
+            while self._outdated:
+                self._streams.pop(self._outdated.pop(), None)
             try:
                 return await self._append(batches)
             except BaseException:
@@ -108,7 +110,7 @@ class PostgresAppend:
         for batch in batches:
             if not isinstance(group.decide(batch), Appended):
                 return None
-        return await self._store(session, group, stream_ids) if group.rows else None
+        return None if group.is_empty else await self._store(session, group, stream_ids)
 
     async def _append_looked_up(
         self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str], *, lock: bool = False
@@ -119,19 +121,19 @@ class PostgresAppend:
         await self._look_up(session, list(stream_ids), lock=lock)
         # After the streams: what another session stored before they were read is found.
         places = await self._places(session, batches)
-        group = Group(self._streams, _UNKNOWN, places)
+        group = Group(self._streams, _UNKNOWN, places, await self._remembered(session, batches))
         used: set[str] = set()
         for batch in batches:
             if isinstance(group.decide(batch), Appended):
                 used.update(write.stream_id for write in batch)
-        return await self._store(session, group, used) if group.rows else group.outcomes
+        return group.outcomes if group.is_empty else await self._store(session, group, used)
 
     async def _look_up(self, session: PostgresSession, stream_ids: list[str], *, lock: bool = False) -> None:
         if not stream_ids:
             return
         statement = self._sql.lock_streams if lock else self._sql.streams
-        for stream_id, id_, version, epoch in await self._read(session, statement, stream_ids):
-            self._streams[stream_id] = Head(id_, version, epoch)
+        for stream_id, id_, version, epoch, forgotten in await self._read(session, statement, stream_ids):
+            self._streams[stream_id] = Head(id_, version, epoch, forgotten)
         for stream_id in stream_ids:
             self._streams.setdefault(stream_id, Head(0, 0, 0))
 
@@ -140,10 +142,20 @@ class PostgresAppend:
         rows = await self._read(session, self._sql.places, ids)
         return {event_id: (stream_id, version, position) for event_id, stream_id, version, position in rows}
 
-    async def _read(self, session: PostgresSession, statement: str, parameter: Sequence[object]) -> Sequence[Any]:
+    async def _remembered(self, session: PostgresSession, batches: Sequence[Batch]) -> dict[CommandKey, Remembered]:
+        """Which of the batches' commands are remembered already, and as what."""
+        keys = [
+            (write.stream_id, command.command_id) for batch in batches for write in batch for command in write.commands
+        ]
+        if not keys:
+            return {}
+        rows = await self._read(session, self._sql.remembered, *zip(*keys, strict=True))
+        return {(stream_id, command_id): (outcome_id, version) for stream_id, command_id, outcome_id, version in rows}
+
+    async def _read(self, session: PostgresSession, statement: str, *parameters: Sequence[object]) -> Sequence[Any]:
         """Rows to decide on. Where they cannot be had, nothing was stored by this call."""
         try:
-            return await session.fetch(statement, parameter)
+            return await session.fetch(statement, *parameters)
         except DRIVER_ERRORS as error:
             if may_be_decided_again(error):
                 raise
@@ -153,42 +165,57 @@ class PostgresAppend:
     async def _store(
         self, session: PostgresSession, group: Group, stream_ids: set[str]
     ) -> Sequence[AppendOutcome] | None:
-        """Store the group's rows, if its streams still are what it was decided on. None: one is not."""
-        new: list[str] = []
-        changed = len(group.versions)
-        is_usual = len(group.rows) == changed == len(stream_ids) and not (group.has_new_streams or group.has_epochs)
-        if is_usual:
-            statement, parameters = self._sql.append_one_each, _columns(group.rows, {})
-            parameters.append(self._last_recorded_at)
-        else:
-            heads = {stream_id: self._streams[stream_id] for stream_id in stream_ids}
-            new = [stream_id for stream_id, head in heads.items() if not head.id]
-            places = {id(heads[stream_id]): -place for place, stream_id in enumerate(new, start=1)}
-            statement, parameters = self._sql.append, _columns(group.rows, places)
-            parameters += [self._last_recorded_at, *_head_columns(heads, group.versions)]
-            if new:
-                statement = self._sql.append_new
-                versions = [group.versions.get(stream_id, 0) for stream_id in new]
-                parameters += [new, [stream_kind(stream_id) for stream_id in new], versions]
-                changed -= sum(version > 0 for version in versions)
-        rows = await session.fetch(statement, *parameters)
-        ((count, updated, recorded_at, first, last, positions, *made),) = rows
-        if count == 0:
+        """Store what the group has, if its streams still are what it was decided on. None: one is not."""
+        statement, parameters, new = self._statement(group, stream_ids)
+        ((count, updated, recorded_at, first, last, positions, *more),) = await session.fetch(statement, *parameters)
+        remembered = more.pop(0) if group.commands else 0
+        if count == remembered == 0:
             return None
-        if (count, updated) != (len(group.rows), changed):
+        changed = len(group.versions) - sum(stream_id in group.versions for stream_id in new)
+        if (count, updated, remembered) != (len(group.rows), changed, len(group.commands)):
             # Never seen. Something is stored, so what is said about it must not be a refusal.
             raise InternalClientError(
-                f"{count} of {len(group.rows)} events were stored, and {updated} of {changed} streams moved"
+                f"{count} of {len(group.rows)} events were stored, {remembered} of {len(group.commands)} commands, and "
+                f"{updated} of {changed} streams moved"
             )
-        for stream_id, id_ in zip(new, made[0] if new else (), strict=True):
+        for stream_id, id_ in zip(new, more[0] if new else (), strict=True):
             self._streams[stream_id].id = id_
         group.adopt()
         self._last_recorded_at = recorded_at
-        self.last_position = max(self.last_position, last)
-        if positions is None and first == group.last_position + 1:
+        if last is not None:
+            self.last_position = max(self.last_position, last)
+        if positions is None and first in (None, group.last_position + 1):
             # As it was guessed: the usual case where nobody else appends.
             return group.outcomes
         return [_positioned(outcome, group.last_position, first, positions) for outcome in group.outcomes]
+
+    def _statement(self, group: Group, stream_ids: set[str]) -> tuple[str, list[object], list[str]]:
+        """The statement that stores the group, its parameters, and the streams that it makes."""
+        with_commands = bool(group.commands)
+        is_one_each = len(group.rows) == len(group.versions) == len(stream_ids) and not group.has_new_streams
+        if is_one_each and (not group.has_epochs or _is_by_owners(group.rows)):
+            parameters = [*event_columns(group.rows, {}), self._last_recorded_at]
+            if with_commands:
+                heads = [row[0] for row in group.rows]
+                parameters += [forgotten_column(heads), *command_columns(group.commands, {})]
+                return self._sql.append_one_each_with_commands, parameters, []
+            return self._sql.append_one_each_owned if group.has_epochs else self._sql.append_one_each, parameters, []
+        found = {stream_id: self._streams[stream_id] for stream_id in stream_ids}
+        known = sorted(
+            ((head, group.versions.get(stream_id, head.version)) for stream_id, head in found.items() if head.id),
+            key=lambda each: each[0].id,
+        )
+        new = [stream_id for stream_id, head in found.items() if not head.id]
+        places = {id(found[stream_id]): -place for place, stream_id in enumerate(new, start=1)}
+        parameters = [*event_columns(group.rows, places), self._last_recorded_at, *head_columns(known)]
+        statement = self._sql.append_with_commands if with_commands else self._sql.append
+        if new:
+            statement = self._sql.append_new_with_commands if with_commands else self._sql.append_new
+            versions = [group.versions.get(stream_id, 0) for stream_id in new]
+            parameters += [new, [stream_kind(stream_id) for stream_id in new], versions]
+        if with_commands:
+            parameters += [forgotten_column([head for head, _ in known]), *command_columns(group.commands, places)]
+        return statement, parameters, new
 
     async def _usable_session(self) -> PostgresSession:
         if self._session is None or not self._session.is_usable:
@@ -204,43 +231,9 @@ class PostgresAppend:
             self._session = None
 
 
-def _head_columns(heads: dict[str, Head], after: dict[str, int]) -> list[Sequence[int]]:
-    """The streams that have rows, as they must be found, and the versions they get."""
-    known = sorted(
-        (head.id, head.version, after.get(stream_id, head.version), head.epoch)
-        for stream_id, head in heads.items()
-        if head.id
-    )
-    return list(zip(*known, strict=True)) or [(), (), (), ()]
-
-
-def _columns(rows: Sequence[tuple[Any, ...]], places: dict[int, int]) -> list[object]:
-    """The events as the append's parameters from `stream` to `epoch`."""
-    heads, versions, types, schema_versions, payloads, metadata, event_ids, batch_ids, epochs = zip(*rows, strict=True)
-    try:
-        texts = _SEPARATOR.encode().join(payloads).decode()
-        notes = [None if item is None else item.decode() for item in metadata] if any(metadata) else []
-    except UnicodeDecodeError as error:
-        raise EventEncodeError(f"an event holds bytes that are no UTF-8 text, nothing was stored: {error}") from error
-    names = _SEPARATOR.join(types)
-    if not texts.count(_SEPARATOR) == names.count(_SEPARATOR) == len(rows) - 1:
-        raise EventEncodeError("an event holds a control character that no JSON and no name has; nothing was stored")
-    return [
-        _numbers(head.id or places[id(head)] for head in heads),
-        _numbers(versions),
-        names,
-        [] if schema_versions.count(1) == len(rows) else schema_versions,
-        texts,
-        notes,
-        b"".join(event_ids),
-        batch_ids if any(batch_ids) else [],
-        epochs if any(epochs) else [],
-    ]
-
-
-def _numbers(numbers: Iterable[int]) -> str:
-    """Numbers as the text of an array."""
-    return f"{{{','.join(map(str, numbers))}}}"
+def _is_by_owners(rows: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether each event is of the epoch that its stream is in: then the events tell the streams' epochs."""
+    return all(row[0].epoch == row[-1] for row in rows)
 
 
 def _positioned(outcome: AppendOutcome, guessed: int, first: int, positions: Sequence[int] | None) -> AppendOutcome:

@@ -20,6 +20,7 @@ from eventstore.backend import (
     Load,
     Loaded,
     LogPage,
+    Moved,
     Statistics,
     StoredSnapshot,
     StreamInfo,
@@ -97,7 +98,7 @@ class PostgresReader:
         records: list[RecordedEvent] = []
         count = 0
         position = max(after, 0)
-        if position < self._settled:
+        if limit and position < self._settled:
             # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
             records, count, last, end = await self._page(position, self._settled, limit, where)
             if count == limit:
@@ -110,6 +111,13 @@ class PostgresReader:
             if count + more_count == limit:
                 return LogPage(records, last, is_end=False, end=end)
         return LogPage(records, max(position, end), is_end=True, end=end)
+
+    async def moved(self, *, after: int, limit: int) -> Moved:
+        after = max(after, 0)
+        end = await self._settle()
+        through = min(after + limit, max(after, end))
+        versions = {} if through == after else dict(await self._rows(self._sql.moved, after, through))
+        return Moved(versions, through, through >= end)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         end = await self._settle()

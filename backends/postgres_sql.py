@@ -9,95 +9,24 @@ from __future__ import annotations
 
 import hashlib
 
-# An append stores everything or nothing, and it stores only if every stream is exactly as it was when the append was
-# decided. The order of its steps is what the readers' rule (`_SETTLE`) rests on, and each step forces the one before:
-# 1. the shared lock by which a reader finds the transactions that may still store below a position;
-# 2. the rows of the streams, locked in the order of their ids, so that two appends never wait for each other;
-# 3. positions. One taken before its stream is locked could stand below an event of the stream that came earlier.
-# Arrays that hold nothing but what is usual are left empty: each array costs about 20 µs on its way.
-_APPEND = """
-WITH lock AS MATERIALIZED (
-    SELECT pg_advisory_xact_lock_shared({lock})
-), heads AS MATERIALIZED (
-    {heads}
-    ORDER BY s.id
-    FOR NO KEY UPDATE OF s
-){created}, updated AS (
-    UPDATE {schema}.journal_streams s SET version = h.next FROM heads h
-    WHERE s.id = h.id AND s.version <> h.next AND {holds}
-    RETURNING s.id
-), stored AS (
-    INSERT INTO {schema}.journal_events (position, stream, version, type, schema_version, payload, metadata, event_id,
-        batch_id, epoch, recorded_at)
-    SELECT nextval('{schema}.journal_events_position_seq'), e.stream, e.version, e.type, coalesce(e.schema_version, 1),
-        e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, coalesce(e.epoch, 0),
-        (SELECT greatest($10::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))
-    FROM {events}
-    WHERE {holds}
-    RETURNING position, recorded_at
-)
-SELECT count(*), (SELECT count(*) FROM updated), max(recorded_at), min(position), max(position),
-    CASE WHEN max(position) - min(position) + 1 <> count(*) THEN array_agg(position ORDER BY position) END{ids}
-FROM stored
-"""
-# Positions rise with the events, because they are taken in their order; they are told one by one only where another
-# append took some in between.
-# Numbers and texts come strung together, and the server takes them apart: the driver takes longer over each element of
-# an array than all else an event costs there. JSON holds no control character but white space.
-_EVENTS = """unnest(
-            $1::text::bigint[], $2::text::bigint[], string_to_array($3::text, chr(30)), $4::int[],
-            string_to_array($5::text, chr(30)), $6::text[], $8::bytea[], $9::bigint[]
-        ) WITH ORDINALITY AS e (stream, version, type, schema_version, payload, metadata, batch_id, epoch, number)"""
-
-# The usual group: one event for each of its streams, none of which has an owner. The events tell the heads.
-_HEADS_OF_EVENTS = """SELECT s.id, w.version AS next
-    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[]) AS w (id, version)
-    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version - 1 AND s.epoch = 0"""
-_HOLDS_FOR_EVENTS = "(SELECT count(*) FROM heads) = cardinality($1::text::bigint[])"
-
-# Any other: with the streams that were only looked at, too.
-_HEADS = """SELECT s.id, w.next
-    FROM lock CROSS JOIN unnest($11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
-        AS w (id, version, next, epoch)
-    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version AND s.epoch = coalesce(w.epoch, 0)"""
-_HOLDS = "(SELECT count(*) FROM heads) = cardinality($11)"
-
-# With streams that have no row yet: their events have -1, -2, …: the place of their stream in $15. A stream that
-# somebody else is making at this moment is waited for, and is then a unique violation; one that is there already
-# stores nothing, without an error in the server's log. The lock is asked for by name: where there is no row to lock, it
-# would rest on the plan whether anything else asks.
-_CREATED = """, guard AS MATERIALIZED (
-    SELECT (SELECT count(*) FROM lock) = 1 AND {heads_hold} AND NOT EXISTS (
-        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = ANY ($15::text[])
-    ) AS holds
-), created AS (
-    INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
-    SELECT n.stream_id, n.kind, n.version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-    FROM unnest($15::text[], $16::text[], $17::bigint[]) AS n (stream_id, kind, version)
-    WHERE {holds}
-    ORDER BY n.stream_id COLLATE "C"
-    RETURNING id, stream_id
-)"""
-_EVENTS_OF_NEW = """(
-        SELECT coalesce(c.id, e.stream) AS stream, e.version, e.type, e.schema_version, e.payload, e.metadata,
-            e.batch_id, e.epoch, e.number
-        FROM {all_events}
-        LEFT JOIN unnest($15::text[]) WITH ORDINALITY AS n (stream_id, place) ON n.place = -e.stream
-        LEFT JOIN created c ON c.stream_id = n.stream_id
-        ORDER BY e.number
-    ) e"""
-_IDS_OF_NEW = """,
-    (SELECT array_agg(c.id ORDER BY n.number)
-        FROM unnest($15::text[]) WITH ORDINALITY AS n (stream_id, number) JOIN created c USING (stream_id))"""
+from backends.postgres_append_sql import append_statement
 
 _STREAMS = """
-SELECT stream_id, id, version, epoch FROM {schema}.journal_streams
+SELECT stream_id, id, version, epoch, forgotten FROM {schema}.journal_streams
 WHERE tenant = '' AND stream_id = ANY ($1::text[]) ORDER BY id
 """
 _PLACES = """
 SELECT e.event_id, s.stream_id, e.version, e.position
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
 WHERE e.event_id = ANY ($1::bytea[])
+"""
+
+# Which of some commands are remembered: after the streams were looked at, so that what changed them is found.
+_REMEMBERED = """
+SELECT s.stream_id, c.command_id, c.outcome_id, c.version
+FROM unnest($1::text[], $2::text[]) AS w (stream_id, command_id)
+JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
+JOIN {schema}.journal_commands c ON c.stream = s.id AND c.command_id = w.command_id
 """
 
 # The sequence is read first: the inner query is run for its row. Whoever has taken a position up to it holds the lock
@@ -131,6 +60,12 @@ SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.jour
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
 WHERE e.position > $5 AND e.position <= $6 AND {matches}
 ORDER BY e.position LIMIT $7
+"""
+_MOVED = """
+SELECT s.stream_id, m.version FROM (
+    SELECT stream, max(version) AS version FROM {schema}.journal_events
+    WHERE position > $1 AND position <= $2 GROUP BY stream
+) m JOIN {schema}.journal_streams s ON s.id = m.stream
 """
 # With the metadata that the reader still has to look at: each row without is a match.
 _LAST = """
@@ -205,43 +140,9 @@ SELECT (SELECT count(*) FROM {schema}.journal_streams s
     (SELECT count(*) FROM {schema}.journal_events), (SELECT count(*) FROM {schema}.journal_snapshots),
     (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq),
     pg_total_relation_size('{schema}.journal_streams') + pg_total_relation_size('{schema}.journal_events') +
-        pg_total_relation_size('{schema}.journal_snapshots') + pg_total_relation_size('{schema}.journal_removals')
+        pg_total_relation_size('{schema}.journal_snapshots') + pg_total_relation_size('{schema}.journal_removals') +
+        pg_total_relation_size('{schema}.journal_commands')
 """
-
-_CLAIM = """
-INSERT INTO {schema}.journal_streams AS s (stream_id, kind, epoch, created_at) VALUES ($1, $2, 1, $3)
-ON CONFLICT (tenant, stream_id) DO UPDATE SET epoch = s.epoch + 1
-RETURNING s.epoch
-"""
-_STREAM_ID = "SELECT id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $1"
-_NEW_STREAM = """
-INSERT INTO {schema}.journal_streams (stream_id, kind, created_at) VALUES ($1, $2, $3)
-ON CONFLICT (tenant, stream_id) DO NOTHING RETURNING id
-"""
-_SAVE_SNAPSHOT = """
-INSERT INTO {schema}.journal_snapshots (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
-    payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch, recorded_at = excluded.recorded_at
-"""
-_DROP_SNAPSHOTS = """
-DELETE FROM {schema}.journal_snapshots WHERE stream = $1 AND version NOT IN
-    (SELECT version FROM {schema}.journal_snapshots WHERE stream = $1 ORDER BY version DESC LIMIT $2)
-"""
-_DELETE_SNAPSHOTS = """
-DELETE FROM {schema}.journal_snapshots n USING {schema}.journal_streams s
-WHERE s.id = n.stream AND s.tenant = '' AND s.stream_id = $1 AND n.version <= $2
-"""
-_LOCK_STREAM = """
-SELECT id, version, truncated FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $1 FOR NO KEY UPDATE
-"""
-_OPEN_REMOVAL = """
-INSERT INTO {schema}.journal_removals (stream, through, log_end, reason, is_open, recorded_at)
-VALUES ($1, $2, (SELECT last_value FROM {schema}.journal_events_position_seq), $3, true, $4) RETURNING id
-"""
-_REMOVE = "DELETE FROM {schema}.journal_events WHERE stream = $1 AND version <= $2"
-_CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed = $2 WHERE id = $1"
-_TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
 
 _SERVER = """
 SELECT current_setting('server_version_num')::int AS version,
@@ -270,48 +171,33 @@ class PostgresSQL:
         unsigned = key & (2**64 - 1)
         is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
-        # A part may hold those that are named after it.
-        no_new = {"created": "", "ids": "", "events": _EVENTS}
-        self.append_one_each = self._named(_APPEND, heads=_HEADS_OF_EVENTS, **no_new, holds=_HOLDS_FOR_EVENTS)
-        self.append = self._named(_APPEND, heads=_HEADS, **no_new, holds=_HOLDS)
-        self.append_new = self._named(
-            _APPEND,
-            heads=_HEADS,
-            created=_CREATED,
-            ids=_IDS_OF_NEW,
-            events=_EVENTS_OF_NEW,
-            all_events=_EVENTS,
-            heads_hold=_HOLDS,
-            holds="(SELECT holds FROM guard)",
-        )
-        self.streams = self._named(_STREAMS)
-        self.lock_streams = self._named(_STREAMS + "FOR NO KEY UPDATE")
-        self.places = self._named(_PLACES)
-        self.settle = self._named(_SETTLE, is_append=is_append)
-        self.still_appending = self._named(_STILL_APPENDING, is_append=is_append)
-        self.log = self._named(_LOG, record=_RECORD, matches=_MATCHES)
-        self.last = self._named(_LAST, matches=_MATCHES)
-        self.stream = self._named(_STREAM, record=_RECORD, order="ASC")
-        self.stream_backwards = self._named(_STREAM, record=_RECORD, order="DESC")
-        self.load = self._named(_LOAD)
-        self.list = self._named(_LIST)
-        self.snapshots = self._named(_SNAPSHOTS)
-        self.statistics = self._named(_STATISTICS)
-        self.claim = self._named(_CLAIM)
-        self.stream_id = self._named(_STREAM_ID)
-        self.new_stream = self._named(_NEW_STREAM)
-        self.save_snapshot = self._named(_SAVE_SNAPSHOT)
-        self.drop_snapshots = self._named(_DROP_SNAPSHOTS)
-        self.delete_snapshots = self._named(_DELETE_SNAPSHOTS)
-        self.lock_stream = self._named(_LOCK_STREAM)
-        self.open_removal = self._named(_OPEN_REMOVAL)
-        self.remove = self._named(_REMOVE)
-        self.close_removal = self._named(_CLOSE_REMOVAL)
-        self.truncated = self._named(_TRUNCATED)
-        self.server = self._named(_SERVER)
-        self.revision = self._named(_REVISION)
+        self.append_one_each = self.named(append_statement("one each"))
+        self.append_one_each_owned = self.named(append_statement("one each, owned"))
+        self.append_one_each_with_commands = self.named(append_statement("one each", with_commands=True))
+        self.append = self.named(append_statement("known"))
+        self.append_with_commands = self.named(append_statement("known", with_commands=True))
+        self.append_new = self.named(append_statement("new"))
+        self.append_new_with_commands = self.named(append_statement("new", with_commands=True))
+        self.streams = self.named(_STREAMS)
+        self.lock_streams = self.named(_STREAMS + "FOR NO KEY UPDATE")
+        self.places = self.named(_PLACES)
+        self.remembered = self.named(_REMEMBERED)
+        self.settle = self.named(_SETTLE, is_append=is_append)
+        self.still_appending = self.named(_STILL_APPENDING, is_append=is_append)
+        self.log = self.named(_LOG, record=_RECORD, matches=_MATCHES)
+        self.moved = self.named(_MOVED)
+        self.last = self.named(_LAST, matches=_MATCHES)
+        self.stream = self.named(_STREAM, record=_RECORD, order="ASC")
+        self.stream_backwards = self.named(_STREAM, record=_RECORD, order="DESC")
+        self.load = self.named(_LOAD)
+        self.list = self.named(_LIST)
+        self.snapshots = self.named(_SNAPSHOTS)
+        self.statistics = self.named(_STATISTICS)
+        self.server = self.named(_SERVER)
+        self.revision = self.named(_REVISION)
 
-    def _named(self, statement: str, **parts: str) -> str:
+    def named(self, statement: str, **parts: str) -> str:
+        """A statement for this journal: with the names of its schema and of its lock, and with its parts."""
         for name, text in {**parts, **self._names}.items():
             statement = statement.replace(f"{{{name}}}", text)
         return statement

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 from redis import exceptions as driver
 
 from backends.redis_append_script import APPEND
-from backends.redis_changing_scripts import CLAIM, DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
+from backends.redis_changing_scripts import DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
+from backends.redis_command_scripts import FORGET_COMMANDS
 from backends.redis_connection import REVISION, Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_journal import RedisJournal
 from backends.redis_listener import RedisListener
+from backends.redis_ownership import RedisLease, claim_answer, claim_arguments, release_arguments
+from backends.redis_ownership_scripts import CLAIM, RELEASE
 from backends.redis_reading import RedisReader
-from backends.redis_records import MAX_VERSION, outcomes_of, packed_group, packed_snapshot
+from backends.redis_records import MAX_VERSION, microseconds, outcomes_of, packed_group, packed_snapshot
 from backends.redis_scripts import RIGHTS
 from backends.redis_server import check_server
 from backends.redis_url import parse_redis_url
-from eventstore.backend import Appended, AppendOutcome, Batch, Capabilities, Durability, StoredSnapshot
-from eventstore.errors import BackendUnavailable, CapabilityError, SchemaError, SchemaMissing
+from eventstore.backend import (
+    Appended,
+    AppendOutcome,
+    Batch,
+    Capabilities,
+    Claim,
+    Durability,
+    Holder,
+    Owner,
+    StoredSnapshot,
+)
+from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
 from eventstore.url import StoreUrl
 
 logger = logging.getLogger(__name__)
 
-# So many events are removed by one script, during which the server does nothing else.
-_TRUNCATED_AT_ONCE = 2000
+# So many events, and outcomes of commands, are removed by one script, during which the server does nothing else.
+_REMOVED_AT_ONCE = 2000
 
 
 class RedisBackend(RedisReader):
@@ -87,18 +101,36 @@ class RedisBackend(RedisReader):
         self.check_open()
         return self._tasks.start(self._append(batches))
 
-    async def claim(self, stream_id: str) -> int:
-        epoch: int = await self._tasks.finish(self._write(CLAIM, [stream_id.encode()]))
-        return epoch
+    async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        return await self._tasks.finish(self._forget_commands(stream_id, keep, before))
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
-        return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason))
+    def lease(self, owner: Owner) -> RedisLease:
+        # It is made in another event loop than the store was opened in.
+        return RedisLease(self._target, self.opened_journal(), owner)
+
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        self.check_open()
+        if not claims:
+            return []
+        reply: Sequence[Any] = await self._tasks.finish(self._write(CLAIM, claim_arguments(claims)))
+        return [claim_answer(answer) for answer in reply]
+
+    async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        self.check_open()
+        if epochs:
+            await self._tasks.finish(self._write(RELEASE, release_arguments(owner, epochs)))
+
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+        return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason, epoch))
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         if snapshot.version > MAX_VERSION:
             raise CapabilityError(f"Redis counts versions up to {MAX_VERSION}, not {snapshot.version}")
-        arguments: list[Argument] = [snapshot.stream_id.encode(), snapshot.version, packed_snapshot(snapshot), keep]
-        await self._tasks.finish(self._write(SAVE_SNAPSHOT, arguments))
+        stream_id, version, epoch = snapshot.stream_id, snapshot.version, snapshot.epoch
+        arguments: list[Argument] = [stream_id.encode(), version, packed_snapshot(snapshot), keep, epoch]
+        current: int = await self._tasks.finish(self._write(SAVE_SNAPSHOT, arguments))
+        if current:
+            raise FencedError(stream_id, epoch, current)
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         last = MAX_VERSION if through is None else min(through, MAX_VERSION)
@@ -131,13 +163,24 @@ class RedisBackend(RedisReader):
         self._wake()
         return outcomes
 
-    async def _truncate(self, stream_id: str, through: int, reason: str) -> int:
+    async def _truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+        own = -1 if epoch is None else epoch
+        arguments: list[Argument] = [stream_id.encode(), through, _REMOVED_AT_ONCE, reason.encode(), own]
         removed, more = 0, 1
         while more:
-            arguments: list[Argument] = [stream_id.encode(), through, _TRUNCATED_AT_ONCE, reason.encode()]
             count, more = await self._write(TRUNCATE, arguments)
+            if count < 0:
+                raise FencedError(stream_id, own, more)
             removed += count
         return removed
+
+    async def _forget_commands(self, stream_id: str, keep: int, before: datetime | None) -> int:
+        time: Argument = b"" if before is None else microseconds(before)
+        forgotten, more = 0, 1
+        while more:
+            count, more = await self._write(FORGET_COMMANDS, [stream_id.encode(), max(keep, 0), time, _REMOVED_AT_ONCE])
+            forgotten += count
+        return forgotten
 
     async def _write(self, script: Script, arguments: Sequence[Argument]) -> Any:
         journal, writer = self._opened, self._writer

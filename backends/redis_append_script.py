@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from backends.redis_command_scripts import REMEMBERING
 from backends.redis_scripts import OPENED, script
 
-# ARGV: 5 '1' if no event id is there twice, 6 plan, 7 number of streams, then their ids, then the records without
-# position and time.
-# The plan is, for each write: stream, expected version, epoch, number of events, 1 if it ends its batch.
+# ARGV: 5 '1' if no event id is there twice, 6 plan, 7 number of streams, 8 number of commands, then the streams' ids,
+# for each command its stream, id and outcome without version and time, then the records without position and time.
+# The plan is, for each write: stream, expected version, epoch, number of events, number of commands, 1 if it ends its
+# batch.
 # The reply is, for each batch: 0 or 1 (stored now, or before), position, a version for each write;
-#     2, write, version, for a conflict; 3, write, epoch, for a fenced writer; 4, write, event, for a repeated id.
-_APPEND = """
+#     2, write, version, for a conflict; 3, write, epoch, for a fenced writer; 4, write, event, for a repeated id;
+#     5, write, command, for one that is remembered already; 6, write, command, for one that may have been forgotten.
+_GIVEN = """
 local call, pack, unpacked, sub = redis.call, struct.pack, struct.unpack, string.sub
 local plan, count = ARGV[6], tonumber(ARGV[7])
-local first = 7 + count
+local first_command = 9 + count
+local count_of_commands = tonumber(ARGV[8])
+local first = first_command - 1 + 3 * count_of_commands
 local total = #ARGV - first
 local head, number, version = {}, {}, {}
 if count > 0 then
-    head = call_sliced('HMGET', base .. ':heads', ARGV, 8, first)
+    head = call_sliced('HMGET', base .. ':heads', ARGV, 9, 8 + count)
     for i = 1, count do
         if head[i] then
             number[i], version[i] = unpacked('>I7I7', head[i])
@@ -44,15 +49,18 @@ local stamp = pack('>I8', now)
 -- The next event, and how many numbers the reply has.
 local event, replied = 1, 0
 
+local function number_anew(stream)
+    streams = streams + 1
+    number[stream] = streams
+    created[#created + 1] = streams .. ''
+    created[#created + 1] = ARGV[8 + stream]
+end
+"""
+
+_APPEND = """
 local function store(stream, events)
+    if number[stream] == 0 then number_anew(stream) end
     local own, current, row = number[stream], version[stream], rows[stream]
-    if own == 0 then
-        streams = streams + 1
-        own = streams
-        number[stream] = own
-        created[#created + 1] = own .. ''
-        created[#created + 1] = ARGV[7 + stream]
-    end
     local here = position - start
     for i = 1, events do
         position = position + 1
@@ -79,11 +87,16 @@ local function store(stream, events)
 end
 
 -- Why a write is refused, as the reply has it, or nil.
-local function refusal(index, stream, expected, owner)
+local function refusal(index, write, mine)
+    local stream, expected, owner = write[1], write[2], write[3]
     local current = version[stream]
     if owner >= 0 and head[stream] then
         local epoch = unpacked('>I7', head[stream], 22)
         if owner < epoch then return {3, index, epoch} end
+    end
+    if write[5] > 0 then
+        local refused = refused_command(index, write, mine)
+        if refused then return refused end
     end
     if expected ~= current and expected ~= -1 and not (expected == -2 and current > 0) then
         return {2, index, current}
@@ -133,14 +146,14 @@ local function repetition(batch)
 end
 
 local function decide(batch)
-    local answer = has_repeats and repetition(batch)
-    local checked = 0
+    local answer = has_repeats and repetition(batch) or has_commands and repeated_commands(batch)
+    local checked, mine = 0, {}
     while not answer and checked < #batch do
-        local stream, expected, owner, events = unpack(batch[checked + 1])
-        answer = refusal(checked, stream, expected, owner)
+        local write = batch[checked + 1]
+        answer = refusal(checked, write, mine)
         if not answer then
             -- What follows in the batch sees the stream as this write leaves it.
-            version[stream] = version[stream] + events
+            version[write[1]] = version[write[1]] + write[4]
             checked = checked + 1
         end
     end
@@ -154,36 +167,38 @@ local function decide(batch)
     local before, summary = position, replied + 2
     reply[summary - 1] = 0
     for i, write in ipairs(batch) do
-        store(write[1], write[4])
+        if write[4] > 0 then store(write[1], write[4]) end
+        if write[5] > 0 then remember(write) end
         reply[summary + i] = version[write[1]]
     end
     reply[summary] = position > before and position or 0
     replied = summary + #batch
 end
 
-local offset, batch = 1, {}
+local offset, batch, command = 1, {}, 0
 while offset <= #plan do
-    local stream, expected, owner, events, ends
-    stream, expected, owner, events, ends, offset = unpacked('>I4i8i8I4B', plan, offset)
+    local stream, expected, owner, events, commands, ends
+    stream, expected, owner, events, commands, ends, offset = unpacked('>I4i8i8I4I4B', plan, offset)
     -- Most batches are one write that is as its writer expects.
-    if ends == 1 and #batch == 0 and events > 0 and owner < 0 and not has_repeats
+    if ends == 1 and #batch == 0 and events > 0 and commands == 0 and owner < 0 and not has_repeats
         and (expected == version[stream] or expected == -1) then
         store(stream, events)
         reply[replied + 1], reply[replied + 2], reply[replied + 3] = 0, position, version[stream]
         replied = replied + 3
     else
-        batch[#batch + 1] = {stream, expected, owner, events}
+        batch[#batch + 1] = {stream, expected, owner, events, commands, command}
+        command = command + commands
         if ends == 1 then
             decide(batch)
             batch = {}
         end
     end
 end
-if position == start then return reply end
+if position == start and sequence == remembered_before then return reply end
 
 -- Nothing above has written, nothing below is refused. A stream's row is its one record, or a table of several.
 local heads, names = {}, {}
-local none, zero = string.rep('\\0', 35), string.rep('\\0', 7)
+local none, zero = string.rep('\\0', 42), string.rep('\\0', 7)
 local list = base .. ':events:'
 for stream = 1, count do
     local row = rows[stream]
@@ -194,12 +209,20 @@ for stream = 1, count do
         else
             write_sliced('RPUSH', list .. own, row)
         end
-        heads[#heads + 1] = ARGV[7 + stream]
+        heads[#heads + 1] = ARGV[8 + stream]
         heads[#heads + 1] = pack('>I7I7', own, version[stream]) .. sub(before, 15)
         if sub(before, 8, 14) == zero then
             names[#names + 1] = '0'
-            names[#names + 1] = ARGV[7 + stream]
+            names[#names + 1] = ARGV[8 + stream]
         end
+    end
+end
+for stream, order in pairs(told_order) do
+    write_sliced('ZADD', order_key(number[stream]), order)
+    -- One that remembers commands has a head, and no name before it has events or snapshots.
+    if not head[stream] and not rows[stream] then
+        heads[#heads + 1] = ARGV[8 + stream]
+        heads[#heads + 1] = pack('>I7', number[stream]) .. sub(none, 8)
     end
 end
 local written = 0
@@ -214,9 +237,13 @@ write_sliced('HSET', base .. ':heads', heads)
 write_sliced('ZADD', base .. ':names', names)
 write_sliced('HSET', base .. ':numbers', created)
 call('HSET', base, 'position', text(position), 'streams', text(streams), 'clock', text(now), 'bytes', text(bytes))
+if sequence > remembered_before then
+    write_sliced('HSET', base .. ':commands', told_fields)
+    call('HSET', base, 'commands', text(sequence))
+end
 -- Only a hint to readers: a user who may not publish stores all the same.
-redis.pcall('PUBLISH', base .. ':news', text(position))
+if position > start then redis.pcall('PUBLISH', base .. ':news', text(position)) end
 return reply
 """
 
-APPEND = script(OPENED + _APPEND)
+APPEND = script(OPENED + _GIVEN + REMEMBERING + _APPEND)

@@ -1,23 +1,18 @@
-"""The scripts that change one stream otherwise than by appending: epochs, truncation, snapshots."""
+"""The scripts that change one stream otherwise than by appending: truncation, snapshots."""
 
 from __future__ import annotations
 
+from backends.redis_command_scripts import FORGETTING
 from backends.redis_scripts import ONE_STREAM, OPENED, REFUSAL, script
 
-_CLAIM = (
-    ONE_STREAM
-    + """
-epoch = epoch + 1
-save_head()
-return epoch
-"""
-)
-
-# ARGV: 6 through, 7 how many events at most, 8 reason. The reply: how many were removed, 1 if more are to be.
+# ARGV: 6 through, 7 how many events at most, 8 reason, 9 epoch or -1. The reply: how many were removed, 1 if more are
+# to be; or -1, epoch, for a fenced writer.
 _TRUNCATE = (
     REFUSAL
     + ONE_STREAM
+    + FORGETTING
     + """
+if tonumber(ARGV[9]) >= 0 and tonumber(ARGV[9]) < epoch then return {-1, epoch} end
 local count = math.min(tonumber(ARGV[6]), version) - truncated
 if count <= 0 then return {0, 0} end
 -- Whoever may not use it is refused here, and not half-way through. It cannot change a hash.
@@ -31,7 +26,18 @@ end
 local key = base .. ':events:' .. text(number)
 local records = redis.call('LRANGE', key, 0, count - 1)
 if #records ~= count then return redis.error_reply('DAMAGED events of the stream are missing') end
-local ids, bytes = {}, tonumber(journal[6])
+-- Outcomes go no later than the events they came with. Where there are many, they go first, by themselves.
+local commands, size, issued, is_cut =
+    oldest_commands(tonumber(ARGV[7]), function(at) return at <= truncated + count end)
+if commands.err then return commands end
+forgotten = math.max(forgotten, issued)
+local ids, bytes = {}, tonumber(journal[6]) - size
+if is_cut then
+    save_head()
+    remove_commands(commands)
+    redis.call('HSET', base, 'bytes', text(bytes))
+    return {0, 1}
+end
 for i = 1, count do
     ids[i] = string.sub(records[i], 17, 32)
     bytes = bytes - #records[i]
@@ -43,16 +49,18 @@ redis.call('RPUSH', base .. ':removals', cjson.encode({
 }))
 save_head()
 redis.call('LTRIM', key, count, -1)
+remove_commands(commands)
 write_sliced('HDEL', base .. ':ids', ids)
 redis.call('HSET', base, 'bytes', text(bytes))
 return {count, more}
 """
 )
 
-# ARGV: 6 version, 7 snapshot, 8 how many to keep.
+# ARGV: 6 version, 7 snapshot, 8 how many to keep, 9 epoch or 0. The reply: 0, or the epoch that fences the writer.
 _SAVE_SNAPSHOT = (
     ONE_STREAM
     + """
+if tonumber(ARGV[9]) > 0 and tonumber(ARGV[9]) < epoch then return epoch end
 if number == 0 then save_head() end
 local key = base .. ':snapshots:' .. text(number)
 local bytes = tonumber(journal[6]) + #ARGV[7] - redis.call('HSTRLEN', key, ARGV[6])
@@ -69,7 +77,7 @@ save_head()
 if newest > 0 then redis.call('ZADD', base .. ':names', '0', ARGV[5]) end
 redis.call('HSET', base, 'bytes', text(bytes))
 redis.call('HINCRBY', base, 'snapshots', text(added))
-return newest
+return 0
 """
 )
 
@@ -99,7 +107,6 @@ return removed
 """
 )
 
-CLAIM = script(OPENED + _CLAIM)
 DELETE_SNAPSHOTS = script(OPENED + _DELETE_SNAPSHOTS)
 SAVE_SNAPSHOT = script(OPENED + _SAVE_SNAPSHOT)
 TRUNCATE = script(OPENED + _TRUNCATE)

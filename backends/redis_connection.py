@@ -22,6 +22,7 @@ from eventstore.errors import (
     EventStoreError,
     JournalCorrupt,
     JournalLost,
+    LeaseLost,
     OutcomeUnknown,
     SchemaError,
     StorageFull,
@@ -174,6 +175,8 @@ def translated(error: BaseException, *, writing: bool) -> EventStoreError:
                 f"replica that lagged has taken over ({text}); nothing was read or stored. Restore the newer data, or "
                 "open a new store to go on without those events"
             )
+        case "LEASELOST":
+            return LeaseLost("this process holds no lease that runs: nothing was claimed")
         case "DAMAGED":
             return JournalCorrupt(f"the journal contradicts itself: {text.removeprefix('DAMAGED ')}")
         case "REVISED":

@@ -11,21 +11,20 @@ class RedisJournal:
     def __init__(self, key: bytes, identity: bytes) -> None:
         self.key = key
         self._identity = identity
-        self._position = 0
-        self._event_id = b""
+        # One object: a lease reads it from another thread, and an id at another's position would look like a loss.
+        self._seen = (0, b"")
 
     @property
     def position(self) -> int:
         """The highest position that is known to hold an event."""
-        return self._position
+        return self._seen[0]
 
     @property
     def arguments(self) -> list[Argument]:
         """What every script takes first."""
-        return [self._identity, REVISION.encode(), self._position, self._event_id]
+        return [self._identity, REVISION.encode(), *self._seen]
 
     def saw(self, position: int, event_id: bytes) -> None:
         """Remember an event that was acknowledged or read."""
-        if position > self._position:
-            self._position = position
-            self._event_id = event_id
+        if position > self._seen[0]:
+            self._seen = (position, event_id)

@@ -11,7 +11,7 @@ from redis import exceptions as driver
 
 from backends.redis_connection import Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_url import RedisTarget
-from eventstore.errors import BackendUnavailable, EventStoreError
+from eventstore.errors import ConnectionsBusy, EventStoreError
 
 _T = TypeVar("_T")
 
@@ -31,7 +31,7 @@ class RedisPool:
             async with asyncio.timeout(seconds):
                 await self._slots.acquire()
         except TimeoutError as error:
-            raise BackendUnavailable(
+            raise ConnectionsBusy(
                 f"no reading connection was free for {seconds:g} s: too many reads at once (pool_size is "
                 f"{self._target.pool_size}); try again"
             ) from error

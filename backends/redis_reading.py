@@ -8,17 +8,26 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from backends.redis_command_scripts import FIND_COMMANDS
+from backends.redis_commands import found_commands, lookup_arguments
 from backends.redis_connection import Argument, Script
 from backends.redis_journal import RedisJournal
+from backends.redis_ownership import found_holdings, owner_infos
+from backends.redis_ownership_scripts import HOLDINGS, OWNERS
 from backends.redis_pool import RedisPool, Tasks
-from backends.redis_reading_scripts import LOAD, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
+from backends.redis_reading_scripts import LOAD, MOVED, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
 from backends.redis_url import RedisTarget
 from eventstore.backend import (
+    CommandLookup,
+    CommandsFound,
     EventFilter,
+    Holding,
     Load,
     Loaded,
     LogPage,
+    Moved,
+    OwnerInfo,
     Statistics,
     StoredSnapshot,
     StreamInfo,
@@ -70,6 +79,16 @@ class RedisReader:
             answers.extend(_loaded(load.stream_id, answer) for load, answer in zip(rest, reply, strict=False))
         return answers
 
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+        self.check_open()
+        answers: list[CommandsFound] = []
+        # As for loads.
+        while len(answers) < len(lookups):
+            rest = lookups[len(answers) :]
+            reply = await self._run(FIND_COMMANDS, lookup_arguments(rest))
+            answers.extend(found_commands(lookup, answer) for lookup, answer in zip(rest, reply, strict=False))
+        return answers
+
     async def read_stream(
         self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
     ) -> StreamPage:
@@ -110,6 +129,12 @@ class RedisReader:
             self._opened.saw(newest.position, newest.event_id.bytes)
         return LogPage(events, position, position >= page.end, page.end)
 
+    async def moved(self, *, after: int, limit: int) -> Moved:
+        after = max(after, 0)
+        looked, end, *flat = await self._run(MOVED, [after, min(limit, _WINDOW)])
+        versions = {flat[index].decode(): flat[index + 1] for index in range(0, len(flat), 2)}
+        return Moved(versions, looked, looked >= end)
+
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         end = (await self._log(MAX_VERSION, MAX_VERSION, 0, where, window=0)).end
         if count <= 0:
@@ -133,25 +158,35 @@ class RedisReader:
         reply = await self._run(READ_SNAPSHOTS, [stream_id.encode(), last, limit])
         return [unpacked_snapshot(stream_id, packed) for packed in reply]
 
+    async def owners(self) -> Sequence[OwnerInfo]:
+        return owner_infos(await self._run(OWNERS, []))
+
+    async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
+        (bound, _) = _bounds(after.encode(), None)
+        return found_holdings(await self._run(HOLDINGS, [limit, bound]))
+
     async def statistics(self) -> Statistics:
-        """The size is that of the records and snapshots, without what the server needs around them."""
+        """The size is that of records, snapshots and commands' outcomes, without what the server needs around them."""
         return Statistics(*await self._run(STATISTICS, []))
 
     def check_open(self) -> None:
         """Raise `StoreClosed` unless the store is open, in this process and this event loop."""
-        if self._pool is None:
+        self.opened_journal()
+        if asyncio.get_running_loop() is not self._loop:
+            raise StoreClosed("this store was opened in another event loop: open one of its own in this one")
+
+    def opened_journal(self) -> RedisJournal:
+        """The journal, for whatever event loop. Raises `StoreClosed` unless the store is open, in this process."""
+        if self._pool is None or self._journal is None:
             raise StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
         if os.getpid() != self._pid:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
-        if asyncio.get_running_loop() is not self._loop:
-            raise StoreClosed("this store was opened in another event loop: open one of its own in this one")
+        return self._journal
 
     @property
     def _opened(self) -> RedisJournal:
         self.check_open()
-        if self._journal is None:
-            raise StoreClosed("the store is not open")
-        return self._journal
+        return self.opened_journal()
 
     async def _run(self, script: Script, arguments: Sequence[Argument]) -> Any:
         journal = self._opened

@@ -95,6 +95,33 @@ return {version, truncated, low, fetch(key, low - truncated - 1, wanted)}
 """
 )
 
+# ARGV: 5 after, 6 how many positions to look at. The reply: the position looked through to, the end of the log, then
+# for each stream its id and the version of its newest event there.
+_MOVED = """
+local after = tonumber(ARGV[5])
+local count = math.max(0, math.min(tonumber(ARGV[6]), position - after))
+local entries = ''
+if count > 0 then entries = log_entries(after, count) end
+if #entries ~= count * ENTRY then
+    return redis.error_reply('DAMAGED the log has no entry for some positions after ' .. text(after))
+end
+local versions, numbers = {}, {}
+for i = 0, count - 1 do
+    local number, version = struct.unpack('>I6I6', entries, i * ENTRY + 1)
+    if not versions[number] then numbers[#numbers + 1] = text(number) end
+    versions[number] = version
+end
+local reply = {math.max(after, after + count), position}
+if #numbers == 0 then return reply end
+local names = call_sliced('HMGET', base .. ':numbers', numbers, 1, #numbers)
+for i = 1, #numbers do
+    if not names[i] then return redis.error_reply('DAMAGED stream number ' .. numbers[i] .. ' has no id') end
+    reply[#reply + 1] = names[i]
+    reply[#reply + 1] = versions[tonumber(numbers[i])]
+end
+return reply
+"""
+
 # ARGV: 5 after, 6 through, 7 limit, 8 how many entries to look at, 9 number of kinds, the kinds, then the stream ids.
 # The reply: end of the log, the position looked through to, the positions that matched, the ids of their streams, and
 # for each event: the index of its stream, version, record.
@@ -223,6 +250,7 @@ return {
 """
 
 LOAD = script(OPENED + _LOAD)
+MOVED = script(OPENED + _MOVED)
 READ_LOG = script(OPENED + _READ_LOG)
 READ_SNAPSHOTS = script(OPENED + _READ_SNAPSHOTS)
 READ_STREAM = script(OPENED + _READ_STREAM)

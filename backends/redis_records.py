@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StoredSnapshot, StreamWrite, refusal
 from eventstore.codec import decode_metadata
-from eventstore.errors import ConcurrencyError, DuplicateEventError, FencedError, JournalCorrupt, PayloadTooLarge
+from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import RecordedEvent
 
 MAX_VERSION = 2**53 - 1
@@ -26,7 +27,7 @@ _HEADER = struct.Struct(">QQ16sQIHI")
 _GIVEN = struct.Struct(">16sQIHI")
 _REPLAYED = struct.Struct(">IHI")
 _SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
-_WRITE = struct.Struct(">IqqI?")
+_WRITE = struct.Struct(">IqqII?")
 _HAS_BATCH = 0x8000
 _MAX_TYPE_BYTES = _HAS_BATCH - 1
 _ID_BYTES = 16
@@ -50,6 +51,7 @@ def packed_group(batches: Sequence[Batch]) -> Group:
     """Raises `PayloadTooLarge`, before anything is sent, for more than one command can carry."""
     streams: dict[str, int] = {}
     plan: list[bytes] = []
+    commands: list[Argument] = []
     records: list[Argument] = []
     event_ids: list[bytes] = []
     last_ids: list[bytes | None] = []
@@ -57,24 +59,30 @@ def packed_group(batches: Sequence[Batch]) -> Group:
     for batch in batches:
         count = len(event_ids)
         remaining = len(batch)
-        for stream_id, expected, events, epoch in batch:
+        for stream_id, expected, events, epoch, outcomes in batch:
             remaining -= 1
             stream = streams.get(stream_id)
             if stream is None:
                 stream = streams[stream_id] = len(streams) + 1
             expected = min(expected, MAX_VERSION)
-            plan.append(_WRITE.pack(stream, expected, -1 if epoch is None else epoch, len(events), not remaining))
+            owner = -1 if epoch is None else epoch
+            plan.append(_WRITE.pack(stream, expected, owner, len(events), len(outcomes), not remaining))
             for event in events:
                 record = _packed(event, epoch or 0)
                 size += len(record)
                 records.append(record)
                 event_ids.append(event[0])
+            for outcome in outcomes:
+                packed = packed_command(outcome)
+                size += len(packed)
+                commands += (stream, outcome.command_id.encode(), packed)
         last_ids.append(event_ids[-1] if len(event_ids) > count else None)
     if size > MAX_GROUP_BYTES:
         raise PayloadTooLarge("the batch", size, MAX_GROUP_BYTES)
     has_distinct_ids = len(set(event_ids)) == len(event_ids)
     ids = [stream_id.encode() for stream_id in streams]
-    return Group([int(has_distinct_ids), b"".join(plan), len(ids), *ids, *records], last_ids)
+    sizes = (len(ids), len(commands) // 3)
+    return Group([int(has_distinct_ids), b"".join(plan), *sizes, *ids, *commands, *records], last_ids)
 
 
 def outcomes_of(batches: Sequence[Batch], reply: Sequence[int]) -> list[AppendOutcome]:
@@ -157,9 +165,14 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Rep
     return found
 
 
+def microseconds(time: datetime) -> int:
+    """Since 1970."""
+    return (time - _EPOCH_START) // timedelta(microseconds=1)
+
+
 def packed_snapshot(snapshot: StoredSnapshot) -> bytes:
     texts = (snapshot.fingerprint.encode(), snapshot.encoding.encode(), snapshot.checksum)
-    time = (snapshot.recorded_at - _EPOCH_START) // timedelta(microseconds=1)
+    time = microseconds(snapshot.recorded_at)
     header = _SNAPSHOT.pack(snapshot.version, time, snapshot.epoch, *map(len, texts))
     return b"".join((header, *texts, snapshot.payload))
 
@@ -208,12 +221,16 @@ def _packed(event: EncodedEvent, epoch: int) -> bytes:
 
 
 def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch) -> AppendOutcome:
-    refused: ConcurrencyError | FencedError | DuplicateEventError | None
+    refused: AppendOutcome | None
     match kind:
         case 2:
             refused = refusal(write._replace(epoch=None), detail, 0)
         case 3:
             refused = refusal(write, 0, detail)
+        case 5:
+            refused = DuplicateCommand(write.stream_id, write.commands[detail].command_id)
+        case 6:
+            refused = CommandForgotten(write.stream_id, write.commands[detail].command_id)
         case _:
             events = [event for each in batch for event in each.events]
             refused = DuplicateEventError(write.stream_id, str(UUID(bytes=events[detail].event_id)))

@@ -4,14 +4,19 @@ A script is not rolled back, so each makes all of its checks before its first wr
 
 Keys, for the journal `{p}` (`docs/redis.md` explains them):
 
-    {p}                   hash     identity, revision, position, streams, clock, bytes, snapshots
-    {p}:heads             hash     stream id -> number, version, truncated, epoch, newest snapshot
+    {p}                   hash     identity, revision, position, streams, clock, bytes, snapshots, commands
+    {p}:heads             hash     stream id -> number, version, truncated, epoch, newest snapshot, forgotten
     {p}:numbers           hash     number -> stream id
     {p}:names             zset     the ids of streams that have events or snapshots, in byte order
     {p}:events:<number>   list     a stream's events behind the truncated ones, as `redis_records` packs them
     {p}:log:<chunk>       string   for each position: number, version, size of the record
     {p}:ids               hash     event id -> position
     {p}:snapshots:<number>  hash   version -> snapshot
+    {p}:commands          hash     stream's number, colon, command id -> outcome, as `redis_commands` packs it
+    {p}:command-order:<number>  zset  the ids of a stream's commands, by the order in which they were stored
+    {p}:owners            hash     owner id -> lease
+    {p}:holders           hash     stream id -> owner id, for streams that were claimed and not released
+    {p}:held              zset     the ids of these streams, in byte order
     {p}:removals          list     what was truncated, when and why
     {p}:news              channel  the position of the newest event
 """
@@ -44,7 +49,7 @@ _LIMITS = """
 local SLICE = 4000
 local CHUNK = 4096
 local ENTRY = 16
-local HEAD = '>I7I7I7I7I7'
+local HEAD = '>I7I7I7I7I7I7'
 """
 
 # Every script starts by asking whether this is still the journal that the store has opened: the same identity, not
@@ -82,7 +87,7 @@ end
 local function text(number)
     return string.format('%.0f', number)
 end
-local journal = redis.call('HMGET', base, 'identity', 'revision', 'position', 'streams', 'clock', 'bytes')
+local journal = redis.call('HMGET', base, 'identity', 'revision', 'position', 'streams', 'clock', 'bytes', 'commands')
 if journal[1] ~= ARGV[1] then return redis.error_reply('REPLACED') end
 if journal[2] ~= ARGV[2] then return redis.error_reply('REVISED ' .. tostring(journal[2])) end
 local position = tonumber(journal[3])
@@ -115,15 +120,16 @@ end
 # Used by the scripts that change one stream: ARGV 5 is its id.
 ONE_STREAM = """
 local value = redis.call('HGET', base .. ':heads', ARGV[5])
-local number, version, truncated, epoch, newest = 0, 0, 0, 0, 0
-if value then number, version, truncated, epoch, newest = struct.unpack(HEAD, value) end
+local number, version, truncated, epoch, newest, forgotten = 0, 0, 0, 0, 0, 0
+if value then number, version, truncated, epoch, newest, forgotten = struct.unpack(HEAD, value) end
 local function save_head()
     if number == 0 then
         number = tonumber(journal[4]) + 1
         redis.call('HSET', base .. ':numbers', text(number), ARGV[5])
         redis.call('HSET', base, 'streams', text(number))
     end
-    redis.call('HSET', base .. ':heads', ARGV[5], struct.pack(HEAD, number, version, truncated, epoch, newest))
+    redis.call('HSET', base .. ':heads', ARGV[5],
+        struct.pack(HEAD, number, version, truncated, epoch, newest, forgotten))
 end
 local function versions_falling(key)
     local found = redis.call('HKEYS', key)
@@ -144,7 +150,7 @@ if type(snapshots) ~= 'string' then snapshots = 'x' end
 for _, command in ipairs({
     {'RPUSH', KEYS[1], 'x'}, {'APPEND', KEYS[1], 'x'}, {'ZADD', KEYS[1], '0', 'x'}, {'LLEN', KEYS[1]},
     {'LRANGE', KEYS[1], '0', '0'}, {'GETRANGE', KEYS[1], '0', '0'}, {'ZCARD', KEYS[1]},
-    {'ZRANGEBYLEX', KEYS[1], '-', '+', 'LIMIT', '0', '0'}, {'ZREM', KEYS[1], 'x'},
+    {'ZRANGEBYLEX', KEYS[1], '-', '+', 'LIMIT', '0', '0'}, {'ZRANGE', KEYS[1], '0', '0'}, {'ZREM', KEYS[1], 'x'},
     {'HGET', KEYS[1], 'x'}, {'HKEYS', KEYS[1]}, {'HLEN', KEYS[1]}, {'HSTRLEN', KEYS[1], 'x'},
     {'HDEL', KEYS[1], 'x'}, {'HMGET', KEYS[1], 'x'},
     {'HSET', KEYS[1], 'snapshots', snapshots}, {'HINCRBY', KEYS[1], 'snapshots', '0'},
@@ -164,10 +170,11 @@ MIGRATE = script("""
 local base = KEYS[1]
 local revision = redis.call('HGET', base, 'revision')
 if revision then return revision end
-if redis.call('EXISTS', base) == 1 or redis.call('EXISTS', base .. ':heads', base .. ':ids') > 0 then
+if redis.call('EXISTS', base) == 1 or redis.call('EXISTS', base .. ':heads', base .. ':ids', base .. ':owners') > 0 then
     return redis.error_reply('FOREIGN')
 end
 redis.call('HSET', base, 'identity', ARGV[1], 'revision', ARGV[2],
-    'position', '0', 'streams', '0', 'clock', '0', 'bytes', '0', 'snapshots', '0')
+    'position', '0', 'streams', '0', 'clock', '0', 'bytes', '0', 'snapshots', '0',
+    'commands', '0')
 return false
 """)

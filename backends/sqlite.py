@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar, cast
 
-from backends.sqlite_append import LOG_END, SQLiteAppend
+from backends import sqlite_changing, sqlite_commands, sqlite_ownership
+from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect
+from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_writer import SQLiteWriter
-from eventstore.backend import AppendOutcome, Batch, Capabilities, Durability, StoredSnapshot
+from eventstore.backend import (
+    AppendOutcome,
+    Batch,
+    Capabilities,
+    Claim,
+    CommandLookup,
+    CommandsFound,
+    Durability,
+    Holder,
+    Holding,
+    Owner,
+    OwnerInfo,
+    StoredSnapshot,
+)
 from eventstore.errors import InvalidStoreUrl
-from eventstore.events import stream_kind
 from eventstore.url import SQLITE_PARAMETERS, StoreUrl
 
 _DEFAULT_BUSY_TIMEOUT_SECONDS = 5.0
 _MAX_BUSY_TIMEOUT_SECONDS = 600.0
-_MAX_VERSION = 2**63 - 1
 
 # A group of so many batches is handed over to the writer's thread at once, because whoever sent them will keep the loop
 # busy. For fewer it is not worth the switch.
@@ -31,7 +42,7 @@ _AT_ONCE = 8
 # losses, and none in a crash of the process.
 _SYNCHRONOUS = {Durability.POWER_LOSS: "FULL", Durability.PROCESS_CRASH: "NORMAL"}
 
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+_T = TypeVar("_T")
 
 
 class SQLiteBackend(SQLiteReader):
@@ -57,8 +68,8 @@ class SQLiteBackend(SQLiteReader):
         await asyncio.to_thread(check_file, self._path)
         # Before the writer's connection, which puts the file into WAL mode.
         await asyncio.to_thread(inspect, self._path, busy_timeout=self._busy_timeout)
-        writer = SQLiteWriter(self._path, synchronous=_SYNCHRONOUS[self.durability], busy_timeout=self._busy_timeout)
-        writer.on_reconnect = self._append.forget
+        writer = self._new_writer()
+        writer.on_connect = self._append.begin
         writer.start()
         try:
             self.schema_revision = await writer.run(lambda connection: check_schema(connection, self._path))
@@ -84,84 +95,49 @@ class SQLiteBackend(SQLiteReader):
         future.add_done_callback(self._wake)
         return future
 
-    async def claim(self, stream_id: str) -> int:
-        def claim(connection: sqlite3.Connection) -> int:
-            with _transaction(connection):
-                stream = _stream_row(connection, stream_id)
-                connection.execute("UPDATE journal_streams SET epoch = epoch + 1 WHERE id = ?", (stream,))
-                row = connection.execute("SELECT epoch FROM journal_streams WHERE id = ?", (stream,)).fetchone()
-            self._append.forget()
-            return int(row[0])
+    async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        return await self._change(
+            lambda connection: sqlite_changing.forget_commands(connection, stream_id, keep, before)
+        )
 
-        return await self._open_writer.run(claim)
-
-    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
-        def truncate(connection: sqlite3.Connection) -> int:
-            with _transaction(connection):
-                found = connection.execute(
-                    "SELECT s.id, max(s.truncated, coalesce(max(e.version), 0)) FROM journal_streams s "
-                    "LEFT JOIN journal_events e ON e.stream = s.id WHERE s.tenant = '' AND s.stream_id = ?",
-                    (stream_id,),
-                ).fetchone()
-                if found is None or found[0] is None:
-                    return 0
-                stream, last = found[0], min(through, found[1])
-                (log_end,) = connection.execute(LOG_END).fetchone()
-                # The door that the delete trigger looks for; it stays as the record of what was removed, and of where
-                # the log ended, so that no position is used again.
-                door = connection.execute(
-                    "INSERT INTO journal_removals (stream, through, reason, is_open, log_end, recorded_at) "
-                    "VALUES (?, ?, ?, 1, ?, ?)",
-                    (stream, last, reason, log_end, _now()),
-                ).lastrowid
-                removed = connection.execute(
-                    "DELETE FROM journal_events WHERE stream = ? AND version <= ?", (stream, last)
-                ).rowcount
-                connection.execute(
-                    "UPDATE journal_streams SET truncated = max(truncated, ?) WHERE id = ?", (last, stream)
-                )
-                connection.execute("UPDATE journal_removals SET is_open = 0, removed = ? WHERE id = ?", (removed, door))
-            self._append.forget()
-            return removed
-
-        return await self._open_writer.run(truncate)
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+        return await self._change(
+            lambda connection: sqlite_changing.truncate(connection, stream_id, through, reason, epoch)
+        )
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        def save(connection: sqlite3.Connection) -> None:
-            with _transaction(connection):
-                stream = _stream_row(connection, snapshot.stream_id)
-                connection.execute(
-                    "INSERT OR REPLACE INTO journal_snapshots "
-                    "(stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        stream,
-                        snapshot.version,
-                        snapshot.fingerprint,
-                        snapshot.encoding,
-                        snapshot.payload,
-                        snapshot.checksum,
-                        snapshot.epoch,
-                        _microseconds(snapshot.recorded_at),
-                    ),
-                )
-                connection.execute(
-                    "DELETE FROM journal_snapshots WHERE stream = ?1 AND version NOT IN "
-                    "(SELECT version FROM journal_snapshots WHERE stream = ?1 ORDER BY version DESC LIMIT ?2)",
-                    (stream, keep),
-                )
-
-        await self._open_writer.run(save)
+        await self._open_writer.run(lambda connection: sqlite_changing.save_snapshot(connection, snapshot, keep))
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
-        def delete(connection: sqlite3.Connection) -> int:
-            return connection.execute(
-                "DELETE FROM journal_snapshots WHERE version <= ? AND stream IN "
-                "(SELECT id FROM journal_streams WHERE tenant = '' AND stream_id = ?)",
-                (_MAX_VERSION if through is None else through, stream_id),
-            ).rowcount
+        return await self._open_writer.run(
+            lambda connection: sqlite_changing.delete_snapshots(connection, stream_id, through)
+        )
 
-        return await self._open_writer.run(delete)
+    # Ownership
+
+    def lease(self, owner: Owner) -> SQLiteLease:
+        self.check_open()
+        return SQLiteLease(owner, self._new_writer)
+
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        return await self._change(lambda connection: sqlite_ownership.claim(connection, claims))
+
+    async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        await self._open_writer.run(lambda connection: sqlite_ownership.release(connection, owner, epochs))
+
+    async def owners(self) -> Sequence[OwnerInfo]:
+        ((found,),) = await self._driver_rows(sqlite_ownership.OWNERS, (sqlite_changing.now(),))
+        return sqlite_ownership.owners(found)
+
+    async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
+        ((found,),) = await self._driver_rows(sqlite_ownership.HOLDINGS, (after, limit))
+        return sqlite_ownership.holdings(found)
+
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+        if not lookups:
+            return []
+        ((found,),) = await self._driver_rows(sqlite_commands.FIND, sqlite_commands.parameters(lookups))
+        return sqlite_commands.answers(lookups, found)
 
     async def wait(self, after: int, timeout: float) -> None:
         self.check_open()
@@ -176,6 +152,20 @@ class SQLiteBackend(SQLiteReader):
         finally:
             timer.cancel()
             self._waiters.discard(waiter)
+
+    async def _change(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Do what changes the streams that appends remember."""
+
+        def change(connection: sqlite3.Connection) -> _T:
+            try:
+                return work(connection)
+            finally:
+                self._append.forget()
+
+        return await self._open_writer.run(change)
+
+    def _new_writer(self) -> SQLiteWriter:
+        return SQLiteWriter(self._path, synchronous=_SYNCHRONOUS[self.durability], busy_timeout=self._busy_timeout)
 
     @property
     def _open_writer(self) -> SQLiteWriter:
@@ -209,39 +199,6 @@ def _busy_timeout(url: StoreUrl) -> float:
     return seconds
 
 
-def _stream_row(connection: sqlite3.Connection, stream_id: str) -> int:
-    """The id of a stream's row, which is made if there is none."""
-    connection.execute(
-        "INSERT INTO journal_streams (stream_id, kind, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        (stream_id, stream_kind(stream_id), _now()),
-    )
-    row = connection.execute(
-        "SELECT id FROM journal_streams WHERE tenant = '' AND stream_id = ?", (stream_id,)
-    ).fetchone()
-    return int(row[0])
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None]:
-    # IMMEDIATE: a transaction that starts by reading can be refused the write lock later, however long it waits.
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _release(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH_START) // timedelta(microseconds=1)

@@ -27,6 +27,7 @@ from eventstore.backend import (
     Load,
     Loaded,
     LogPage,
+    Moved,
     Statistics,
     StoredSnapshot,
     StreamInfo,
@@ -185,6 +186,20 @@ class SQLiteReader:
         is_end = len(records) < limit
         position = max(after, last) if is_end else records[-1].position
         return LogPage(records, position, is_end, last)
+
+    async def moved(self, *, after: int, limit: int) -> Moved:
+        through = max(after, 0) + limit
+        newest = (
+            select(_s.stream_id, func.max(_e.version))
+            .join(journal_streams, _s.id == _e.stream)
+            .where(_e.position > after, _e.position <= through)
+            .group_by(_e.stream)
+            .subquery()
+        )
+        end = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
+        found = select(func.json_group_array(func.json_array(*newest.c))).scalar_subquery()
+        ((last, versions),) = await self._rows(select(end, found))
+        return Moved(dict(orjson.loads(versions)), min(max(after, last), through), last <= through)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         if count <= 0:

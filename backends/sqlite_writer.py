@@ -47,7 +47,8 @@ class SQLiteWriter:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name=f"sqlite-writer-{path.name}", daemon=True)
         self._is_closed = False
-        self.on_reconnect: Callable[[], None] = lambda: None
+        self.on_connect: Callable[[sqlite3.Connection], None] = lambda _: None
+        """Called with each new connection, before the first job on it."""
 
     def start(self) -> None:
         """Start the thread. The connection is opened by the first job."""
@@ -108,11 +109,11 @@ class SQLiteWriter:
             try:
                 check_schema(connection, self._path)
                 self._secure_log(connection)
+                self.on_connect(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
-            self.on_reconnect()
         return self._connection
 
     def _secure_log(self, connection: sqlite3.Connection) -> None:

@@ -48,10 +48,20 @@ journal_streams = Table(
     Column("kind", Text, nullable=False),
     Column("epoch", _Big, nullable=False, server_default=_ZERO),
     Column("truncated", _Big, nullable=False, server_default=_ZERO),
+    # Commands issued up to here (milliseconds since 1970) may have had outcomes that were removed.
+    Column("forgotten", _Big, nullable=False, server_default=_ZERO),
+    # Who claimed the stream and has not released it: an id of `journal_owners`, or of an owner that is gone.
+    Column("owner", LargeBinary(16)),
     # Times are microseconds since 1970 in UTC: they compare and sort alike on every database.
     Column("created_at", _Big, nullable=False),
     UniqueConstraint("tenant", "stream_id"),
     Index(None, "kind"),
+    Index(
+        "ix_journal_streams_owner",
+        "owner",
+        sqlite_where=text("owner IS NOT NULL"),
+        postgresql_where=text("owner IS NOT NULL"),
+    ),
     # Every append writes its streams' rows anew: room on the page keeps that out of the indexes.
     postgresql_with={"fillfactor": "70"},
 )
@@ -114,6 +124,38 @@ journal_removals = Table(
     # What the delete trigger looks for at every row: it must not search all removals there ever were.
     Index("ix_journal_removals_open", "stream", sqlite_where=text("is_open"), postgresql_where=text("is_open")),
     sqlite_autoincrement=True,
+)
+
+# What commands with an id came to. Of two executions of one command the unique index lets one be stored.
+journal_commands = Table(
+    "journal_commands",
+    metadata,
+    Column("id", _Big, primary_key=True),
+    Column("stream", _Big, nullable=False),
+    Column("command_id", _Id, nullable=False),
+    Column("fingerprint", LargeBinary(16), nullable=False),
+    Column("outcome_id", LargeBinary(16), nullable=False),
+    Column("is_rejection", Boolean, nullable=False),
+    Column("payload", Text, nullable=False),
+    # Milliseconds since 1970 as the id tells them, 0 if it tells no time.
+    Column("issued_at", _Big, nullable=False),
+    Column("version", _Big, nullable=False),
+    Column("recorded_at", _Big, nullable=False),
+    Index(None, "stream", "command_id", unique=True),
+)
+
+# Processes that own streams. A lease is only who may claim; what keeps an old owner from writing are the epochs.
+journal_owners = Table(
+    "journal_owners",
+    metadata,
+    Column("id", LargeBinary(16), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("renewals", _Big, nullable=False),
+    # Microseconds: how long the lease runs after each renewal, and until when.
+    Column("duration", _Big, nullable=False),
+    Column("ends_at", _Big, nullable=False),
+    Column("report", Text, nullable=False),
+    Column("started_at", _Big, nullable=False),
 )
 
 # On Postgres many connections append at once, and a stream's row is what they lock: it carries the version that their

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import asks, commits, growth, memory, order, replay, report
+from benchmarks import asks, commits, growth, memory, order, replay, report, trust
 from benchmarks.harness import Plan, Ratio, progress
 
 # By their numbers in the table of goals, with the database where there are several; rows 14 and 16 are to come.
@@ -34,6 +34,10 @@ ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
     "12": asks.mailbox,
     "13": memory.idle_actor,
     "15": growth.journal_size,
+    "17-sqlite": trust.owned_on_sqlite,
+    "17-postgres": trust.owned_on_postgres,
+    "18-sqlite": trust.remembered_on_sqlite,
+    "18-postgres": trust.remembered_on_postgres,
 }
 
 

@@ -18,9 +18,9 @@ _PEER_THREADS = 8
 async def actors_64(row: str, database: Database, goal: Goal, plan: Plan) -> Ratio:
     """Rows 1, 4, 5: 64 actors, each asked again when it has replied / the same rows, 64 to a commit."""
     async with database.journal(plan) as journal, ActorSystem(journal.url) as system, journal.bare(_ACTORS) as bare:
-        refs = await _accounts(system, _ACTORS)
+        refs = await accounts(system, _ACTORS)
         sides = [
-            Side("64 actors, ask to durable reply", database.durability, lambda seconds: _throughput(refs, seconds)),
+            Side("64 actors, ask to durable reply", database.durability, lambda seconds: throughput(refs, seconds)),
             Side(
                 f"{database.bare}, 64 rows a commit",
                 database.durability,
@@ -47,9 +47,9 @@ async def on_redis(plan: Plan) -> list[Ratio]:
 async def one_actor(plan: Plan) -> list[Ratio]:
     """Row 2: one actor, the next ask after the reply / commits of one row."""
     async with SQLITE.journal(plan) as journal, ActorSystem(journal.url) as system, journal.bare(1) as bare:
-        refs = await _accounts(system, 1)
+        refs = await accounts(system, 1)
         sides = [
-            Side("1 actor in strict sequence", SQLITE.durability, lambda seconds: _throughput(refs, seconds)),
+            Side("1 actor in strict sequence", SQLITE.durability, lambda seconds: throughput(refs, seconds)),
             Side("single INSERT, autocommit", SQLITE.durability, lambda seconds: _bare_rows(bare, seconds, rows=1)),
         ]
         figures = await interleaved(sides, plan)
@@ -60,11 +60,11 @@ async def one_actor(plan: Plan) -> list[Ratio]:
 async def one_hot_actor(plan: Plan) -> list[Ratio]:
     """Row 3: 64 clients of one actor / one client of the same actor."""
     async with SQLITE.journal(plan) as journal, ActorSystem(journal.url) as system:
-        refs = await _accounts(system, 1)
+        refs = await accounts(system, 1)
         full = SQLITE.durability
         sides = [
-            Side("1 actor, 64 asks in flight", full, lambda seconds: _throughput(refs * _ACTORS, seconds)),
-            Side("the same actor in sequence", full, lambda seconds: _throughput(refs, seconds)),
+            Side("1 actor, 64 asks in flight", full, lambda seconds: throughput(refs * _ACTORS, seconds)),
+            Side("the same actor in sequence", full, lambda seconds: throughput(refs, seconds)),
         ]
         figures = await interleaved(sides, plan)
     what = "SQLite: one hot actor, 64 asks in flight / in sequence"
@@ -84,19 +84,19 @@ async def _against_peer(database: Database, goal: Goal, plan: Plan) -> Ratio:
     from benchmarks import peer
 
     async with database.journal(plan) as journal, ActorSystem(journal.url) as system:
-        refs = await _accounts(system, _ACTORS)
+        refs = await accounts(system, _ACTORS)
         with peer.opened(journal.url, plan.directory) as application:
-            accounts = peer.new_accounts(application, _ACTORS)
+            aggregates = peer.new_accounts(application, _ACTORS)
 
             async def in_turn(seconds: float) -> float:
-                return peer.deposit_in_turn(application, accounts, seconds)
+                return peer.deposit_in_turn(application, aggregates, seconds)
 
             async def in_threads(seconds: float) -> float:
                 # The loop sleeps meanwhile, so the peer's threads have the interpreter to themselves.
-                return peer.deposit_in_threads(application, accounts, seconds, threads=_PEER_THREADS)
+                return peer.deposit_in_threads(application, aggregates, seconds, threads=_PEER_THREADS)
 
             kept = database.durability
-            ours = Side("64 actors, ask to durable reply", kept, lambda seconds: _throughput(refs, seconds))
+            ours = Side("64 actors, ask to durable reply", kept, lambda seconds: throughput(refs, seconds))
             candidates = [
                 Side("eventsourcing, save after save", kept, in_turn),
                 Side(f"eventsourcing, {_PEER_THREADS} threads", kept, in_threads),
@@ -124,7 +124,7 @@ async def latency_on_redis(plan: Plan) -> list[Ratio]:
 async def _latency(database: Database, plan: Plan) -> Ratio:
     """Row 7: the 99th percentile of asks at 64 actors / that of bare commits of 64 rows."""
     async with database.journal(plan) as journal, ActorSystem(journal.url) as system, journal.bare(_ACTORS) as bare:
-        refs = await _accounts(system, _ACTORS)
+        refs = await accounts(system, _ACTORS)
 
         async def ours(seconds: float) -> float:
             taken: list[float] = []
@@ -144,7 +144,7 @@ async def _latency(database: Database, plan: Plan) -> Ratio:
     return compared("7", what, sides, figures, MILLISECONDS, Goal(2.5, 1.5, is_upper_limit=True))
 
 
-async def _throughput(refs: list[ActorRef[Account]], seconds: float) -> float:
+async def throughput(refs: list[ActorRef[Account]], seconds: float) -> float:
     """One client for each reference, which asks again when it has its reply. Returns replies per second."""
     start = time.perf_counter()
     replies = await asyncio.gather(*(_client(ref, start + seconds) for ref in refs))
@@ -173,8 +173,9 @@ async def _bare_rows(bare: Bare, seconds: float, *, rows: int) -> float:
     return rows * len(taken) / sum(taken)
 
 
-async def _accounts(system: ActorSystem, count: int) -> list[ActorRef[Account]]:
-    refs = [system.ref(Account, str(number)) for number in range(count)]
+async def accounts(system: ActorSystem, count: int, cls: type[Account] = Account) -> list[ActorRef[Account]]:
+    """References to so many accounts, all of them alive."""
+    refs: list[ActorRef[Account]] = [system.ref(cls, str(number)) for number in range(count)]
     await asyncio.gather(*(ref.ask(Deposit(amount=1)) for ref in refs))
     return refs
 

@@ -7,13 +7,20 @@ leave the backend (they become the errors of `eventstore.errors`, chained); a ca
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
-from eventstore.errors import ConcurrencyError, DuplicateEventError, FencedError, JournalCorrupt
+from eventstore.errors import (
+    CommandForgotten,
+    ConcurrencyError,
+    DuplicateCommand,
+    DuplicateEventError,
+    FencedError,
+    JournalCorrupt,
+)
 from eventstore.events import RecordedEvent
 
 
@@ -39,17 +46,36 @@ class EncodedEvent(NamedTuple):
     batch_id: bytes
 
 
+class CommandOutcome(NamedTuple):
+    """What a command with an id came to, stored in the same commit as its events. `payload` is JSON in UTF-8.
+
+    `fingerprint` (16 bytes) tells the command from others that are sent under its id. `outcome_id` (16 bytes) is this
+    one execution's own, so that the identical append, sent again, is told from another execution of the command.
+    `issued_at` is the time that a UUIDv7 carries, in milliseconds since 1970; 0 for an id that tells no time.
+    """
+
+    command_id: str
+    fingerprint: bytes
+    outcome_id: bytes
+    is_rejection: bool
+    payload: bytes
+    issued_at: int = 0
+
+
 class StreamWrite(NamedTuple):
     """Events for one stream, in order, and what must be true of the stream for them to be stored.
 
     `expected` is the version the stream must have, or an `Expected`. With an `epoch`, the write is refused
     (`FencedError`) once a newer epoch has been claimed; without one, ownership is not checked.
+    `commands` are outcomes to remember; a write may consist of them alone. One whose id the stream remembers already
+    refuses the batch (`DuplicateCommand`), one older than what the stream has forgotten too (`CommandForgotten`).
     """
 
     stream_id: str
     expected: int
     events: Sequence[EncodedEvent]
     epoch: int | None = None
+    commands: Sequence[CommandOutcome] = ()
 
 
 Batch = Sequence[StreamWrite]
@@ -82,7 +108,7 @@ class Appended(NamedTuple):
     is_duplicate: bool = False
 
 
-AppendOutcome = Appended | ConcurrencyError | FencedError | DuplicateEventError
+AppendOutcome = Appended | ConcurrencyError | FencedError | DuplicateEventError | DuplicateCommand | CommandForgotten
 """One batch's own outcome: stored, or the error that says why nothing of it was."""
 
 
@@ -111,6 +137,17 @@ class LogPage(NamedTuple):
     end: int
 
 
+class Moved(NamedTuple):
+    """Which streams got events in a part of the log that ends at `position`, and their versions at the newest of these.
+
+    `is_end` says that the log had no more when it was looked at.
+    """
+
+    versions: Mapping[str, int]
+    position: int
+    is_end: bool
+
+
 class StreamPage(NamedTuple):
     """Part of one stream. `version` is the stream's version when the page was read, whatever the range was; 0 if
     the stream does not exist. `truncated` is the version up to which events were removed."""
@@ -121,7 +158,10 @@ class StreamPage(NamedTuple):
 
 
 class StoredSnapshot(NamedTuple):
-    """A packed snapshot. `payload` is in `encoding`; `checksum` covers the payload and all that names it."""
+    """A packed snapshot. `payload` is in `encoding`; `checksum` covers the payload and all that names it.
+
+    With an `epoch` above 0 it is refused once a newer one has been claimed.
+    """
 
     stream_id: str
     version: int
@@ -155,6 +195,96 @@ class Loaded(NamedTuple):
     events: Sequence[tuple[int, str, int, str | bytes]]
     version: int
     truncated: int
+
+
+class CommandLookup(NamedTuple):
+    """A question for one stream's remembered commands: the outcome of one id, and with `recent` above 0 which ids
+    there are, at most so many of them."""
+
+    stream_id: str
+    command_id: str
+    recent: int = 0
+
+
+class StoredCommand(NamedTuple):
+    """A remembered outcome. `version` is that of the stream after the write it came with."""
+
+    command_id: str
+    fingerprint: bytes
+    outcome_id: bytes
+    is_rejection: bool
+    payload: bytes
+    version: int
+    recorded_at: datetime
+
+
+class CommandsFound(NamedTuple):
+    """The answer to a `CommandLookup`, as one moment of the stream held it.
+
+    Every remembered id that is greater than `known_above`, in the order of UTF-8 bytes, is in `recent`: "" says that
+    these are all, None that nothing is known but the outcome itself. A command that was issued up to `forgotten`
+    (`CommandOutcome.issued_at`) may have had an outcome that is no longer remembered; 0 says that none is.
+    """
+
+    outcome: StoredCommand | None
+    recent: Sequence[str]
+    known_above: str | None
+    forgotten: int
+
+
+class Owner(NamedTuple):
+    """A process that may own streams. `id` is 16 bytes, new for each start; `name` is for people.
+
+    Its lease runs out `seconds` after it was last renewed, by the database's clock.
+    """
+
+    id: bytes
+    name: str
+    seconds: float
+
+
+class Claim(NamedTuple):
+    """A wish to write to a stream alone, from its next epoch on.
+
+    An `owner` gets it if nobody else with a lease that runs has it, or if that one's lease was renewed `lapsed` times
+    and no more: who watched that for the length of the lease has seen it run out, whatever the database's clock says.
+    Without an owner the epoch is raised unconditionally, and nobody owns the stream then.
+    """
+
+    stream_id: str
+    owner: bytes | None = None
+    lapsed: int | None = None
+
+
+class Holder(NamedTuple):
+    """Who owns a stream that was claimed in vain. `remaining` are the seconds until the lease runs out."""
+
+    owner: bytes
+    name: str
+    renewals: int
+    seconds: float
+    remaining: float
+
+
+class OwnerInfo(NamedTuple):
+    """A process as its lease describes it. `remaining` seconds below 0 say for how long the lease has run out.
+
+    `report` is what it says about itself, as JSON.
+    """
+
+    id: bytes
+    name: str
+    renewals: int
+    remaining: float
+    report: bytes
+
+
+class Holding(NamedTuple):
+    """A stream that an owner has claimed and not released. The owner's lease may have run out, or be gone."""
+
+    stream_id: str
+    epoch: int
+    owner: bytes
 
 
 class StreamInfo(NamedTuple):
@@ -198,6 +328,19 @@ class Statistics(NamedTuple):
     size_bytes: int
 
 
+class Lease(Protocol):
+    """One owner's lease, on a connection of its own. It is made, used and ended in another thread's event loop than
+    the backend's, so that a loop that is kept busy does not let it run out."""
+
+    async def renew(self, report: bytes) -> None:
+        """Begin the lease, or let it run anew from now. Raises as every call does; then it runs on as it was."""
+        ...
+
+    async def end(self) -> None:
+        """Give up the lease, and with it every stream the owner holds. Then let go of the connection."""
+        ...
+
+
 class Backend(Protocol):
     """A database as a journal. Instances are made by a factory that takes a `StoreUrl` and opens nothing."""
 
@@ -235,12 +378,46 @@ class Backend(Protocol):
         row. Once the awaitable is done the stored ones have the backend's durability. Raising means that the whole
         group has one outcome: `OutcomeUnknown`, or any other error for certainly not stored.
         Within a batch nothing is stored unless every write is. A batch whose events are all stored already, as one
-        batch and with the same ids in the same streams, is answered with its original place.
+        batch and with the same ids in the same streams, is answered with its original place; so is one without events
+        whose commands are all stored already with the same outcome ids. Else its writes are looked at in their order:
+        the owner first, then the commands, then the version.
         """
         ...
 
-    async def claim(self, stream_id: str) -> int:
-        """Take the stream's next writer epoch, above all earlier ones. Older epochs are fenced from then on."""
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+        """Answer many questions about remembered commands in one round trip. What was appended before is found."""
+        ...
+
+    async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        """Forget the outcomes that are not among the newest `keep` and, with `before`, were recorded before it.
+
+        Returns how many. The greatest time at which one of them was issued is remembered (`CommandsFound.forgotten`);
+        an id that carries a later time than the outcome was recorded at counts with the latter.
+        """
+        ...
+
+    def lease(self, owner: Owner) -> Lease:
+        """A lease for an owner. Nothing is done before it is renewed."""
+        ...
+
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        """Take streams' next writer epochs, above all earlier ones, in one round trip. Older epochs are fenced from
+        then on. Each answer is the epoch, or who holds the stream.
+
+        Raises `LeaseLost` where an owner that claims has no lease that runs: nothing was claimed then.
+        """
+        ...
+
+    async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        """Let others claim streams, those that the owner still holds with these epochs. The epochs stay."""
+        ...
+
+    async def owners(self) -> Sequence[OwnerInfo]:
+        """Every process with a lease, or with one that ran out and was neither ended nor removed yet, by name."""
+        ...
+
+    async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
+        """Streams that were claimed by an owner and not released, in the order of their ids' bytes, after an id."""
         ...
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
@@ -258,6 +435,13 @@ class Backend(Protocol):
         """At most `limit` events with position > after, rising.
 
         Once this has returned an event, no event with a lower position ever appears later, in any process.
+        """
+        ...
+
+    async def moved(self, *, after: int, limit: int) -> Moved:
+        """Which streams have events in the next `limit` positions after one. The position is settled, as in `read_all`.
+
+        Events that were truncated since may be missing.
         """
         ...
 
@@ -280,7 +464,10 @@ class Backend(Protocol):
         ...
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        """Store a snapshot, replacing one of the same version, and remove all but the newest `keep`."""
+        """Store a snapshot, replacing one of the same version, and remove all but the newest `keep`.
+
+        Raises `FencedError`.
+        """
         ...
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
@@ -291,10 +478,12 @@ class Backend(Protocol):
         """Remove snapshots of at most version `through` (all if None). Returns how many."""
         ...
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         """Remove the events up to a version, and record that it was done. Returns how many were removed.
 
-        Versions and positions are never used again. Above the stream's version it is clipped to it.
+        Versions and positions are never used again. Above the stream's version it is clipped to it. The outcomes of
+        commands up to that version are forgotten with them. With an `epoch` it raises `FencedError` once a newer one
+        has been claimed.
         """
         ...
 

@@ -17,6 +17,10 @@ class InvalidStreamId(EventStoreError, ValueError):
     """The id cannot name a stream on every backend. Nothing was read or written: choose another id."""
 
 
+class InvalidCommandId(EventStoreError, ValueError):
+    """The id cannot name a command. Nothing was done: choose another id."""
+
+
 class StoreClosed(EventStoreError):
     """The store is not open here: not entered yet, already closed, or carried over a fork or to another loop.
 
@@ -68,16 +72,71 @@ class DuplicateEventError(EventStoreError):
         self.event_id = event_id
 
 
+class DuplicateCommand(EventStoreError):
+    """The stream remembers an outcome of this command already. Nothing was stored: read that outcome.
+
+    Actors do so by themselves: an `ask` with the same `command_id` is answered with it.
+    """
+
+    def __init__(self, stream_id: str, command_id: str) -> None:
+        super().__init__(
+            f"stream {stream_id!r} remembers the outcome of command {command_id!r}: nothing was stored, read that"
+        )
+        self.stream_id = stream_id
+        self.command_id = command_id
+
+
+class CommandForgotten(EventStoreError):
+    """The command was issued so long ago that its outcome, if it has one, is no longer remembered.
+
+    Nothing was done. It may have been handled before: look at the state, and send a new id to have it handled now.
+    """
+
+    def __init__(self, stream_id: str, command_id: str) -> None:
+        super().__init__(
+            f"command {command_id!r} for {stream_id!r} is older than the outcomes that are remembered: nothing was "
+            "done, but it may have been handled before; look at the state, and send it under a new id if it was not"
+        )
+        self.stream_id = stream_id
+        self.command_id = command_id
+
+
 class OutcomeUnknown(EventStoreError):
     """The store stopped answering while it committed: the events may be stored or not.
 
-    Append the identical events again (their ids decide, nothing is stored twice), or read the stream once
-    the store is back. Do not decide anew from memory.
+    Append the identical events again (their ids decide, nothing is stored twice), or ask the actor again with the same
+    `command_id`, which is None if the command had none: then read the stream once the store is back. Do not decide
+    anew from memory.
     """
+
+    def __init__(self, message: str, *, command_id: str | None = None) -> None:
+        super().__init__(message)
+        self.command_id = command_id
 
 
 class BackendUnavailable(EventStoreError):
     """The database cannot serve now. This call stored nothing: try again later."""
+
+
+class CircuitOpen(BackendUnavailable):
+    """The database has failed so often in a row that it is left alone for a moment. Nothing was done: try again.
+
+    `retry_after` are the seconds after which a call may reach the database again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ConnectionsBusy(BackendUnavailable):
+    """Every connection of the store's pool was in use all the time. Nothing was done: try again, or give the URL a
+    larger `pool_size`."""
+
+
+class LeaseLost(BackendUnavailable):
+    """This process holds no lease that runs, so it owns nothing. Nothing was done: it is renewed in the background,
+    try again."""
 
 
 class StoreBusy(BackendUnavailable):
@@ -177,6 +236,16 @@ class SnapshotUnusable(CodecError):
         self.version = version
 
 
+class ReplyEncodeError(CodecError):
+    """The reply to a command with an id is not what the command promises, or JSON cannot hold it. Nothing was stored:
+    give the command a reply type that pydantic can write, and return that."""
+
+
+class ReplyDecodeError(CodecError):
+    """A remembered reply does not fit the command's reply type any more. The command was handled before, and was not
+    again: let the new type accept what the old one wrote."""
+
+
 class PayloadTooLarge(CodecError):
     """The encoded event or state exceeds the store's limit. Nothing was stored: split it, or raise the limit."""
 
@@ -195,6 +264,34 @@ class DefinitionError(EventStoreError, TypeError):
 
 class ActorError(EventStoreError):
     """What concerns one actor, not the store."""
+
+
+class DuplicateCommandMismatch(ActorError):
+    """The id belongs to another command that was sent to this actor before. Nothing was done: use an id of its own."""
+
+    def __init__(self, stream_id: str, command_id: str) -> None:
+        super().__init__(
+            f"{stream_id!r} remembers another command under the id {command_id!r}: nothing was done; "
+            "give every command an id of its own, and repeat it only with the same content"
+        )
+        self.stream_id = stream_id
+        self.command_id = command_id
+
+
+class OwnedElsewhere(ActorError):
+    """Another process owns the actor, and is alive. The command was not accepted: send it there.
+
+    `owner` names the process (`eventstore owners` lists them), `remaining` are the seconds its lease still ran.
+    """
+
+    def __init__(self, stream_id: str, owner: str, remaining: float) -> None:
+        super().__init__(
+            f"actor {stream_id!r} is owned by {owner}: the command was not accepted; send it to that process, "
+            "or try again when it has stopped"
+        )
+        self.stream_id = stream_id
+        self.owner = owner
+        self.remaining = remaining
 
 
 class CommandRejected(ActorError):

@@ -6,6 +6,9 @@ and under load a group is as large as what came in during the commit before it.
 Callers who wait for their outcome and then append again would all meet in one group, and the event loop and the
 database would take turns. Where a commit takes no longer than the loop's own work for it, they are kept in two halves:
 while one is committed, the other decides.
+
+While the database does not serve, nothing waits here: what is submitted is refused, and so is what was waiting, except
+for what must stay behind an append whose outcome is unknown.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
-
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from typing import Any, TypeVar
 
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
-from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreClosed
+from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
+from eventstore.resolving import RETRY_SECONDS, resolve
 
 MAX_GROUP_EVENTS = 512
 MAX_GROUP_BYTES = 4 * 1024 * 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+RESOLVE_WITHIN_SECONDS = 30.0
+
+# Everybody waits so long for an append whose outcome is unknown. Then those who need not are refused.
+UNRESOLVED_SECONDS = 1.0
 
 # Fewer batches are not worth two commits.
 MIN_HALVED = 16
@@ -32,11 +40,15 @@ MIN_HALVED = 16
 EVENT_OVERHEAD_BYTES = 256
 
 
+_Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
+
+
 class PendingAppend:
     """One atomic batch on its way. Its owner may extend `writes` until `is_taken`; then it belongs to the group.
 
     `on_outcome` is called once, from the event loop, with the batch and its outcome, unless the owner sets
-    `is_withdrawn` before it is taken. `on_taken`, if set, is called when a group takes it.
+    `is_withdrawn` before it is taken. `on_taken`, if set, is called when a group takes it. Batches with the same
+    `on_outcome` have the same owner: a later one was decided on an earlier one, and its outcome comes after that.
     """
 
     __slots__ = ("is_taken", "is_withdrawn", "on_outcome", "on_taken", "size_bytes", "writes")
@@ -61,16 +73,18 @@ class GroupCommit:
     """The queue in front of `Backend.append`. It belongs to one event loop and owns every append given to it.
 
     An unknown outcome is resolved by appending the identical group again until `resolve_within` seconds have passed:
-    the events' ids decide, so nothing is stored twice. What is still unknown then is `OutcomeUnknown` for all.
+    the ids of events and commands decide, so nothing is stored twice. What is unknown then is `OutcomeUnknown` for all.
     """
 
     def __init__(
         self,
         append: Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome]]],
+        breaker: CircuitBreaker,
         *,
-        resolve_within: float = 30.0,
+        resolve_within: float = RESOLVE_WITHIN_SECONDS,
     ) -> None:
         self._append = append
+        self._breaker = breaker
         self._resolve_within = resolve_within
         self._waiting: deque[PendingAppend] = deque()
         self._waiting_bytes = 0
@@ -79,12 +93,25 @@ class GroupCommit:
         self._worked_seconds: float | None = None
         self._halves_pay = False
         self._group: list[PendingAppend] = []
-        self._in_flight: asyncio.Future[Sequence[AppendOutcome]] | None = None
+        self._in_flight: asyncio.Future[Any] | None = None
         self._flush_scheduled = False
         self._on_room: deque[Callable[[], None]] = deque()
         self._drained: list[asyncio.Future[None]] = []
         self._is_closed = False
+        # Whether the breaker is open, or an outcome has been unknown for long: all that a submission looks at.
+        self._is_refusing = False
+        self._is_unresolved = False
+        self._unresolved_timer: asyncio.TimerHandle | None = None
+        self._refusal_scheduled = False
         self._loop = asyncio.get_running_loop()
+        breaker.on_change.append(self._on_breaker)
+
+    def refusal(self) -> BackendUnavailable | None:
+        """What a batch would be refused with if it were submitted now. It costs next to nothing while all is well."""
+        if not self._is_refusing:
+            return None
+        # What is in flight already is the probe.
+        return self._breaker.refusal() if self._in_flight is None else self._refused()
 
     @property
     def is_full(self) -> bool:
@@ -107,7 +134,10 @@ class GroupCommit:
         await room
 
     def submit(self, pending: PendingAppend) -> None:
-        """Queue a batch. Its outcome comes by callback, after those of every batch submitted before it."""
+        """Queue a batch. Its outcome comes by callback, after those of every batch its owner submitted before it.
+
+        While the database does not serve, that is `CircuitOpen`: nothing was stored.
+        """
         if self._is_closed:
             closed = StoreClosed("the store is closed: nothing was stored")
             self._loop.call_soon(pending.on_outcome, pending, closed)
@@ -115,8 +145,10 @@ class GroupCommit:
         self._waiting.append(pending)
         self._waiting_bytes += pending.size_bytes
         if self._in_flight is not None or self._flush_scheduled:
+            if self._is_refusing:
+                self._refuse_soon()
             return
-        if self._last_group_events <= 1:
+        if self._last_group_events <= 1 and not self._is_refusing:
             # Nobody else was there the last time: whoever is alone need not wait for company.
             self._flush()
         else:
@@ -145,6 +177,9 @@ class GroupCommit:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        if self._is_refusing and not self._breaker.admits():
+            self._refuse_waiting()
+            return
         count = len(self._waiting)
         self._start((count + 1) // 2 if self._halves_pay and count >= MIN_HALVED else count)
         if not self._group:
@@ -189,38 +224,42 @@ class GroupCommit:
         return group
 
     def _on_done(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
-        if not future.cancelled() and isinstance(future.exception(), OutcomeUnknown):
-            self._in_flight = asyncio.ensure_future(self._resolve([pending.writes for pending in self._group]))
-            self._in_flight.add_done_callback(self._on_resolved)
-        else:
-            self._on_resolved(future)
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, OutcomeUnknown):
+            self._breaker.failed(error)
+            self._unresolved_timer = self._loop.call_later(UNRESOLVED_SECONDS, self._on_unresolved)
+            batches = [pending.writes for pending in self._group]
+            resolving = asyncio.ensure_future(resolve(self._append_again, batches, within=self._resolve_within))
+            resolving.add_done_callback(self._on_resolved)
+            self._in_flight = resolving
+            return
+        if isinstance(error, EventStoreError):
+            self._breaker.failed(error)
+        self._deliver(self._outcomes(future))
 
-    def _on_resolved(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
+    def _on_resolved(self, future: asyncio.Future[Sequence[AppendOutcome | EventStoreError]]) -> None:
+        if self._unresolved_timer is not None:
+            self._unresolved_timer.cancel()
+        self._is_unresolved = False
+        self._is_refusing = not self._breaker.is_closed
+        self._deliver(self._outcomes(future))
+
+    def _outcomes(self, future: asyncio.Future[Sequence[_Outcome]]) -> Sequence[AppendOutcome | EventStoreError]:
         if future.cancelled():
             error: BaseException | None = OutcomeUnknown("the append was cancelled: its outcome is unknown")
         else:
             error = future.exception()
-        self._deliver(future.result() if error is None else [_as_outcome(error)] * len(self._group))
-
-    async def _resolve(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type((OutcomeUnknown, BackendUnavailable)),
-            wait=wait_random_exponential(multiplier=0.05, max=2.0),
-            stop=stop_after_delay(self._resolve_within),
-            reraise=True,
-        )
-        try:
-            return await attempts(self._append_again, batches)
-        except OutcomeUnknown:
-            raise
-        except EventStoreError as error:
-            # The first try may have been stored: that the later ones were not does not settle it.
-            raise OutcomeUnknown(
-                f"the database could not say whether the events were stored ({type(error).__name__}: {error})"
-            ) from error
+        if error is not None:
+            return [_as_outcome(error)] * len(self._group)
+        self._breaker.answered()
+        return future.result()
 
     async def _append_again(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        return await self._append(batches)
+        try:
+            return await self._append(batches)
+        except EventStoreError as error:
+            self._breaker.failed(error)
+            raise
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None
@@ -231,12 +270,8 @@ class GroupCommit:
         is_ahead = self._in_flight is not None
         self._flush_scheduled = not is_ahead
         for pending, outcome in zip(group, outcomes, strict=True):
-            try:
-                pending.on_outcome(pending, outcome)
-            except Exception as error:
-                self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
-        while self._on_room and not self.is_full:
-            self._on_room.popleft()()
+            self._tell(pending, outcome)
+        self._notify_room()
         if is_ahead:
             return
         if self._waiting:
@@ -258,6 +293,73 @@ class GroupCommit:
         committed = time.perf_counter() - self._started_at
         before, self._worked_seconds = self._worked_seconds, time.thread_time()
         self._halves_pay = before is not None and committed < 3 * (self._worked_seconds - before)
+
+    # While the database does not serve
+
+    def _on_breaker(self) -> None:
+        self._is_refusing = self._is_unresolved or not self._breaker.is_closed
+        if self._is_refusing:
+            self._refuse_soon()
+
+    def _on_unresolved(self) -> None:
+        """An outcome has been unknown for so long that the others should know."""
+        self._is_unresolved = True
+        self._breaker.open()
+        # It may have been open before.
+        self._on_breaker()
+
+    def _refuse_soon(self) -> None:
+        # Not now: whoever submits does not expect its callback before that is done.
+        if not self._refusal_scheduled and self._waiting:
+            self._refusal_scheduled = True
+            self._loop.call_soon(self._refuse_in_flight)
+
+    def _refuse_in_flight(self) -> None:
+        self._refusal_scheduled = False
+        # With nothing in flight, the next group may be the probe.
+        if self._is_refusing and self._in_flight is not None:
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        """Refuse every batch that waits, unless its owner has one in flight: that one's outcome comes first."""
+        ahead = {pending.on_outcome for pending in self._group}
+        waiting, self._waiting = self._waiting, deque()
+        refused: list[PendingAppend] = []
+        for pending in waiting:
+            if pending.on_outcome in ahead:
+                self._waiting.append(pending)
+            else:
+                pending.is_taken = True
+                self._waiting_bytes -= pending.size_bytes
+                refused.append(pending)
+        error = self._refused()
+        for pending in refused:
+            if not pending.is_withdrawn:
+                self._tell(pending, error)
+        self._notify_room()
+        if self._in_flight is None and not self._waiting:
+            self._notify_drained()
+
+    def _refused(self) -> CircuitOpen:
+        if not self._is_unresolved:
+            return self._breaker.error()
+        return CircuitOpen(
+            "nothing was stored: what became of an earlier append has been unknown for more than "
+            f"{UNRESOLVED_SECONDS:g} s, and that is found out first; try again",
+            retry_after=RETRY_SECONDS,
+        )
+
+    # Telling
+
+    def _tell(self, pending: PendingAppend, outcome: AppendOutcome | EventStoreError) -> None:
+        try:
+            pending.on_outcome(pending, outcome)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
+
+    def _notify_room(self) -> None:
+        while self._on_room and not self.is_full:
+            self._on_room.popleft()()
 
     def _notify_drained(self) -> None:
         drained, self._drained = self._drained, []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
@@ -17,28 +18,40 @@ from eventstore.backend import (
     AppendOutcome,
     Backend,
     Capabilities,
+    Claim,
+    CommandLookup,
+    CommandsFound,
     Durability,
     EventFilter,
     Expected,
+    Holder,
+    Holding,
+    Lease,
     Load,
     Loaded,
     LogPage,
+    Moved,
+    Owner,
+    OwnerInfo,
     Statistics,
     StreamInfo,
     StreamWrite,
 )
+from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, encode_batch
 from eventstore.errors import (
     BackendUnavailable,
     EventStoreError,
     InvalidStoreUrl,
+    JournalCorrupt,
     SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
-from eventstore.group_commit import GroupCommit, PendingAppend, size_of
-from eventstore.group_read import GroupRead
+from eventstore.group_call import GroupCall
+from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
+from eventstore.guarded_backend import GuardedBackend
 from eventstore.snapshots import pack, unpack
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -90,26 +103,39 @@ class EventStore:
         url: StoreUrl,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
         create: bool = True,
+        resolve_within: float = RESOLVE_WITHIN_SECONDS,
     ) -> None:
         self._backend = backend
         self._url = url
         self._creates = create
         self.max_payload_bytes = max_payload_bytes
+        self._resolve_within = resolve_within
+        self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
-        self._reads: GroupRead | None = None
+        self._calls: _GroupCalls | None = None
 
     @classmethod
-    def open(cls, url: str, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES, create: bool = True) -> Self:
+    def open(
+        cls,
+        url: str,
+        *,
+        max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        create: bool = True,
+        resolve_within: float = RESOLVE_WITHIN_SECONDS,
+    ) -> Self:
         """The store a URL names; enter it with `async with`. Nothing is opened before that.
 
         With `create=False` a journal that is not there is never made: entering raises `SchemaMissing`. It is for tools
-        that look at a store, where a mistyped URL must not become a new, empty one.
+        that look at a store, where a mistyped URL must not become a new, empty one. An append that the database did not
+        answer is sent again for `resolve_within` seconds before it is reported as `OutcomeUnknown`.
 
         Raises `InvalidStoreUrl` for a URL that no backend understands.
         """
         parsed = parse_store_url(url)
         backend = _backend_factory(parsed.scheme)(parsed)
-        return cls(backend, url=parsed, max_payload_bytes=max_payload_bytes, create=create)
+        return cls(
+            backend, url=parsed, max_payload_bytes=max_payload_bytes, create=create, resolve_within=resolve_within
+        )
 
     async def __aenter__(self) -> Self:
         """Connect. A new, empty embedded database gets its journal, unless the store was opened with `create=False`;
@@ -134,8 +160,10 @@ class EventStore:
             create_schema = cast("Callable[[StoreUrl], None]", _imported(_CREATE_SCHEMA))
             await asyncio.to_thread(create_schema, self._url)
             await self._backend.open()
-        self._commits = GroupCommit(self._backend.append)
-        self._reads = GroupRead(self._backend.load)
+        breaker = CircuitBreaker()
+        self._guarded = GuardedBackend(self._backend, breaker)
+        self._commits = GroupCommit(self._backend.append, breaker, resolve_within=self._resolve_within)
+        self._calls = _GroupCalls(self._guarded, breaker)
         return self
 
     async def __aexit__(
@@ -148,16 +176,17 @@ class EventStore:
 
         A caller that is cancelled waits until that is done, and is cancelled then.
         """
-        if self._commits is None or self._reads is None:
+        if self._commits is None or self._calls is None:
             return
-        commits, reads = self._commits, self._reads
-        self._commits = self._reads = None
-        await _finish_then_cancel(asyncio.ensure_future(self._let_go(commits, reads)))
+        commits, calls = self._commits, self._calls
+        self._commits = self._calls = self._guarded = None
+        await _finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
 
-    async def _let_go(self, commits: GroupCommit, reads: GroupRead) -> None:
+    async def _let_go(self, commits: GroupCommit, calls: _GroupCalls) -> None:
         try:
             await commits.close()
-            await reads.close()
+            for group_call in calls:
+                await group_call.close()
         finally:
             await self._backend.close()
 
@@ -239,16 +268,65 @@ class EventStore:
         return self._open_commits
 
     async def claim(self, stream_id: str) -> int:
-        """Take the stream's next writer epoch: appends with an older one are refused from then on."""
-        return await self._open.claim(checked_stream_id(stream_id))
+        """Take the stream's next writer epoch, whoever owns it: whoever writes with an older one is refused from then
+        on, with `FencedError`."""
+        (epoch,) = await self._open.claim([Claim(checked_stream_id(stream_id))])
+        if isinstance(epoch, Holder):
+            raise JournalCorrupt("the backend refused an unconditional claim", stream_id=stream_id)
+        return epoch
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         """Remove a stream's events up to a version, and record that and why. Returns how many were removed.
 
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
-        needs a snapshot at or above `through`.
+        needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
+        With an `epoch` it raises `FencedError` once a newer one has been claimed.
         """
-        return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason)
+        return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason, epoch=epoch)
+
+    # Commands that are remembered
+
+    async def find_command(self, lookup: CommandLookup) -> CommandsFound:
+        """What a stream remembers of a command, in one trip shared with everyone who asks at the moment."""
+        checked_stream_id(lookup.stream_id)
+        return await self._open_calls.commands.ask(lookup)
+
+    async def forget_commands(self, stream_id: str, *, keep: int = 0, before: datetime | None = None) -> int:
+        """Forget the outcomes of commands that are not among the newest `keep` and, with `before` (aware), were stored
+        before that. Returns how many. From then on such a command is answered with `CommandForgotten` if its id is a
+        UUIDv7, which tells its age; any other would be handled again."""
+        return await self._open.forget_commands(checked_stream_id(stream_id), keep=keep, before=before)
+
+    # Ownership
+
+    def lease(self, owner: Owner) -> Lease:
+        """A lease for a process that is to own streams, to be used in another thread's event loop."""
+        return self._open.lease(owner)
+
+    async def claim_as(self, claim: Claim) -> int | Holder:
+        """Take a stream's next writer epoch for an owner, in one trip shared with everyone who claims at the moment.
+        Returns who holds it if that is somebody else. Raises `LeaseLost`."""
+        checked_stream_id(claim.stream_id)
+        return await self._open_calls.claims.ask(claim)
+
+    async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        """Let others claim streams that the owner holds with these epochs."""
+        await self._open.release(owner, epochs)
+
+    async def owners(self) -> Sequence[OwnerInfo]:
+        """Every process that holds a lease, or held one lately."""
+        return await self._open.owners()
+
+    async def holdings(self, *, page_size: int = _PAGE) -> AsyncGenerator[Holding, None]:
+        """Every stream that was claimed for an owner and not released, in the order of the ids' bytes."""
+        after = ""
+        while True:
+            page = await self._open.holdings(after=after, limit=page_size)
+            for holding in page:
+                yield holding
+            if len(page) < page_size:
+                return
+            after = page[-1].stream_id
 
     # Reading
 
@@ -321,6 +399,15 @@ class EventStore:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         return await self._open.read_all(after=after, limit=limit, where=where)
 
+    async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
+        """Which streams got events in the next `limit` positions of the log, and how far they are: for those who want
+        to know what to look at again, and not what happened."""
+        return await self._open.moved(after=after, limit=limit)
+
+    async def wait(self, after: int, timeout: float) -> None:
+        """Return when an event after the position may exist, at the latest after `timeout` seconds. It is a hint."""
+        await self._open.wait(after, timeout)
+
     async def subscribe(
         self,
         *,
@@ -348,13 +435,10 @@ class EventStore:
                 yield recorded
             position = page.position
             if page.is_end:
-                await again(self._wait, position, poll_seconds)
+                await again(self.wait, position, poll_seconds)
 
     async def _start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._open.start_of_last(count, where)
-
-    async def _wait(self, after: int, timeout: float) -> None:
-        await self._open.wait(after, timeout)
 
     def decode(self, recorded: RecordedEvent) -> Event:
         """The event of a record, as its class has it now. Raises `UnknownEventType` or `EventDecodeError`."""
@@ -373,10 +457,8 @@ class EventStore:
 
     async def load(self, load: Load) -> Loaded:
         """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
-        if self._reads is None:
-            raise _closed()
         checked_stream_id(load.stream_id)
-        return await self._reads.load(load)
+        return await self._open_calls.loads.ask(load)
 
     async def statistics(self) -> Statistics:
         """Counts of what the journal holds."""
@@ -384,14 +466,15 @@ class EventStore:
 
     # Snapshots
 
-    async def save_snapshot(self, snapshot: Snapshot, *, keep: int = 2) -> None:
+    async def save_snapshot(self, snapshot: Snapshot, *, keep: int = 2, epoch: int | None = None) -> None:
         """Store a state, and remove all but the newest `keep`. One of the same version is replaced.
 
-        Raises `PayloadTooLarge`. A snapshot is only an optimisation: a failure here loses nothing.
+        Raises `PayloadTooLarge`; with an `epoch`, `FencedError` once a newer one has been claimed. A snapshot is only
+        an optimisation: a failure here loses nothing.
         """
         checked_stream_id(snapshot.stream_id)
         stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
-        await self._open.save_snapshot(stored, keep=keep)
+        await self._open.save_snapshot(stored._replace(epoch=epoch or 0), keep=keep)
 
     async def snapshots(
         self, stream_id: str, *, through: int | None = None, limit: int = 10
@@ -417,15 +500,33 @@ class EventStore:
 
     @property
     def _open(self) -> Backend:
-        if self._commits is None:
+        if self._guarded is None:
             raise _closed()
-        return self._backend
+        return self._guarded
+
+    @property
+    def _open_calls(self) -> _GroupCalls:
+        if self._calls is None:
+            raise _closed()
+        return self._calls
 
     @property
     def _open_commits(self) -> GroupCommit:
         if self._commits is None:
             raise _closed()
         return self._commits
+
+
+class _GroupCalls:
+    """What many actors ask at the same time."""
+
+    def __init__(self, backend: Backend, breaker: CircuitBreaker) -> None:
+        self.loads: GroupCall[Load, Loaded] = GroupCall(backend.load, breaker)
+        self.commands: GroupCall[CommandLookup, CommandsFound] = GroupCall(backend.find_commands, breaker)
+        self.claims: GroupCall[Claim, int | Holder] = GroupCall(backend.claim, breaker)
+
+    def __iter__(self) -> Iterator[GroupCall[Any, Any]]:
+        return iter((self.loads, self.commands, self.claims))
 
 
 async def _finish_then_cancel(future: asyncio.Future[_T]) -> _T:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from backends.conformance.appending import Appending
 from backends.conformance.batches import Batches
+from backends.conformance.commands import Commands
 from backends.conformance.concurrency import Concurrency
 from backends.conformance.epochs import Epochs
+from backends.conformance.forgetting import Forgetting
 from backends.conformance.ids import Ids
 from backends.conformance.log import Log
+from backends.conformance.moved import MovedStreams
+from backends.conformance.ownership import Ownership
 from backends.conformance.reading import Reading
 from backends.conformance.recovery import RecoveryContract
 from backends.conformance.snapshots import Snapshots
@@ -18,10 +22,14 @@ from backends.conformance.truncation import Truncation
 class BackendContract(
     Appending,
     Batches,
+    Commands,
     Concurrency,
     Epochs,
+    Forgetting,
     Ids,
     Log,
+    MovedStreams,
+    Ownership,
     Reading,
     RecoveryContract,
     Snapshots,

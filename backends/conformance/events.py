@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from eventstore.backend import EncodedEvent, Expected, StreamWrite
+from eventstore.backend import CommandOutcome, EncodedEvent, Expected, StreamWrite
 from eventstore.codec import new_event_id
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent
 
@@ -75,6 +75,7 @@ def write(
     expected: int = Expected.ANY,
     epoch: int | None = None,
     ids: Iterable[bytes] = (),
+    commands: Sequence[CommandOutcome] = (),
 ) -> StreamWrite:
     """A write of one event per payload, as the backend gets it; with the ids given, or new ones."""
     events: list[EncodedEvent] = []
@@ -83,7 +84,14 @@ def write(
         event_id = next(given, None) or new_event_id()
         batch_id = events[0].event_id if events else event_id
         events.append(EncodedEvent(event_id, Happened.__event_type__, 1, payload, None, batch_id))
-    return StreamWrite(stream_id, expected, events, epoch)
+    return StreamWrite(stream_id, expected, events, epoch, commands)
+
+
+def outcome(
+    command_id: str = "c", *, payload: bytes = b'"done"', is_rejection: bool = False, issued_at: int = 0
+) -> CommandOutcome:
+    """What one more execution of a command came to."""
+    return CommandOutcome(command_id, bytes(range(16)), new_event_id(), is_rejection, payload, issued_at)
 
 
 async def collect(items: AsyncIterable[_T]) -> list[_T]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import pytest_asyncio
 
+from backends.conformance.leases import Leases
 from eventstore.backend import Backend
 from eventstore.store import EventStore
 
@@ -31,8 +32,7 @@ class StoreFixtures:
 
     @pytest.fixture
     def backend(self, store: EventStore) -> Backend:
-        # The one place that looks behind the public door: the contract is about what stands there.
-        return store._backend  # pyright: ignore[reportPrivateUsage]
+        return backend_of(store)
 
     @pytest_asyncio.fixture
     async def other(self, store: EventStore, url: str) -> AsyncGenerator[EventStore, None]:
@@ -41,6 +41,19 @@ class StoreFixtures:
             pytest.skip("two stores cannot have one journal on this backend (capabilities.survives_restart)")
         async with EventStore.open(url) as other:
             yield other
+
+    @pytest_asyncio.fixture
+    async def leases(self, store: EventStore) -> AsyncGenerator[Leases, None]:
+        leases = Leases()
+        try:
+            yield leases
+        finally:
+            await leases.close()
+
+
+def backend_of(store: EventStore) -> Backend:
+    # The one place that looks behind the public door: the contract is about what stands there.
+    return store._backend  # pyright: ignore[reportPrivateUsage]
 
 
 @asynccontextmanager

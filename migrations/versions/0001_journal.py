@@ -35,6 +35,8 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("epoch", BIG, server_default=ZERO, nullable=False),
         sa.Column("truncated", BIG, server_default=ZERO, nullable=False),
+        sa.Column("forgotten", BIG, server_default=ZERO, nullable=False),
+        sa.Column("owner", sa.LargeBinary(16)),
         sa.Column("created_at", BIG, nullable=False),
         *(only_on_postgres if dialect == "postgresql" else ()),
         sa.PrimaryKeyConstraint("id", name="pk_journal_streams"),
@@ -42,6 +44,13 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "70"},
     )
     op.create_index("ix_journal_streams_kind", "journal_streams", ["kind"])
+    op.create_index(
+        "ix_journal_streams_owner",
+        "journal_streams",
+        ["owner"],
+        sqlite_where=sa.text("owner IS NOT NULL"),
+        postgresql_where=sa.text("owner IS NOT NULL"),
+    )
 
     op.create_table(
         "journal_events",
@@ -100,6 +109,34 @@ def upgrade() -> None:
         ["stream"],
         sqlite_where=sa.text("is_open"),
         postgresql_where=sa.text("is_open"),
+    )
+
+    op.create_table(
+        "journal_commands",
+        sa.Column("id", BIG, nullable=False),
+        sa.Column("stream", BIG, nullable=False),
+        sa.Column("command_id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(16), nullable=False),
+        sa.Column("outcome_id", sa.LargeBinary(16), nullable=False),
+        sa.Column("is_rejection", sa.Boolean(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("issued_at", BIG, nullable=False),
+        sa.Column("version", BIG, nullable=False),
+        sa.Column("recorded_at", BIG, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_journal_commands"),
+    )
+    op.create_index("ix_journal_commands_stream_command_id", "journal_commands", ["stream", "command_id"], unique=True)
+
+    op.create_table(
+        "journal_owners",
+        sa.Column("id", sa.LargeBinary(16), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("renewals", BIG, nullable=False),
+        sa.Column("duration", BIG, nullable=False),
+        sa.Column("ends_at", BIG, nullable=False),
+        sa.Column("report", sa.Text(), nullable=False),
+        sa.Column("started_at", BIG, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_journal_owners"),
     )
 
     # The database itself refuses to change or lose an event; and the views, which SQL of users may rest on.

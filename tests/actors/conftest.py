@@ -23,7 +23,9 @@ _TEST_SECONDS = 40
 _ON_EVERY_DATABASE = {
     "test_asking",
     "test_conflicts",
+    "test_idempotency",
     "test_lifecycle",
+    "test_ownership",
     "test_recovery",
     "test_replies",
     "test_snapshots",

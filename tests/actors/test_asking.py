@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors import ActorRef, ActorSystem, AskCycle, PersistentActor, Restart, command_handler
-from eventstore import ActorError, ActorStopped, BackendUnavailable, EventStore
+from eventstore import ActorError, ActorStopped, BackendUnavailable, EventStore, JournalCorrupt
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Notebook, Page, Read, Refuse, Wait, Write, WriteSlowly, Written, texts, until
 
@@ -399,8 +399,8 @@ async def test_an_ask_in_a_handler_that_fails_is_no_failure_of_the_one_who_asked
         async def wait(self, command: Wait) -> int:
             return await faulty.ref(Notebook, "b").ask(Write(text="x"))
 
-    faults.next.append(refused(BackendUnavailable("gone")))
-    with pytest.raises(BackendUnavailable):
+    faults.next.append(refused(JournalCorrupt("torn")))
+    with pytest.raises(JournalCorrupt):
         await faulty.ref(Asking, "a").ask(Wait())
     assert set(faulty.stats().failures) == {"Notebook-b"}
     await until(lambda: True)

@@ -196,7 +196,7 @@ async def test_many_cold_actors_share_the_trips_to_the_database(faults: Faults, 
         trips += 1
         return await real(loads)
 
-    faulty.store._reads._load = counting
+    faulty.store._calls.loads._call = counting
     await asyncio.gather(*(faulty.ref(Notebook, str(number)).ask(Read()) for number in range(50)))
     assert trips <= 3
 
@@ -419,7 +419,7 @@ async def test_a_hole_or_a_repeat_in_the_versions_stops_the_recovery(
         events = [(version, "tests.written", 1, b'{"text":"x"}') for version in versions]
         return [loaded._replace(events=events, version=versions[-1])]
 
-    faulty.store._reads._load = damaged
+    faulty.store._calls.loads._call = damaged
     with pytest.raises(RecoveryError, match=r"'Notebook-a'.*versions have a hole or a repeat") as raised:
         await faulty.ref(fragile, "a").ask(Read())
     assert isinstance(raised.value.__cause__, JournalCorrupt)
@@ -434,7 +434,7 @@ async def test_events_that_are_missing_at_the_end_stop_the_recovery(
     async def damaged(loads):
         return [loaded._replace(version=3) for loaded in await real(loads)]
 
-    faulty.store._reads._load = damaged
+    faulty.store._calls.loads._call = damaged
     with pytest.raises(RecoveryError, match="the event at version 2 is missing: the stream is at version 3"):
         await faulty.ref(fragile, "a").ask(Read())
 

@@ -51,3 +51,10 @@ def scripts_run(client: redis.Redis) -> int:
     """How many scripts the server has run by their hash, and not refused."""
     stats = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0, "failed_calls": 0})
     return int(stats["calls"]) - int(stats["failed_calls"])
+
+
+def commands_run(client: redis.Redis) -> dict[str, int]:
+    """How often the server has run each command since its statistics were reset, scripts' commands among them."""
+    stats = client.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): int(each["calls"]) for name, each in stats.items()}
+    return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info"}}

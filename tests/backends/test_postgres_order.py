@@ -162,3 +162,13 @@ async def test_the_end_that_a_first_page_names_is_that_of_the_log_now(postgres_u
         await other.append("b", happened(20))
         # The first page is final, and lies far before the end.
         assert await numbers(store.read_all(page_size=5)) == list(range(21))
+
+
+async def test_where_the_log_ends_is_told_to_who_reads_none_of_it(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1, 2, 3))
+        for _ in range(2):
+            # The second time it is known already how far the log is final.
+            page = await store.read_page(limit=0)
+            assert (len(page.events), page.position, page.is_end, page.end) == (0, 0, False, 3)
+            await collect(store.read_all())

@@ -14,16 +14,19 @@ import pytest
 import pytest_asyncio
 
 from backends.conformance.batches import Batches
+from backends.conformance.commands import Commands, remembered, stored
 from backends.conformance.concurrency import Concurrency
 from backends.conformance.epochs import Epochs
-from backends.conformance.events import collect, happened, numbers
+from backends.conformance.events import collect, happened, numbers, outcome
+from backends.conformance.forgetting import Forgetting
 from backends.conformance.log import Log
+from backends.conformance.ownership import Ownership
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.truncation import Truncation
 from eventstore import EventStore, SchemaError
 from eventstore.errors import CapabilityError
 
-from .postgres_help import execute, fetch
+from .postgres_help import backend_of, execute, fetch
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "postgres.md"
 
@@ -69,7 +72,7 @@ async def roles(postgres_url: str) -> AsyncGenerator[Roles, None]:
     await roles.drop()
 
 
-class TestTheApplicationsRole(Batches, Concurrency, Epochs, Log, Snapshots):
+class TestTheApplicationsRole(Batches, Commands, Concurrency, Log, Ownership, Snapshots):
     """The parts of the contract that need no truncation."""
 
     @pytest.fixture
@@ -77,7 +80,7 @@ class TestTheApplicationsRole(Batches, Concurrency, Epochs, Log, Snapshots):
         return roles.app_url
 
 
-class TestTheKeepersRole(Truncation):
+class TestTheKeepersRole(Epochs, Forgetting, Truncation):
     @pytest.fixture
     def url(self, roles: Roles) -> str:
         return roles.keeper_url
@@ -111,6 +114,17 @@ async def test_the_applications_role_cannot_change_history(roles: Roles, stateme
         with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidObjectDefinitionError)):
             await execute(roles.app_url, statement)
         assert await numbers(store.read_all()) == [1, 2]
+
+
+async def test_the_applications_role_forgets_commands_and_cannot_change_what_they_came_to(roles: Roles) -> None:
+    async with EventStore.open(roles.app_url) as store:
+        backend = backend_of(store)
+        await stored(backend, outcome("c", issued_at=1), outcome("d"))
+        for statement in ("UPDATE journal_commands SET payload = '7'", "TRUNCATE journal_commands"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await execute(roles.app_url, statement)
+        assert await backend.forget_commands("a", keep=1, before=None) == 1
+        assert await remembered(backend) == {"d"}
 
 
 async def test_the_applications_role_is_told_that_it_may_not_truncate(roles: Roles) -> None:

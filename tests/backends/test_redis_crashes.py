@@ -6,13 +6,15 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from backends.conformance.events import Happened, collect, happened, numbers
+from backends.conformance.events import Happened, collect, happened, numbers, outcome, write
 from eventstore import BackendUnavailable, EventStore, JournalLost, OutcomeUnknown
-from eventstore.backend import Load
+from eventstore.backend import CommandLookup, Load, Owner
+from eventstore.codec import new_event_id
 from eventstore.schema import upgrade
 from eventstore.url import parse_store_url
 from tests.backends.redis_help import KEY, admin, backend_of, journal_url, migrated
@@ -115,6 +117,9 @@ async def _refuses_everything(store: EventStore, *, reason: str) -> None:
         lambda: store.append("a", happened(9)),
         lambda: store.append("b", happened(9), expected_version=0),
         lambda: store.claim("a"),
+        lambda: backend_of(store).append([[write("a", commands=[outcome("c")])]]),
+        lambda: backend_of(store).find_commands([CommandLookup("a", "c")]),
+        lambda: _begin_lease(store),
         lambda: store.truncate("a", 1, reason="test"),
         lambda: store.delete_snapshots("a"),
         lambda: store.version("a"),
@@ -129,6 +134,15 @@ async def _refuses_everything(store: EventStore, *, reason: str) -> None:
     for attempt in attempts:
         with pytest.raises(JournalLost, match=reason):
             await attempt()
+
+
+async def _begin_lease(store: EventStore) -> None:
+    lease = backend_of(store).lease(Owner(new_event_id(), "alice", 30.0))
+    try:
+        await lease.renew(b"{}")
+    finally:
+        with suppress(JournalLost):
+            await lease.end()
 
 
 async def test_a_server_that_came_back_empty_is_refused():

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from backends.conformance.events import collect, happened, numbers
+from backends.conformance.events import collect, happened, numbers, outcome, write
 from eventstore import (
     BackendUnavailable,
     Durability,
@@ -21,6 +21,8 @@ from eventstore import (
     StoreClosed,
     schema,
 )
+from eventstore.backend import Appended, Claim, CommandLookup, Owner
+from eventstore.codec import new_event_id
 from eventstore.snapshots import new_snapshot
 from eventstore.url import parse_store_url
 from tests.backends.redis_help import KEY, admin, backend_of, journal_url, migrated
@@ -116,6 +118,7 @@ async def test_the_documented_rights_are_enough_for_an_application(server: Redis
     async with EventStore.open(url) as store, EventStore.open(url) as other:
         await store.append("a", happened(1, 2, 3))
         await store.claim("a")
+        await uses_commands_and_ownership(store)
         for version in (1, 2, 3):
             await store.save_snapshot(new_snapshot("a", version, "f", b"{}"), keep=2)
         assert len(await store.snapshots("a")) == 2
@@ -135,6 +138,23 @@ async def test_the_documented_rights_are_enough_for_an_application(server: Redis
         )
 
 
+async def uses_commands_and_ownership(store: EventStore) -> None:
+    backend = backend_of(store)
+    [stored] = await backend.append([[write("c", commands=[outcome("one"), outcome("two")])]])
+    assert stored == Appended(0, (0,))
+    [found] = await backend.find_commands([CommandLookup("c", "one", recent=10)])
+    assert found.recent == ["two", "one"]
+    assert await backend.forget_commands("c", keep=1, before=None) == 1
+    owner = Owner(new_event_id(), "alice", 30.0)
+    lease = backend.lease(owner)
+    await lease.renew(b"{}")
+    assert await backend.claim([Claim("c", owner.id)]) == [1]
+    assert [each.name for each in await backend.owners()] == ["alice"]
+    assert [each.stream_id for each in await backend.holdings(after="", limit=10)] == ["c"]
+    await backend.release(owner.id, {"c": 1})
+    await lease.end()
+
+
 async def heard(server: Redis) -> None:
     """Wait until somebody listens for news."""
     with admin(server) as client:
@@ -148,9 +168,13 @@ async def test_truncation_takes_a_right_of_its_own_and_changes_nothing_without_i
     user = give(server, recipes()["app"])
     async with EventStore.open(journal_url(server, user=user)) as store:
         await store.append("a", happened(1, 2, 3))
+        [stored] = await backend_of(store).append([[write("a", commands=[outcome(f"c-{n}") for n in range(3000)])]])
+        assert isinstance(stored, Appended)
         with pytest.raises(BackendUnavailable, match="lacks a right"):
-            await store.truncate("a", 2, reason="test")
+            await store.truncate("a", 3, reason="test")
         assert await numbers(store.read("a")) == [1, 2, 3]
+        # Neither have any of its outcomes been forgotten.
+        assert await backend_of(store).forget_commands("a", keep=0, before=None) == 3000
         give(server, recipes()["app"], "+ltrim")
     async with EventStore.open(journal_url(server, user=user)) as store:
         assert await store.truncate("a", 2, reason="test") == 2

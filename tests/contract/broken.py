@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import orjson
 
@@ -12,15 +13,17 @@ from eventstore.backend import (
     Appended,
     AppendOutcome,
     Batch,
+    Claim,
     EncodedEvent,
     EventFilter,
-    FencedError,
+    Holder,
     LogPage,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
 )
 from eventstore.codec import decode_metadata, encode_metadata
+from eventstore.errors import FencedError
 from eventstore.url import parse_store_url
 
 
@@ -106,14 +109,56 @@ class _KeepsOneSnapshotMore(MemoryBackend):
 
 
 class _TruncatesOneTooMany(MemoryBackend):
-    async def truncate(self, stream_id: str, through: int, *, reason: str) -> int:
-        return await super().truncate(stream_id, through + 1, reason=reason)
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+        return await super().truncate(stream_id, through + 1, reason=reason, epoch=epoch)
 
 
 class _ClaimsTwice(MemoryBackend):
-    async def claim(self, stream_id: str) -> int:
-        await super().claim(stream_id)
-        return await super().claim(stream_id)
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        await super().claim(claims)
+        return await super().claim(claims)
+
+
+class _ExecutesAgain(MemoryBackend):
+    """Looks for no command that is remembered."""
+
+    async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        for write in (write for batch in batches for write in batch):
+            for command in write.commands:
+                self._journal.stream(write.stream_id).commands.pop(command.command_id, None)
+        return await super().append(batches)
+
+
+class _TakesSnapshotsFromAnyone(MemoryBackend):
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+        with suppress(FencedError):
+            return await super().save_snapshot(snapshot, keep=keep)
+        self._journal.stream(snapshot.stream_id).snapshots[snapshot.version] = snapshot
+        return None
+
+
+class _TruncatesForAnyone(MemoryBackend):
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+        return await super().truncate(stream_id, through, reason=reason)
+
+
+class _TruncatesWithoutATrace(MemoryBackend):
+    """Forgets up to when the outcomes were issued that it removes."""
+
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+        stream = self._journal.stream(stream_id)
+        forgotten = stream.forgotten
+        try:
+            return await super().truncate(stream_id, through, reason=reason, epoch=epoch)
+        finally:
+            stream.forgotten = forgotten
+
+
+class _KeepsNobodyAway(MemoryBackend):
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        for claim in claims:
+            self._journal.stream(claim.stream_id).owner = None
+        return await super().claim(claims)
 
 
 BREAKS: dict[str, Callable[..., MemoryBackend]] = {
@@ -128,4 +173,9 @@ BREAKS: dict[str, Callable[..., MemoryBackend]] = {
     "one snapshot more is kept": _KeepsOneSnapshotMore,
     "one event more is truncated": _TruncatesOneTooMany,
     "a claim takes two epochs": _ClaimsTwice,
+    "a command is executed again": _ExecutesAgain,
+    "an earlier owner saves snapshots": _TakesSnapshotsFromAnyone,
+    "an earlier owner truncates": _TruncatesForAnyone,
+    "truncation does not tell what it forgets": _TruncatesWithoutATrace,
+    "a lease keeps nobody away": _KeepsNobodyAway,
 }

@@ -17,6 +17,27 @@ STREAM_IDS = [
     *("x" * 1023 + "a", "x" * 1023 + "b", "\u00e9" * 512),
 ]
 KINDS = ("order", "orders", "Order", "", "caf\u00e9", "nobody")
+# Few enough to come up again.
+COMMAND_IDS = [
+    *(f"command-{number}" for number in range(1, 13)),
+    *(
+        "c",
+        "C",
+        "c ",
+        " c",
+        "c:d",
+        "caf\u00e9",
+        "cafe\u0301",
+        "'",
+        '"',
+        "%",
+        "\U0001f600",
+        "\uffff",
+        "x" * 255,
+        "\u00e9" * 127,
+    ),
+]
+OWNER_NAMES = ("alice", "bob", "Carol")
 TYPES = ("placed", "Placed", "order.placed", "ge\u00f6ffnet", "type with spaces", "100%")
 TAGS = ("x", "X", "x y", 'say "x"', "back\\slash", "50%", "\u00e9", "e\u0301", "\U0001f600", "[1,2]", "")
 TEXTS = (

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
-from eventstore.backend import Batch, EventFilter, Load, StoredSnapshot
+from eventstore.backend import Batch, Claim, CommandLookup, EventFilter, Load, Owner, StoredSnapshot
 
 
 class AppendGroup(NamedTuple):
     batches: Sequence[Batch]
 
 
-class Claim(NamedTuple):
+class FindCommands(NamedTuple):
+    lookups: Sequence[CommandLookup]
+
+
+class ForgetCommands(NamedTuple):
     stream_id: str
+    keep: int
+    before: datetime | None
+
+
+class RenewLease(NamedTuple):
+    """Begin a lease, or let it run on. It does not run out while the operations last."""
+
+    owner: Owner
+    report: bytes
+
+
+class EndLease(NamedTuple):
+    owner: Owner
+
+
+class ClaimMany(NamedTuple):
+    claims: Sequence[Claim]
+
+
+class Release(NamedTuple):
+    owner: bytes
+    epochs: Mapping[str, int]
+
+
+class ListOwners(NamedTuple):
+    """Ask who holds a lease."""
+
+
+class ListHoldings(NamedTuple):
+    page_size: int
 
 
 class LoadMany(NamedTuple):
@@ -34,6 +69,13 @@ class ReadLog(NamedTuple):
     after_event: int
     page_size: int
     where: EventFilter
+
+
+class ReadMoved(NamedTuple):
+    """Which streams have moved, part by part until the end of the log."""
+
+    after_event: int
+    part_size: int
 
 
 class ReadLast(NamedTuple):
@@ -66,6 +108,7 @@ class Truncate(NamedTuple):
     stream_id: str
     through: int
     reason: str
+    epoch: int | None
 
 
 class Wait(NamedTuple):
@@ -84,10 +127,18 @@ class Reopen(NamedTuple):
 
 Operation = (
     AppendGroup
-    | Claim
+    | FindCommands
+    | ForgetCommands
+    | RenewLease
+    | EndLease
+    | ClaimMany
+    | Release
+    | ListOwners
+    | ListHoldings
     | LoadMany
     | ReadStream
     | ReadLog
+    | ReadMoved
     | ReadLast
     | ListStreams
     | SaveSnapshot

@@ -11,24 +11,50 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
-from eventstore.backend import Appended, Backend, EventFilter, Loaded, LogPage, Statistics, StreamInfo
+from backends.conformance.commands import check_recent
+from backends.conformance.leases import HeldLease, Leases
+from eventstore.backend import (
+    Appended,
+    Backend,
+    CommandLookup,
+    CommandsFound,
+    EventFilter,
+    Holder,
+    Holding,
+    Loaded,
+    LogPage,
+    Owner,
+    OwnerInfo,
+    Statistics,
+    StoredCommand,
+    StreamInfo,
+)
 from eventstore.codec import encode_metadata
-from eventstore.errors import JournalCorrupt
+from eventstore.errors import FencedError, JournalCorrupt, LeaseLost
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.store import EventStore
 
+from .contents import STREAM_IDS
 from .operations import (
     AppendGroup,
-    Claim,
+    ClaimMany,
     Count,
     DeleteSnapshots,
+    EndLease,
+    FindCommands,
+    ForgetCommands,
+    ListHoldings,
+    ListOwners,
     ListStreams,
     LoadMany,
     Operation,
     ReadLast,
     ReadLog,
+    ReadMoved,
     ReadSnapshots,
     ReadStream,
+    Release,
+    RenewLease,
     Reopen,
     SaveSnapshot,
     Truncate,
@@ -39,6 +65,9 @@ Opener = Callable[[], EventStore]
 
 _LONG_BYTES = 200
 _EVERYTHING = EventFilter()
+_ALL_COMMANDS = 10_000
+# A time in milliseconds that is later was the database's own.
+_EARLY = 10**12
 
 
 async def canonical_log(opened: Opener, operations: Sequence[Operation]) -> list[str]:
@@ -64,22 +93,35 @@ class Recorder:
     def __init__(self, opened: Opener) -> None:
         self._opened = opened
         self._store: EventStore | None = None
+        # Leases live on while the store is closed and opened again.
+        self._beside: EventStore | None = None
+        self._leases = Leases()
+        self._held: dict[bytes, HeldLease] = {}
         self.lines: list[str] = []
         self.positions: list[int] = []
         """Where the events stand that were ever stored."""
 
     async def open(self) -> None:
-        self._store = self._opened()
-        await self._store.__aenter__()
+        self._store = await self._opened().__aenter__()
+        self._beside = self._beside or await self._opened().__aenter__()
 
     async def close(self) -> None:
-        if self._store is not None:
-            await self._store.close()
+        await self._leases.close()
+        for store in (self._store, self._beside):
+            if store is not None:
+                await store.close()
 
     def note(self, what: str, answer: object) -> None:
         self.lines.append(f"{what}: {json.dumps(self._plain(answer), ensure_ascii=False, default=repr)}")
 
     async def perform(self, operation: Operation) -> object:
+        """The answer. A refusal is one."""
+        try:
+            return await self._answer(operation)
+        except (FencedError, LeaseLost) as refused:
+            return refused
+
+    async def _answer(self, operation: Operation) -> object:
         backend = self._backend
         match operation:
             case AppendGroup(batches):
@@ -87,8 +129,22 @@ class Recorder:
                 if any(isinstance(outcome, Appended) and not outcome.is_duplicate for outcome in outcomes):
                     await self._learn_positions()
                 return list(outcomes)
-            case Claim(stream_id):
-                return await backend.claim(stream_id)
+            case FindCommands(lookups):
+                return await self._find_commands(lookups)
+            case ForgetCommands(stream_id, keep, before):
+                return await backend.forget_commands(stream_id, keep=keep, before=before)
+            case RenewLease(owner, report):
+                return await (await self._lease(owner)).renew(report)
+            case EndLease(owner):
+                return await self._held.pop(owner.id).end()
+            case ClaimMany(claims):
+                return list(await backend.claim(claims))
+            case Release(owner_id, epochs):
+                return await backend.release(owner_id, epochs)
+            case ListOwners():
+                return list(await backend.owners())
+            case ListHoldings(page_size):
+                return await self._holdings(page_size)
             case LoadMany(loads):
                 return [_with_bytes(answer) for answer in await backend.load(loads)]
             case ReadStream(stream_id, after, through, limit, backwards):
@@ -97,6 +153,8 @@ class Recorder:
                 )
             case ReadLog(after_event, page_size, where):
                 return await self._walk(self._position(after_event), page_size, where)
+            case ReadMoved(after_event, part_size):
+                return await self._moved(self._position(after_event), part_size)
             case ReadLast(count, where):
                 return await self._walk(await backend.start_of_last(count, where), 1000, where)
             case ListStreams(page_size, kind):
@@ -108,15 +166,16 @@ class Recorder:
                 return list(await backend.read_snapshots(stream_id, through=through, limit=limit))
             case DeleteSnapshots(stream_id, through):
                 return await backend.delete_snapshots(stream_id, through=through)
-            case Truncate(stream_id, through, reason):
-                return await backend.truncate(stream_id, through, reason=reason)
+            case Truncate(stream_id, through, reason, epoch):
+                return await backend.truncate(stream_id, through, reason=reason, epoch=epoch)
             case Wait(after_event):
                 # It may have been truncated since, and then nothing comes.
                 return await backend.wait(self._position(after_event), 0.01)
             case Count():
                 return await backend.statistics()
             case Reopen():
-                await self.close()
+                assert self._store is not None
+                await self._store.close()
                 await self.open()
                 return None
 
@@ -132,6 +191,20 @@ class Recorder:
             for snapshot in await self._backend.read_snapshots(stream.stream_id, through=None, limit=100):
                 self.note("snapshot", (self._plain(snapshot), snapshot.payload.hex()))
         self.note("statistics", await self._backend.statistics())
+        for stream_id in STREAM_IDS:
+            await self._note_commands(stream_id)
+        self.note("owners", await self._backend.owners())
+        self.note("holdings", await self._holdings(1000))
+
+    async def _note_commands(self, stream_id: str) -> None:
+        (there,) = await self._backend.find_commands([CommandLookup(stream_id, "", _ALL_COMMANDS)])
+        if not there.recent and not there.forgotten:
+            return
+        self.note("commands", (stream_id, there))
+        lookups = [CommandLookup(stream_id, command_id) for command_id in sorted(there.recent)]
+        for found in await self._backend.find_commands(lookups):
+            assert found.outcome is not None
+            self.note("command", (found.outcome, found.outcome.payload.decode()))
 
     @property
     def _backend(self) -> Backend:
@@ -149,6 +222,18 @@ class Recorder:
                 return found
             after = page.position
 
+    async def _moved(self, after: int, part_size: int) -> list[tuple[str, int]]:
+        """Without streams of which nothing is left there: they may be told of or not."""
+        left = {event.stream_id for event in await self._walk(after, 1000, _EVERYTHING)}
+        moved: dict[str, int] = {}
+        while True:
+            part = await self._backend.moved(after=after, limit=part_size)
+            moved |= part.versions
+            if part.is_end:
+                return sorted((stream_id, version) for stream_id, version in moved.items() if stream_id in left)
+            assert part.position > after
+            after = part.position
+
     def _check(self, page: LogPage, after: int, page_size: int) -> None:
         positions = [after, *(event.position for event in page.events)]
         assert len(page.events) <= page_size
@@ -164,6 +249,33 @@ class Recorder:
             found += page
             if len(page) < page_size:
                 return found
+
+    async def _find_commands(self, lookups: Sequence[CommandLookup]) -> list[CommandsFound]:
+        """The answers, without the recent ids where these are not all: which they are is the database's affair."""
+        everything = [lookup._replace(recent=_ALL_COMMANDS) for lookup in lookups]
+        answers = await self._backend.find_commands([*lookups, *everything])
+        found: list[CommandsFound] = []
+        for lookup, answer, whole in zip(lookups, answers, answers[len(lookups) :], strict=False):
+            there = set(whole.recent)
+            check_recent(whole, _ALL_COMMANDS, there)
+            check_recent(answer, lookup.recent, there)
+            found.append(answer if lookup.recent > len(there) else answer._replace(recent=(), known_above=None))
+        return found
+
+    async def _lease(self, owner: Owner) -> HeldLease:
+        if owner.id not in self._held:
+            assert self._beside is not None
+            self._held[owner.id] = await self._leases.make(self._beside._backend, owner)
+        return self._held[owner.id]
+
+    async def _holdings(self, page_size: int) -> list[Holding]:
+        """Without those of owners whose lease has ended: a database may forget these or not."""
+        found: list[Holding] = []
+        while True:
+            page = await self._backend.holdings(after=found[-1].stream_id if found else "", limit=page_size)
+            found += page
+            if len(page) < page_size:
+                return [holding for holding in found if holding.owner in self._held]
 
     async def _learn_positions(self) -> None:
         last = self.positions[-1] if self.positions else 0
@@ -185,6 +297,18 @@ class Recorder:
                 return {name: self._plain(field) for name, field in fields.items()}
             case Appended(position, versions, is_duplicate):
                 return {"at": self._place(position), "versions": versions, "is_duplicate": is_duplicate}
+            case StoredCommand():
+                fields = value._asdict()
+                del fields["recorded_at"]
+                return {name: self._plain(field) for name, field in fields.items()}
+            case CommandsFound(outcome, recent, known_above, forgotten):
+                early = forgotten if forgotten < _EARLY else "recorded"
+                return [self._plain(outcome), sorted(recent), known_above, early]
+            case Holder() | OwnerInfo():
+                fields = value._asdict() | {"remaining": value.remaining > 0}
+                return {name: self._plain(field) for name, field in fields.items()}
+            case LeaseLost():
+                return "LeaseLost"
             case Statistics(streams, events, snapshots, last_position, _):
                 return {"streams": streams, "events": events, "snapshots": snapshots, "end": self._place(last_position)}
             case Exception():

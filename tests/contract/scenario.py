@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -10,29 +11,42 @@ from backends.memory import MemoryBackend
 from eventstore.backend import (
     Appended,
     Batch,
+    Claim,
+    CommandLookup,
+    CommandOutcome,
     EncodedEvent,
     EventFilter,
     Expected,
     Load,
+    Owner,
     StoredSnapshot,
     StreamWrite,
 )
 from eventstore.codec import encode_metadata
+from eventstore.errors import FencedError, LeaseLost
 from eventstore.url import parse_store_url
 
-from .contents import KINDS, STREAM_IDS, TAGS, TEXTS, TYPES, metadata, payload
+from .contents import COMMAND_IDS, KINDS, OWNER_NAMES, STREAM_IDS, TAGS, TEXTS, TYPES, metadata, payload
 from .operations import (
     AppendGroup,
-    Claim,
+    ClaimMany,
     Count,
     DeleteSnapshots,
+    EndLease,
+    FindCommands,
+    ForgetCommands,
+    ListHoldings,
+    ListOwners,
     ListStreams,
     LoadMany,
     Operation,
     ReadLast,
     ReadLog,
+    ReadMoved,
     ReadSnapshots,
     ReadStream,
+    Release,
+    RenewLease,
     Reopen,
     SaveSnapshot,
     Truncate,
@@ -57,17 +71,28 @@ class Artist:
         self._memory = MemoryBackend(parse_store_url("memory://"))
         self._versions: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
+        self._owners = [self._owner(name) for name in OWNER_NAMES]
+        self._held: dict[str, tuple[bytes, int]] = {}
+        self._renewals: dict[bytes, int] = {}
         self._stored: list[Batch] = []
         self._events = 0
         self._drawers: dict[Callable[[], Operation], int] = {
             self._append_group: 45,
-            self._claim: 4,
+            self._find_commands: 6,
+            self._forget_commands: 4,
+            self._renew_lease: 5,
+            self._end_lease: 1,
+            self._claim_many: 10,
+            self._release: 3,
+            self._list_holdings: 1,
+            ListOwners: 1,
             self._load_many: 8,
             self._read_stream: 12,
             self._read_log: 7,
+            self._read_moved: 3,
             self._read_last: 3,
             self._list_streams: 3,
-            self._save_snapshot: 6,
+            self._save_snapshot: 8,
             self._read_snapshots: 3,
             self._delete_snapshots: 2,
             self._truncate: 4,
@@ -87,13 +112,35 @@ class Artist:
                         self._versions.update(zip((w.stream_id for w in batch), outcome.versions, strict=True))
                         self._events += sum(len(write.events) for write in batch)
                         self._stored.append(batch)
-            case Claim(stream_id):
-                self._epochs[stream_id] = await self._memory.claim(stream_id)
-            case Truncate(stream_id, through, reason):
-                await self._memory.truncate(stream_id, through, reason=reason)
+            case ForgetCommands(stream_id, keep, before):
+                await self._memory.forget_commands(stream_id, keep=keep, before=before)
+            case RenewLease(owner, report):
+                await self._memory.lease(owner).renew(report)
+                self._renewals[owner.id] = self._renewals.get(owner.id, 0) + 1
+            case EndLease(owner):
+                await self._memory.lease(owner).end()
+                # It is gone for good: who comes back under its name is another owner.
+                self._owners[self._owners.index(owner)] = self._owner(owner.name)
+            case ClaimMany(claims):
+                await self._learn_epochs(claims)
+            case Release(owner_id, epochs):
+                await self._memory.release(owner_id, epochs)
+            case Truncate(stream_id, through, reason, epoch):
+                with suppress(FencedError):
+                    await self._memory.truncate(stream_id, through, reason=reason, epoch=epoch)
             case _:
                 pass
         return operation
+
+    async def _learn_epochs(self, claims: Sequence[Claim]) -> None:
+        try:
+            answers = await self._memory.claim(claims)
+        except LeaseLost:
+            return
+        for claim, answer in zip(claims, answers, strict=True):
+            if isinstance(answer, int):
+                self._epochs[claim.stream_id] = answer
+                self._held[claim.stream_id] = (claim.owner or bytes(16), answer)
 
     # Appends
 
@@ -103,7 +150,7 @@ class Artist:
 
     def _batch(self) -> Batch:
         draws = (self._new_batch, self._repeated, self._repeated_in_part, self._nothing)
-        [draw_batch] = self._random.choices(draws, (80, 8, 8, 4))
+        [draw_batch] = self._random.choices(draws, (74, 10, 8, 8))
         return draw_batch()
 
     def _new_batch(self) -> Batch:
@@ -117,13 +164,15 @@ class Artist:
             events = [self._event(batch_id) for _ in range(size)]
             if events and not any(write.events for write in writes):
                 events[0] = events[0]._replace(event_id=batch_id)
-            writes.append(StreamWrite(stream_id, self._expected(version), events, self._epoch(stream_id)))
+            commands = self._commands(size)
+            writes.append(StreamWrite(stream_id, self._expected(version), events, self._epoch(stream_id), commands))
             after[stream_id] = version + len(events)
         return writes
 
     def _repeated(self) -> Batch:
         """A batch as it is stored: nearly always an identical one, sometimes with another expectation."""
-        batch = self._random.choice(self._stored or [[]])
+        stored = self._stored if self._random.random() < 0.5 else self._stored[-20:]
+        batch = self._random.choice(stored or [[]])
         if self._random.random() < 0.3:
             return [write._replace(expected=Expected.ANY) for write in batch]
         return batch
@@ -153,8 +202,28 @@ class Artist:
     def _nothing(self) -> Batch:
         """No events, with or without an expectation."""
         stream_id = self._stream_id()
-        write = StreamWrite(stream_id, self._expected(self._versions.get(stream_id, 0)), ())
-        return [write] if self._random.random() < 0.7 else []
+        expected = self._expected(self._versions.get(stream_id, 0))
+        commands = self._commands(self._random.randrange(3))
+        write = StreamWrite(stream_id, expected, (), self._epoch(stream_id), commands)
+        return [write] if self._random.random() < 0.8 else []
+
+    def _commands(self, at_most: int) -> list[CommandOutcome]:
+        """What commands came to: of none, most of the time. Ids come up again, nearly never within one write."""
+        if self._random.random() < 0.5:
+            return []
+        return [self._command() for _ in range(min(at_most, self._random.choice((1, 1, 1, 2))))]
+
+    def _command(self) -> CommandOutcome:
+        # An id tells no time, an early one, or one that is yet to come.
+        [issued_at] = self._random.choices((0, self._random.randrange(1, 10**6), 2**45), (50, 48, 2))
+        return CommandOutcome(
+            self._random.choice(COMMAND_IDS),
+            self._id(),
+            self._id(),
+            self._random.random() < 0.3,
+            payload(self._random),
+            issued_at,
+        )
 
     def _expected(self, version: int) -> int:
         """Right most of the time."""
@@ -204,6 +273,10 @@ class Artist:
         page_size = self._random.choice((1, 3, 50, 1000) if count <= 50 else (50, 1000))
         return ReadLog(max(0, self._events - count), page_size, self._filter())
 
+    def _read_moved(self) -> ReadMoved:
+        [count] = self._random.choices((0, 5, 50, 10**9), (1, 4, 4, 1))
+        return ReadMoved(max(0, self._events - count), self._random.choice((3, 1000) if count <= 50 else (1000,)))
+
     def _read_last(self) -> ReadLast:
         [count] = self._random.choices((0, 1, 5, 50, 10**6), (2, 4, 4, 4, 1))
         return ReadLast(count, self._filter())
@@ -242,7 +315,7 @@ class Artist:
             self._random.randbytes(self._random.choice((0, 1, 300, 20_000))),
             self._random.randbytes(16),
             taken,
-            self._random.randrange(3),
+            self._epoch(stream_id) or 0,
         )
         return SaveSnapshot(snapshot, self._random.choice((1, 2, 2, 3)))
 
@@ -257,10 +330,59 @@ class Artist:
     def _truncate(self) -> Truncate:
         stream_id = self._stream_id()
         through = self._random.choice((self._version_near(stream_id) // 2, self._version_near(stream_id), 2**62))
-        return Truncate(stream_id, through, self._random.choice(TEXTS))
+        return Truncate(stream_id, through, self._random.choice(TEXTS), self._epoch(stream_id))
 
-    def _claim(self) -> Claim:
-        return Claim(self._stream_id())
+    # Commands
+
+    def _find_commands(self) -> FindCommands:
+        return FindCommands([self._lookup() for _ in range(self._random.choice((1, 1, 2, 10)))])
+
+    def _lookup(self) -> CommandLookup:
+        recent = self._random.choice((0, 1, 3, 1000))
+        return CommandLookup(self._stream_id(), self._random.choice(COMMAND_IDS), recent)
+
+    def _forget_commands(self) -> ForgetCommands:
+        # Times are each database's own. These are before and after all of them.
+        before = self._random.choice((None, None, datetime(1971, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)))
+        return ForgetCommands(self._stream_id(), self._random.choice((0, 1, 1, 2, 5)), before)
+
+    # Ownership
+
+    def _owner(self, name: str) -> Owner:
+        return Owner(self._id(), name, 3600.0)
+
+    def _renew_lease(self) -> RenewLease:
+        return RenewLease(self._random.choice(self._owners), payload(self._random))
+
+    def _end_lease(self) -> Operation:
+        begun = [owner for owner in self._owners if owner.id in self._renewals]
+        return EndLease(self._random.choice(begun)) if begun else ListOwners()
+
+    def _claim_many(self) -> ClaimMany:
+        stream_ids = {self._stream_id() for _ in range(self._random.choice((1, 1, 2, 6)))}
+        claimant = self._random.choice((None, *self._owners))
+        return ClaimMany([self._claim(stream_id, claimant) for stream_id in sorted(stream_ids)])
+
+    def _claim(self, stream_id: str, claimant: Owner | None) -> Claim:
+        if claimant is None or self._random.random() < 0.1:
+            return Claim(stream_id)
+        holder, _ = self._held.get(stream_id, (b"", 0))
+        renewals = self._renewals.get(holder, 1)
+        return Claim(stream_id, claimant.id, self._random.choice((None, None, renewals, renewals - 1)))
+
+    def _release(self) -> Release:
+        """What an owner holds, or held once; another's; or with another epoch."""
+        owner = self._random.choice(self._owners).id
+        held = sorted(stream_id for stream_id, (holder, _) in self._held.items() if holder == owner)
+        chosen = self._random.sample(held, min(len(held), self._random.randrange(4)))
+        epochs = {stream_id: self._held[stream_id][1] for stream_id in chosen}
+        if self._random.random() < 0.3:
+            stream_id = self._stream_id()
+            epochs[stream_id] = self._epochs.get(stream_id, 1) - self._random.randrange(2)
+        return Release(owner, epochs)
+
+    def _list_holdings(self) -> ListHoldings:
+        return ListHoldings(self._random.choice((1, 5, 1000)))
 
     def _stream_id(self) -> str:
         """A few streams get long, most stay short."""

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from eventstore import EventStore
-from eventstore.backend import Appended, Expected
-from eventstore.errors import ConcurrencyError, DuplicateEventError, FencedError
+from eventstore.backend import Appended, Expected, Holder
+from eventstore.errors import CommandForgotten, ConcurrencyError, DuplicateCommand, DuplicateEventError, FencedError
 
 from .broken import BREAKS, broken
-from .operations import AppendGroup, Operation
+from .operations import AppendGroup, ClaimMany, FindCommands, ForgetCommands, Operation, SaveSnapshot, Truncate
 from .recorder import Recorder, canonical_log
 from .scenario import draw
 
 _OPERATIONS = 2000
-_FEW = 600
+_FEW = 1000
 _SHOWN_CHARACTERS = 300
 _NAMES = itertools.count(1)
 
@@ -70,15 +70,27 @@ async def test_the_scenario_holds_every_kind_of_operation_and_of_outcome() -> No
     outcomes = Counter[str]()
     for operation in operations:
         answer = await recorder.perform(operation)
-        if isinstance(operation, AppendGroup):
-            assert isinstance(answer, list)
-            outcomes.update(kind_of(outcome) for outcome in answer)
+        match operation:
+            case AppendGroup() | ClaimMany() if isinstance(answer, list):
+                outcomes.update(kind_of(outcome) for outcome in answer)
+            case FindCommands() if isinstance(answer, list):
+                outcomes.update("found" if found.outcome else "not found" for found in answer)
+            case ClaimMany() | SaveSnapshot() | Truncate() if answer is not None:
+                outcomes[f"{type(operation).__name__}: {type(answer).__name__}"] += 1
+            case ForgetCommands() if answer:
+                outcomes["commands forgotten"] += 1
+            case _:
+                pass
     await recorder.close()
 
     assert set(Counter(type(operation) for operation in operations)) == set(Operation.__args__)
     wanted = {
-        *("stored", "stored in several streams", "stored before", "nothing to store", "fenced", "duplicate"),
+        *("stored", "stored in several streams", "stored before", "no event stored", "fenced", "duplicate"),
         *("conflict at a version", "conflict STREAM_EXISTS", "conflict NO_STREAM"),
+        *("command stored before", "command remembered", "command forgotten"),
+        *("found", "not found", "commands forgotten"),
+        *("claimed", "held", "ClaimMany: LeaseLost"),
+        *("SaveSnapshot: FencedError", "Truncate: FencedError", "Truncate: int"),
     }
     assert {kind: count for kind, count in outcomes.items() if count < 2} == {}
     assert set(outcomes) == wanted
@@ -111,14 +123,24 @@ def first_difference(expected: Sequence[str], found: Sequence[str]) -> str | Non
 
 def kind_of(outcome: object) -> str:
     match outcome:
+        case Appended(position=0, is_duplicate=True):
+            return "command stored before"
         case Appended(is_duplicate=True):
             return "stored before"
         case Appended(position=0):
-            return "nothing to store"
+            return "no event stored"
         case Appended(versions=versions):
             return "stored in several streams" if len(versions) > 1 else "stored"
         case FencedError():
             return "fenced"
+        case DuplicateCommand():
+            return "command remembered"
+        case CommandForgotten():
+            return "command forgotten"
+        case int():
+            return "claimed"
+        case Holder():
+            return "held"
         case DuplicateEventError():
             return "duplicate"
         case ConcurrencyError(expected=Expected.NO_STREAM):

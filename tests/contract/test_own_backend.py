@@ -52,8 +52,12 @@ def test_the_example_passes_the_whole_contract(own_backend: OwnBackend) -> None:
         ("return self._original(batch) or self", "return self", "test_the_identical_batch_is_not_stored_again"),
         ("sorted(versions, reverse=True)", "versions", "test_the_newest_is_that_of_the_highest_version"),
         ("decode_metadata(metadata)", "None", "test_a_tag_finds_the_events_that_carry_it"),
+        ("in self.commands or key", "is None or key", "test_a_remembered_id_refuses_the_whole_batch"),
+        ("min(issued_at, at // 1000)", "issued_at", "test_an_id_from_the_future_counts_as_issued_when"),
+        ("holder.renewals != lapsed", "lapsed is None", "test_a_lease_that_was_renewed_since_has_not_lapsed"),
+        ("lease is None or lease.remaining <= 0", "lease is None", "test_a_lease_that_ran_out_claims_nothing"),
     ],
-    ids=["fencing", "repeats", "snapshots", "metadata"],
+    ids=["fencing", "repeats", "snapshots", "metadata", "commands", "times", "renewals", "leases"],
 )
 def test_an_example_that_is_wrong_does_not(
     own_backend: OwnBackend, tmp_path: Path, right: str, wrong: str, red: str

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 
 from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StreamWrite
+from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError
 from eventstore.group_commit import MIN_HALVED, GroupCommit, PendingAppend
 
@@ -40,7 +41,7 @@ class Callers:
     """Everyone appends, hears the outcome, works for a moment, and appends again."""
 
     def __init__(self, journal: Journal) -> None:
-        self.commits = GroupCommit(journal.append)
+        self.commits = GroupCommit(journal.append, CircuitBreaker())
         self.outcomes: list[str] = []
         self.rounds_left = 0
         self.work_seconds = 0.0005
@@ -144,7 +145,7 @@ async def test_an_append_that_cannot_even_start_fails_those_that_are_in_it(calle
     def closed(_: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
         raise BackendUnavailable("not today")
 
-    commits = GroupCommit(closed)
+    commits = GroupCommit(closed, CircuitBreaker())
     heard: list[object] = []
     for _ in range(3):
         write = StreamWrite("a", 0, [EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))])

@@ -1,0 +1,95 @@
+"""Replies: what a command came to, as the journal remembers it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import PydanticSerializationError, to_json
+
+from actors.command import Command, reply_type
+from actors.command_identity import CommandIdentity
+from eventstore.backend import CommandOutcome, StoredCommand
+from eventstore.codec import new_event_id
+from eventstore.errors import CommandRejected, DefinitionError, PayloadTooLarge, ReplyDecodeError, ReplyEncodeError
+
+
+def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, limit: int) -> CommandOutcome:
+    """The outcome of a command that was answered.
+
+    Raises `ReplyEncodeError` for a reply that is not of the type the command promises, or that JSON cannot hold.
+    """
+    cls = command.__class__
+    try:
+        payload = _adapter(cls).dump_json(reply, warnings="error")
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+        raise ReplyEncodeError(
+            f"the reply to {cls.__qualname__} cannot be remembered as {reply_type(cls)!r}, nothing was stored: {error}"
+        ) from error
+    return _outcome(identity, payload, is_rejection=False, limit=limit)
+
+
+def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: int) -> CommandOutcome:
+    """The outcome of a command that was rejected: the error's class by name, its message and what it carries.
+
+    What JSON cannot hold of that is left out.
+    """
+    name, message = type(rejection).__name__, str(rejection)
+    try:
+        payload = to_json({"error": name, "message": message, "args": rejection.args, "attributes": vars(rejection)})
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError):
+        payload = to_json({"error": name, "message": message, "args": [message], "attributes": {}})
+    return _outcome(identity, payload, is_rejection=True, limit=limit)
+
+
+def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
+    """The remembered reply. Raises the rejection if it was one, and `ReplyDecodeError` if the reply's type has changed
+    so that it does not fit."""
+    if stored.is_rejection:
+        raise _rejection(orjson.loads(stored.payload))
+    try:
+        return _adapter(cls).validate_json(stored.payload)
+    except ValidationError as error:
+        raise ReplyDecodeError(
+            f"the remembered reply to {cls.__qualname__} (command {stored.command_id!r}) does not fit "
+            f"{reply_type(cls)!r} any more: the command was handled, and nothing was done again"
+        ) from error
+
+
+def _outcome(identity: CommandIdentity, payload: bytes, *, is_rejection: bool, limit: int) -> CommandOutcome:
+    if len(payload) > limit:
+        raise PayloadTooLarge("the reply", len(payload), limit)
+    command_id, fingerprint, issued_at = identity
+    return CommandOutcome(command_id, fingerprint, new_event_id(), is_rejection, payload, issued_at)
+
+
+@cache
+def _adapter(cls: type[Command[Any]]) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(reply_type(cls))
+    except PydanticUserError as error:
+        raise DefinitionError(
+            f"{cls.__qualname__}: its reply {reply_type(cls)!r} is no type that pydantic can write, so it cannot be "
+            f"remembered under a command id: {error}"
+        ) from error
+
+
+def _rejection(remembered: dict[str, Any]) -> CommandRejected:
+    classes = [cls for cls in _rejections(CommandRejected) if cls.__name__ == remembered["error"]]
+    if len(classes) != 1:
+        # Gone, or two of that name: what was said is told all the same.
+        return CommandRejected(remembered["message"])
+    # Not by calling it: its arguments are those it was made with only if it has no __init__ of its own.
+    rejection = classes[0].__new__(classes[0], *remembered["args"])
+    vars(rejection).update(remembered["attributes"])
+    return rejection
+
+
+def _rejections(cls: type[CommandRejected]) -> Iterator[type[CommandRejected]]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _rejections(subclass)

@@ -1,0 +1,297 @@
+"""The journal of MemoryBackend: every event in one list, what finds it, and the decision what is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from backends.memory_owners import Owners
+from eventstore.backend import (
+    Appended,
+    AppendOutcome,
+    Batch,
+    Claim,
+    CommandLookup,
+    CommandOutcome,
+    CommandsFound,
+    EncodedEvent,
+    Holder,
+    Load,
+    Loaded,
+    StoredCommand,
+    StoredSnapshot,
+    refusal,
+)
+from eventstore.codec import decode_metadata
+from eventstore.errors import (
+    CommandForgotten,
+    ConcurrencyError,
+    DuplicateCommand,
+    DuplicateEventError,
+    FencedError,
+)
+from eventstore.events import RecordedEvent
+
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Entry(NamedTuple):
+    """One stored event. It keeps the bytes: a reader gets objects of its own and can change nothing."""
+
+    position: int
+    stream_id: str
+    version: int
+    event: EncodedEvent
+    epoch: int
+    recorded_at: datetime
+
+    def recorded(self) -> RecordedEvent:
+        event_id, type_, schema_version, payload, metadata, batch_id = self.event
+        return RecordedEvent(
+            self.position,
+            self.stream_id,
+            self.version,
+            type_,
+            schema_version,
+            payload,
+            decode_metadata(metadata),
+            UUID(bytes=event_id),
+            UUID(bytes=batch_id),
+            self.epoch,
+            self.recorded_at,
+        )
+
+
+class Remembered(NamedTuple):
+    """The outcome of a command, as it was stored."""
+
+    outcome: CommandOutcome
+    version: int
+    recorded_at: datetime
+
+    def stored(self) -> StoredCommand:
+        command_id, fingerprint, outcome_id, is_rejection, payload, _ = self.outcome
+        return StoredCommand(command_id, fingerprint, outcome_id, is_rejection, payload, self.version, self.recorded_at)
+
+    @property
+    def issued_at(self) -> int:
+        """When the command was issued, as far as its id may be believed: not after it was stored."""
+        return min(self.outcome.issued_at, (self.recorded_at - _EPOCH_START) // timedelta(milliseconds=1))
+
+
+@dataclass(slots=True)
+class Stream:
+    """One stream: its entries after the truncated ones, its snapshots by version, its commands in stored order."""
+
+    entries: list[Entry] = field(default_factory=list[Entry])
+    truncated: int = 0
+    epoch: int = 0
+    owner: bytes | None = None
+    snapshots: dict[int, StoredSnapshot] = field(default_factory=dict[int, StoredSnapshot])
+    commands: dict[str, Remembered] = field(default_factory=dict[str, Remembered])
+    forgotten: int = 0
+
+    @property
+    def version(self) -> int:
+        return self.truncated + len(self.entries)
+
+    @property
+    def is_known(self) -> bool:
+        return self.version > 0 or bool(self.snapshots)
+
+    def select(self, *, after: int, through: int | None, limit: int, backwards: bool = False) -> list[Entry]:
+        last = self.version if through is None else min(through, self.version)
+        versions = range(max(after, self.truncated) + 1, last + 1)
+        if backwards:
+            versions = versions[::-1]
+        return [self.entries[version - self.truncated - 1] for version in versions[:limit]]
+
+    def load(self, load: Load) -> Loaded:
+        newest = max(self.snapshots, default=0) if load.use_snapshot else 0
+        snapshot = self.snapshots[newest] if newest > load.after else None
+        after = load.after if snapshot is None else snapshot.version
+        events = [
+            (version, event.type, event.schema_version, event.payload)
+            for _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
+        ]
+        return Loaded(snapshot, events, self.version, self.truncated)
+
+    def check_epoch(self, stream_id: str, epoch: int | None) -> None:
+        """Raise `FencedError` for an epoch that has been overtaken. None is not checked."""
+        if epoch is not None and epoch < self.epoch:
+            raise FencedError(stream_id, epoch, self.epoch)
+
+    def find_command(self, lookup: CommandLookup) -> CommandsFound:
+        found = self.commands.get(lookup.command_id)
+        # Python orders text by code point, which is the order of its UTF-8 bytes.
+        recent = sorted(self.commands, reverse=True)[: lookup.recent]
+        known_above = recent[-1] if recent else None
+        if lookup.recent and len(recent) == len(self.commands):
+            known_above = ""
+        return CommandsFound(found and found.stored(), recent, known_above, self.forgotten)
+
+    def forget_commands(self, keep: int, before: datetime | None) -> int:
+        older = list(self.commands.values())[: max(0, len(self.commands) - keep)]
+        return self.forget([each for each in older if before is None or each.recorded_at < before])
+
+    def forget(self, doomed: Sequence[Remembered]) -> int:
+        for each in doomed:
+            del self.commands[each.outcome.command_id]
+            self.forgotten = max(self.forgotten, each.issued_at)
+        return len(doomed)
+
+    def snapshot_versions(self, through: int | None) -> list[int]:
+        return [version for version in self.snapshots if through is None or version <= through]
+
+
+class Journal:
+    """The data: every event in the order of the log, None where it was truncated, and what finds it."""
+
+    def __init__(self) -> None:
+        self.log: list[Entry | None] = []
+        self.streams: dict[str, Stream] = {}
+        self.entries_by_id: dict[bytes, Entry] = {}
+        # Which events were truncated, and why: (stream, through, reason).
+        self.removals: list[tuple[str, int, str]] = []
+        self.owners = Owners()
+        self.waiters: set[asyncio.Future[None]] = set()
+        self._clock = _EPOCH_START
+
+    def stream(self, stream_id: str) -> Stream:
+        """The stream to read from; asking for one creates none."""
+        return self.streams.get(stream_id) or Stream()
+
+    def append(self, batch: Batch) -> AppendOutcome:
+        # Ids come first: a batch that is stored is stored, whatever the versions and the owner are by now.
+        return self._original(batch) or self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+
+    def claim(self, claims: Sequence[Claim]) -> list[int | Holder]:
+        for claim in claims:
+            if claim.owner is not None:
+                self.owners.check(claim.owner)
+        answers: list[int | Holder] = []
+        for stream_id, owner, lapsed in claims:
+            stream = self.streams.setdefault(stream_id, Stream())
+            if owner is not None and stream.owner is not None and stream.owner != owner:
+                holder = self.owners.holder(stream.owner)
+                if holder is not None and holder.renewals != lapsed:
+                    answers.append(holder)
+                    continue
+            stream.epoch += 1
+            stream.owner = owner
+            answers.append(stream.epoch)
+        return answers
+
+    def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        for stream_id, epoch in epochs.items():
+            stream = self.stream(stream_id)
+            if (stream.owner, stream.epoch) == (owner, epoch):
+                stream.owner = None
+
+    def truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+        stream = self.stream(stream_id)
+        stream.check_epoch(stream_id, epoch)
+        removed = stream.select(after=0, through=through, limit=len(stream.entries))
+        if removed:
+            self.removals.append((stream_id, removed[-1].version, reason))
+            stream.truncated += len(removed)
+            del stream.entries[: len(removed)]
+            stream.forget([each for each in stream.commands.values() if each.version <= removed[-1].version])
+        for entry in removed:
+            self.log[entry.position - 1] = None
+            del self.entries_by_id[entry.event.event_id]
+        return len(removed)
+
+    def wake(self) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _original(self, batch: Batch) -> Appended | None:
+        """Where the batch stands if all of it is stored: the same events in the same streams and order."""
+        position = 0
+        versions: list[int] = []
+        for write in batch:
+            version = self.stream(write.stream_id).version
+            for index, event in enumerate(write.events):
+                entry = self.entries_by_id.get(event.event_id)
+                if entry is None or entry.stream_id != write.stream_id or entry.position <= position:
+                    return None
+                if index > 0 and entry.version != version + 1:
+                    return None
+                position, version = entry.position, entry.version
+            versions.append(version)
+        if position:
+            return Appended(position, tuple(versions), is_duplicate=True)
+        return None if any(write.events for write in batch) else self._original_commands(batch)
+
+    def _original_commands(self, batch: Batch) -> Appended | None:
+        """Where a batch without events stands, if this very one is stored."""
+        versions: list[int] = []
+        is_repeated = False
+        for write in batch:
+            stream = self.stream(write.stream_id)
+            version = stream.version
+            for command in write.commands:
+                found = stream.commands.get(command.command_id)
+                if found is None or found.outcome.outcome_id != command.outcome_id:
+                    return None
+                version, is_repeated = found.version, True
+            versions.append(version)
+        return Appended(0, tuple(versions), is_duplicate=True) if is_repeated else None
+
+    def _taken_id(self, batch: Batch) -> DuplicateEventError | None:
+        seen: set[bytes] = set()
+        for write in batch:
+            for event in write.events:
+                if event.event_id in self.entries_by_id or event.event_id in seen:
+                    return DuplicateEventError(write.stream_id, str(UUID(bytes=event.event_id)))
+                seen.add(event.event_id)
+        return None
+
+    def _refusal(self, batch: Batch) -> ConcurrencyError | FencedError | DuplicateCommand | CommandForgotten | None:
+        versions: dict[str, int] = {}
+        taken: set[tuple[str, str]] = set()
+        for write in batch:
+            stream = self.stream(write.stream_id)
+            version = versions.get(write.stream_id, stream.version)
+            if write.epoch is not None and write.epoch < stream.epoch:
+                return FencedError(write.stream_id, write.epoch, stream.epoch)
+            for command in write.commands:
+                key = (write.stream_id, command.command_id)
+                if command.command_id in stream.commands or key in taken:
+                    return DuplicateCommand(*key)
+                taken.add(key)
+                if 0 < command.issued_at <= stream.forgotten:
+                    return CommandForgotten(*key)
+            if (refused := refusal(write, version, stream.epoch)) is not None:
+                return refused
+            versions[write.stream_id] = version + len(write.events)
+        return None
+
+    def _store(self, batch: Batch) -> Appended:
+        position = 0
+        versions: list[int] = []
+        now = self._now()
+        for write in batch:
+            stream = self.streams.setdefault(write.stream_id, Stream())
+            for event in write.events:
+                position = len(self.log) + 1
+                entry = Entry(position, write.stream_id, stream.version + 1, event, write.epoch or 0, now)
+                self.log.append(entry)
+                stream.entries.append(entry)
+                self.entries_by_id[event.event_id] = entry
+            for command in write.commands:
+                stream.commands[command.command_id] = Remembered(command, stream.version, now)
+            versions.append(stream.version)
+        return Appended(position, tuple(versions))
+
+    def _now(self) -> datetime:
+        # The wall clock may jump back; times in the log do not.
+        self._clock = max(self._clock, datetime.fromtimestamp(time.time(), UTC))
+        return self._clock

@@ -1,0 +1,189 @@
+"""The statements of an append on Postgres: all that a group stores in one, in a variant for each sort of group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+# An append stores everything or nothing, and it stores only if every stream is exactly as it was when the append was
+# decided. The order of its steps is what the readers' rule (`_SETTLE` in postgres_sql.py) rests on, and each step
+# forces the one before:
+# 1. the shared lock by which a reader finds the transactions that may still store below a position;
+# 2. the rows of the streams, locked in the order of their ids, so that two appends never wait for each other;
+# 3. positions. One taken before its stream is locked could stand below an event of the stream that came earlier.
+# Arrays that hold nothing but what is usual are left empty: each array costs about 20 µs on its way.
+_APPEND = """
+WITH lock AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock_shared({lock})
+), heads AS MATERIALIZED (
+    {heads}
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s
+){created}, updated AS (
+    UPDATE {schema}.journal_streams s SET version = h.next FROM heads h
+    WHERE s.id = h.id AND s.version <> h.next AND {holds}
+    RETURNING s.id
+), stored AS (
+    INSERT INTO {schema}.journal_events (position, stream, version, type, schema_version, payload, metadata, event_id,
+        batch_id, epoch, recorded_at)
+    SELECT nextval('{schema}.journal_events_position_seq'), e.stream, e.version, e.type, coalesce(e.schema_version, 1),
+        e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, coalesce(e.epoch, 0),
+        {recorded_at}
+    FROM {events}
+    WHERE {holds}
+    RETURNING position, recorded_at
+){remembered}
+SELECT count(*), (SELECT count(*) FROM updated), {latest}, min(position), max(position),
+    CASE WHEN max(position) - min(position) + 1 <> count(*)
+        THEN array_agg(position ORDER BY position) END{memories}{ids}
+FROM stored
+"""
+_RECORDED_AT = "(SELECT greatest($10::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
+
+# Positions rise with the events, because they are taken in their order; they are told one by one only where another
+# append took some in between.
+# Numbers and texts come strung together, and the server takes them apart: the driver takes longer over each element of
+# an array than all else an event costs there. JSON holds no control character but white space.
+_EVENTS = """unnest(
+            $1::text::bigint[], $2::text::bigint[], string_to_array($3::text, chr(30)), $4::int[],
+            string_to_array($5::text, chr(30)), $6::text[], $8::bytea[], $9::bigint[]
+        ) WITH ORDINALITY AS e (stream, version, type, schema_version, payload, metadata, batch_id, epoch, number)"""
+_EVENT_PARAMETERS = 10
+
+# The usual group: one event for each of its streams, none of which has an owner. The events tell the heads.
+_HEADS_OF_EVENTS = """SELECT s.id, w.version AS next
+    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[]) AS w (id, version)
+    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version - 1 AND s.epoch = 0"""
+# The same where streams have owners, and each event is of its stream's.
+_HEADS_OF_OWNED_EVENTS = """SELECT s.id, w.version AS next
+    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[], $9::bigint[]) AS w (id, version, epoch)
+    JOIN {schema}.journal_streams s
+        ON s.id = w.id AND s.version = w.version - 1 AND s.epoch = coalesce(w.epoch, 0)"""
+# The same where commands are remembered, with owners or without.
+_HEADS_OF_EVENTS_AND_COMMANDS = """SELECT s.id, w.version AS next
+    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[], $9::bigint[], {forgotten}::text::bigint[])
+        AS w (id, version, epoch, forgotten)
+    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version - 1
+        AND s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"""
+_HOLDS_FOR_EVENTS = "(SELECT count(*) FROM heads) = cardinality($1::text::bigint[])"
+
+# Any other: with the streams that were only looked at, too.
+_HEADS = """SELECT s.id, w.next
+    FROM lock CROSS JOIN unnest($11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
+        AS w (id, version, next, epoch)
+    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version AND s.epoch = coalesce(w.epoch, 0)"""
+_HEADS_AND_FORGOTTEN = """SELECT s.id, w.next
+    FROM lock CROSS JOIN unnest($11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], {forgotten}::text::bigint[])
+        AS w (id, version, next, epoch, forgotten)
+    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version
+        AND s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"""
+_HOLDS = "(SELECT count(*) FROM heads) = cardinality($11)"
+_HEAD_PARAMETERS = 4
+
+# With streams that have no row yet: their events have -1, -2, …: the place of their stream in $15. A stream that
+# somebody else is making at this moment is waited for, and is then a unique violation; one that is there already
+# stores nothing, without an error in the server's log. The lock is asked for by name: where there is no row to lock, it
+# would rest on the plan whether anything else asks.
+_CREATED = """, guard AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM lock) = 1 AND {heads_hold} AND NOT EXISTS (
+        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = ANY ($15::text[])
+    ) AS holds
+), created AS (
+    INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
+    SELECT n.stream_id, n.kind, n.version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+    FROM unnest($15::text[], $16::text[], $17::bigint[]) AS n (stream_id, kind, version)
+    WHERE {holds}
+    ORDER BY n.stream_id COLLATE "C"
+    RETURNING id, stream_id
+)"""
+_CREATED_PARAMETERS = 3
+_EVENTS_OF_NEW = """(
+        SELECT coalesce(c.id, e.stream) AS stream, e.version, e.type, e.schema_version, e.payload, e.metadata,
+            e.batch_id, e.epoch, e.number
+        FROM {all_events}
+        LEFT JOIN unnest($15::text[]) WITH ORDINALITY AS n (stream_id, place) ON n.place = -e.stream
+        LEFT JOIN created c ON c.stream_id = n.stream_id
+        ORDER BY e.number
+    ) e"""
+_IDS_OF_NEW = """,
+    (SELECT array_agg(c.id ORDER BY n.number)
+        FROM unnest($15::text[]) WITH ORDINALITY AS n (stream_id, number) JOIN created c USING (stream_id))"""
+
+# What commands came to. Their ids may hold any character that a text can, so they are an array. The ids of the rows
+# rise with the order in which a stream's outcomes are stored, because its row is locked by then.
+_REMEMBERED = """, remembered AS (
+    INSERT INTO {schema}.journal_commands (stream, command_id, fingerprint, outcome_id, is_rejection, payload,
+        issued_at, version, recorded_at)
+    SELECT c.stream, c.command_id, substr({digests}::bytea, 32 * c.number::int - 31, 16),
+        substr({digests}::bytea, 32 * c.number::int - 15, 16), coalesce(c.is_rejection, false), c.payload,
+        coalesce(c.issued_at, 0), c.version, {recorded_at}
+    FROM {commands}
+    WHERE {holds}
+    RETURNING recorded_at
+)"""
+_COMMANDS = """unnest(
+            {streams}::text::bigint[], {versions}::text::bigint[], {command_ids}::text[], {rejections}::bool[],
+            string_to_array({payloads}::text, chr(30)), {issued}::text::bigint[]
+        ) WITH ORDINALITY AS c (stream, version, command_id, is_rejection, payload, issued_at, number)"""
+_COMMANDS_OF_NEW = """(
+        SELECT coalesce(n.id, c.stream) AS stream, c.version, c.command_id, c.is_rejection, c.payload, c.issued_at,
+            c.number
+        FROM {all_commands}
+        LEFT JOIN unnest($15::text[]) WITH ORDINALITY AS p (stream_id, place) ON p.place = -c.stream
+        LEFT JOIN created n ON n.stream_id = p.stream_id
+        ORDER BY c.number
+    ) c"""
+# In the order of `command_columns`.
+_COMMAND_PARAMETERS = (
+    "forgotten",
+    "streams",
+    "versions",
+    "command_ids",
+    "digests",
+    "rejections",
+    "payloads",
+    "issued",
+)
+_MEMORIES = ", (SELECT count(*) FROM remembered)"
+_LATEST_OF_BOTH = "greatest(max(recorded_at), (SELECT max(recorded_at) FROM remembered))"
+
+Streams = Literal["one each", "one each, owned", "known", "new"]
+"""Which streams a statement is for: with one event each, any that have rows, or some that have none yet."""
+
+
+def append_statement(streams: Streams, *, with_commands: bool = False) -> str:
+    """The statement, with the names of the schema and of the lock still to be filled in.
+
+    Its parameters are an event's columns and the time of the last append, then the heads of streams that are not
+    told by one event each, then the new streams, then the commands' columns.
+    """
+    parts = {"events": _EVENTS, "recorded_at": _RECORDED_AT, "latest": "max(recorded_at)"}
+    parts |= dict.fromkeys(("created", "ids", "remembered", "memories"), "")
+    parameters = _EVENT_PARAMETERS
+    match streams:
+        case "one each" | "one each, owned" if with_commands:
+            parts |= {"heads": _HEADS_OF_EVENTS_AND_COMMANDS, "holds": _HOLDS_FOR_EVENTS}
+        case "one each":
+            parts |= {"heads": _HEADS_OF_EVENTS, "holds": _HOLDS_FOR_EVENTS}
+        case "one each, owned":
+            parts |= {"heads": _HEADS_OF_OWNED_EVENTS, "holds": _HOLDS_FOR_EVENTS}
+        case "known" | "new":
+            parts |= {"heads": _HEADS_AND_FORGOTTEN if with_commands else _HEADS, "holds": _HOLDS}
+            parameters += _HEAD_PARAMETERS
+    if streams == "new":
+        parts |= {"created": _CREATED, "ids": _IDS_OF_NEW, "events": _EVENTS_OF_NEW, "all_events": _EVENTS}
+        parts |= {"heads_hold": _HOLDS, "holds": "(SELECT holds FROM guard)"}
+        parameters += _CREATED_PARAMETERS
+    if with_commands:
+        parts |= {"remembered": _REMEMBERED, "memories": _MEMORIES, "latest": _LATEST_OF_BOTH}
+        parts |= {"commands": _COMMANDS_OF_NEW if streams == "new" else _COMMANDS, "all_commands": _COMMANDS}
+        parts |= {name: f"${number}" for number, name in enumerate(_COMMAND_PARAMETERS, start=parameters + 1)}
+    return _filled(_APPEND, parts)
+
+
+def _filled(statement: str, parts: Mapping[str, str]) -> str:
+    """The statement with its parts, which may hold further ones, in place of their names."""
+    while found := [name for name in parts if f"{{{name}}}" in statement]:
+        for name in found:
+            statement = statement.replace(f"{{{name}}}", parts[name])
+    return statement

@@ -1,0 +1,179 @@
+"""PostgresChanges: changes other than appends and claims: truncation, snapshots, forgotten commands."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+from backends.postgres_pool import PostgresPool
+from backends.postgres_session import PostgresSession
+from backends.postgres_sql import PostgresSQL
+from eventstore.backend import StoredSnapshot
+from eventstore.errors import FencedError
+from eventstore.events import stream_kind
+
+_LARGEST = 2**63 - 1
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Whoever changes a stream locks its row first, as appends do, so that they wait for each other.
+_LOCK_STREAM = """
+SELECT id, version, truncated, epoch FROM {schema}.journal_streams
+WHERE tenant = '' AND stream_id = $1 FOR NO KEY UPDATE
+"""
+_STREAM_ID = "SELECT id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $1"
+_NEW_STREAM = """
+INSERT INTO {schema}.journal_streams (stream_id, kind, created_at) VALUES ($1, $2, $3)
+ON CONFLICT (tenant, stream_id) DO NOTHING RETURNING id
+"""
+_SAVE_SNAPSHOT = """
+INSERT INTO {schema}.journal_snapshots (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
+    payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch, recorded_at = excluded.recorded_at
+"""
+_DROP_SNAPSHOTS = """
+DELETE FROM {schema}.journal_snapshots WHERE stream = $1 AND version NOT IN
+    (SELECT version FROM {schema}.journal_snapshots WHERE stream = $1 ORDER BY version DESC LIMIT $2)
+"""
+_DELETE_SNAPSHOTS = """
+DELETE FROM {schema}.journal_snapshots n USING {schema}.journal_streams s
+WHERE s.id = n.stream AND s.tenant = '' AND s.stream_id = $1 AND n.version <= $2
+"""
+_OPEN_REMOVAL = """
+INSERT INTO {schema}.journal_removals (stream, through, log_end, reason, is_open, recorded_at)
+VALUES ($1, $2, (SELECT last_value FROM {schema}.journal_events_position_seq), $3, true, $4) RETURNING id
+"""
+_REMOVE = "DELETE FROM {schema}.journal_events WHERE stream = $1 AND version <= $2"
+_CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed = $2 WHERE id = $1"
+_TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
+
+# An id may carry a time that lies ahead of the server's clock: it counts as issued when it was stored, at the latest.
+_FORGET = """
+WITH removed AS (
+    DELETE FROM {schema}.journal_commands c WHERE c.stream = $1 AND {doomed}
+    RETURNING least(c.issued_at, c.recorded_at / 1000) AS issued_at
+), counted AS MATERIALIZED (
+    SELECT count(*) AS count, max(issued_at) AS issued_at FROM removed
+), raised AS (
+    UPDATE {schema}.journal_streams s SET forgotten = d.issued_at FROM counted d
+    WHERE s.id = $1 AND s.forgotten < d.issued_at
+)
+SELECT count FROM counted
+"""
+# Row ids rise in the order in which a stream's outcomes were stored.
+_OLD = """c.recorded_at < $3 AND c.id <= (
+        SELECT n.id FROM {schema}.journal_commands n WHERE n.stream = $1 ORDER BY n.id DESC OFFSET $2 LIMIT 1
+    )"""
+_UP_TO = "c.version <= $2"
+
+
+class PostgresChanges:
+    """Each change is one transaction on a session of the pool."""
+
+    def __init__(self, sql: PostgresSQL, pool: PostgresPool) -> None:
+        self._pool = pool
+        self._lock_stream = sql.named(_LOCK_STREAM)
+        self._stream_id = sql.named(_STREAM_ID)
+        self._new_stream = sql.named(_NEW_STREAM)
+        self._save_snapshot = sql.named(_SAVE_SNAPSHOT)
+        self._drop_snapshots = sql.named(_DROP_SNAPSHOTS)
+        self._delete_snapshots = sql.named(_DELETE_SNAPSHOTS)
+        self._open_removal = sql.named(_OPEN_REMOVAL)
+        self._remove = sql.named(_REMOVE)
+        self._close_removal = sql.named(_CLOSE_REMOVAL)
+        self._truncated = sql.named(_TRUNCATED)
+        self._forget_old = sql.named(_FORGET, doomed=_OLD)
+        self._forget_up_to = sql.named(_FORGET, doomed=_UP_TO)
+
+    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None) -> int:
+        """Remove events, and the outcomes of commands, up to a version. Returns how many events."""
+
+        async def truncate(session: PostgresSession) -> int:
+            async with session.transaction():
+                rows = await session.fetch(self._lock_stream, stream_id)
+                if not rows:
+                    return 0
+                ((stream, version, truncated, claimed),) = rows
+                _check_epoch(stream_id, epoch, claimed)
+                last = min(through, version)
+                if last <= truncated:
+                    return 0
+                # The door that the delete trigger looks for; it stays as the record of what was removed.
+                ((door,),) = await session.fetch(self._open_removal, stream, last, reason, _now())
+                removed = await session.execute(self._remove, stream, last)
+                await session.execute(self._truncated, stream, last)
+                await session.execute(self._close_removal, door, removed)
+                await session.fetch(self._forget_up_to, stream, last)
+                return removed
+
+        return await self._pool.run(truncate, writing=True)
+
+    async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        """Forget outcomes that are neither among the newest nor recorded late enough. Returns how many."""
+        latest = _LARGEST if before is None else _microseconds(before)
+
+        async def forget(session: PostgresSession) -> int:
+            # The lock comes first: what is stored before it is given is then seen, and counts among the newest.
+            async with session.transaction():
+                rows = await session.fetch(self._lock_stream, stream_id)
+                if not rows:
+                    return 0
+                ((count,),) = await session.fetch(self._forget_old, rows[0][0], keep, latest)
+                return int(count)
+
+        return await self._pool.run(forget, writing=True)
+
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+        async def save(session: PostgresSession) -> None:
+            async with session.transaction():
+                stream = await self._stream_for(session, snapshot)
+                await session.execute(
+                    self._save_snapshot,
+                    stream,
+                    snapshot.version,
+                    snapshot.fingerprint,
+                    snapshot.encoding,
+                    snapshot.payload,
+                    snapshot.checksum,
+                    snapshot.epoch,
+                    _microseconds(snapshot.recorded_at),
+                )
+                await session.execute(self._drop_snapshots, stream, keep)
+
+        await self._pool.run(save, writing=True)
+
+    async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
+        last = _LARGEST if through is None else through
+        return await self._pool.run(
+            lambda session: session.execute(self._delete_snapshots, stream_id, last), writing=True
+        )
+
+    async def _stream_for(self, session: PostgresSession, snapshot: StoredSnapshot) -> int:
+        """The id of the stream's row, which is made if there is none. With an epoch it is locked, and the epoch
+        checked: a claim waits until the snapshot is stored."""
+        stream_id = snapshot.stream_id
+        if snapshot.epoch:
+            for id_, _, _, claimed in await session.fetch(self._lock_stream, stream_id):
+                _check_epoch(stream_id, snapshot.epoch, claimed)
+                return int(id_)
+        find = (self._stream_id, stream_id)
+        make = (self._new_stream, stream_id, stream_kind(stream_id), _now())
+        # Again at the end: who made it at the same moment has made it by then.
+        for statement, *parameters in (find, make, find):
+            if rows := await session.fetch(statement, *parameters):
+                return int(rows[0][0])
+        raise RuntimeError("a stream was neither there nor could it be made")
+
+
+def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:
+    """Raise `FencedError` for an epoch that has been overtaken."""
+    if epoch is not None and epoch < claimed:
+        raise FencedError(stream_id, epoch, claimed)
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH_START) // timedelta(microseconds=1)

@@ -1,0 +1,155 @@
+"""PostgresOwnership: who may write to a stream alone. Who holds what is decided by the server's clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from backends.postgres_pool import PostgresPool
+from backends.postgres_session import PostgresSession
+from backends.postgres_sql import PostgresSQL
+from eventstore.backend import Claim, Holder, Holding, OwnerInfo
+from eventstore.errors import LeaseLost
+from eventstore.events import stream_kind
+
+_MICROSECONDS = 1_000_000
+
+# In the order in which appends lock them, so that neither waits for the other in a circle. A claim waits for the append
+# that is under way, and the next one finds the new epoch.
+_LOCK_STREAMS = """
+SELECT stream_id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = ANY ($1::text[])
+ORDER BY id FOR NO KEY UPDATE
+"""
+_NEW_STREAMS = """
+INSERT INTO {schema}.journal_streams (stream_id, kind, created_at)
+SELECT n.stream_id, n.kind, $3 FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
+ORDER BY n.stream_id COLLATE "C"
+ON CONFLICT (tenant, stream_id) DO NOTHING
+"""
+# A statement of its own: what it knows of leases must not be older than the locks that were waited for.
+_CLAIM = """
+WITH moment AS MATERIALIZED (
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now
+), asked AS MATERIALIZED (
+    SELECT w.number, w.owner, s.id, h.id AS holder, h.name, h.renewals, h.duration, h.ends_at - m.now AS remaining,
+        w.owner IS NULL OR EXISTS (
+            SELECT FROM {schema}.journal_owners o WHERE o.id = w.owner AND o.ends_at > m.now
+        ) AS has_lease
+    FROM moment m
+    CROSS JOIN unnest($1::text[], $2::bytea[], $3::bigint[]) WITH ORDINALITY AS w (stream_id, owner, lapsed, number)
+    JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
+    LEFT JOIN {schema}.journal_owners h ON h.id = s.owner AND s.owner <> w.owner AND h.ends_at > m.now
+        AND h.renewals IS DISTINCT FROM w.lapsed
+), taken AS (
+    UPDATE {schema}.journal_streams s SET epoch = s.epoch + 1, owner = a.owner FROM asked a
+    WHERE s.id = a.id AND a.holder IS NULL
+    RETURNING s.id, s.epoch
+)
+SELECT a.has_lease, t.epoch, a.holder, a.name, a.renewals, a.duration, a.remaining
+FROM asked a LEFT JOIN taken t ON t.id = a.id ORDER BY a.number
+"""
+_RELEASE = """
+WITH held AS MATERIALIZED (
+    SELECT s.id FROM unnest($2::text[], $3::bigint[]) AS w (stream_id, epoch)
+    JOIN {schema}.journal_streams s
+        ON s.tenant = '' AND s.stream_id = w.stream_id AND s.epoch = w.epoch AND s.owner = $1
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s
+)
+UPDATE {schema}.journal_streams s SET owner = NULL FROM held h WHERE s.id = h.id
+"""
+
+_OWNERS = """
+SELECT id, name, renewals, ends_at - (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, report
+FROM {schema}.journal_owners ORDER BY name COLLATE "C", id
+"""
+_HOLDINGS = """
+SELECT stream_id, epoch, owner FROM {schema}.journal_streams
+WHERE tenant = '' AND owner IS NOT NULL AND stream_id > $1 ORDER BY stream_id LIMIT $2
+"""
+
+
+class PostgresOwnership:
+    """Claims and what there is to see of them, through the pool."""
+
+    def __init__(self, sql: PostgresSQL, pool: PostgresPool) -> None:
+        self._pool = pool
+        self._lock_streams = sql.named(_LOCK_STREAMS)
+        self._new_streams = sql.named(_NEW_STREAMS)
+        self._claim = sql.named(_CLAIM)
+        self._release = sql.named(_RELEASE)
+        self._owners = sql.named(_OWNERS)
+        self._holdings = sql.named(_HOLDINGS)
+
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        """Take streams' next epochs in one transaction."""
+        if not claims:
+            return []
+        stream_ids = list(dict.fromkeys(claim.stream_id for claim in claims))
+
+        async def claim(session: PostgresSession) -> Sequence[int | Holder]:
+            answers = await self._claim_existing(session, claims, stream_ids)
+            if answers is None:
+                # Outside of the transaction, so that nobody waits for these rows while they wait for others.
+                kinds = [stream_kind(stream_id) for stream_id in stream_ids]
+                await session.execute(self._new_streams, stream_ids, kinds, time.time_ns() // 1000)
+                answers = await self._claim_existing(session, claims, stream_ids)
+            if answers is None:
+                raise RuntimeError("a stream was neither there nor could it be made")
+            return answers
+
+        return await self._pool.run(claim, writing=True)
+
+    async def _claim_existing(
+        self, session: PostgresSession, claims: Sequence[Claim], stream_ids: Sequence[str]
+    ) -> Sequence[int | Holder] | None:
+        """None: a stream has no row yet, and nothing was claimed."""
+        answers: dict[int, int | Holder] = {}
+        async with session.transaction():
+            if len(await session.fetch(self._lock_streams, stream_ids)) < len(stream_ids):
+                return None
+            for numbers in _rounds(claims):
+                columns = zip(*(claims[number] for number in numbers), strict=True)
+                rows = await session.fetch(self._claim, *columns)
+                if not all(row["has_lease"] for row in rows):
+                    raise LeaseLost(
+                        "this process holds no lease that runs: nothing was claimed; it is renewed in the background, "
+                        "try again"
+                    )
+                for number, (_, epoch, *holder) in zip(numbers, rows, strict=True):
+                    answers[number] = _holder(*holder) if epoch is None else epoch
+        return [answers[number] for number in range(len(claims))]
+
+    async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
+        """Let others claim streams that the owner still holds with these epochs."""
+        if epochs:
+            columns = list(epochs), list(epochs.values())
+            await self._pool.run(lambda session: session.execute(self._release, owner, *columns), writing=True)
+
+    async def owners(self) -> Sequence[OwnerInfo]:
+        rows = await self._pool.run(lambda session: session.fetch(self._owners))
+        return [
+            OwnerInfo(id_, name, renewals, remaining / _MICROSECONDS, report.encode())
+            for id_, name, renewals, remaining, report in rows
+        ]
+
+    async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
+        rows = await self._pool.run(lambda session: session.fetch(self._holdings, after, limit))
+        return [Holding(*row) for row in rows]
+
+
+def _rounds(claims: Sequence[Claim]) -> Iterable[Sequence[int]]:
+    """The numbers of the claims, in rounds in which no stream occurs twice: who claims one again claims it later."""
+    times: dict[str, int] = {}
+    rounds: list[list[int]] = []
+    for number, claim in enumerate(claims):
+        turn = times.get(claim.stream_id, 0)
+        times[claim.stream_id] = turn + 1
+        if turn == len(rounds):
+            rounds.append([])
+        rounds[turn].append(number)
+    return rounds
+
+
+def _holder(owner: bytes, name: str, renewals: int, duration: int, remaining: int) -> Holder:
+    return Holder(owner, name, renewals, duration / _MICROSECONDS, remaining / _MICROSECONDS)

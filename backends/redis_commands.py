@@ -1,0 +1,61 @@
+"""Remembered commands: their outcomes as the bytes that Redis holds."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from backends.redis_connection import Argument
+from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
+from eventstore.errors import JournalCorrupt
+
+# Fingerprint, outcome id, when the command was issued, whether it was rejected; then the payload.
+_GIVEN = struct.Struct(">16s16sQ?")
+# What the script puts in front: version (7 bytes, as in heads) and time.
+_PLACE_BYTES = 15
+
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def packed_command(outcome: CommandOutcome) -> bytes:
+    _, fingerprint, outcome_id, is_rejection, payload, issued_at = outcome
+    return _GIVEN.pack(fingerprint, outcome_id, issued_at, is_rejection) + payload
+
+
+def lookup_arguments(lookups: Sequence[CommandLookup]) -> list[Argument]:
+    arguments: list[Argument] = [len(lookups), *(lookup.stream_id.encode() for lookup in lookups)]
+    for _, command_id, recent in lookups:
+        arguments += (command_id.encode(), max(recent, 0))
+    return arguments
+
+
+def found_commands(lookup: CommandLookup, answer: Sequence[Any]) -> CommandsFound:
+    """Raises `JournalCorrupt`."""
+    outcome, ids, is_whole, forgotten = answer
+    stored = None if outcome is None else _stored(lookup, outcome)
+    # Text sorts by code point, which is the order of its UTF-8 bytes.
+    recent = sorted((command_id.decode() for command_id in ids), reverse=True)
+    return CommandsFound(stored, recent, "" if is_whole else None, forgotten)
+
+
+def _stored(lookup: CommandLookup, packed: bytes) -> StoredCommand:
+    try:
+        version = int.from_bytes(packed[:7])
+        time = int.from_bytes(packed[7:_PLACE_BYTES])
+        fingerprint, outcome_id, _, is_rejection = _GIVEN.unpack_from(packed, _PLACE_BYTES)
+        return StoredCommand(
+            lookup.command_id,
+            fingerprint,
+            outcome_id,
+            is_rejection,
+            packed[_PLACE_BYTES + _GIVEN.size :],
+            version,
+            _EPOCH_START + timedelta(microseconds=time),
+        )
+    except (struct.error, OverflowError) as error:
+        raise JournalCorrupt(
+            f"the stored outcome of command {lookup.command_id!r} is damaged ({error}); restore it from a copy",
+            stream_id=lookup.stream_id,
+        ) from error

@@ -1,0 +1,157 @@
+"""Changes other than appends: truncation, snapshots, forgotten commands; each is one transaction of the writer."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from backends.sqlite_append import LOG_END
+from eventstore.backend import StoredSnapshot
+from eventstore.errors import FencedError
+from eventstore.events import stream_kind
+
+_MAX_VERSION = 2**63 - 1
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+# An id may carry a time that lies ahead of this machine's clock: it counts as issued when it was stored, at the latest.
+_FORGOTTEN = """
+UPDATE journal_streams SET forgotten = max(forgotten, coalesce((
+    SELECT max(min(c.issued_at, c.recorded_at / 1000)) FROM journal_commands c WHERE {doomed}
+), 0)) WHERE id = :stream
+"""
+_FORGET = "DELETE FROM journal_commands AS c WHERE {doomed}"
+# Row ids rise in the order in which outcomes were stored.
+_OLD = (
+    "c.stream = :stream AND c.recorded_at < :before AND c.id NOT IN "
+    "(SELECT n.id FROM journal_commands n WHERE n.stream = :stream ORDER BY n.id DESC LIMIT :keep)"
+)
+_TRUNCATED = "c.stream = :stream AND c.version <= :through"
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Generator[None]:
+    """A transaction that holds the file's write lock from the start."""
+    # IMMEDIATE: a transaction that starts by reading can be refused the write lock later, however long it waits.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def now() -> int:
+    """The machine's clock, in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def truncate(connection: sqlite3.Connection, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+    """Remove events and outcomes up to a version, and record it. Returns how many events were removed."""
+    with transaction(connection):
+        found = connection.execute(
+            "SELECT s.id, s.epoch, s.truncated, (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id) "
+            "FROM journal_streams s WHERE s.tenant = '' AND s.stream_id = ?",
+            (stream_id,),
+        ).fetchone()
+        if found is None:
+            return 0
+        stream, claimed, truncated, newest = found
+        _check_epoch(stream_id, epoch, claimed)
+        last = min(through, max(newest or 0, truncated))
+        if last <= truncated:
+            return 0
+        (log_end,) = connection.execute(LOG_END).fetchone()
+        # The door that the delete trigger looks for; it stays as the record of what was removed, and of where
+        # the log ended, so that no position is used again.
+        door = connection.execute(
+            "INSERT INTO journal_removals (stream, through, reason, is_open, log_end, recorded_at) "
+            "VALUES (?, ?, ?, 1, ?, ?)",
+            (stream, last, reason, log_end, now()),
+        ).lastrowid
+        removed = connection.execute(
+            "DELETE FROM journal_events WHERE stream = ? AND version <= ?", (stream, last)
+        ).rowcount
+        connection.execute("UPDATE journal_streams SET truncated = ? WHERE id = ?", (last, stream))
+        connection.execute("UPDATE journal_removals SET is_open = 0, removed = ? WHERE id = ?", (removed, door))
+        _forget(connection, _TRUNCATED, stream=stream, through=last)
+    return removed
+
+
+def forget_commands(connection: sqlite3.Connection, stream_id: str, keep: int, before: datetime | None) -> int:
+    """Forget the outcomes that are neither among the newest nor recorded late enough. Returns how many."""
+    with transaction(connection):
+        found = connection.execute(
+            "SELECT id FROM journal_streams WHERE tenant = '' AND stream_id = ?", (stream_id,)
+        ).fetchone()
+        if found is None:
+            return 0
+        latest = _MAX_VERSION if before is None else _microseconds(before)
+        return _forget(connection, _OLD, stream=found[0], keep=keep, before=latest)
+
+
+def save_snapshot(connection: sqlite3.Connection, snapshot: StoredSnapshot, keep: int) -> None:
+    """Store a snapshot, and remove all but the newest."""
+    with transaction(connection):
+        stream, claimed = stream_row(connection, snapshot.stream_id)
+        _check_epoch(snapshot.stream_id, snapshot.epoch or None, claimed)
+        connection.execute(
+            "INSERT OR REPLACE INTO journal_snapshots "
+            "(stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                stream,
+                snapshot.version,
+                snapshot.fingerprint,
+                snapshot.encoding,
+                snapshot.payload,
+                snapshot.checksum,
+                snapshot.epoch,
+                _microseconds(snapshot.recorded_at),
+            ),
+        )
+        connection.execute(
+            "DELETE FROM journal_snapshots WHERE stream = ?1 AND version NOT IN "
+            "(SELECT version FROM journal_snapshots WHERE stream = ?1 ORDER BY version DESC LIMIT ?2)",
+            (stream, keep),
+        )
+
+
+def delete_snapshots(connection: sqlite3.Connection, stream_id: str, through: int | None) -> int:
+    """Remove snapshots up to a version, or all. Returns how many."""
+    return connection.execute(
+        "DELETE FROM journal_snapshots WHERE version <= ? AND stream IN "
+        "(SELECT id FROM journal_streams WHERE tenant = '' AND stream_id = ?)",
+        (_MAX_VERSION if through is None else through, stream_id),
+    ).rowcount
+
+
+def stream_row(connection: sqlite3.Connection, stream_id: str) -> tuple[int, int]:
+    """The id and the epoch of a stream's row, which is made if there is none."""
+    connection.execute(
+        "INSERT INTO journal_streams (stream_id, kind, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        (stream_id, stream_kind(stream_id), now()),
+    )
+    id_, epoch = connection.execute(
+        "SELECT id, epoch FROM journal_streams WHERE tenant = '' AND stream_id = ?", (stream_id,)
+    ).fetchone()
+    return id_, epoch
+
+
+def _forget(connection: sqlite3.Connection, doomed: str, **parameters: int) -> int:
+    connection.execute(_FORGOTTEN.format(doomed=doomed), parameters)
+    return connection.execute(_FORGET.format(doomed=doomed), parameters).rowcount
+
+
+def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:
+    """Raise `FencedError` for an epoch that has been overtaken."""
+    if epoch is not None and epoch < claimed:
+        raise FencedError(stream_id, epoch, claimed)
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH_START) // timedelta(microseconds=1)

@@ -1,0 +1,56 @@
+"""Resolving: finding out what became of an append whose outcome is unknown, by appending the same again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from eventstore.backend import AppendOutcome, Batch
+from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError, OutcomeUnknown
+
+# The longest pause between two tries: once the database is back, nobody waits much longer than that.
+RETRY_SECONDS = 1.0
+
+
+async def resolve(
+    append: Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome]]], batches: Sequence[Batch], *, within: float
+) -> Sequence[AppendOutcome | EventStoreError]:
+    """Append the identical batches until the database says what became of them. No try begins after `within` seconds.
+
+    Nothing is looked up first: between a look and a decision the first try could still be carried out. The backend
+    looks for the ids in the very transaction that decides, so what it refuses now was not stored before.
+
+    Raises `OutcomeUnknown`.
+    """
+    attempts = AsyncRetrying(
+        retry=retry_if_exception_type((OutcomeUnknown, BackendUnavailable)),
+        wait=wait_random_exponential(multiplier=0.05, max=RETRY_SECONDS),
+        stop=stop_after_delay(within),
+        reraise=True,
+    )
+    try:
+        outcomes: Sequence[AppendOutcome] = await attempts(append, batches)
+    except OutcomeUnknown:
+        raise
+    except EventStoreError as error:
+        # The first try may have been stored: that the later ones were not does not settle it.
+        raise OutcomeUnknown(
+            f"the database could not say whether the events were stored ({type(error).__name__}: {error})"
+        ) from error
+    return [_of_every_try(outcome) for outcome in outcomes]
+
+
+def _of_every_try(outcome: AppendOutcome) -> AppendOutcome | EventStoreError:
+    """The outcome of the last try, as that of the first one too, which may still be on its way to the database.
+
+    A refusal holds for it as well: a stream's version, its epoch and the commands it remembers only grow. But a stream
+    that has not come to the expected version yet may have done so when the first try arrives.
+    """
+    match outcome:
+        case ConcurrencyError(expected=expected, actual=actual) if isinstance(expected, str) or actual < expected:
+            unknown = OutcomeUnknown(f"the append was refused now, but an earlier try may still arrive: {outcome}")
+            unknown.__cause__ = outcome
+            return unknown
+        case _:
+            return outcome
