@@ -21,6 +21,7 @@ from actors.handlers import CommandRoute
 from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Mailbox
 from actors.replies import rejected, replied
+from actors.supervisor import described
 from eventstore.backend import Appended, AppendOutcome, CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
 from eventstore.codec import encode_metadata, encode_payload
 from eventstore.errors import (
@@ -33,11 +34,14 @@ from eventstore.errors import (
     ConcurrencyError,
     DefinitionError,
     DuplicateCommand,
+    DurabilityError,
     EventStoreError,
     FencedError,
     JournalCorrupt,
     OutcomeUnknown,
     OwnedElsewhere,
+    SchemaError,
+    StoreClosed,
 )
 from eventstore.events import Event, Metadata
 from eventstore.group_commit import GroupCommit
@@ -50,8 +54,17 @@ _ATTEMPTS = 3
 # Commands served from a mailbox in one turn of the loop, so that a full one does not hold up everybody else.
 _TURN = 64
 
-# These say nothing about the actor, so they are not its failures: the database is away, or somebody else was faster.
-_NOT_ITS_OWN = (BackendUnavailable, OutcomeUnknown, OwnedElsewhere, FencedError)
+# These say nothing about the actor, so they are not its failures: the database is away, or not what it should be, or
+# somebody else owns the stream.
+_NOT_ITS_OWN = (
+    BackendUnavailable,
+    DurabilityError,
+    FencedError,
+    OutcomeUnknown,
+    OwnedElsewhere,
+    SchemaError,
+    StoreClosed,
+)
 _OVERTAKEN = (ConcurrencyError, DuplicateCommand, CommandForgotten)
 
 
@@ -123,6 +136,7 @@ class Cell:
         "_runtime",
         "_sent_version",
         "_staged",
+        "_stopped_by",
         "_tail",
         "actor",
         "base",
@@ -165,6 +179,7 @@ class Cell:
         self._is_deciding = False
         self._is_touched = False
         self._failure: BaseException | None = None
+        self._stopped_by = "the system's end"
         self._head: Commit | None = None
         self._tail: Commit | None = None
         self.actor: PersistentActor[Any]
@@ -642,18 +657,23 @@ class Cell:
 
     def stop(self, error: BaseException) -> None:
         """Serve nobody any more."""
-        self._failure = error
+        # The text, not the error: its traceback holds on to the state, and a stopped actor may stay here for ever.
+        self._stopped_by = described(error)
+        self._let_go()
         self.phase = Phase.STOPPED
-        self.is_ready = False
         self._fail_mailbox(self.stopped_error())
 
     def passivate(self) -> None:
         """Leave memory. Only for an idle cell."""
-        self.phase = Phase.PASSIVE
-        self.is_ready = False
         # References to the actor may hold this cell: they should not hold its state.
+        self._let_go()
+        self.phase = Phase.PASSIVE
+
+    def _let_go(self) -> None:
+        self.is_ready = False
         self.base = self._memory = None
-        del self.actor
+        if hasattr(self, "actor"):
+            del self.actor
 
     def snapshot_on_passivation(self) -> bytes | None:
         """The state to keep when the actor leaves memory, if its class wants that."""
@@ -680,12 +700,10 @@ class Cell:
 
     def stopped_error(self) -> ActorStopped:
         """What a command to a stopped actor is answered with."""
-        stopped = ActorStopped(
-            f"actor {self.stream_id!r} was stopped after {type(self._failure).__name__}: {self._failure}; "
+        return ActorStopped(
+            f"actor {self.stream_id!r} was stopped after {self._stopped_by}; "
             "when the cause is gone, call restart() on its reference"
         )
-        stopped.__cause__ = self._failure
-        return stopped
 
     def _lapsed(self) -> None:
         """The lease ran out, so another process may have claimed the stream: the state here counts no more."""

@@ -101,9 +101,9 @@ end
 -- Which of the oldest outcomes are doomed, at most `limit` of them: their ids, their bytes, the greatest time at which
 -- one was issued, and whether there may be more.
 local function oldest_commands(limit, is_doomed)
-    local ids, bytes, issued, room = {}, 0, 0, 16777216
+    local ids, bytes, issued, room, step, largest = {}, 0, 0, 16777216, 8, 1
     while #ids < limit and room > 0 do
-        local some = redis.call('ZRANGE', order_key(number), #ids, math.min(#ids + 100, limit) - 1)
+        local some = redis.call('ZRANGE', order_key(number), #ids, math.min(#ids + step, limit) - 1)
         if #some == 0 then return ids, bytes, issued, false end
         local stored = redis.call('HMGET', base .. ':commands', unpack(command_fields(some)))
         for i = 1, #some do
@@ -114,8 +114,9 @@ local function oldest_commands(limit, is_doomed)
             issued = math.max(issued, math.min(struct.unpack('>I8', stored[i], 48), math.floor(time / 1000)))
             ids[#ids + 1] = some[i]
             bytes = bytes + #some[i] + #stored[i]
-            room = room - #stored[i]
+            room, largest = room - #stored[i], math.max(largest, #stored[i])
         end
+        step = math.max(1, math.min(100, math.floor(room / largest)))
     end
     return ids, bytes, issued, true
 end

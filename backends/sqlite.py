@@ -97,12 +97,12 @@ class SQLiteBackend(SQLiteReader):
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(
-            lambda connection: sqlite_changing.forget_commands(connection, stream_id, keep, before)
+            lambda connection: sqlite_changing.forget_commands(connection, stream_id, keep, before), [stream_id]
         )
 
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._change(
-            lambda connection: sqlite_changing.truncate(connection, stream_id, through, reason, epoch)
+            lambda connection: sqlite_changing.truncate(connection, stream_id, through, reason, epoch), None
         )
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
@@ -120,7 +120,8 @@ class SQLiteBackend(SQLiteReader):
         return SQLiteLease(owner, self._new_writer)
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
-        return await self._change(lambda connection: sqlite_ownership.claim(connection, claims))
+        claimed = [claim.stream_id for claim in claims]
+        return await self._change(lambda connection: sqlite_ownership.claim(connection, claims), claimed)
 
     async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
         await self._open_writer.run(lambda connection: sqlite_ownership.release(connection, owner, epochs))
@@ -153,14 +154,14 @@ class SQLiteBackend(SQLiteReader):
             timer.cancel()
             self._waiters.discard(waiter)
 
-    async def _change(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Do what changes the streams that appends remember."""
+    async def _change(self, work: Callable[[sqlite3.Connection], _T], stream_ids: Sequence[str] | None) -> _T:
+        """Do what changes streams that appends remember: these, or with None the removals, which all depend on."""
 
         def change(connection: sqlite3.Connection) -> _T:
             try:
                 return work(connection)
             finally:
-                self._append.forget()
+                self._append.forget(stream_ids)
 
         return await self._open_writer.run(change)
 

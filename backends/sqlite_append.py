@@ -136,10 +136,14 @@ class SQLiteAppend:
             connection.execute(statement)
         self.forget()
 
-    def forget(self) -> None:
-        """Start anew: after what changes a stream otherwise, or a failed statement."""
-        self._streams.clear()
-        self._data_version = -1
+    def forget(self, stream_ids: Iterable[str] | None = None) -> None:
+        """Look these streams up again, which were changed otherwise on this connection; or start anew with all."""
+        if stream_ids is None:
+            self._streams.clear()
+            self._data_version = -1
+        else:
+            for stream_id in stream_ids:
+                self._streams.pop(stream_id, None)
 
     def append(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Store the batches in one commit. On any error nothing is stored, and nothing is remembered."""

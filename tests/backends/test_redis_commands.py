@@ -88,8 +88,10 @@ async def test_outcomes_too_large_for_one_reply_are_read_in_several(url: str, cl
         found = await backend.find_commands([CommandLookup("a", str(n)) for n in range(10)])
         assert scripts_run(client) == before + 3
         assert all(answer.outcome and answer.outcome.payload == large for answer in found)
-        # Nor are they all in the server's memory at once when they are forgotten.
+        # Nor does the server take all of them into one script's memory to forget them.
+        before = scripts_run(client)
         assert await backend.forget_commands("a", keep=0, before=None) == 10
+        assert scripts_run(client) == before + 2
 
 
 async def test_more_than_one_command_can_carry_is_refused_before_it_is_sent(url: str):

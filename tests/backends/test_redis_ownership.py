@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
-from backends.conformance.events import happened, write
+from backends.conformance.events import happened, numbers, outcome, write
 from backends.conformance.leases import Leases
 from backends.redis_ownership import RedisLease
 from eventstore import BackendUnavailable, EventStore, FencedError, JournalCorrupt, JournalLost, OutcomeUnknown
@@ -258,6 +258,21 @@ async def test_claims_of_one_stream_in_one_call_follow_each_other(url: str, leas
         assert [each.owner for each in await backend.holdings(after="", limit=9)] == [other.id]
 
 
+async def test_streams_that_begin_with_a_claim_are_kept_apart_from_those_that_begin_otherwise(url: str):
+    async with EventStore.open(url) as store:
+        backend = backend_of(store)
+        await store.append("first", happened(0))
+        await backend.claim([Claim("claimed"), Claim("claimed too")])
+        await store.append("appended", happened(1))
+        await backend.append([[write("commanded", commands=[outcome("c")])]])
+        await store.save_snapshot(new_snapshot("kept", 1, "f", b"{}"))
+        for n, stream_id in enumerate(("claimed", "claimed too", "appended", "commanded", "kept")):
+            await store.append(stream_id, happened(10 + n))
+        assert await numbers(store.read_all()) == [0, 1, 10, 11, 12, 13, 14]
+        assert await numbers(store.read("appended")) == [1, 12]
+        assert await numbers(store.read("claimed too")) == [11]
+
+
 async def test_of_many_claims_none_is_granted_if_one_owners_lease_does_not_run(url: str, leases: Leases):
     async with EventStore.open(url) as store:
         backend = backend_of(store)
@@ -276,8 +291,8 @@ async def test_epochs_stay_when_everything_of_the_stream_was_removed(url: str):
         await store.truncate("a", 2, reason="test")
         await store.delete_snapshots("a")
         assert await store.claim("a") == epochs[-1] + 1
-        [outcome] = await backend.append([[write("a", b"3", epoch=epochs[-1])]])
-        assert isinstance(outcome, FencedError)
+        [refused] = await backend.append([[write("a", b"3", epoch=epochs[-1])]])
+        assert isinstance(refused, FencedError)
 
 
 async def test_a_stream_that_is_held_without_an_owner_is_noticed(url: str, client: redis.Redis, leases: Leases):
