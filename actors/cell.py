@@ -16,13 +16,14 @@ from actors.actor import PersistentActor, new_actor
 from actors.command import Command
 from actors.command_identity import CommandIdentity
 from actors.command_memory import CommandMemory
-from actors.commit import Commit, size_of
+from actors.commit import Commit
 from actors.handlers import CommandRoute
 from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Mailbox
+from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
 from actors.supervisor import described
-from eventstore.backend import Appended, AppendOutcome, CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
+from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
 from eventstore.codec import encode_metadata, encode_payload
 from eventstore.errors import (
     ActorError,
@@ -37,7 +38,6 @@ from eventstore.errors import (
     DurabilityError,
     EventStoreError,
     FencedError,
-    JournalCorrupt,
     OutcomeUnknown,
     OwnedElsewhere,
     SchemaError,
@@ -125,19 +125,17 @@ class Cell:
 
     __slots__ = (
         "_failure",
-        "_head",
         "_identity",
         "_is_deciding",
         "_is_touched",
         "_mailbox",
         "_memory",
         "_metadata",
+        "_pipeline",
         "_refusal",
         "_runtime",
-        "_sent_version",
         "_staged",
         "_stopped_by",
-        "_tail",
         "actor",
         "base",
         "cls",
@@ -173,15 +171,12 @@ class Cell:
         self._metadata: Metadata | None = None
         self._identity: CommandIdentity | None = None
         self._refusal: BackendUnavailable | None = None
-        # The version without what that command has staged.
-        self._sent_version = 0
         self._memory: CommandMemory | None = None
         self._is_deciding = False
         self._is_touched = False
         self._failure: BaseException | None = None
         self._stopped_by = "the system's end"
-        self._head: Commit | None = None
-        self._tail: Commit | None = None
+        self._pipeline = Pipeline(self, runtime.commits)
         self.actor: PersistentActor[Any]
 
     # Commands in
@@ -220,7 +215,7 @@ class Cell:
             self._refused(envelope, error)
             return envelope
         self._is_deciding = False
-        if not self._is_touched and self._tail is None and outcome is None and self._refusal is None:
+        if not self._is_touched and self._pipeline.tail is None and outcome is None and self._refusal is None:
             return result
         # The context is for the case that it must be decided again.
         envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context(), identity)
@@ -240,7 +235,7 @@ class Cell:
         self._mailbox.put(envelope, self.stream_id)
         self.is_ready = False
         if len(self._mailbox) == 1:
-            self._pump()
+            self.pump()
 
     def room(self) -> asyncio.Future[None] | None:
         """A future that is done when the mailbox may have room again; None if it has room now."""
@@ -251,27 +246,27 @@ class Cell:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being done or waited for, so that the actor may leave memory."""
-        return self.phase is Phase.LIVE and self._head is None and not self._mailbox and self._failure is None
+        return self.phase is Phase.LIVE and self._pipeline.head is None and not self._mailbox and self._failure is None
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is in flight here any more, whatever the reason."""
         return self.is_idle or self.phase in (Phase.PAUSED, Phase.STOPPED, Phase.PASSIVE)
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
         """Serve the mailbox as far as it goes without waiting."""
         if self.phase is not Phase.LIVE or self._failure is not None or self._runtime.is_shut:
             return
         mailbox = self._mailbox
         for _ in range(_TURN):
-            if not mailbox or self._is_congested():
+            if not mailbox or self._pipeline.is_congested:
                 break
             if self.epoch is not None and not self._runtime.owns_streams():
                 self._lapsed()
                 return
             route = self.cls.handlers.commands[type(mailbox.first.command)]  # type: ignore[index]
             must_look = self._must_look(route, mailbox.first)
-            if (route.is_async or must_look) and self._head is not None:
+            if (route.is_async or must_look) and self._pipeline.head is not None:
                 break  # It may do I/O, so it must not act on what may turn out not to be stored.
             envelope = mailbox.take()
             if must_look:
@@ -284,18 +279,14 @@ class Cell:
             if self._failure is not None or self.phase is not Phase.LIVE:
                 return
         else:
-            self._runtime.loop.call_soon(self._pump)
+            self._runtime.loop.call_soon(self.pump)
             return
         if not mailbox:
             self._mailbox = None
             if mailbox is not None:
                 mailbox.close()
             is_certain = self.epoch is not None or not (self.is_doubtful or self.cls.always_fresh)
-            self.is_ready = is_certain and self._runtime.is_open and not self._is_congested()
-
-    def _is_congested(self) -> bool:
-        tail = self._tail
-        return tail is not None and (tail.is_full or self._runtime.commits.is_full)
+            self.is_ready = is_certain and self._runtime.is_open and not self._pipeline.is_congested
 
     def _must_look(self, route: CommandRoute, envelope: Envelope) -> bool:
         """Whether the journal must be asked first: is the command remembered, is the state the newest."""
@@ -350,7 +341,7 @@ class Cell:
             self._end_handling()
             self._decided(envelope, outcome)
         self._after_failure()
-        self._pump()
+        self.pump()
 
     async def _look(self, route: CommandRoute, envelope: Envelope) -> None:
         """Ask the journal what must be known before the command is decided; then answer it, or have it decided."""
@@ -367,7 +358,7 @@ class Cell:
             ):
                 self.is_doubtful = False
                 await self._runtime.catch_up(self)
-                self._sent_version = self.version
+                self._pipeline.sent_version = self.version
         except asyncio.CancelledError:
             envelope.error = self._cancelled(envelope)
         except BackendUnavailable as error:
@@ -378,14 +369,14 @@ class Cell:
             self._failure = envelope.error = error
         self._end_handling()
         if envelope.error is not None or is_answered:
-            self._deliver(envelope)
+            self.deliver(envelope)
         elif route.is_async:
             self._begin(self._handle(route.handle, envelope), envelope.context)
             return
         elif self._failure is None:
             self._serve(route.handle, envelope)
         self._after_failure()
-        self._pump()
+        self.pump()
 
     def _outcome(self, envelope: Envelope) -> CommandOutcome:
         command = cast("Command[Any]", envelope.command)
@@ -471,7 +462,7 @@ class Cell:
                 f"{self.stream_id!r}: only an `async def` handler can await persist; the reply of a plain one "
                 "waits for its events by itself"
             )
-        if self._staged or self._tail is not None:
+        if self._staged or self._pipeline.tail is not None:
             envelope = Envelope(None, self._runtime.new_reply(), None)
             self._conclude(envelope)
             await cast("asyncio.Future[None]", envelope.reply)
@@ -481,81 +472,26 @@ class Cell:
         staged, self._staged = self._staged, None
         self._is_touched = False
         envelope.attempts += 1
-        if staged or outcome is not None:
-            self._send(staged or [], outcome)
-        self._settle(envelope)
+        self._put(envelope, staged, outcome)
 
-    def _settle(self, envelope: Envelope) -> None:
-        """Let a reply, or a refusal, wait for all events before it."""
-        if self._tail is None:
-            self._deliver(envelope)
-            return
-        self._tail.envelopes.append(envelope)
-        if self._is_congested():
-            self.is_ready = False
-            self._tail.on_taken = self._pump
-            if self._runtime.commits.is_full:
-                self._runtime.commits.when_room(self._pump)
-
-    def _send(self, staged: list[EncodedEvent], outcome: CommandOutcome | None) -> None:
-        before = self._sent_version
-        self._sent_version = self.version
-        size = size_of(staged, outcome)
+    def _put(self, envelope: Envelope, staged: list[EncodedEvent] | None, outcome: CommandOutcome | None) -> None:
         if outcome is not None and self._memory is not None:
             self._memory.add(outcome.command_id)
-        tail = self._tail
-        if tail is not None and not tail.is_taken:
-            tail.add(staged, outcome)
-            self._runtime.commits.grow(tail, size)
-        else:
-            tail = Commit(self.stream_id, before, self.epoch, self._on_outcome)
-            tail.add(staged, outcome)
-            tail.size_bytes = size
-            self._tail = tail
-            self._head = self._head or tail
-            self._runtime.commits.submit(tail)
-        policy = self.cls.snapshot_policy
-        if staged and (policy.every is not None or policy.when is not None):
-            self._snapshot_if_due(tail, before)
+        self._pipeline.put(envelope, staged, outcome)
 
-    def _snapshot_if_due(self, commit: Commit, before: int) -> None:
-        try:
-            if self.cls.snapshot_policy.is_due(self.actor.state, before, self.version):
-                # Written out now: what the handlers do to the state later does not reach it.
-                commit.snapshot = (self.version, self.cls.state_type.dump(self.actor.state))
-        except Exception:
-            # It is only an optimisation, and a policy of the user's own may fail in any way.
-            logger.exception("%s: no snapshot was taken at version %d", self.stream_id, self.version)
-
-    def _on_outcome(self, commit: Commit, outcome: AppendOutcome | EventStoreError) -> None:
-        behind = None if self._tail is commit else self._tail
-        self._head = behind
-        if behind is None:
-            self._tail = None
-        stored = commit.version + len(commit.events)
-        if isinstance(outcome, Appended):
-            if outcome.versions[0] != stored:
-                outcome = JournalCorrupt(
-                    f"events were stored up to version {outcome.versions[0]}, not {stored}", stream_id=self.stream_id
-                )
-            else:
-                for envelope in commit.envelopes:
-                    self._deliver(envelope)
-                if commit.snapshot is not None:
-                    self._runtime.save_snapshot(self, *commit.snapshot)
-                for remembered in commit.commands:
-                    self._runtime.command_remembered(self, remembered)
-        if not isinstance(outcome, Appended):
-            self._lost([*commit.envelopes, *(behind.envelopes if behind else ())], outcome)
+    def outcome_known(self, stored: Commit | None) -> None:
+        """A commit was stored, or what was decided on it is lost: go on with what waited for that."""
+        if stored is not None:
+            if stored.snapshot is not None:
+                self._runtime.save_snapshot(self, *stored.snapshot)
+            for remembered in stored.commands:
+                self._runtime.command_remembered(self, remembered)
         self._after_failure()
         if not self.is_ready:
-            self._pump()
+            self.pump()
 
-    def _lost(self, envelopes: Sequence[Envelope], error: EventStoreError) -> None:
+    def lost(self, envelopes: Sequence[Envelope], error: EventStoreError) -> None:
         """What was decided is not stored: decide again after a conflict, else tell everyone who waits."""
-        if self._tail is not None:
-            self._tail.is_withdrawn = True
-            self._head = self._tail = None
         self.is_ready = False
         again: list[Envelope] = []
         for envelope in envelopes:
@@ -564,7 +500,7 @@ class Cell:
                 again.append(envelope)
             else:
                 envelope.error = _told(error, envelope.identity)
-                self._deliver(envelope)
+                self.deliver(envelope)
         if again:
             if self._mailbox is None:
                 self._mailbox = Mailbox(self._runtime.mailbox_size)
@@ -588,36 +524,27 @@ class Cell:
         is_touched, self._is_touched = self._is_touched, False
         if is_touched:
             self._staged = None
-            self.version = self._sent_version
+            self.version = self._pipeline.sent_version
             self.is_ready = False
+        outcome: CommandOutcome | None = None
         if envelope.identity is not None and isinstance(error, CommandRejected) and self._failure is None:
             try:
-                self._send([], rejected(envelope.identity, error, limit=self._runtime.max_payload_bytes))
+                outcome = rejected(envelope.identity, error, limit=self._runtime.max_payload_bytes)
             except CodecError as unwritable:
                 envelope.error = unwritable
-        self._settle(envelope)
+        self._put(envelope, None, outcome)
         if is_touched:
             self._failure = self._failure or error
             self._after_failure()
         if not isinstance(error, Exception):
             raise error
 
-    def _deliver(self, envelope: Envelope) -> None:
-        reply, error = envelope.reply, envelope.error
-        if reply is None:
-            if error is not None:
-                self._runtime.tell_failed(self, envelope, error)
-        elif reply.done():
-            pass  # The asker has stopped waiting.
-        elif error is None:
-            reply.set_result(envelope.result)
-        elif isinstance(error, StopIteration):
-            # A future refuses it, as a coroutine does (PEP 479).
-            stopped = RuntimeError(f"{self.stream_id!r}: a handler raised StopIteration")
-            stopped.__cause__ = error
-            reply.set_exception(stopped)
-        else:
-            reply.set_exception(error)
+    def deliver(self, envelope: Envelope) -> None:
+        """Answer the asker; what a told command came to is nobody's but the runtime's."""
+        if envelope.reply is not None:
+            envelope.answer()
+        elif envelope.error is not None:
+            self._runtime.tell_failed(self, envelope, envelope.error)
 
     # Life cycle
 
@@ -642,9 +569,9 @@ class Cell:
     def recovered(self) -> None:
         """The state is that of the journal: begin to serve."""
         self.phase = Phase.LIVE
-        self._sent_version = self.version
+        self._pipeline.sent_version = self.version
         self.is_overtaken = False
-        self._pump()
+        self.pump()
 
     def recovery_failed(self, error: BaseException) -> None:
         """Nobody can be served: tell everyone who waits, and leave memory."""
@@ -693,10 +620,9 @@ class Cell:
             ActorStopped(f"actor {self.stream_id!r}: the system was closed; the command was not handled")
         )
         unknown = OutcomeUnknown(f"actor {self.stream_id!r}: the system was closed before the outcome was known")
-        for commit in (self._head, self._tail):
-            for envelope in commit.envelopes if commit is not None else ():
-                envelope.error = unknown
-                self._deliver(envelope)
+        for envelope in self._pipeline.waiting():
+            envelope.error = unknown
+            self.deliver(envelope)
 
     def stopped_error(self) -> ActorStopped:
         """What a command to a stopped actor is answered with."""
@@ -713,7 +639,7 @@ class Cell:
 
     def _after_failure(self) -> None:
         """Once nothing is in flight any more, drop the state that is not the journal's, and rebuild it."""
-        if self._failure is None or self._head is not None or self.phase is not Phase.LIVE:
+        if self._failure is None or self._pipeline.head is not None or self.phase is not Phase.LIVE:
             return
         failure, self._failure = self._failure, None
         if isinstance(failure, FencedError):
@@ -731,7 +657,7 @@ class Cell:
         mailbox, self._mailbox = self._mailbox, None
         for envelope in mailbox.empty() if mailbox is not None else ():
             envelope.error = error
-            self._deliver(envelope)
+            self.deliver(envelope)
 
 
 class _Durable:

@@ -52,6 +52,21 @@ class Envelope:
         self.error: BaseException | None = None
         self.attempts = 0
 
+    def answer(self) -> None:
+        """Give the asker the result, or the error, unless it has stopped waiting."""
+        reply, error = self.reply, self.error
+        if reply is None or reply.done():
+            return
+        if error is None:
+            reply.set_result(self.result)
+        elif isinstance(error, StopIteration):
+            # A future refuses it, as a coroutine does (PEP 479).
+            stopped = RuntimeError("a handler raised StopIteration")
+            stopped.__cause__ = error
+            reply.set_exception(stopped)
+        else:
+            reply.set_exception(error)
+
 
 class Mailbox:
     """Made when the first command must wait, and let go when none does: an idle actor has none.

@@ -198,11 +198,14 @@ class _Parts:
     """What a backend has while it is open: in one process, on one event loop."""
 
     def __init__(self, url: StoreUrl, target: PostgresTarget, sql: PostgresSQL, server: PostgresServer) -> None:
-        async def session(target: PostgresTarget = target) -> PostgresSession:
-            return await connect(target, is_pooled=server.is_pooled, settings=server.session_settings)
+        async def session(target: PostgresTarget = target, **settings: str) -> PostgresSession:
+            wanted = {**server.session_settings, **settings}
+            return await connect(target, is_pooled=server.is_pooled, settings=wanted)
 
         async def writer() -> PostgresSession:
-            opened = await session()
+            # A plan that was made while the journal was small is kept when it has grown. Reading all streams for each
+            # append took as long as all else.
+            opened = await session(enable_seqscan="off")
             try:
                 # After a fail-over it is another server.
                 await check_server(opened, sql, target, url)

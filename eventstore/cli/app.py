@@ -18,6 +18,7 @@ from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
+from eventstore.cli.owners import owners
 from eventstore.cli.replay import replay
 from eventstore.cli.show import show
 from eventstore.cli.snapshot import snapshot
@@ -59,6 +60,7 @@ for _command, _summary in (
     (show, "Show the state of an actor, now or earlier."),
     (replay, "Fold actors again, and check their snapshots."),
     (snapshot, "Take snapshots of actors."),
+    (owners, "List the processes that own actors, and what they own."),
     (migrate, "Create the journal, or bring it up to date."),
     (doctor, "Report what a store is, and what is wrong."),
 ):

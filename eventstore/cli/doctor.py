@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from eventstore.backend import Capabilities, Durability, Statistics
+from eventstore.backend import Capabilities, Durability, OwnerInfo, Statistics
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import one_line, printable
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import write_fields, write_json, write_line
+from eventstore.cli.processes import is_running, process_record, write_process
 from eventstore.cli.recorded import checked_payload
 from eventstore.errors import EventStoreError, SchemaError
 from eventstore.store import EventStore
@@ -25,6 +27,8 @@ _MEANINGS = {
 
 def doctor(url: Url, json: Json = False) -> Exit:
     """Report what a store is, what it promises, and what is wrong with it. The exit code is 1 if anything is.
+
+    Processes that own actors exclusively are shown with what they report of their actors; others report nothing.
 
     \b
     Example:
@@ -51,6 +55,7 @@ class Diagnosis:
     statistics: Statistics | None = None
     # Events that readers of the whole log do not see yet, because an append with a lower position may still commit.
     lag: int | None = None
+    owners: Sequence[OwnerInfo] | None = None
     problems: list[EventStoreError] = field(default_factory=list[EventStoreError])
 
 
@@ -65,6 +70,7 @@ async def _examine(url: StoreUrl) -> Diagnosis:
             diagnosis.statistics = statistics = await store.statistics()
             page = await store.read_page(after=statistics.last_position, limit=1)
             diagnosis.lag = max(0, statistics.last_position - page.end)
+            diagnosis.owners = await store.owners()
             async for newest in store.read_all(last=1):
                 checked_payload(newest)
     except EventStoreError as error:
@@ -97,11 +103,21 @@ def _write_report(diagnosis: Diagnosis) -> None:
         fields["size"] = f"{size_bytes:,} bytes"
     if diagnosis.lag is not None:
         fields["lag"] = f"{diagnosis.lag:,} positions are not settled yet" if diagnosis.lag else "none"
+    if diagnosis.owners is not None:
+        fields["processes"] = _processes(diagnosis.owners)
     write_fields(fields)
+    for info in diagnosis.owners or ():
+        write_process(info)
     for problem in diagnosis.problems:
         write_line(("problem: ", "bold red"), (f"{type(problem).__name__}: {one_line(str(problem))}", ""))
     if not diagnosis.problems:
         write_line(("healthy", "bold green"))
+
+
+def _processes(owners: Sequence[OwnerInfo]) -> str:
+    running = sum(map(is_running, owners))
+    text = f"{running:,} with a lease" if running else "none with a lease"
+    return text if running == len(owners) else f"{text}, {len(owners) - running:,} whose lease ran out"
 
 
 def _write_json(diagnosis: Diagnosis) -> None:
@@ -118,6 +134,7 @@ def _write_json(diagnosis: Diagnosis) -> None:
             "capabilities": None if diagnosis.capabilities is None else asdict(diagnosis.capabilities),
             "statistics": None if diagnosis.statistics is None else diagnosis.statistics._asdict(),
             "lag": diagnosis.lag,
+            "processes": None if diagnosis.owners is None else [process_record(info) for info in diagnosis.owners],
             "problems": [{"error": type(error).__name__, "message": str(error)} for error in diagnosis.problems],
             "healthy": not diagnosis.problems,
         }

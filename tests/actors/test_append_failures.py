@@ -267,6 +267,7 @@ async def test_an_unknown_outcome_stays_unknown_when_the_database_then_goes_away
     faults.always = refused(BackendUnavailable("gone"))
     with pytest.raises(OutcomeUnknown):
         await notebook.ask(Write(text="1"))
+    await until(lambda: faulty.store.commits.refusal() is None)
     assert await notebook.ask(Read()) == ["1"]
 
 

@@ -48,9 +48,10 @@ def admin(server: Redis) -> Iterator[redis.Redis]:
 
 
 def scripts_run(client: redis.Redis) -> int:
-    """How many scripts the server has run by their hash, and not refused."""
-    stats = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0, "failed_calls": 0})
-    return int(stats["calls"]) - int(stats["failed_calls"])
+    """How many scripts the server has run, by their hash or their text, and not refused."""
+    stats = client.info("commandstats")
+    found = [stats[name] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in stats]
+    return sum(int(each["calls"]) - int(each["failed_calls"]) for each in found)
 
 
 def commands_run(client: redis.Redis) -> dict[str, int]:

@@ -87,6 +87,7 @@ async def test_outcomes_too_large_for_one_reply_are_read_in_several(url: str, cl
         before = scripts_run(client)
         found = await backend.find_commands([CommandLookup("a", str(n)) for n in range(10)])
         assert scripts_run(client) == before + 3
+        assert [answer.outcome and answer.outcome.command_id for answer in found] == [str(n) for n in range(10)]
         assert all(answer.outcome and answer.outcome.payload == large for answer in found)
         # Nor does the server take all of them into one script's memory to forget them.
         before = scripts_run(client)

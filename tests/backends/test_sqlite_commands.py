@@ -147,6 +147,18 @@ async def test_nothing_of_a_group_is_stored_where_a_trigger_stores_something_els
     assert (count(path, "journal_events"), count(path, "journal_commands")) == (0, 0)
 
 
+async def test_nothing_of_a_large_group_is_stored_when_its_last_part_cannot_be(path: Path, url: str):
+    async with EventStore.open(url) as store:
+        backend = behind(store)
+        await backend._open_writer.run(lambda connection: connection.execute("DROP TRIGGER journal_appends_command"))
+        with pytest.raises(BackendUnavailable):
+            await backend.append([[with_outcome("a", b"1", command_id=f"{number}")] for number in range(400)])
+        assert (count(path, "journal_events"), count(path, "journal_streams")) == (0, 0)
+        # The connection was replaced, and with it the trigger.
+        (result,) = await backend.append([[with_outcome("a", b"1")]])
+        assert isinstance(result, Appended)
+
+
 async def test_a_trigger_that_stores_something_else_is_noticed_at_the_first_outcome(url: str):
     async with EventStore.open(url) as store:
         backend = behind(store)

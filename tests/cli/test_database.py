@@ -24,6 +24,8 @@ LOOKING = [
     ["show", ACCOUNT, "nobody"],
     ["replay", ACCOUNT],
     ["replay", ACCOUNT, "nobody"],
+    ["owners"],
+    ["owners", "--streams"],
     ["doctor"],
 ]
 
@@ -96,6 +98,7 @@ class TestDoctor:
         assert fields["events"].strip() == "10, the last at position 13"
         assert fields["capabilities"].strip() == "creates_schema, survives_restart"
         assert fields["lag"].strip() == "none"
+        assert fields["processes"].strip() == "none with a lease"
         assert result.lines[-1] == "healthy"
 
     def test_json_gives_one_object(self, cli: Run, url: str) -> None:

@@ -1,5 +1,5 @@
-"""The standard library's `sqlite3`, as far as this project uses it, on APSW's SQLite: the same statements and pragmas go
-through file operations that a test can see."""
+"""The standard library's `sqlite3`, as far as this project uses it, on APSW's SQLite: the same statements and pragmas
+go through file operations that a test can see."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Connection:
             try:
                 self.apsw.close()
             except apsw.IOError as error:
-                # SQLite takes a refused lock for "somebody else will checkpoint", and closes. A file that was opened
-                # for reading alone cannot be locked so; APSW tells of every error below, also of one that was dealt with.
-                if error.extendedresult != apsw.SQLITE_IOERR_LOCK or not self._is_read_only:
+                # A file that was opened for reading alone cannot be locked for a checkpoint. SQLite closes without
+                # one then; APSW tells of every error below it, also of one that was dealt with.
+                if getattr(error, "extendedresult", 0) != apsw.SQLITE_IOERR_LOCK or not self._is_read_only:
                     raise

@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,9 +51,9 @@ class Left(NamedTuple):
 
 class LosingDisk(apsw.VFS):
     """A VFS of its own name over a folder. `on_change` is called before each write, cut, sync, deletion and creation,
-    with all other changes held up meanwhile."""
+    with all other changes held up meanwhile, and is told whether it is a sync."""
 
-    def __init__(self, name: str, folder: Path, files: Files, on_change: Callable[[], None]) -> None:
+    def __init__(self, name: str, folder: Path, files: Files, on_change: Callable[[bool], None]) -> None:
         super().__init__(name, "unix")
         self.name = name
         self.syncs = 0
@@ -72,7 +73,7 @@ class LosingDisk(apsw.VFS):
         path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name)
         with self._lock:
             if not path.exists():
-                self._on_change()
+                self._on_change(False)
                 file = self._files[path.name] = _File()
                 self._pending_names.setdefault(path.name, []).append(file)
             return _OpenFile(self, name, flags, path.name)
@@ -80,7 +81,7 @@ class LosingDisk(apsw.VFS):
     def xDelete(self, filename: str, syncdir: bool) -> None:
         name = Path(filename).name
         with self._lock:
-            self._on_change()
+            self._on_change(False)
             super().xDelete(filename, syncdir)
             del self._files[name]
             self._pending_names.setdefault(name, []).append(None)
@@ -91,13 +92,13 @@ class LosingDisk(apsw.VFS):
 
     def write(self, name: str, write: Callable[[], None], offset: int, data: bytes | None) -> None:
         with self._lock:
-            self._on_change()
+            self._on_change(False)
             write()
             self._files[name].pending.append(_Write(offset, data))
 
     def sync(self, name: str) -> None:
         with self._lock:
-            self._on_change()
+            self._on_change(True)
             file = self._files[name]
             file.durable = _applied(file.durable, file.pending)
             file.pending.clear()
@@ -160,6 +161,11 @@ def files_with(contents: Mapping[str, bytes]) -> Files:
     return {name: _File(bytearray(data)) for name, data in contents.items()}
 
 
+def not_durable(files: Files) -> int:
+    """How many writes would not outlast a loss of power."""
+    return sum(len(file.pending) for file in files.values())
+
+
 def _applied(content: bytearray, writes: list[_Write]) -> bytearray:
     content = bytearray(content)
     for offset, data in writes:
@@ -198,4 +204,4 @@ def _some_of(writes: list[_Write], chance: random.Random) -> list[_Write]:
 
 def _sectors(offset: int, size: int) -> list[tuple[int, int]]:
     bounds = [0, *range(_SECTOR - offset % _SECTOR, size, _SECTOR), size]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))

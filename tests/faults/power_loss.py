@@ -1,11 +1,12 @@
 """Load a store on a disk that keeps what was synced, and fail its power, again and again.
 
-    python -m tests.faults.power_loss FOLDER LOSSES SEED BUILD
+    python -m tests.faults.power_loss FOLDER LOSSES SEED BUILD [RULE]
 
-A life is one process's time on the disk: it opens the store, sends again the commands with ids that had no reply, reads,
-deposits, and closes. At chance moments of it, each just before a change of a file, it is looked at what a loss of power
-would leave then. The next life begins with one of these, or with what a kill would leave: that all is readable, and not all
-of it is durable. Counts and violations are printed as JSON. BUILD is `honest`, or the name of one that is broken on purpose.
+A life is one process's time on the disk: it opens the store, sends again the commands with ids that had no reply,
+reads, deposits, and closes. At chance moments of it, each just before a change of a file, it is looked at what a loss
+of power would leave then. The next life begins with one of these, or with what a kill would leave: that all is
+readable, and not all of it is durable. Counts and violations are printed as JSON. BUILD is `honest`, or the name of one
+that is broken on purpose; that one is given up once it is found guilty of breaking RULE.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import json
 import logging
 import random
 import shutil
-import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,15 +26,22 @@ from unittest.mock import patch
 from actors import ActorRef, ActorSystem
 from backends import sqlite
 from backends.sqlite_writer import SQLiteWriter
-from eventstore import Durability, EventStore
+from eventstore import Durability, EventStore, EventStoreError
 from eventstore.backend import AppendOutcome, Batch
-
-from .apsw_driver import apsw_instead
-from .broken import Buffering, Wrapped, opened_with
-from .journals import sqlite_url, stored_events
-from .losing_disk import Files, Left, LosingDisk, files_with
-from .vault import Deposit, GetTotal, Receipt, Record, SlowDeposit, Vault
-from .verdict import Violation, verdict
+from tests.faults.apsw_driver import apsw_instead
+from tests.faults.broken import Buffering, Wrapped, opened_with
+from tests.faults.journals import sqlite_url
+from tests.faults.losing_disk import Files, Left, LosingDisk, files_with, not_durable
+from tests.faults.power_loss_verdict import (
+    ONCE,
+    Contents,
+    contents_of,
+    violations_of_order,
+    violations_of_outcomes,
+    violations_of_reads,
+)
+from tests.faults.vault import Deposit, GetTotal, Receipt, Record, SlowDeposit, Vault
+from tests.faults.verdict import Violation, verdict
 
 FILE = "vaults.db"
 KEYS = ("a", "b", "c")
@@ -43,9 +49,7 @@ KEYS = ("a", "b", "c")
 LIVES_OF_A_STORE = 12
 # Of some lives: the default of 1,000 pages is hardly reached by such short ones.
 PAGES_TO_A_CHECKPOINT = 40
-# Deposits whose ids begin so are sent as commands with an id. Not those with an `async def` handler, which may have stored
-# their events when they are not remembered yet.
-ONCE = "once"
+MOMENTS_OF_A_LIFE = 30
 
 
 class OutcomesApart(Wrapped):
@@ -94,6 +98,11 @@ class Counts:
     """How many of each rule, and one of each in full."""
     examples: dict[str, str] = field(default_factory=dict[str, str])
 
+    def add(self, violations: list[Violation]) -> None:
+        for rule, what in violations:
+            self.violations[rule] = self.violations.get(rule, 0) + 1
+            self.examples.setdefault(rule, f"loss {self.losses}: {what}")
+
 
 class Said(NamedTuple):
     """What the clients of one store know, whatever becomes of the processes that they ask."""
@@ -116,13 +125,15 @@ class Life:
         self.said = said
         self.moments: list[Moment] = []
         self._chance = chance
-        self._next = chance.randint(1, 60)
+        # The first change often: until then nothing was made durable, whatever was said.
+        self._next = chance.choice((1, chance.randint(1, 60)))
         self.disk = LosingDisk(name, folder / name, files, self._before_a_change)
         self.url = sqlite_url(folder / name / FILE)
 
-    def _before_a_change(self) -> None:
+    def _before_a_change(self, is_sync: bool) -> None:
         self._next -= 1
-        if self._next > 0 or len(self.moments) > 30:
+        is_chosen = self._next <= 0 or (is_sync and self._chance.random() < 0.1)
+        if not is_chosen or len(self.moments) >= MOMENTS_OF_A_LIFE:
             return
         self._next = self._chance.randint(1, 60)
         # What was said is counted first: what is said meanwhile is held to less than it could be.
@@ -164,25 +175,34 @@ class Life:
         self.said.reads.append((vault.stream_id, receipt))
 
 
-def lose(folder: Path, losses: int, seed: int, build: str) -> Counts:
-    """Lives after lives, until the power was lost so many times."""
+def lose(folder: Path, losses: int, seed: int, build: str, rule: str | None) -> Counts:
+    """Lives after lives, until the power was lost so many times, or a rule was broken."""
     chance = random.Random(seed)
     counts = Counts()
     new = new_store(folder)
     files, said = new, Said([], [], {})
-    while counts.losses < losses:
+    while counts.losses < losses and rule not in counts.violations:
         if counts.lives % LIVES_OF_A_STORE == 0:
             files, said = new, Said([], [], {})
         counts.lives += 1
         life = Life(folder, f"life-{counts.lives}", files, said, chance)
-        life.live(BUILDS[build])
+        try:
+            life.live(BUILDS[build])
+        except EventStoreError as error:
+            # After what the life before it was promised, there was nothing to prevent it.
+            counts.add([Violation("no service", str(error))])
+            files, said = new, Said([], [], {})
+            continue
         counts.syncs += life.disk.syncs
         in_the_end = contents_of(life.url)
         for moment in life.moments[: losses - counts.losses]:
             look_at(moment, folder / "found", said, in_the_end, counts)
         if life.moments:
             moment = chance.choice(life.moments)
-            is_kill = chance.random() < 0.3
+            is_kill = chance.random() < 0.5
+            if is_kill:
+                # A kill is of interest where there is something that the power could still take.
+                moment = chance.choice([m for m in life.moments if not_durable(m.killed)] or [moment])
             counts.kills += is_kill
             files = moment.killed if is_kill else files_with(moment.left.contents)
             del said.lines[moment.lines :], said.reads[moment.reads :]
@@ -206,23 +226,6 @@ def new_store(folder: Path) -> Files:
     return files_with({FILE: path.read_bytes()})
 
 
-class Contents(NamedTuple):
-    """What a file holds, in the order of its commits: (position, batch), and (row id, stream, version, command id)."""
-
-    events: list[tuple[int, bytes]]
-    commands: list[tuple[int, str, int, str]]
-
-
-def contents_of(url: str) -> Contents:
-    events = [(event.position, event.batch_id) for event in stored_events(url)]
-    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
-        commands = connection.execute(
-            "SELECT c.id, s.stream_id, c.version, c.command_id FROM journal_commands c "
-            "JOIN journal_streams s ON s.id = c.stream ORDER BY c.id"
-        ).fetchall()
-    return Contents(events, commands)
-
-
 def look_at(moment: Moment, folder: Path, said: Said, in_the_end: Contents, counts: Counts) -> None:
     """What one loss left, and whether that is what was promised. `in_the_end` is what the life went on to store."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -243,47 +246,10 @@ def look_at(moment: Moment, folder: Path, said: Said, in_the_end: Contents, coun
         violations += violations_of_order(found, in_the_end)
         violations += violations_of_outcomes(url, found, record)
         violations += violations_of_reads(url, said.reads[: moment.reads])
-    for rule, what in violations:
-        counts.violations[rule] = counts.violations.get(rule, 0) + 1
-        counts.examples.setdefault(rule, f"{folder.name} {counts.losses}: {what}")
+    counts.add(violations)
 
 
-def violations_of_order(found: Contents, in_the_end: Contents) -> Iterator[Violation]:
-    """Only the newest may be missing."""
-    if found.events != in_the_end.events[: len(found.events)]:
-        yield Violation("not a suffix", "the events that are left are not the first ones")
-    if found.commands != in_the_end.commands[: len(found.commands)]:
-        yield Violation("not a suffix", "the outcomes that are left are not the first ones")
-
-
-def violations_of_outcomes(url: str, found: Contents, record: Record) -> Iterator[Violation]:
-    """A command with an id is remembered exactly if its events are stored."""
-    ends = {event.id: (event.stream_id, event.version) for event in stored_events(url) if event.id.startswith(ONCE)}
-    remembered = {command_id: (stream_id, version) for _, stream_id, version, command_id in found.commands}
-    for id_ in ends.keys() ^ remembered.keys():
-        yield Violation("events without outcome" if id_ in ends else "outcome without events", id_)
-    for id_ in ends.keys() & remembered.keys():
-        # Its version is that of its commit, in which other commands' events may follow.
-        if ends[id_] > remembered[id_]:
-            yield Violation("outcome of another place", id_)
-    for id_ in record.acks:
-        if id_.startswith(ONCE) and id_ not in remembered:
-            yield Violation("outcome lost", id_)
-
-
-def violations_of_reads(url: str, reads: list[tuple[str, Receipt]]) -> Iterator[Violation]:
-    """What an actor has told of its state is what the journal holds."""
-    totals: dict[str, list[int]] = {}
-    for event in stored_events(url):
-        history = totals.setdefault(event.stream_id, [0])
-        history.append(history[-1] + event.amount)
-    for stream_id, receipt in reads:
-        history = totals.get(stream_id, [0])
-        if receipt.version >= len(history) or history[receipt.version] != receipt.total:
-            yield Violation("read and lost", stream_id)
-
-
-def main(folder: Path, losses: int, seed: int, build: str) -> dict[str, Any]:
+def main(folder: Path, losses: int, seed: int, build: str, rule: str | None = None) -> dict[str, Any]:
     # The errors of broken builds are expected.
     logging.disable()
     breaks: dict[str, Any] = {
@@ -292,9 +258,9 @@ def main(folder: Path, losses: int, seed: int, build: str) -> dict[str, Any]:
     }
     if build in breaks:
         with breaks[build]:
-            return asdict(lose(folder, losses, seed, build))
-    return asdict(lose(folder, losses, seed, build))
+            return asdict(lose(folder, losses, seed, build, rule))
+    return asdict(lose(folder, losses, seed, build, rule))
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])))

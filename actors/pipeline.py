@@ -1,0 +1,134 @@
+"""Pipeline: what one actor has decided, on its way into the journal, and the replies that wait for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from actors.actor import PersistentActor
+from actors.commit import Commit, size_of
+from actors.mailbox import Envelope
+from eventstore.backend import Appended, AppendOutcome, CommandOutcome, EncodedEvent
+from eventstore.errors import EventStoreError, JournalCorrupt
+from eventstore.group_commit import GroupCommit
+
+logger = logging.getLogger(__name__)
+
+
+class Decider(Protocol):
+    """The actor whose decisions these are."""
+
+    stream_id: str
+    version: int
+    epoch: int | None
+    is_ready: bool
+    actor: PersistentActor[Any]
+    cls: type[PersistentActor[Any]]
+
+    def deliver(self, envelope: Envelope) -> None: ...
+
+    def lost(self, envelopes: Sequence[Envelope], error: EventStoreError) -> None: ...
+
+    def outcome_known(self, stored: Commit | None) -> None: ...
+
+    def pump(self) -> None: ...
+
+
+class Pipeline:
+    """At most one commit in flight, and one behind it that what is decided meanwhile joins.
+
+    `sent_version` is the actor's version without what its present command has staged.
+    """
+
+    __slots__ = ("_commits", "_decider", "head", "sent_version", "tail")
+
+    def __init__(self, decider: Decider, commits: GroupCommit) -> None:
+        self._decider = decider
+        self._commits = commits
+        self.head: Commit | None = None
+        self.tail: Commit | None = None
+        self.sent_version = 0
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether so much waits that no more should be decided."""
+        tail = self.tail
+        return tail is not None and (tail.is_full or self._commits.is_full)
+
+    def put(self, envelope: Envelope, staged: list[EncodedEvent] | None, outcome: CommandOutcome | None) -> None:
+        """Send a command's events and outcome on, if there are any, and let its reply wait for all so far."""
+        if staged or outcome is not None:
+            self._send(staged or [], outcome)
+        tail = self.tail
+        if tail is None:
+            self._decider.deliver(envelope)
+            return
+        tail.envelopes.append(envelope)
+        if tail.is_full or self._commits.is_full:
+            self._decider.is_ready = False
+            tail.on_taken = self._decider.pump
+            if self._commits.is_full:
+                self._commits.when_room(self._decider.pump)
+
+    def withdraw(self) -> None:
+        """What waits behind a commit that was not stored must not be stored either."""
+        if self.tail is not None:
+            self.tail.is_withdrawn = True
+            self.head = self.tail = None
+
+    def waiting(self) -> list[Envelope]:
+        """Everyone whose outcome is not known yet."""
+        commits = [self.head] if self.head is self.tail else [self.head, self.tail]
+        return [envelope for commit in commits if commit is not None for envelope in commit.envelopes]
+
+    def _send(self, staged: list[EncodedEvent], outcome: CommandOutcome | None) -> None:
+        decider = self._decider
+        before = self.sent_version
+        self.sent_version = decider.version
+        size = size_of(staged, outcome)
+        tail = self.tail
+        if tail is not None and not tail.is_taken:
+            tail.add(staged, outcome)
+            self._commits.grow(tail, size)
+        else:
+            tail = Commit(decider.stream_id, before, decider.epoch, self._on_outcome)
+            tail.add(staged, outcome)
+            tail.size_bytes = size
+            self.tail = tail
+            self.head = self.head or tail
+            self._commits.submit(tail)
+        policy = decider.cls.snapshot_policy
+        if staged and (policy.every is not None or policy.when is not None):
+            self._snapshot_if_due(tail, before)
+
+    def _snapshot_if_due(self, commit: Commit, before: int) -> None:
+        decider = self._decider
+        try:
+            if decider.cls.snapshot_policy.is_due(decider.actor.state, before, decider.version):
+                # Written out now: what the handlers do to the state later does not reach it.
+                commit.snapshot = (decider.version, decider.cls.state_type.dump(decider.actor.state))
+        except Exception:
+            # It is only an optimisation, and a policy of the user's own may fail in any way.
+            logger.exception("%s: no snapshot was taken at version %d", decider.stream_id, decider.version)
+
+    def _on_outcome(self, commit: Commit, outcome: AppendOutcome | EventStoreError) -> None:
+        behind = None if self.tail is commit else self.tail
+        self.head = behind
+        if behind is None:
+            self.tail = None
+        decider = self._decider
+        if isinstance(outcome, Appended):
+            stored = commit.version + len(commit.events)
+            if outcome.versions[0] == stored:
+                for envelope in commit.envelopes:
+                    decider.deliver(envelope)
+                decider.outcome_known(commit)
+                return
+            outcome = JournalCorrupt(
+                f"events were stored up to version {outcome.versions[0]}, not {stored}", stream_id=decider.stream_id
+            )
+        envelopes = [*commit.envelopes, *(behind.envelopes if behind else ())]
+        self.withdraw()
+        decider.lost(envelopes, outcome)
+        decider.outcome_known(None)

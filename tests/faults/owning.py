@@ -1,0 +1,222 @@
+"""Owning: processes that want the same vaults for themselves (`owner.py`), and the verdict on what they did."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tests.faults.journals import stored_events
+from tests.faults.stores import is_locked
+from tests.faults.vault import Record
+from tests.faults.verdict import Violation, verdict
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 60.0
+
+
+class Read(NamedTuple):
+    began: float
+    version: int
+
+
+class Took(NamedTuple):
+    at: float
+    version: int
+    name: str
+
+
+@dataclass
+class OwnerRecord:
+    """What one process said, and when."""
+
+    record: Record = field(default_factory=Record)
+    acks: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
+    reads: dict[str, list[Read]] = field(default_factory=lambda: defaultdict(list))
+    took: dict[str, list[Took]] = field(default_factory=lambda: defaultdict(list))
+    told: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    """By stream: when it was refused anything, and why."""
+
+    def add(self, name: str, line: str) -> None:
+        time_, _, said = line.partition(" ")
+        at = float(time_)
+        match said.split(" "):
+            case ["read", stream_id, began, version]:
+                self.reads[stream_id].append(Read(float(began), int(version)))
+            case ["took", stream_id, version]:
+                self.took[stream_id].append(Took(at, int(version), name))
+            case ["told", stream_id, error]:
+                self.told[stream_id].append((at, error))
+            case _:
+                self.record.read(said)
+        match said.split(" "):
+            case ["ack", id_, version, _]:
+                self.acks[self.record.intents[id_].stream_id].append((at, int(version)))
+            case ["refused", id_, error]:
+                self.told[self.record.intents[id_].stream_id].append((at, error))
+
+
+class Owning:
+    """One process. It begins when it is entered, and is killed with the block unless it was ended before."""
+
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        name: str,
+        keys: Sequence[str],
+        *,
+        lease: float,
+        hold: float = 0.0,
+        build: str = "honest",
+        prefix: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.streams = [f"vault-{key}" for key in keys]
+        self._url = url
+        self._file = folder / f"{name}.record"
+        self._file.touch()
+        arguments = [url, str(self._file), name, str(lease), str(hold), build, *keys]
+        self._command = [*prefix, sys.executable, "-W", "error", "-m", "tests.faults.owner", *arguments]
+        self._environment = environment
+        self._read_bytes = 0
+        self._said = OwnerRecord()
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+        self._say("begin\n")
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=10)
+
+    def said(self) -> OwnerRecord:
+        """What it has said so far."""
+        with self._file.open("rb") as file:
+            file.seek(self._read_bytes)
+            lines = file.read()
+        self._read_bytes += len(lines)
+        for line in lines.decode().splitlines():
+            self._said.add(self.name, line)
+        return self._said
+
+    def wait(self, until: Callable[[OwnerRecord], bool], seconds: float = PATIENCE_SECONDS) -> OwnerRecord:
+        """Wait until what it has said fulfils something."""
+        deadline = time.monotonic() + seconds
+        while not until(said := self.said()):
+            assert self.process.poll() is None, f"{self.name} has ended by itself"
+            assert time.monotonic() < deadline, f"{self.name} has not come so far in {seconds} s"
+            time.sleep(0.01)
+        return said
+
+    def wait_for_deposits(self, streams: Iterable[str], since: float) -> None:
+        """Wait until it has deposited into each of the vaults after a time."""
+        self.wait(lambda said: all(said.acks[name] and said.acks[name][-1][0] > since for name in streams))
+
+    def stop(self) -> float:
+        """Stop it where it stands, and tell when. On SQLite not within a transaction: nobody else could write."""
+        for _ in range(1000):
+            self.process.send_signal(signal.SIGSTOP)
+            at = time.monotonic()
+            for _ in range(10):
+                if not is_locked(self._url):
+                    return at
+                time.sleep(0.002)
+            self.go_on()
+            time.sleep(0.005)
+        raise AssertionError(f"{self.name} is always in a transaction")
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def end(self) -> None:
+        """Let it end in good order, with every caller answered."""
+        self._say("end\n")
+        self.process.communicate(timeout=PATIENCE_SECONDS)
+        assert self.process.returncode == 0
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line)
+        self.process.stdin.flush()
+
+
+def owner_of(stream_id: str, processes: Iterable[Owning]) -> str | None:
+    """The name of the process that took a vault last."""
+    took = [each for process in processes for each in process.said().took[stream_id]]
+    return max(took).name if took else None
+
+
+def owners_verdict(url: str, processes: Sequence[Owning], *, killed: Sequence[Owning] = ()) -> list[Violation]:
+    """Every violation, of the journal and of who may write and answer, after all processes have ended."""
+    record = Record()
+    said = [process.said() for process in processes]
+    for each in said:
+        for name in ("intents", "acks", "refused", "unknown"):
+            getattr(record, name).update(getattr(each.record, name))
+    answered = record.acks.keys() | record.refused.keys() | record.unknown
+    for process in killed:
+        answered |= process.said().record.intents.keys()
+    return [
+        *verdict(url, record),
+        *(Violation("not answered", id_) for id_ in record.intents.keys() - answered),
+        *_violations_of_owners(url, said),
+        *_violations_of_reads(said),
+    ]
+
+
+def _violations_of_owners(url: str, said: Sequence[OwnerRecord]) -> Iterator[Violation]:
+    """An event is by the process that had taken the stream last when it was stored."""
+    took: dict[str, list[Took]] = defaultdict(list)
+    for each in said:
+        for stream_id, some in each.took.items():
+            took[stream_id] += some
+    for stream_id, some in took.items():
+        some.sort()
+        if [each.version for each in some] != sorted(each.version for each in some):
+            yield Violation("stale read", f"{stream_id} was taken at an earlier version than before")
+    for event in stored_events(url):
+        # It saw the stream as it was: what comes behind that version is its own, until the next one sees it.
+        owners = [each.name for each in took[event.stream_id] if each.version < event.version]
+        if not owners or owners[-1] != event.id.partition("/")[0]:
+            yield Violation("not the owner's", f"{event.stream_id} {event.version}: {event.id}")
+
+
+def _violations_of_reads(said: Sequence[OwnerRecord]) -> Iterator[Violation]:
+    """Whoever is answered sees at least what had been acknowledged to anybody before he asked."""
+    for stream_id in {name for each in said for name in each.reads}:
+        acks: list[tuple[float, int]] = []
+        for each in said:
+            for ack in each.acks[stream_id]:
+                insort(acks, ack)
+        newest = 0
+        newest_at: list[int] = []
+        for _, version in acks:
+            newest = max(newest, version)
+            newest_at.append(newest)
+        times = [at for at, _ in acks]
+        for each in said:
+            for read in each.reads[stream_id]:
+                before = bisect_left(times, read.began)
+                if before and read.version < newest_at[before - 1]:
+                    yield Violation("stale read", f"{stream_id}: {read.version}, not {newest_at[before - 1]}")
