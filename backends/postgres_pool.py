@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from backends.postgres_driver import DRIVER_ERRORS
 from backends.postgres_errors import is_lost, translated
 from backends.postgres_session import PostgresSession
-from eventstore.errors import BackendUnavailable
+from eventstore.errors import ConnectionsBusy
 from eventstore.postgres_url import PostgresTarget
 
 _T = TypeVar("_T")
@@ -73,7 +73,7 @@ class PostgresPool:
             async with asyncio.timeout(seconds):
                 await self._places.acquire()
         except TimeoutError as error:
-            raise BackendUnavailable(
+            raise ConnectionsBusy(
                 f"all {self._target.pool_size} connections were in use for {seconds:g} s: try again, or give the URL a "
                 "larger pool_size"
             ) from error

@@ -27,7 +27,7 @@ from eventstore.backend import (
     StreamPage,
 )
 from eventstore.codec import decode_metadata
-from eventstore.errors import BackendUnavailable, JournalCorrupt
+from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
 
 _MAX_VERSION = 2**63 - 1
@@ -180,7 +180,8 @@ class PostgresReader:
         pause = _FIRST_LOOK_SECONDS
         while appends:
             if time.monotonic() > deadline:
-                raise BackendUnavailable(
+                # Not that the database does not serve: only this part of the log has to be waited for.
+                raise StoreBusy(
                     f"an append has been under way for {self._settle_seconds:g} s, and may still store events before "
                     f"position {end}: the log cannot be read past it yet. Its process may hang: pg_stat_activity shows "
                     "it; try again"

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import AsyncGenerator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from backends.redis_command_scripts import FIND_COMMANDS
 from backends.redis_commands import found_commands, lookup_arguments
-from backends.redis_connection import Argument, Script
-from backends.redis_journal import RedisJournal
+from backends.redis_connection import Argument
+from backends.redis_opened import OpenedRedis
 from backends.redis_ownership import found_holdings, owner_infos
 from backends.redis_ownership_scripts import HOLDINGS, OWNERS
-from backends.redis_pool import RedisPool, Tasks
 from backends.redis_reading_scripts import LOAD, MOVED, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
-from backends.redis_url import RedisTarget
 from eventstore.backend import (
     CommandLookup,
     CommandsFound,
@@ -33,7 +29,7 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
-from eventstore.errors import JournalCorrupt, StoreClosed
+from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
 
 # So many positions are looked at in one trip: where a filter passes few, most of them cost 16 bytes of reading.
@@ -42,30 +38,8 @@ _WINDOW = 4096
 _FILTERED_PAGE = 500
 
 
-class RedisReader:
+class RedisReader(OpenedRedis):
     """The reading half of the backend."""
-
-    def __init__(self, target: RedisTarget) -> None:
-        self._target = target
-        self._tasks = Tasks()
-        self._pool: RedisPool | None = None
-        self._journal: RedisJournal | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-
-    def open_reader(self, journal: RedisJournal) -> None:
-        """Make reading possible; connections are made when they are first needed."""
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
-        self._pool = RedisPool(self._target)
-        self._journal = journal
-
-    async def close_reader(self) -> None:
-        """Finish what is being read, and close the connections."""
-        await self._tasks.join()
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         answers: list[Loaded | JournalCorrupt] = []
@@ -168,31 +142,6 @@ class RedisReader:
     async def statistics(self) -> Statistics:
         """The size is that of records, snapshots and commands' outcomes, without what the server needs around them."""
         return Statistics(*await self._run(STATISTICS, []))
-
-    def check_open(self) -> None:
-        """Raise `StoreClosed` unless the store is open, in this process and this event loop."""
-        self.opened_journal()
-        if asyncio.get_running_loop() is not self._loop:
-            raise StoreClosed("this store was opened in another event loop: open one of its own in this one")
-
-    def opened_journal(self) -> RedisJournal:
-        """The journal, for whatever event loop. Raises `StoreClosed` unless the store is open, in this process."""
-        if self._pool is None or self._journal is None:
-            raise StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
-        if os.getpid() != self._pid:
-            raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
-        return self._journal
-
-    @property
-    def _opened(self) -> RedisJournal:
-        self.check_open()
-        return self.opened_journal()
-
-    async def _run(self, script: Script, arguments: Sequence[Argument]) -> Any:
-        journal = self._opened
-        if self._pool is None:
-            raise StoreClosed("the store is not open")
-        return await self._tasks.finish(self._pool.run(script, journal.key, [*journal.arguments, *arguments]))
 
     async def _log(self, after: int, through: int, limit: int, where: EventFilter, *, window: int) -> _LogReply:
         kinds = [kind.encode() for kind in where.kinds]

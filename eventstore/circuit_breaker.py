@@ -106,21 +106,26 @@ class CircuitBreaker:
         if not isinstance(error, (BackendUnavailable, OutcomeUnknown)) or isinstance(error, _SERVING):
             self.answered()
             return
+        self._count(error)
+        if self._failures >= FAILURES:
+            self._open()
+
+    def give_up(self, error: EventStoreError) -> None:
+        """One call has failed for so long that the others need not try for themselves."""
+        self._count(error)
+        self._open()
+
+    def _count(self, error: EventStoreError) -> None:
         # Only the text: the error holds everything that its traceback goes through.
         self._last = f"{type(error).__name__}: {error}"
         if self._failures == 0:
             self._since = self._clock()
         self._failures += 1
-        if self._failures >= FAILURES:
-            self.open()
 
-    def open(self) -> None:
-        """Refuse calls from now on: the database does not serve."""
+    def _open(self) -> None:
         if not self.is_closed:
             return
         self.is_closed = False
-        # Whoever opens it early has waited for one call only.
-        self._failures = max(self._failures, 1)
         self._pause = FIRST_PAUSE_SECONDS
         self._next_probe = self._clock() + _jittered(self._pause)
         logger.warning("the database does not serve, calls are refused until it does: %s", self._last)

@@ -140,7 +140,7 @@ class LeaseLost(BackendUnavailable):
 
 
 class StoreBusy(BackendUnavailable):
-    """Another process held the database's write lock for the whole busy timeout. Nothing was stored: retry."""
+    """Another writer was in the way for the whole time allowed. Nothing was stored: retry."""
 
 
 class StorageFull(BackendUnavailable):

@@ -227,9 +227,9 @@ class GroupCommit:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, OutcomeUnknown):
             self._breaker.failed(error)
-            self._unresolved_timer = self._loop.call_later(UNRESOLVED_SECONDS, self._on_unresolved)
+            self._unresolved_timer = self._loop.call_later(UNRESOLVED_SECONDS, self._on_unresolved, error)
             batches = [pending.writes for pending in self._group]
-            resolving = asyncio.ensure_future(resolve(self._append_again, batches, within=self._resolve_within))
+            resolving = asyncio.ensure_future(resolve(self._append, batches, within=self._resolve_within))
             resolving.add_done_callback(self._on_resolved)
             self._in_flight = resolving
             return
@@ -253,13 +253,6 @@ class GroupCommit:
             return [_as_outcome(error)] * len(self._group)
         self._breaker.answered()
         return future.result()
-
-    async def _append_again(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        try:
-            return await self._append(batches)
-        except EventStoreError as error:
-            self._breaker.failed(error)
-            raise
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None
@@ -301,10 +294,10 @@ class GroupCommit:
         if self._is_refusing:
             self._refuse_soon()
 
-    def _on_unresolved(self) -> None:
+    def _on_unresolved(self, error: OutcomeUnknown) -> None:
         """An outcome has been unknown for so long that the others should know."""
         self._is_unresolved = True
-        self._breaker.open()
+        self._breaker.give_up(error)
         # It may have been open before.
         self._on_breaker()
 

@@ -30,6 +30,7 @@ _PARTS = (
     "ownership",
     "reading",
     "recovery",
+    "repeats",
     "snapshots",
     "subscriptions",
     "truncation",

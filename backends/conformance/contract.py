@@ -14,6 +14,7 @@ from backends.conformance.moved import MovedStreams
 from backends.conformance.ownership import Ownership
 from backends.conformance.reading import Reading
 from backends.conformance.recovery import RecoveryContract
+from backends.conformance.repeats import Repeats
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.subscriptions import Subscriptions
 from backends.conformance.truncation import Truncation
@@ -32,6 +33,7 @@ class BackendContract(
     Ownership,
     Reading,
     RecoveryContract,
+    Repeats,
     Snapshots,
     Subscriptions,
     Truncation,

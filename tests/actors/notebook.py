@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from actors import Command, CommandRejected, PersistentActor, command_handler, event_handler
+from actors import BackendUnavailable, Command, CommandRejected, PersistentActor, command_handler, event_handler
 from eventstore import Event, EventStore
+
+R = TypeVar("R")
 
 
 class Write(Command[int]):
@@ -120,6 +123,16 @@ class Notebook(PersistentActor[Page]):
 async def texts(store: EventStore, key: str = "a", kind: str = "Notebook") -> list[str]:
     """What the journal holds of one notebook."""
     return [recorded.json()["text"] async for recorded in store.read(f"{kind}-{key}")]
+
+
+async def served(ask: Callable[[Command[R]], Awaitable[R]], command: Command[R], seconds: float = 5.0) -> R:
+    """Ask until the store serves again: it lets one call try at a time."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await ask(command)
+            except BackendUnavailable:
+                await asyncio.sleep(0.01)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

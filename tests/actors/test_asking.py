@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors import ActorRef, ActorSystem, AskCycle, PersistentActor, Restart, command_handler
-from eventstore import ActorError, ActorStopped, BackendUnavailable, EventStore, JournalCorrupt
+from eventstore import ActorError, ActorStopped, EventStore, JournalCorrupt
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Notebook, Page, Read, Refuse, Wait, Write, WriteSlowly, Written, texts, until
 

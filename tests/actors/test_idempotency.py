@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from actors import (
     ActorSystem,
@@ -26,6 +26,7 @@ from actors import (
 )
 from backends.conformance.cases import case
 from eventstore import CodecError, Event, EventStore, ReplyDecodeError, ReplyEncodeError
+from eventstore.backend import CommandLookup
 from tests.actors.faults import Faults, answer_lost, refused, request_lost
 from tests.actors.notebook import until
 
@@ -62,7 +63,7 @@ class Count(Command[int]):
 
 class Label(Command[str]):
     tags: frozenset[str] = frozenset()
-    values: dict[str, int] = {}
+    values: dict[str, int] = Field(default_factory=dict[str, int])
 
 
 class Lie(Command[int]):
@@ -83,7 +84,7 @@ AT = datetime(2024, 2, 29, 12, tzinfo=UTC)
 
 
 class Shop(PersistentActor[list[str]]):
-    handled: list[str] = []
+    handled: ClassVar[list[str]] = []
 
     @command_handler
     def buy(self, command: Buy) -> Receipt:
@@ -233,7 +234,7 @@ async def test_many_different_ids_at_once_are_each_handled_once(system: ActorSys
     shop = system.ref(Shop, "a")
     ids = [new_command_id() for _ in range(300)] + [f"order {n}" for n in range(300)]
     for _ in range(2):
-        replies = await asyncio.gather(*(shop.ask(Buy(what=id), command_id=id) for id in ids))
+        replies = await asyncio.gather(*(shop.ask(Buy(what=sent), command_id=sent) for sent in ids))
         assert sorted(reply.number for reply in replies) == list(range(1, 601))
     assert sorted(await events_of(store)) == sorted(ids) == sorted(Shop.handled)
 
@@ -344,7 +345,7 @@ async def test_any_other_id_is_remembered_as_it_is(system: ActorSystem, command_
 
 async def test_a_command_that_cannot_be_written_cannot_have_an_id(system: ActorSystem):
     class Odd(Command[None]):
-        model_config = {"arbitrary_types_allowed": True}
+        model_config = ConfigDict(arbitrary_types_allowed=True)
         thing: Any
 
     class Taker(PersistentActor[list[str]]):
@@ -362,18 +363,18 @@ async def test_a_command_that_cannot_be_written_cannot_have_an_id(system: ActorS
 async def test_what_is_forgotten_is_refused_if_its_id_tells_its_age(system: ActorSystem, store: EventStore):
     shop = system.ref(Shop, "a")
     ids = [new_command_id() for _ in range(5)]
-    for id in ids:
-        await shop.ask(Buy(what=id), command_id=id)
+    for sent in ids:
+        await shop.ask(Buy(what=sent), command_id=sent)
         await asyncio.sleep(0.002)
     assert await store.forget_commands("Shop-a", keep=2) == 3
     async with ActorSystem(store) as later:
         shop = later.ref(Shop, "a")
-        for id in ids[:3]:
-            with pytest.raises(CommandForgotten, match=id) as caught:
-                await shop.ask(Buy(what=id), command_id=id)
-            assert (caught.value.stream_id, caught.value.command_id) == ("Shop-a", id)
-        for number, id in enumerate(ids[3:], start=4):
-            assert (await shop.ask(Buy(what=id), command_id=id)).number == number
+        for sent in ids[:3]:
+            with pytest.raises(CommandForgotten, match=sent) as caught:
+                await shop.ask(Buy(what=sent), command_id=sent)
+            assert (caught.value.stream_id, caught.value.command_id) == ("Shop-a", sent)
+        for number, sent in enumerate(ids[3:], start=4):
+            assert (await shop.ask(Buy(what=sent), command_id=sent)).number == number
         assert (await shop.ask(Buy(what="new"), command_id=new_command_id())).number == 6
     assert await events_of(store) == [*ids, "new"]
 
@@ -382,12 +383,12 @@ async def test_a_live_actor_is_told_by_the_store_what_was_forgotten_meanwhile(st
     """It knows the id to be new, because it was handled and forgotten elsewhere."""
     async with ActorSystem(store) as one, ActorSystem(other) as two:
         await one.ref(Shop, "a").ask(Count(), command_id="begin")
-        id = new_command_id()
-        await two.ref(Shop, "a").ask(Buy(what="tea"), command_id=id)
+        sent = new_command_id()
+        await two.ref(Shop, "a").ask(Buy(what="tea"), command_id=sent)
         await other.forget_commands("Shop-a", keep=0)
         await asyncio.sleep(0.002)
         with pytest.raises(CommandForgotten):
-            await one.ref(Shop, "a").ask(Buy(what="tea"), command_id=id)
+            await one.ref(Shop, "a").ask(Buy(what="tea"), command_id=sent)
         assert (await one.ref(Shop, "a").ask(Buy(what="milk"), command_id=new_command_id())).number == 2
     assert await events_of(store) == ["tea", "milk"]
 
@@ -410,14 +411,14 @@ async def test_retention_keeps_the_newest_and_forgets_the_oldest_in_time(system:
 
     kiosk = system.ref(Kiosk, "a")
     ids = [f"{n:05}" for n in range(1500)]
-    for id in ids:
-        await kiosk.ask(Count(), command_id=id)
+    for sent in ids:
+        await kiosk.ask(Count(), command_id=sent)
     Shop.handled.clear()
-    for id in ids[-100:]:
-        assert await kiosk.ask(Count(), command_id=id) == 0
+    for sent in ids[-100:]:
+        assert await kiosk.ask(Count(), command_id=sent) == 0
     assert Shop.handled == []
     for _ in range(200):
-        found = [await store.find_command(_lookup("Kiosk-a", id)) for id in ids[:50]]
+        found = [await store.find_command(CommandLookup("Kiosk-a", sent)) for sent in ids[:50]]
         if all(each.outcome is None for each in found):
             break
         await asyncio.sleep(0.01)
@@ -428,17 +429,17 @@ async def test_retention_keeps_the_newest_and_forgets_the_oldest_in_time(system:
 async def test_beyond_the_ids_an_actor_knows_it_asks_for_each(store: EventStore, other: EventStore):
     ids = [f"{n * 7919 % 1009:04}" for n in range(1000)]
     async with ActorSystem(store) as system:
-        await asyncio.gather(*(system.ref(Shop, "a").ask(Count(), command_id=id) for id in ids))
+        await asyncio.gather(*(system.ref(Shop, "a").ask(Count(), command_id=sent) for sent in ids))
     Shop.handled.clear()
     async with ActorSystem(other) as system:
         shop = system.ref(Shop, "a")
-        assert await asyncio.gather(*(shop.ask(Count(), command_id=id) for id in ids)) == [0] * 1000
+        assert await asyncio.gather(*(shop.ask(Count(), command_id=sent) for sent in ids)) == [0] * 1000
         assert Shop.handled == []
         await shop.ask(Count(), command_id="0000.5")
         assert Shop.handled == ["count"]
 
 
-def _lookup(stream_id: str, command_id: str):  # noqa: ANN202
+def _lookup(stream_id: str, command_id: str):
     from eventstore.backend import CommandLookup
 
     return CommandLookup(stream_id, command_id)

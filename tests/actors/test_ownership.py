@@ -146,7 +146,7 @@ async def test_many_actors_are_claimed_in_few_trips(faults: Faults):
     async with faults.store() as store, owner(store) as system:
         claim = faults.journal.claim
 
-        async def counted(asked):  # noqa: ANN001, ANN202
+        async def counted(asked):
             claims.append(len(asked))
             return await claim(asked)
 
@@ -262,7 +262,7 @@ async def test_fresh_asks_of_many_actors_share_their_trips(faults: Faults, fault
     trips: list[int] = []
     load = faults.journal.load
 
-    async def counted(loads):  # noqa: ANN001, ANN202
+    async def counted(loads):
         trips.append(len(loads))
         return await load(loads)
 
@@ -294,7 +294,7 @@ async def test_who_is_overtaken_again_and_again_applies_only_what_is_new(store: 
         loads: list[int] = []
         load = two.store._calls.loads._call  # type: ignore[union-attr]
 
-        async def counted(asked):  # noqa: ANN001, ANN202
+        async def counted(asked):
             answers = await load(asked)
             loads.append(sum(len(answer.events) for answer in answers))
             return answers

@@ -151,11 +151,14 @@ def test_of_two_that_start_at_once_one_owns_and_the_other_is_told(url: str, tmp_
         assert told == {"OwnedElsewhere"}
 
 
-async def test_an_owner_whose_streams_are_claimed_by_force_is_fenced_at_its_next_write(url: str, tmp_path: Path) -> None:
+def test_an_owner_whose_streams_are_claimed_by_force_is_fenced_at_its_next_write(url: str, tmp_path: Path) -> None:
+    async def claim(stream_ids: list[str]) -> list[int]:
+        async with EventStore.open(url) as store:
+            return [await store.claim(stream_id) for stream_id in stream_ids]
+
     with Owning(url, tmp_path, "one", KEYS, lease=5.0) as owner:
         owner.wait_for_deposits(owner.streams, 0.0)
-        async with EventStore.open(url) as store:
-            epochs = [await store.claim(stream_id) for stream_id in owner.streams]
+        epochs = asyncio.run(claim(owner.streams))
         claimed_at = time.monotonic()
         # It drops what it held, claims anew, and serves.
         owner.wait(lambda said: all(said.told[name] for name in owner.streams))

@@ -1,0 +1,79 @@
+"""What the pages in docs/ show works as it is printed, and what they link to is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = ["idempotency", "ownership", "supervision"]
+
+# A part of a program is run with what the page's first program defines, and a system that is open.
+FRAME = """
+{definitions}
+
+async def fragment() -> None:
+    async with ActorSystem("memory://") as system:
+{fragment}
+
+asyncio.run(fragment())
+"""
+
+
+class Snippet(NamedTuple):
+    """A block of Python, and what it prints according to the page."""
+
+    page: str
+    number: int
+    code: str
+    output: str
+
+    @property
+    def program(self) -> str:
+        if "asyncio.run(" in self.code:
+            return self.code
+        definitions = snippets(self.page)[0].code.partition("\nasync def main")[0]
+        return FRAME.format(definitions=definitions, fragment=textwrap.indent(self.code, " " * 8))
+
+    def __str__(self) -> str:
+        return f"{self.page}-{self.number}"
+
+
+def snippets(page: str) -> list[Snippet]:
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    found = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", text, re.DOTALL)
+    return [Snippet(page, number, code, output) for number, (code, output) in enumerate(found, start=1)]
+
+
+@pytest.mark.parametrize("snippet", [snippet for page in PAGES for snippet in snippets(page)], ids=str)
+def test_a_snippet_prints_what_the_page_says(snippet: Snippet, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(snippet.program, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == snippet.output
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_snippet_of_a_page_is_left_out(page: str) -> None:
+    assert len(snippets(page)) == (DOCS / f"{page}.md").read_text("utf-8").count("```python") > 0
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in DOCS.glob("*.md")))
+def test_every_page_that_is_linked_is_there(page: str) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", (DOCS / f"{page}.md").read_text("utf-8"))
+    assert [link for link in links if not (DOCS / link).exists()] == []
