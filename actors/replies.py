@@ -25,7 +25,7 @@ def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, 
     """
     cls = command.__class__
     try:
-        payload = _adapter(cls).dump_json(reply, warnings="error")
+        payload = _adapter(cls).serializer.to_json(reply, warnings="error")
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise ReplyEncodeError(
             f"the reply to {cls.__qualname__} cannot be remembered as {reply_type(cls)!r}, nothing was stored: {error}"

@@ -114,9 +114,9 @@ _IDS_OF_NEW = """,
 _REMEMBERED = """, remembered AS (
     INSERT INTO {schema}.journal_commands (stream, command_id, fingerprint, outcome_id, is_rejection, payload,
         issued_at, version, recorded_at)
-    SELECT c.stream, c.command_id, substr({digests}::bytea, 32 * c.number::int - 31, 16),
-        substr({digests}::bytea, 32 * c.number::int - 15, 16), coalesce(c.is_rejection, false), c.payload,
-        coalesce(c.issued_at, 0), c.version, {recorded_at}
+    SELECT c.stream, c.command_id, substr({digests}::bytea, 16 * c.number::int - 15, 16),
+        substr({digests}::bytea, length({digests}::bytea) / 2 + 16 * c.number::int - 15, 16),
+        coalesce(c.is_rejection, false), c.payload, coalesce(c.issued_at, 0), c.version, {recorded_at}
     FROM {commands}
     WHERE {holds}
     RETURNING recorded_at

@@ -53,7 +53,8 @@ def command_columns(commands: Sequence[tuple[Head, int, CommandOutcome]], places
         numbers(head.id or places[id(head)] for head in heads),
         numbers(versions),
         command_ids,
-        b"".join(digest for both in zip(fingerprints, outcome_ids, strict=True) for digest in both),
+        # All of the one, then all of the other.
+        b"".join(fingerprints + outcome_ids),
         rejections if any(rejections) else [],
         texts,
         numbers(issued) if any(issued) else "{}",

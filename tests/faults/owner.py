@@ -31,13 +31,13 @@ from typing import Any
 from actors import ActorRef, ActorSystem, AskTimeout, OwnedElsewhere, command_handler
 from actors.lease_keeper import LeaseKeeper
 from actors.ownership import Ownership
-from eventstore import BackendUnavailable, EventStore, FencedError, OutcomeUnknown
+from eventstore import BackendUnavailable, ConcurrencyError, EventStore, FencedError, OutcomeUnknown
 from eventstore.backend import AppendOutcome, Batch
 from tests.faults.broken import Wrapped, opened_with
 from tests.faults.vault import Deposit, GetTotal, Receipt, Vault, Write, parts_of, writer_to
 
 BLOCKED_LEASES = 3.0
-_HESITATION_SECONDS = 0.015
+HESITATION_SECONDS = 0.015
 _PAUSE_SECONDS = 0.02
 
 
@@ -67,7 +67,7 @@ class Hesitating(Wrapped):
     """Waits before each append, so that whoever is stopped at any moment is stopped with appends on their way."""
 
     async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        await asyncio.sleep(_HESITATION_SECONDS)
+        await asyncio.sleep(HESITATION_SECONDS)
         return await self._backend.append(batches)
 
 
@@ -154,7 +154,7 @@ class Keeper:
             receipt = await self.vault.ask(command)
         except (OutcomeUnknown, AskTimeout):
             self._write(f"unknown {command.id}")
-        except (OwnedElsewhere, FencedError, BackendUnavailable) as error:
+        except (OwnedElsewhere, FencedError, BackendUnavailable, ConcurrencyError) as error:
             self._owned_since = None
             self._write(f"refused {command.id} {type(error).__name__}")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from tests.faults.journals import stored_events
+from tests.faults.owner import HESITATION_SECONDS
 from tests.faults.stores import is_locked
 from tests.faults.vault import Record
 from tests.faults.verdict import Violation, verdict
@@ -44,6 +46,8 @@ class OwnerRecord:
     took: dict[str, list[Took]] = field(default_factory=lambda: defaultdict(list))
     told: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
     """By stream: when it was refused anything, and why."""
+    begun: dict[str, float] = field(default_factory=dict[str, float])
+    """By stream: since when it waits for the reply to a deposit."""
 
     def add(self, name: str, line: str) -> None:
         time_, _, said = line.partition(" ")
@@ -58,10 +62,19 @@ class OwnerRecord:
             case _:
                 self.record.read(said)
         match said.split(" "):
+            case ["intent", _, stream_id, *_]:
+                self.begun[stream_id] = at
             case ["ack", id_, version, _]:
+                self._ended(id_)
                 self.acks[self.record.intents[id_].stream_id].append((at, int(version)))
             case ["refused", id_, error]:
+                self._ended(id_)
                 self.told[self.record.intents[id_].stream_id].append((at, error))
+            case ["unknown", id_]:
+                self._ended(id_)
+
+    def _ended(self, id_: str) -> None:
+        self.begun.pop(self.record.intents[id_].stream_id, None)
 
 
 class Owning:
@@ -129,18 +142,31 @@ class Owning:
         """Wait until it has deposited into each of the vaults after a time."""
         self.wait(lambda said: all(said.acks[name] and said.acks[name][-1][0] > since for name in streams))
 
-    def stop(self) -> float:
-        """Stop it where it stands, and tell when. On SQLite not within a transaction: nobody else could write."""
-        for _ in range(1000):
+    def stop(self, streams: Sequence[str]) -> float:
+        """Stop it, and tell when: with an append to one of the streams about to be sent, and without any to another.
+
+        On SQLite not within a transaction either, because nobody else could write then.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
             self.process.send_signal(signal.SIGSTOP)
             at = time.monotonic()
-            for _ in range(10):
-                if not is_locked(self._url):
-                    return at
-                time.sleep(0.002)
+            time.sleep(0.002)
+            said = self.said()
+            about_to_send = [name for name in streams if said.begun.get(name, 0.0) > at - HESITATION_SECONDS * 0.7]
+            if about_to_send and not said.begun.keys() >= set(streams) and not self._is_in_transaction():
+                return at
             self.go_on()
-            time.sleep(0.005)
-        raise AssertionError(f"{self.name} is always in a transaction")
+            time.sleep(random.uniform(0.005, 0.020))
+        raise AssertionError(f"{self.name} was never found with some appends on their way")
+
+    def _is_in_transaction(self) -> bool:
+        # The lock may be another's, who lets go of it.
+        for _ in range(10):
+            if not is_locked(self._url):
+                return False
+            time.sleep(0.002)
+        return True
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
