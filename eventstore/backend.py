@@ -329,15 +329,15 @@ class Statistics(NamedTuple):
 
 
 class Lease(Protocol):
-    """One owner's lease, on a connection of its own. It is made, used and ended in another thread's event loop than
-    the backend's, so that a loop that is kept busy does not let it run out."""
+    """One owner's lease, on a connection of its own. It is used in another thread's event loop than the backend's, so
+    that a loop that is kept busy does not let it run out. It is ended before the backend is closed."""
 
     async def renew(self, report: bytes) -> None:
         """Begin the lease, or let it run anew from now. Raises as every call does; then it runs on as it was."""
         ...
 
     async def end(self) -> None:
-        """Give up the lease, and with it every stream the owner holds. Then let go of the connection."""
+        """Give up the lease, and with it every stream the owner holds, listed or not. Then let go of the connection."""
         ...
 
 
@@ -402,7 +402,7 @@ class Backend(Protocol):
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         """Take streams' next writer epochs, above all earlier ones, in one round trip. Older epochs are fenced from
-        then on. Each answer is the epoch, or who holds the stream.
+        then on. Each answer is the epoch, or who holds the stream. A stream occurs once.
 
         Raises `LeaseLost` where an owner that claims has no lease that runs: nothing was claimed then.
         """

@@ -523,10 +523,17 @@ class _GroupCalls:
     def __init__(self, backend: Backend, breaker: CircuitBreaker) -> None:
         self.loads: GroupCall[Load, Loaded] = GroupCall(backend.load, breaker)
         self.commands: GroupCall[CommandLookup, CommandsFound] = GroupCall(backend.find_commands, breaker)
-        self.claims: GroupCall[Claim, int | Holder] = GroupCall(backend.claim, breaker)
+        self._backend = backend
+        self.claims: GroupCall[Claim, int | Holder] = GroupCall(self._claim, breaker)
 
     def __iter__(self) -> Iterator[GroupCall[Any, Any]]:
         return iter((self.loads, self.commands, self.claims))
+
+    async def _claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        if len({claim.stream_id for claim in claims}) == len(claims):
+            return await self._backend.claim(claims)
+        # Two systems of one process want the same stream: one after the other.
+        return [answer for claim in claims for answer in await self._backend.claim([claim])]
 
 
 async def _finish_then_cancel(future: asyncio.Future[_T]) -> _T:

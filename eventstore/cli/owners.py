@@ -20,7 +20,7 @@ from eventstore.events import stream_kind
 from eventstore.store import EventStore
 
 # Holdings that are shown with one look at the leases.
-_PAGE = 500
+PAGE = 500
 
 _NOBODY = "(gone)"
 
@@ -59,7 +59,7 @@ class _Held(NamedTuple):
 
     @property
     def is_free(self) -> bool:
-        return self.info is None or not is_running(self.info)
+        return self.info is None
 
 
 async def _owners(messages: Messages, url: str, kind: str | None, *, json: bool) -> Exit:
@@ -107,7 +107,7 @@ async def _pages(holdings: AsyncIterator[Holding]) -> AsyncIterator[list[Holding
     page: list[Holding] = []
     async for holding in holdings:
         page.append(holding)
-        if len(page) == _PAGE:
+        if len(page) == PAGE:
             yield page
             page = []
     if page:

@@ -74,7 +74,7 @@ def _reported(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "last failure", failure
     most = report.get("most_restarted")
     counts = cast("dict[str, Any]", most).items() if isinstance(most, dict) else ()
-    if named := [f"{escaped(actor)} {count:,} times" for actor, count in counts if _is_count(count)]:
+    if named := [f"{escaped(actor)} ({count:,})" for actor, count in counts if _is_count(count)]:
         yield "most restarted", ", ".join(named)
 
 

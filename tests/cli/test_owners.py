@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +15,7 @@ import pytest
 from actors import ActorSystem
 from eventstore import EventStore
 from eventstore.backend import Claim, Holder, Holding, Owner
-from eventstore.cli.owners import _PAGE
+from eventstore.cli.owners import PAGE
 from tests.actors.notebook import Notebook, Read, Write, WriteAndBreak, until
 
 from .conftest import EVIL_ID, EVIL_NOTE, Result, Run
@@ -51,7 +51,7 @@ def new_journal(directory: Path) -> str:
 @asynccontextmanager
 async def process(
     url: str, name: str, streams: Sequence[str] = (), *, seconds: float = 60, report: bytes = b"{}"
-) -> AsyncIterator[Owner]:
+) -> AsyncGenerator[Owner]:
     """A process that holds streams under a lease that it began and does not renew."""
     owner = Owner(uuid4().bytes, name, seconds)
     async with EventStore.open(url) as store:
@@ -157,7 +157,7 @@ class TestOwners:
         assert sorted(each["stream_id"] for each in streams) == ["A", "A-1"]
 
     async def test_more_streams_than_one_page_are_all_listed(self, cli: Run, empty_url: str) -> None:
-        names = [f"A-{number:04}" for number in range(2 * _PAGE + 1)]
+        names = [f"A-{number:04}" for number in range(2 * PAGE + 1)]
         async with process(empty_url, "web-1", names):
             streams = (await asyncio.to_thread(cli, "owners", empty_url, "--streams", "--json")).objects
         assert [each["stream_id"] for each in streams] == names
@@ -207,7 +207,7 @@ class TestDoctor:
         assert shown["  lease"].startswith("runs for 0.")
         assert shown["  actors"] == "3 in memory, 0 recovering, 0 stopped"
         assert (shown["  restarts"], shown["  dead letters"]) == ("1", "0")
-        assert shown["  most restarted"] == "Owned-c 1 times"
+        assert shown["  most restarted"] == "Owned-c (1)"
         at, _, what = shown["  last failure"].partition("  ")
         assert at.endswith("Z")
         assert what == "Owned-c: ValueError: broken after 1"
@@ -249,7 +249,7 @@ class TestDoctor:
             (b'{"last_failure": {"at": "soon", "error": "x"}}', ["  last failure  soon  x"]),
             (b'{"last_failure": {"at": "2026-01-31T12:00:00"}}', ["  last failure  2026-01-31T12:00:00.000000"]),
             (b'{"last_failure": {"error": "a\\tb \\ud83d\\ude42"}}', ["  last failure  a b \U0001f642"]),
-            (b'{"most_restarted": {"A-\\n": 2, "A-2": 1e99}}', ["  most restarted  A-\\n 2 times"]),
+            (b'{"most_restarted": {"A-\\n": 2, "A-2": 1e99}}', ["  most restarted  A-\\n (2)"]),
         ],
     )
     async def test_a_report_of_another_version_is_shown_as_far_as_it_is_understood(
