@@ -365,7 +365,8 @@ class Cell:
             # What has been caught up is right as far as it goes.
             self.is_doubtful = True
             envelope.error = error
-        except EventStoreError as error:
+        except Exception as error:
+            # Whatever it is: the asker must be told, and the actor go on.
             self._failure = envelope.error = error
         self._end_handling()
         if envelope.error is not None or is_answered:

@@ -62,9 +62,10 @@ class Ownership:
             try:
                 answer = await self._store.claim_as(Claim(stream_id, self._owner.id, lapsed))
             except LeaseLost:
-                # It ran out between the look and the claim.
+                # It ran out between the look and the claim, or the database's clock has jumped: until it is renewed.
                 if time.monotonic() > deadline:
                     raise
+                await asyncio.sleep(min(self._owner.seconds / _LOOKS, _LONGEST_PAUSE_SECONDS))
                 continue
             if not isinstance(answer, Holder):
                 self._released.pop(stream_id, None)

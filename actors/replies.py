@@ -48,9 +48,16 @@ def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: in
 
 def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
     """The remembered reply. Raises the rejection if it was one, and `ReplyDecodeError` if the reply's type has changed
-    so that it does not fit."""
+    so that it does not fit, or what was stored is damaged."""
     if stored.is_rejection:
-        raise _rejection(orjson.loads(stored.payload))
+        try:
+            rejection = _rejection(orjson.loads(stored.payload))
+        except (ValueError, TypeError, LookupError) as error:
+            raise ReplyDecodeError(
+                f"the remembered rejection of {cls.__qualname__} (command {stored.command_id!r}) is damaged: the "
+                "command was handled, and nothing was done again"
+            ) from error
+        raise rejection
     try:
         return _adapter(cls).validate_json(stored.payload)
     except ValidationError as error:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 
 from backends.postgres_pool import PostgresPool
 from backends.postgres_sql import PostgresSQL
+from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandsFound, StoredCommand
-
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 # One more id than is wanted tells whether there are others.
 _FIND = """
@@ -65,8 +63,13 @@ def _answer(
         known_above = recent[-1] if len(found) > lookup.recent else ""
     outcome = None
     if fingerprint is not None:
-        stored_at = _EPOCH_START + timedelta(microseconds=recorded_at)
         outcome = StoredCommand(
-            lookup.command_id, fingerprint, outcome_id, is_rejection, payload.encode(), version, stored_at
+            lookup.command_id,
+            fingerprint,
+            outcome_id,
+            is_rejection,
+            payload.encode(),
+            version,
+            nearest_time(recorded_at),
         )
     return CommandsFound(outcome, recent, known_above, forgotten)

@@ -15,6 +15,7 @@ from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
+from backends.times import nearest_time
 from eventstore.backend import (
     EventFilter,
     Load,
@@ -315,7 +316,8 @@ def _snapshot(
     recorded_at: int,
     epoch: int,
 ) -> StoredSnapshot:
-    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, _datetime(recorded_at), epoch)
+    time = nearest_time(recorded_at)
+    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, time, epoch)
 
 
 def _datetime(microseconds: int) -> datetime:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from backends.redis_connection import Argument
+from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
 from eventstore.errors import JournalCorrupt
 
@@ -15,8 +15,6 @@ from eventstore.errors import JournalCorrupt
 _GIVEN = struct.Struct(">16s16sQ?")
 # What the script puts in front: version (7 bytes, as in heads) and time.
 _PLACE_BYTES = 15
-
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def packed_command(outcome: CommandOutcome) -> bytes:
@@ -52,9 +50,9 @@ def _stored(lookup: CommandLookup, packed: bytes) -> StoredCommand:
             is_rejection,
             packed[_PLACE_BYTES + _GIVEN.size :],
             version,
-            _EPOCH_START + timedelta(microseconds=time),
+            nearest_time(time),
         )
-    except (struct.error, OverflowError) as error:
+    except struct.error as error:
         raise JournalCorrupt(
             f"the stored outcome of command {lookup.command_id!r} is damaged ({error}); restore it from a copy",
             stream_id=lookup.stream_id,

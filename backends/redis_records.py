@@ -10,6 +10,7 @@ from uuid import UUID
 
 from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
+from backends.times import nearest_time
 from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StoredSnapshot, StreamWrite, refusal
 from eventstore.codec import decode_metadata
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, JournalCorrupt, PayloadTooLarge
@@ -178,7 +179,10 @@ def packed_snapshot(snapshot: StoredSnapshot) -> bytes:
 
 
 def unpacked_snapshot(stream_id: str, packed: bytes) -> StoredSnapshot:
-    """Raises `JournalCorrupt`."""
+    """A damaged text comes out damaged: then the checksum does not match, and whoever reads it has older ones.
+
+    Raises `JournalCorrupt` for one that is cut off.
+    """
     try:
         version, time, epoch, *sizes = _SNAPSHOT.unpack_from(packed)
         parts: list[bytes] = []
@@ -190,14 +194,14 @@ def unpacked_snapshot(stream_id: str, packed: bytes) -> StoredSnapshot:
         return StoredSnapshot(
             stream_id,
             version,
-            fingerprint.decode(),
-            encoding.decode(),
+            fingerprint.decode(errors="replace"),
+            encoding.decode(errors="replace"),
             packed[at:],
             checksum,
-            _EPOCH_START + timedelta(microseconds=time),
+            nearest_time(time),
             epoch,
         )
-    except (struct.error, ValueError, OverflowError) as error:
+    except struct.error as error:
         raise JournalCorrupt(f"a stored snapshot is damaged: {error}", stream_id=stream_id) from error
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 
+from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandsFound, StoredCommand
 
 # One more id than is wanted tells whether there are others. json(): what a subquery gives is text by itself.
@@ -20,8 +20,6 @@ SELECT json_group_array(json_array(w.key, s.forgotten,
 ))
 FROM json_each(?1) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
 """
-
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parameters(lookups: Sequence[CommandLookup]) -> tuple[str, int]:
@@ -56,5 +54,5 @@ def _stored(
         bool(is_rejection),
         payload.encode(),
         version,
-        _EPOCH_START + timedelta(microseconds=recorded_at),
+        nearest_time(recorded_at),
     )

@@ -22,6 +22,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, translated
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
+from backends.times import nearest_time
 from eventstore.backend import (
     EventFilter,
     Load,
@@ -238,7 +239,9 @@ class SQLiteReader:
             .limit(limit)
         )
         return [
-            StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, _datetime(recorded_at), epoch)
+            StoredSnapshot(
+                stream_id, version, fingerprint, encoding, payload, checksum, nearest_time(recorded_at), epoch
+            )
             for version, fingerprint, encoding, payload, checksum, recorded_at, epoch in await self._rows(statement)
         ]
 
@@ -323,6 +326,8 @@ class SQLiteReader:
         try:
             return _records(events)
         except JournalCorrupt as error:
+            if error.version is not None:
+                raise
             raise await self._located(error, stream_id) from error
 
     async def _located(self, error: JournalCorrupt, stream_id: str | None) -> JournalCorrupt:
@@ -369,9 +374,10 @@ def _conditions(where: EventFilter) -> list[ColumnElement[bool]]:
 
 def _records(events: str) -> Sequence[RecordedEvent]:
     try:
-        return [_record(*row) for row in orjson.loads(events)]
-    except (ValueError, TypeError) as error:
+        rows = orjson.loads(events)
+    except ValueError as error:
         raise JournalCorrupt(f"a stored event cannot be read: {error}") from error
+    return [_record(*row) for row in rows]
 
 
 def _record(
@@ -392,25 +398,32 @@ def _record(
     clock: str | None,
     concurrent: int | None,
 ) -> RecordedEvent:
-    return RecordedEvent(
-        position,
-        stream_id,
-        version,
-        type_,
-        schema_version,
-        payload.encode(),
-        decode_metadata(metadata),
-        UUID(event_id),
-        # Only the first event of a batch has none: it names the batch.
-        UUID(batch_id or event_id),
-        epoch,
-        _datetime(recorded_at),
-        tenant,
-        origin,
-        origin_sequence,
-        None if clock is None else clock.encode(),
-        bool(concurrent),
-    )
+    try:
+        return RecordedEvent(
+            position,
+            stream_id,
+            version,
+            type_,
+            schema_version,
+            payload.encode(),
+            decode_metadata(metadata),
+            UUID(event_id),
+            # Only the first event of a batch has none: it names the batch.
+            UUID(batch_id or event_id),
+            epoch,
+            _datetime(recorded_at),
+            tenant,
+            origin,
+            origin_sequence,
+            None if clock is None else clock.encode(),
+            bool(concurrent),
+        )
+    except (ValueError, TypeError, OverflowError) as error:
+        raise JournalCorrupt(
+            f"the event at version {version} is damaged ({error}); restore it from a copy",
+            stream_id=stream_id,
+            version=version,
+        ) from error
 
 
 def _events(
@@ -454,7 +467,7 @@ def _loaded(
                 encoding,
                 bytes.fromhex(payload),
                 bytes.fromhex(checksum),
-                _datetime(recorded_at),
+                nearest_time(recorded_at),
                 epoch,
             )
         answers[number] = Loaded(snapshot, pages.get(number, ()), max(newest or 0, truncated), truncated)

@@ -87,8 +87,14 @@ def encode_batch(
 
 
 def decode_metadata(encoded: str | bytes | None) -> Metadata | None:
-    """Metadata out of the journal; None stays None."""
-    return None if encoded is None else Metadata.__pydantic_validator__.validate_json(encoded)
+    """Metadata out of the journal; None stays None. Raises `ValueError`, which does not tell what is stored."""
+    if encoded is None:
+        return None
+    try:
+        metadata: Metadata = Metadata.__pydantic_validator__.validate_json(encoded)
+    except ValidationError as error:
+        raise ValueError(f"its metadata: {_reasons(error)}") from error
+    return metadata
 
 
 def decode_event(recorded: RecordedEvent) -> Event:

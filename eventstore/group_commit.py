@@ -325,10 +325,10 @@ class GroupCommit:
                 pending.is_taken = True
                 self._waiting_bytes -= pending.size_bytes
                 refused.append(pending)
-        error = self._refused()
         for pending in refused:
             if not pending.is_withdrawn:
-                self._tell(pending, error)
+                # An error for each: raised by many, one would collect the tracebacks of all.
+                self._tell(pending, self._refused())
         self._notify_room()
         if self._in_flight is None and not self._waiting:
             self._notify_drained()

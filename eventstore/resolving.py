@@ -23,6 +23,11 @@ async def resolve(
 
     Raises `OutcomeUnknown`.
     """
+
+    async def append_again() -> Sequence[AppendOutcome]:
+        # A backend may return any awaitable; what is retried must be a coroutine function.
+        return await append(batches)
+
     attempts = AsyncRetrying(
         retry=retry_if_exception_type((OutcomeUnknown, BackendUnavailable)),
         wait=wait_random_exponential(multiplier=0.05, max=RETRY_SECONDS),
@@ -30,7 +35,7 @@ async def resolve(
         reraise=True,
     )
     try:
-        outcomes: Sequence[AppendOutcome] = await attempts(append, batches)
+        outcomes = await attempts(append_again)
     except OutcomeUnknown:
         raise
     except EventStoreError as error:

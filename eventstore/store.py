@@ -260,7 +260,12 @@ class EventStore:
         result = await _finish_then_cancel(outcome)
         if isinstance(result, Appended):
             return result
-        raise result
+        try:
+            raise result
+        finally:
+            # The error holds this frame: it must not hold the error, or both stay, with all the events, until the
+            # garbage collector comes.
+            del result, outcome
 
     @property
     def commits(self) -> GroupCommit:

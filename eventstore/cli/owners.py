@@ -59,7 +59,7 @@ class _Held(NamedTuple):
 
     @property
     def is_free(self) -> bool:
-        return self.info is None
+        return self.info is None or not is_running(self.info)
 
 
 async def _owners(messages: Messages, url: str, kind: str | None, *, json: bool) -> Exit:

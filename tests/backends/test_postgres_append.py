@@ -123,6 +123,21 @@ async def test_new_and_old_streams_in_one_batch_stand_in_the_log_as_given(postgr
         ]
 
 
+async def test_appends_find_their_streams_by_an_index_though_they_were_planned_when_there_were_none(
+    postgres_url: str,
+) -> None:
+    names = [f"a-{number}" for number in range(100)]
+    async with EventStore.open(postgres_url) as store:
+        for version in range(10):
+            await backend_of(store).append([[write(name, b"1", expected=version)] for name in names])
+    # Sessions tell what they did when they end.
+    scans = "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'journal_streams'"
+    async with asyncio.timeout(PATIENCE):
+        while (found := (await fetch(postgres_url, scans))[0])[1] < 1000:
+            await asyncio.sleep(0.02)
+    assert found[0] == 0
+
+
 # What was lost on the way
 
 

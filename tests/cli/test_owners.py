@@ -6,7 +6,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -162,6 +162,27 @@ class TestOwners:
             streams = (await asyncio.to_thread(cli, "owners", empty_url, "--streams", "--json")).objects
         assert [each["stream_id"] for each in streams] == names
         assert {each["owner"] for each in streams} == {"web-1"}
+
+    @pytest.mark.parametrize("options", [[], ["--streams"]], ids=["owners", "streams"])
+    async def test_a_process_that_begins_meanwhile_does_not_seem_to_be_gone(
+        self, cli: Run, empty_url: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        holdings = EventStore.holdings
+
+        async with AsyncExitStack() as processes:
+
+            async def holdings_a_moment_later(store: EventStore) -> AsyncGenerator[Holding, None]:
+                beginning = processes.enter_async_context(process(empty_url, "web-1", ["A-1"]))
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(beginning, loop))
+                async for holding in holdings(store):
+                    yield holding
+
+            monkeypatch.setattr(EventStore, "holdings", holdings_a_moment_later)
+            result = await asyncio.to_thread(cli, "owners", empty_url, *options)
+        assert len(result.lines) == 1
+        assert "web-1\t" in result.lines[0]
+        assert "(gone)" not in result.out
 
     @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
     async def test_no_control_character_is_printed(self, cli: Run, empty_url: str, form: list[str]) -> None:

@@ -63,9 +63,9 @@ def flipped(value: Value) -> Iterator[Value | None]:
         case bool():
             yield not value
         case int():
-            # Higher ones make numbers that are no more telling.
-            for bit in range(41):
+            for bit in range(63):
                 yield value ^ (1 << bit)
+            yield value - (1 << 63)
         case bytes():
             for bit in range(len(value) * 8):
                 damaged = bytearray(value)

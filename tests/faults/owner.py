@@ -2,9 +2,10 @@
 
     python -m tests.faults.owner URL RECORD NAME LEASE HOLD BUILD KEY…
 
-It says when it is ready, begins when it gets a line, and ends in good order when it gets another. Into every second
-vault it deposits only HOLD seconds after it got hold of it: until then nothing but the epoch keeps an earlier owner from
-writing there. SIGUSR1 makes a handler of its first vault sleep for three leases, SIGUSR2 makes it sleep without
+It says when it is ready, begins when it gets a line, and ends in good order when it gets another. Of each three
+vaults one is busy. Into the next it deposits only HOLD seconds after it got hold of it: until then nothing but the epoch
+keeps an earlier owner from writing there. With the third it seldom does anything, so that an earlier owner may come
+to it when its lease runs again. SIGUSR1 makes a handler of its first vault sleep for three leases, SIGUSR2 makes it sleep without
 letting any other thread run.
 
 Every line of its record begins with the time by the monotonic clock, which is the same for all processes. Besides those
@@ -25,7 +26,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 from actors import ActorRef, ActorSystem, AskTimeout, OwnedElsewhere, command_handler
@@ -110,10 +111,13 @@ def build(name: str, url: str) -> EventStore:
 
 
 class Keeper:
-    """What one process does with one vault."""
+    """What one process does with one vault, with pauses in between."""
 
-    def __init__(self, vault: ActorRef[OwnedVault], name: str, hold: float, write: Write) -> None:
+    def __init__(
+        self, vault: ActorRef[OwnedVault], name: str, write: Write, *, hold: float = 0.0, pause: float = _PAUSE_SECONDS
+    ) -> None:
         self.vault = vault
+        self._pause_seconds = pause
         self._name = f"{name}/{vault.stream_id.removeprefix('vault-')}"
         self._hold = hold
         self._write = write
@@ -126,7 +130,7 @@ class Keeper:
         stream_id = self.vault.stream_id
         try:
             receipt = await self.vault.ask(GetTotal())
-        except (OwnedElsewhere, FencedError, BackendUnavailable, AskTimeout) as error:
+        except (OwnedElsewhere, FencedError, BackendUnavailable, ConcurrencyError, AskTimeout) as error:
             self._owned_since = None
             self._write(f"told {stream_id} {type(error).__name__}")
         else:
@@ -134,7 +138,7 @@ class Keeper:
             if self._owned_since is None:
                 self._owned_since = time.monotonic()
                 self._write(f"took {stream_id} {receipt.version}")
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await self._pause()
 
     async def deposit(self) -> None:
         if self._owned_since is None or time.monotonic() < self._owned_since + self._hold:
@@ -143,10 +147,15 @@ class Keeper:
         number = next(self._numbers)
         await self.ask(Deposit(id=f"{self._name}/{number}", parts=3 if number % 5 == 0 else 1, amount=number % 9 + 1))
         # Without a pause every read would wait for an append, and none be answered from memory.
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await self._pause()
 
     async def block(self, seconds: float, *, alone: bool) -> None:
         await self.ask(BlockingDeposit(id=f"{self._name}/block{next(self._numbers)}", seconds=seconds, alone=alone))
+
+    async def _pause(self) -> None:
+        # In short ones: one that was over while the process was stopped is over at once when it goes on.
+        for _ in range(max(1, round(self._pause_seconds / _PAUSE_SECONDS))):
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def ask(self, command: Deposit) -> None:
         self._write(f"intent {command.id} {self.vault.stream_id} {command.parts} {command.amount}")
@@ -176,10 +185,8 @@ async def main(record: str, name: str, lease: float, hold: float, store: EventSt
         print("ready", flush=True)
         sys.stdin.readline()
         loop.add_reader(sys.stdin, is_over.set)
-        keepers = [
-            Keeper(system.ref(OwnedVault, key), name, hold if number % 2 else 0.0, write)
-            for number, key in enumerate(keys)
-        ]
+        kinds = cycle(({}, {"hold": hold}, {"pause": lease / 2}))
+        keepers = [Keeper(system.ref(OwnedVault, key), name, write, **next(kinds)) for key in keys]
 
         async def repeat(work: Any) -> None:
             while not is_over.is_set():

@@ -49,7 +49,7 @@ async def disturb(proxy: FaultProxy, seconds: float) -> None:
             async with asyncio.timeout(patience):
                 await proxy.reply_was_lost.wait()
         # Else it would lie in wait for the one append that finds out what became of the last.
-        proxy.lose_reply(to=b"what nobody sends")
+        proxy.keep_replies()
 
     async def reset() -> None:
         proxy.reset()

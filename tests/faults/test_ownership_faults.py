@@ -20,7 +20,7 @@ from tests.faults.stores import KINDS, new_store
 LEASE = 0.5
 # Longer than a stop of three leases, which begins before the other takes over.
 HOLD = 3.0 * LEASE
-KEYS = ("a", "b", "c", "d")
+KEYS = ("a", "b", "c")
 LONG_STOPS = 334
 PAIRS = 4
 
@@ -38,7 +38,7 @@ class Stopped(NamedTuple):
     refusals: list[str]
 
 
-def stop_owner(pair: list[Owning]) -> Stopped:
+def stop_owner(pair: list[Owning], *, is_honest: bool = True) -> Stopped:
     """Stop the one that owns most for three leases, let the other take over, and see what the first is told."""
     streams = pair[0].streams
     begun = time.monotonic()
@@ -53,6 +53,9 @@ def stop_owner(pair: list[Owning]) -> Stopped:
     time.sleep(max(0.0, stopped_at + 3 * LEASE - time.monotonic()))
     resumed_at = time.monotonic()
     owner.go_on()
+    if not is_honest:
+        time.sleep(2 * LEASE)
+        return Stopped(seconds, [])
     told = owner.wait(lambda said: all(said.told[name] and said.told[name][-1][0] > resumed_at for name in owned)).told
     other.wait_for_deposits(owned, resumed_at)
     return Stopped(seconds, [error for name in owned for at, error in told[name] if at > resumed_at])
@@ -128,7 +131,7 @@ def assert_guilty(url: str, folder: Path, build: str, rule: str) -> None:
     with ExitStack() as stack:
         pair = two_owners(stack, url, folder, build=build)
         for _ in range(8):
-            stop_owner(pair)
+            stop_owner(pair, is_honest=False)
             if rule in {violation.rule for violation in owners_verdict(url, pair)}:
                 return
     pytest.fail(f"the {build} build was not found guilty")

@@ -94,6 +94,10 @@ class FaultProxy:
         self._lose_reply_to = to
         self._resets_after_loss = reset
 
+    def keep_replies(self) -> None:
+        """Lose no reply after all, if nothing was sent yet that `lose_reply` waits for."""
+        self._lose_reply_to = None
+
     # Passing on
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -142,6 +142,14 @@ async def test_a_reply_is_lost_after_the_server_has_acted(
         assert await client.ask(b"COMMIT\n") == b"COMMIT\n"
 
 
+async def test_a_loss_that_was_called_off_does_not_happen(proxy: FaultProxy, echo: Echo) -> None:
+    async with connected(proxy) as client:
+        proxy.lose_reply(to=b"COMMIT")
+        proxy.keep_replies()
+        assert await client.ask(b"COMMIT\n") == b"COMMIT\n"
+    assert (proxy.lost_replies, echo.lines) == (0, [b"COMMIT\n"])
+
+
 async def test_bytes_come_in_slices(proxy: FaultProxy) -> None:
     proxy.slice_bytes, proxy.slice_seconds = 1, 0.005
     async with connected(proxy) as client:

@@ -53,8 +53,11 @@ class Journal:
     def release(self) -> None:
         self._flows.set()
 
-    async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+    def append(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
         self.groups.append([write.stream_id for [write] in batches])
+        return asyncio.ensure_future(self._append(batches))
+
+    async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         await self._flows.wait()
         answer = self.next.popleft() if self.next else self.answer
         if answer is not None:

@@ -14,14 +14,20 @@ from actors import (
     ActorRef,
     ActorSystem,
     Command,
+    CommandRetention,
+    DeadLetter,
+    Escalate,
     Folded,
+    Match,
     PersistentActor,
     Restart,
+    Resume,
     SnapshotPolicy,
     Stop,
     command_handler,
     event_handler,
     fold,
+    new_command_id,
 )
 from actors.testing import Outcome, Scenario
 from eventstore import Event, EventStore, Metadata
@@ -101,7 +107,21 @@ class Recovering(PersistentActor[dict[str, int]]):
         assert_type(self.state, dict[str, int])
 
 
+class Trusted(PersistentActor[Balance]):
+    ownership = "exclusive"
+    always_fresh = True
+    command_retention = CommandRetention(count=100, seconds=3600.0)
+    supervision = Match({KeyError: Resume(), OSError: Restart(), ValueError: Escalate()}, otherwise=Stop())
+
+    def before_restart(self, error: BaseException) -> None:
+        assert_type(self.state, Balance)
+
+    async def after_restart(self, error: BaseException) -> None:
+        assert_type(self.state, Balance)
+
+
 class Misconfigured(PersistentActor[Balance]):
+    ownership = "mine"  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
     supervision = "restart"  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
     snapshot_policy = SnapshotPolicy(every="100")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
@@ -128,6 +148,9 @@ async def asking(system: ActorSystem) -> None:
     assert_type(await alice.ask(Deposit(amount=1)), int)
     assert_type(await alice.ask(Deposit(amount=1), timeout=1.5, metadata=Metadata(user="ann")), int)
     assert_type(await alice.ask(DepositLater(amount=1, days=2)), int)
+    assert_type(await alice.ask(Deposit(amount=1), command_id=new_command_id(), fresh=True), int)
+    await alice.ask(Deposit(amount=1), command_id=17)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert_type(system.dead_letters(), list[DeadLetter])
     assert_type(await alice.ask(Find()), list[str])
     assert_type(await alice.ask(Maybe()), str | None)
     assert_type(await alice.ask(Get[bytes]()), bytes)

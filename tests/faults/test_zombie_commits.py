@@ -1,0 +1,212 @@
+"""F11, F12: a command whose reply was lost, or whose commit comes when nobody waits for it any more, has one outcome.
+
+Some who ask have an id and ask again with it until they are answered, others have none and do as they are told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+
+from actors import ActorSystem
+from eventstore import EventStore
+from tests.backends.postgres_help import connected, via
+from tests.faults.asking_again import Asking
+from tests.faults.broken import opened_with
+from tests.faults.broken_resolving import BROKEN
+from tests.faults.outcomes import verdict_on_ids
+from tests.faults.test_dropped_connections import HOLD_COMMITS, LET_GO
+from tests.faults.vault import Deposit, Vault, deposit
+from tests.faults.verdict import Violation
+from tests.servers.proxy import FaultProxy
+
+KEYS = ("a", "b", "c")
+GUILTY = {"refused but stored", "doubled", "outcome not remembered", "torn"}
+
+
+@pytest.fixture(params=["postgres", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest_asyncio.fixture
+async def proxy(url: str) -> AsyncIterator[FaultProxy]:
+    parts = urlsplit(url)
+    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
+        yield proxy
+
+
+@asynccontextmanager
+async def system_through(proxy: FaultProxy, url: str, build: str | None, timeout: float) -> AsyncIterator[ActorSystem]:
+    distant = via(proxy, url, command_timeout=timeout)
+    store = EventStore.open(distant) if build is None else opened_with(BROKEN[build], distant)
+    async with store, ActorSystem(store, ask_timeout=60) as system:
+        yield system
+
+
+# Replies that are lost
+
+
+async def lose_replies(proxy: FaultProxy, url: str, count: int, build: str | None = None) -> Asking:
+    """Deposit while so many replies to appends are lost, and then for a moment while none is."""
+    asking = Asking(timeout=2.0)
+    async with system_through(proxy, url, build, 1.0) as system:
+        depositing = asyncio.create_task(asking.keep_depositing(system, KEYS))
+        while proxy.lost_replies < count and not depositing.done():
+            proxy.lose_reply(to=b"faults.deposited", reset=random.random() < 0.99)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await proxy.reply_was_lost.wait()
+            proxy.keep_replies()
+            await asyncio.sleep(random.uniform(0, 0.005))
+        before = asking.acknowledged
+        async with asyncio.timeout(30):
+            while asking.acknowledged < before + 50 and not depositing.done():
+                await asyncio.sleep(0.01)
+        depositing.cancel()
+        await asyncio.wait([depositing])
+        if not depositing.cancelled():
+            depositing.result()
+    return asking
+
+
+async def test_a_command_whose_reply_is_lost_has_one_outcome(proxy: FaultProxy, url: str) -> None:
+    await survives_lost_replies(proxy, url, 40)
+
+
+@pytest.mark.soak
+async def test_commands_whose_replies_are_lost_5000_times_have_one_outcome_each(proxy: FaultProxy, url: str) -> None:
+    await survives_lost_replies(proxy, url, 5000)
+
+
+async def survives_lost_replies(proxy: FaultProxy, url: str, count: int) -> None:
+    asking = await lose_replies(proxy, url, count)
+
+    print(f"{proxy.lost_replies} replies lost, {asking.acknowledged} deposits with ids, {dict(asking.errors)}")
+    assert proxy.lost_replies >= count
+    assert await asyncio.to_thread(verdict_on_ids, url, asking.record(), asking.ids) == []
+    assert asking.acknowledged > count
+
+
+@pytest.mark.parametrize("build", BROKEN)
+async def test_a_store_that_finds_out_about_lost_replies_in_a_wrong_way_is_found_guilty(
+    proxy: FaultProxy, url: str, build: str
+) -> None:
+    asking = await lose_replies(proxy, url, 10, build)
+
+    assert proxy.lost_replies >= 10
+    found = await asyncio.to_thread(verdict_on_ids, url, asking.record(), asking.ids)
+    if build.startswith("looking"):
+        # What is committed before anybody looks is found. It takes a commit that comes later to catch them.
+        assert found == []
+    else:
+        assert GUILTY & {violation.rule for violation in found}
+
+
+# Commits that come later
+
+
+class Zombies:
+    """Makes commits that nobody waits for: the append stands at its commit, its connection goes, and then it commits."""
+
+    def __init__(self, proxy: FaultProxy, holder: Any, watcher: Any) -> None:
+        self.proxy = proxy
+        self._holder = holder
+        self._watcher = watcher
+        self.made = 0
+        self.waited_for = 0
+
+    async def make(self, asking: asyncio.Task[Any]) -> None:
+        """Make one of the append that a task is about, and let it commit."""
+        await self._holder.execute("SELECT pg_advisory_lock(7)")
+        try:
+            await self._until_waiting("advisory", asking)
+            self.proxy.reset()
+            # The second try waits for the first. A broken store has none.
+            is_tried_again = await self._until_waiting("transactionid", asking, seconds=1.0)
+            self.waited_for += is_tried_again
+            self.made += await self._waiting("advisory")
+        finally:
+            await self._holder.execute(LET_GO)
+
+    async def _until_waiting(self, event: str, asking: asyncio.Task[Any], seconds: float = 20.0) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not asking.done():
+                    if await self._waiting(event):
+                        return True
+                    await asyncio.sleep(0.002)
+        return False
+
+    async def _waiting(self, event: str) -> int:
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = $1 "
+            "AND backend_type = 'client backend'"
+        )
+        return int(await self._watcher.fetchval(query, event))
+
+
+async def make_zombies(url: str, count: int, build: str | None = None) -> tuple[Asking, Zombies]:
+    asking = Asking(timeout=0.25)
+    parts = urlsplit(url)
+    async with (
+        FaultProxy(parts.hostname or "", parts.port or 0) as proxy,
+        system_through(proxy, url, build, 5.0) as system,
+        connected(url) as holder,
+        connected(url) as watcher,
+    ):
+        for key in KEYS:
+            await asking.deposit(system.ref(Vault, key), Deposit(id=f"{key}/first"))
+        await holder.execute(HOLD_COMMITS)
+        await holder.execute(LET_GO)
+        zombies = Zombies(proxy, holder, watcher)
+        for number in range(count):
+            vault = system.ref(Vault, random.choice(KEYS))
+            command = Deposit(id=f"zombie/{number}", parts=random.choice((1, 3)), amount=random.randint(1, 9))
+            with_id = number % 2 == 0
+            work = asking.deposit(vault, command) if with_id else deposit(vault, command, asking.lines.append)
+            task = asyncio.create_task(work)
+            await zombies.make(task)
+            async with asyncio.timeout(30):
+                await task
+    return asking, zombies
+
+
+async def verdict_on_zombies(url: str, asking: Asking) -> list[Violation]:
+    return await asyncio.to_thread(verdict_on_ids, url, asking.record(), asking.ids)
+
+
+async def test_a_command_whose_commit_comes_after_its_connection_has_gone_has_one_outcome(postgres_url: str) -> None:
+    await survives_zombies(postgres_url, 10)
+
+
+@pytest.mark.soak
+async def test_a_thousand_commands_whose_commits_come_later_have_one_outcome_each(postgres_url: str) -> None:
+    await survives_zombies(postgres_url, 1000)
+
+
+async def survives_zombies(url: str, count: int) -> None:
+    asking, zombies = await make_zombies(url, count)
+
+    print(f"{zombies.made} zombie commits, {zombies.waited_for} waited for, {dict(asking.errors)}")
+    assert zombies.made == zombies.waited_for == count
+    assert await verdict_on_zombies(url, asking) == []
+    record = asking.record()
+    assert len(record.acks) == count + len(KEYS)
+    assert record.unknown == set()
+    assert record.refused == {}
+
+
+@pytest.mark.parametrize("build", BROKEN)
+async def test_a_store_that_cannot_cope_with_a_late_commit_is_found_guilty(postgres_url: str, build: str) -> None:
+    asking, zombies = await make_zombies(postgres_url, 6, build)
+
+    assert zombies.made >= 3
+    assert GUILTY & {violation.rule for violation in await verdict_on_zombies(postgres_url, asking)}
