@@ -102,7 +102,7 @@ class CellRuntime(Protocol):
 
     def find_command(self, lookup: CommandLookup) -> Coroutine[Any, Any, CommandsFound]: ...
 
-    def owns_streams(self) -> bool: ...
+    def owns_streams(self, lease: int) -> bool: ...
 
     def forget(self, cell: Cell) -> None: ...
 
@@ -119,8 +119,9 @@ class Cell:
     """One actor in memory. An idle one is this object and the actor's own: no task, queue, lock or timer.
 
     `is_ready` says that a command may be decided at once, in the caller's own turn. `epoch` is that of an actor whose
-    stream this process owns, None where it is shared. `is_doubtful` says that another process may have changed the
-    stream since the state was read. `base` is the state at an earlier version, kept where others interfere.
+    stream this process owns, None where it is shared; `lease` is the number of the lease that it was claimed under.
+    `is_doubtful` says that another process may have changed the stream since the state was read. `base` is the state at
+    an earlier version, kept where others interfere.
     """
 
     __slots__ = (
@@ -145,6 +146,7 @@ class Cell:
         "is_doubtful",
         "is_overtaken",
         "is_ready",
+        "lease",
         "phase",
         "stream_id",
         "used",
@@ -161,6 +163,7 @@ class Cell:
         self.phase = Phase.PASSIVE
         self.is_ready = False
         self.epoch: int | None = None
+        self.lease = 0
         self.is_doubtful = False
         self.is_overtaken = False
         self.base: tuple[int, Any] | None = None
@@ -261,7 +264,7 @@ class Cell:
         for _ in range(_TURN):
             if not mailbox or self._pipeline.is_congested:
                 break
-            if self.epoch is not None and not self._runtime.owns_streams():
+            if self.epoch is not None and not self._runtime.owns_streams(self.lease):
                 self._lapsed()
                 return
             route = self.cls.handlers.commands[type(mailbox.first.command)]  # type: ignore[index]
@@ -420,15 +423,17 @@ class Cell:
             raise ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
         if self._failure is not None:
             raise self._failure
-        refusal = self._runtime.commits.refusal()
-        if refusal is not None:
+        commits = self._runtime.commits
+        if commits.is_refusing and (refusal := commits.refusal()) is not None:
             # Before the state is touched, so that the actor can go on answering from it.
             self._refusal = refusal
             raise refusal
         handlers = self.cls.handlers.events
         staged = [] if self._staged is None else self._staged
         batch_id = staged[0].batch_id if staged else None
-        metadata = _encoded(self._metadata, self._identity)
+        metadata = None
+        if self._metadata is not None or self._identity is not None:
+            metadata = _encoded(self._metadata, self._identity)
         added: list[EncodedEvent] = []
         for event in events:
             if event.__class__ not in handlers:
@@ -473,12 +478,13 @@ class Cell:
         staged, self._staged = self._staged, None
         self._is_touched = False
         envelope.attempts += 1
-        self._put(envelope, staged, outcome)
-
-    def _put(self, envelope: Envelope, staged: list[EncodedEvent] | None, outcome: CommandOutcome | None) -> None:
-        if outcome is not None and self._memory is not None:
-            self._memory.add(outcome.command_id)
+        if outcome is not None:
+            self._remember(outcome)
         self._pipeline.put(envelope, staged, outcome)
+
+    def _remember(self, outcome: CommandOutcome) -> None:
+        if self._memory is not None:
+            self._memory.add(outcome.command_id)
 
     def outcome_known(self, stored: Commit | None) -> None:
         """A commit was stored, or what was decided on it is lost: go on with what waited for that."""
@@ -533,7 +539,9 @@ class Cell:
                 outcome = rejected(envelope.identity, error, limit=self._runtime.max_payload_bytes)
             except CodecError as unwritable:
                 envelope.error = unwritable
-        self._put(envelope, None, outcome)
+        if outcome is not None:
+            self._remember(outcome)
+        self._pipeline.put(envelope, None, outcome)
         if is_touched:
             self._failure = self._failure or error
             self._after_failure()

@@ -29,20 +29,16 @@ class Commit(PendingAppend):
         stream_id: str,
         version: int,
         epoch: int | None,
+        events: list[EncodedEvent],
+        outcome: CommandOutcome | None,
         on_outcome: Callable[[Commit, AppendOutcome | EventStoreError], None],
     ) -> None:
-        self.events: list[EncodedEvent] = []
-        self.commands: list[CommandOutcome] = []
+        self.events = events
+        self.commands = [] if outcome is None else [outcome]
         super().__init__([StreamWrite(stream_id, version, self.events, epoch, self.commands)], 0, on_outcome)
         self.envelopes: list[Envelope] = []
         self.version = version
         self.snapshot: tuple[int, bytes] | None = None
-
-    def add(self, events: list[EncodedEvent], outcome: CommandOutcome | None) -> None:
-        """Let one more command's events and outcome join."""
-        self.events.extend(events)
-        if outcome is not None:
-            self.commands.append(outcome)
 
     @property
     def is_full(self) -> bool:

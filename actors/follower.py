@@ -12,15 +12,11 @@ from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
-# What this process itself appends wakes it too: so often it looks at most.
-_SHORTEST_SECONDS = 0.1
-
-
 class Follower:
     """While it runs, an actor that others have moved on catches up before it serves its next command.
 
-    It learns of that by the store's wake-ups, at the latest after `seconds`. Nothing rests on it: what it misses, the
-    next append finds out.
+    After a quiet time it learns of that by the store's wake-up; then it looks again after `seconds`, because what this
+    process itself appends wakes it too. Nothing rests on it: what it misses, the next append finds out.
     """
 
     def __init__(self, store: EventStore, cells: Mapping[str, Cell], seconds: float) -> None:
@@ -38,7 +34,7 @@ class Follower:
                 else:
                     await self._store.wait(position, self._seconds)
                     position = await self._look(position)
-                await asyncio.sleep(min(_SHORTEST_SECONDS, self._seconds))
+                await asyncio.sleep(self._seconds)
             except StoreClosed:
                 return
             except BackendUnavailable:

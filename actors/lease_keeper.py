@@ -32,6 +32,9 @@ class LeaseKeeper:
     def __init__(self, lease: Lease, seconds: float, report: Callable[[], bytes]) -> None:
         self.ends_at = 0.0
         """When it runs out, by `time.monotonic()`."""
+        self.number = 0
+        """How many leases there were. One that had run out before it was renewed is a new one, and what was claimed
+        under the old one may have another owner."""
         self._lease = lease
         self._seconds = seconds
         self._report = report
@@ -109,6 +112,9 @@ class LeaseKeeper:
             self._problem = f"{type(error).__name__}: {error}"
             logger.warning("the lease was not renewed: %s", self._problem)
             return self._seconds / _RETRIES
+        if time.monotonic() >= self.ends_at:
+            # First, so that nobody sees the old number with the new end.
+            self.number += 1
         self.ends_at = asked_at + self._seconds * _OWN_SHARE
         self._loop.call_soon_threadsafe(self._on_renewed)
         return self._seconds / _RENEWALS

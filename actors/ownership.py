@@ -45,13 +45,13 @@ class Ownership:
         self._seen: dict[bytes, _Seen] = {}
         self._released: dict[str, int] = {}
 
-    @property
-    def is_held(self) -> bool:
-        """Whether what was claimed is still this process's, by its own clock."""
-        return time.monotonic() < self._keeper.ends_at
+    def holds(self, lease: int) -> bool:
+        """Whether what was claimed under a lease is still this process's, by its own clock."""
+        keeper = self._keeper
+        return time.monotonic() < keeper.ends_at and lease == keeper.number
 
-    async def claim(self, stream_id: str) -> int:
-        """Take a stream's next epoch. A holder that has died is waited out.
+    async def claim(self, stream_id: str) -> tuple[int, int]:
+        """Take a stream's next epoch, and tell the number of the lease. A holder that has died is waited out.
 
         Raises `OwnedElsewhere` if another process holds it and lives, and `BackendUnavailable`.
         """
@@ -59,6 +59,7 @@ class Ownership:
         deadline = time.monotonic() + self._owner.seconds
         while True:
             await self._keeper.held()
+            lease = self._keeper.number
             try:
                 answer = await self._store.claim_as(Claim(stream_id, self._owner.id, lapsed))
             except LeaseLost:
@@ -69,7 +70,7 @@ class Ownership:
                 continue
             if not isinstance(answer, Holder):
                 self._released.pop(stream_id, None)
-                return answer
+                return answer, lease
             seen = self._look(answer)
             silent = time.monotonic() - seen.since
             if seen.was_renewed and silent < answer.seconds * _ALIVE_SHARE:

@@ -89,17 +89,18 @@ class Pipeline:
         size = size_of(staged, outcome)
         tail = self.tail
         if tail is not None and not tail.is_taken:
-            tail.add(staged, outcome)
+            tail.events.extend(staged)
+            if outcome is not None:
+                tail.commands.append(outcome)
             self._commits.grow(tail, size)
         else:
-            tail = Commit(decider.stream_id, before, decider.epoch, self._on_outcome)
-            tail.add(staged, outcome)
+            tail = Commit(decider.stream_id, before, decider.epoch, staged, outcome, self._on_outcome)
             tail.size_bytes = size
             self.tail = tail
             self.head = self.head or tail
             self._commits.submit(tail)
         policy = decider.cls.snapshot_policy
-        if staged and (policy.every is not None or policy.when is not None):
+        if (policy.every is not None or policy.when is not None) and staged:
             self._snapshot_if_due(tail, before)
 
     def _snapshot_if_due(self, commit: Commit, before: int) -> None:
@@ -122,7 +123,13 @@ class Pipeline:
             stored = commit.version + len(commit.events)
             if outcome.versions[0] == stored:
                 for envelope in commit.envelopes:
-                    decider.deliver(envelope)
+                    reply = envelope.reply
+                    # Nearly all of them: a command that was asked and not refused.
+                    if reply is not None and envelope.error is None:
+                        if not reply.done():
+                            reply.set_result(envelope.result)
+                    else:
+                        decider.deliver(envelope)
                 decider.outcome_known(commit)
                 return
             outcome = JournalCorrupt(

@@ -36,7 +36,7 @@ class RefRuntime(Protocol):
 
     def new_reply(self) -> asyncio.Future[Any]: ...
 
-    def owns_streams(self) -> bool: ...
+    def owns_streams(self, lease: int) -> bool: ...
 
     def cell_of(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell: ...
 
@@ -88,7 +88,7 @@ class ActorRef(Generic[A]):
             if (
                 handle is not None
                 and (identity is None or cell.knows_new(identity))
-                and (cell.epoch is None or runtime.owns_streams())
+                and (cell.epoch is None or runtime.owns_streams(cell.lease))
             ):
                 cell.used = runtime.next_use()
                 decided = cell.decide(handle, command, metadata, identity)

@@ -186,7 +186,7 @@ class Runtime:
         if pause:
             await asyncio.sleep(pause)
         try:
-            cell.epoch = await self._claim(cell)
+            cell.epoch, cell.lease = await self._claim(cell)
             async with self._permits:
                 actor = await self._rebuild(cell)
             # Without a permit: the hook may ask actors that must recover first.
@@ -206,9 +206,9 @@ class Runtime:
         else:
             cell.recovered()
 
-    async def _claim(self, cell: Cell) -> int | None:
+    async def _claim(self, cell: Cell) -> tuple[int | None, int]:
         if not self._is_exclusive(cell.cls):
-            return None
+            return None, 0
         if self._ownership is None:
             settings = self._settings
             self._ownership = Ownership(
@@ -250,9 +250,9 @@ class Runtime:
         """What the journal remembers of a command."""
         return await self._store.find_command(lookup)
 
-    def owns_streams(self) -> bool:
-        """Whether what was claimed is still this process's."""
-        return self._ownership is not None and self._ownership.is_held
+    def owns_streams(self, lease: int) -> bool:
+        """Whether what was claimed under a lease is still this process's."""
+        return self._ownership is not None and self._ownership.holds(lease)
 
     def _is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool:
         return (cls.ownership or self._settings.ownership) == "exclusive"

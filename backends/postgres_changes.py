@@ -31,6 +31,29 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
     payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch, recorded_at = excluded.recorded_at
 """
+# One statement, so that an owner that is stopped in the middle keeps nobody from claiming the stream. It does not see
+# its own snapshot in the table.
+_SAVE_OWNERS_SNAPSHOT = """
+WITH s AS MATERIALIZED (
+    SELECT id, epoch FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $9 FOR NO KEY UPDATE
+), kept AS MATERIALIZED (
+    SELECT v.version FROM (
+        SELECT n.version FROM {schema}.journal_snapshots n JOIN s ON n.stream = s.id UNION SELECT $1::bigint
+    ) v ORDER BY v.version DESC LIMIT $8
+), saved AS (
+    INSERT INTO {schema}.journal_snapshots
+        (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
+    SELECT s.id, $1::bigint, $2::text, $3::text, $4::bytea, $5::bytea, $6::bigint, $7::bigint FROM s
+    WHERE s.epoch <= $6 AND $1 IN (SELECT version FROM kept)
+    ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
+        payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch,
+        recorded_at = excluded.recorded_at
+), dropped AS (
+    DELETE FROM {schema}.journal_snapshots n USING s
+    WHERE n.stream = s.id AND s.epoch <= $6 AND n.version NOT IN (SELECT version FROM kept)
+)
+SELECT epoch FROM s
+"""
 _DROP_SNAPSHOTS = """
 DELETE FROM {schema}.journal_snapshots WHERE stream = $1 AND version NOT IN
     (SELECT version FROM {schema}.journal_snapshots WHERE stream = $1 ORDER BY version DESC LIMIT $2)
@@ -48,33 +71,39 @@ _CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed 
 _TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
 
 # An id may carry a time that lies ahead of the server's clock: it counts as issued when it was stored, at the latest.
+# The stream's row is locked first, as an append does that may store one of these commands again: else each would wait
+# for the other.
 _FORGET = """
-WITH removed AS (
-    DELETE FROM {schema}.journal_commands c WHERE c.stream = $1 AND {doomed}
+WITH s AS MATERIALIZED (
+    SELECT id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $1 FOR NO KEY UPDATE
+), removed AS (
+    DELETE FROM {schema}.journal_commands c USING s WHERE c.stream = s.id AND {doomed}
     RETURNING least(c.issued_at, c.recorded_at / 1000) AS issued_at
 ), counted AS MATERIALIZED (
     SELECT count(*) AS count, max(issued_at) AS issued_at FROM removed
 ), raised AS (
-    UPDATE {schema}.journal_streams s SET forgotten = d.issued_at FROM counted d
-    WHERE s.id = $1 AND s.forgotten < d.issued_at
+    UPDATE {schema}.journal_streams t SET forgotten = d.issued_at FROM counted d, s
+    WHERE t.id = s.id AND t.forgotten < d.issued_at
 )
 SELECT count FROM counted
 """
 # Row ids rise in the order in which a stream's outcomes were stored.
 _OLD = """c.recorded_at < $3 AND c.id <= (
-        SELECT n.id FROM {schema}.journal_commands n WHERE n.stream = $1 ORDER BY n.id DESC OFFSET $2 LIMIT 1
+        SELECT n.id FROM {schema}.journal_commands n WHERE n.stream = (SELECT id FROM s)
+        ORDER BY n.id DESC OFFSET $2 LIMIT 1
     )"""
 _UP_TO = "c.version <= $2"
 
 
 class PostgresChanges:
-    """Each change is one transaction on a session of the pool."""
+    """Each change is one transaction, on a session of the pool."""
 
     def __init__(self, sql: PostgresSQL, pool: PostgresPool) -> None:
         self._pool = pool
         self._lock_stream = sql.named(_LOCK_STREAM)
         self._stream_id = sql.named(_STREAM_ID)
         self._new_stream = sql.named(_NEW_STREAM)
+        self._save_owners_snapshot = sql.named(_SAVE_OWNERS_SNAPSHOT)
         self._save_snapshot = sql.named(_SAVE_SNAPSHOT)
         self._drop_snapshots = sql.named(_DROP_SNAPSHOTS)
         self._delete_snapshots = sql.named(_DELETE_SNAPSHOTS)
@@ -103,7 +132,7 @@ class PostgresChanges:
                 removed = await session.execute(self._remove, stream, last)
                 await session.execute(self._truncated, stream, last)
                 await session.execute(self._close_removal, door, removed)
-                await session.fetch(self._forget_up_to, stream, last)
+                await session.fetch(self._forget_up_to, stream_id, last)
                 return removed
 
         return await self._pool.run(truncate, writing=True)
@@ -112,32 +141,31 @@ class PostgresChanges:
         """Forget outcomes that are neither among the newest nor recorded late enough. Returns how many."""
         latest = _LARGEST if before is None else _microseconds(before)
 
-        async def forget(session: PostgresSession) -> int:
-            # The lock comes first: what is stored before it is given is then seen, and counts among the newest.
-            async with session.transaction():
-                rows = await session.fetch(self._lock_stream, stream_id)
-                if not rows:
-                    return 0
-                ((count,),) = await session.fetch(self._forget_old, rows[0][0], keep, latest)
-                return int(count)
-
-        return await self._pool.run(forget, writing=True)
+        ((count,),) = await self._pool.run(
+            lambda session: session.fetch(self._forget_old, stream_id, keep, latest), writing=True
+        )
+        return int(count)
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+        stream_id, epoch = snapshot.stream_id, snapshot.epoch
+        values = (
+            snapshot.version,
+            snapshot.fingerprint,
+            snapshot.encoding,
+            snapshot.payload,
+            snapshot.checksum,
+            epoch,
+            _microseconds(snapshot.recorded_at),
+        )
+
         async def save(session: PostgresSession) -> None:
+            if epoch:
+                for (claimed,) in await session.fetch(self._save_owners_snapshot, *values, keep, stream_id):
+                    _check_epoch(stream_id, epoch, claimed)
+                    return
             async with session.transaction():
-                stream = await self._stream_for(session, snapshot)
-                await session.execute(
-                    self._save_snapshot,
-                    stream,
-                    snapshot.version,
-                    snapshot.fingerprint,
-                    snapshot.encoding,
-                    snapshot.payload,
-                    snapshot.checksum,
-                    snapshot.epoch,
-                    _microseconds(snapshot.recorded_at),
-                )
+                stream = await self._stream_row(session, stream_id)
+                await session.execute(self._save_snapshot, stream, *values)
                 await session.execute(self._drop_snapshots, stream, keep)
 
         await self._pool.run(save, writing=True)
@@ -148,14 +176,8 @@ class PostgresChanges:
             lambda session: session.execute(self._delete_snapshots, stream_id, last), writing=True
         )
 
-    async def _stream_for(self, session: PostgresSession, snapshot: StoredSnapshot) -> int:
-        """The id of the stream's row, which is made if there is none. With an epoch it is locked, and the epoch
-        checked: a claim waits until the snapshot is stored."""
-        stream_id = snapshot.stream_id
-        if snapshot.epoch:
-            for id_, _, _, claimed in await session.fetch(self._lock_stream, stream_id):
-                _check_epoch(stream_id, snapshot.epoch, claimed)
-                return int(id_)
+    async def _stream_row(self, session: PostgresSession, stream_id: str) -> int:
+        """The id of a stream's row, which is made if there is none."""
         find = (self._stream_id, stream_id)
         make = (self._new_stream, stream_id, stream_kind(stream_id), _now())
         # Again at the end: who made it at the same moment has made it by then.

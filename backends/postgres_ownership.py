@@ -3,49 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Claim, Holder, Holding, OwnerInfo
-from eventstore.errors import LeaseLost
+from eventstore.errors import LeaseLost, StoreBusy
 from eventstore.events import stream_kind
 
 _MICROSECONDS = 1_000_000
 
-# In the order in which appends lock them, so that neither waits for the other in a circle. A claim waits for the append
-# that is under way, and the next one finds the new epoch.
-_LOCK_STREAMS = """
-SELECT stream_id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = ANY ($1::text[])
-ORDER BY id FOR NO KEY UPDATE
-"""
+# The next try knows of whoever was faster in the one before.
+_TRIES = 12
+
 _NEW_STREAMS = """
 INSERT INTO {schema}.journal_streams (stream_id, kind, created_at)
 SELECT n.stream_id, n.kind, $3 FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
 ORDER BY n.stream_id COLLATE "C"
 ON CONFLICT (tenant, stream_id) DO NOTHING
 """
-# A statement of its own: what it knows of leases must not be older than the locks that were waited for.
+# One statement, so that a process that is stopped in the middle keeps nobody waiting. Rows are locked in the order in
+# which appends lock them: a claim waits for the append that is under way, and the next one finds the new epoch.
+# All of it knows the journal as it was when it began, but for the rows that it locked. Where somebody else claimed one
+# in the meantime, his lease may not be known: then nothing is claimed (`is_current`), and it is asked again.
 _CLAIM = """
 WITH moment AS MATERIALIZED (
     SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now
+), locked AS MATERIALIZED (
+    SELECT s.id, s.epoch FROM {schema}.journal_streams s
+    WHERE s.tenant = '' AND s.stream_id = ANY ($1::text[])
+    ORDER BY s.id
+    FOR NO KEY UPDATE
 ), asked AS MATERIALIZED (
     SELECT w.number, w.owner, s.id, h.id AS holder, h.name, h.renewals, h.duration, h.ends_at - m.now AS remaining,
+        w.owner IS NULL OR l.epoch = s.epoch AS is_current,
         w.owner IS NULL OR EXISTS (
             SELECT FROM {schema}.journal_owners o WHERE o.id = w.owner AND o.ends_at > m.now
         ) AS has_lease
     FROM moment m
     CROSS JOIN unnest($1::text[], $2::bytea[], $3::bigint[]) WITH ORDINALITY AS w (stream_id, owner, lapsed, number)
     JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
+    JOIN locked l ON l.id = s.id
     LEFT JOIN {schema}.journal_owners h ON h.id = s.owner AND s.owner <> w.owner AND h.ends_at > m.now
         AND h.renewals IS DISTINCT FROM w.lapsed
 ), taken AS (
     UPDATE {schema}.journal_streams s SET epoch = s.epoch + 1, owner = a.owner FROM asked a
     WHERE s.id = a.id AND a.holder IS NULL
+        AND (SELECT count(*) FILTER (WHERE is_current AND has_lease) FROM asked) = cardinality($1)
     RETURNING s.id, s.epoch
 )
-SELECT a.has_lease, t.epoch, a.holder, a.name, a.renewals, a.duration, a.remaining
+SELECT a.is_current, a.has_lease, t.epoch, a.holder, a.name, a.renewals, a.duration, a.remaining
 FROM asked a LEFT JOIN taken t ON t.id = a.id ORDER BY a.number
 """
 _RELEASE = """
@@ -74,7 +82,6 @@ class PostgresOwnership:
 
     def __init__(self, sql: PostgresSQL, pool: PostgresPool) -> None:
         self._pool = pool
-        self._lock_streams = sql.named(_LOCK_STREAMS)
         self._new_streams = sql.named(_NEW_STREAMS)
         self._claim = sql.named(_CLAIM)
         self._release = sql.named(_RELEASE)
@@ -82,43 +89,39 @@ class PostgresOwnership:
         self._holdings = sql.named(_HOLDINGS)
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
-        """Take streams' next epochs in one transaction."""
-        if not claims:
-            return []
-        stream_ids = list(dict.fromkeys(claim.stream_id for claim in claims))
+        """Take streams' next epochs in one statement."""
+        rounds = _rounds(claims)
 
         async def claim(session: PostgresSession) -> Sequence[int | Holder]:
-            answers = await self._claim_existing(session, claims, stream_ids)
-            if answers is None:
-                # Outside of the transaction, so that nobody waits for these rows while they wait for others.
+            if len(rounds) == 1:
+                return await self._claim_each(session, claims)
+            answers: dict[int, int | Holder] = {}
+            async with session.transaction():
+                for numbers in rounds:
+                    found = await self._claim_each(session, [claims[number] for number in numbers])
+                    answers.update(zip(numbers, found, strict=True))
+            return [answers[number] for number in range(len(claims))]
+
+        return await self._pool.run(claim, writing=True) if claims else []
+
+    async def _claim_each(self, session: PostgresSession, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+        """Claim different streams."""
+        columns = list(zip(*claims, strict=True))
+        for _ in range(_TRIES):
+            rows = await session.fetch(self._claim, *columns)
+            if len(rows) < len(claims):
+                # A statement of its own, so that nobody waits for these rows while it waits for others.
+                stream_ids = [claim.stream_id for claim in claims]
                 kinds = [stream_kind(stream_id) for stream_id in stream_ids]
                 await session.execute(self._new_streams, stream_ids, kinds, time.time_ns() // 1000)
-                answers = await self._claim_existing(session, claims, stream_ids)
-            if answers is None:
-                raise RuntimeError("a stream was neither there nor could it be made")
-            return answers
-
-        return await self._pool.run(claim, writing=True)
-
-    async def _claim_existing(
-        self, session: PostgresSession, claims: Sequence[Claim], stream_ids: Sequence[str]
-    ) -> Sequence[int | Holder] | None:
-        """None: a stream has no row yet, and nothing was claimed."""
-        answers: dict[int, int | Holder] = {}
-        async with session.transaction():
-            if len(await session.fetch(self._lock_streams, stream_ids)) < len(stream_ids):
-                return None
-            for numbers in _rounds(claims):
-                columns = zip(*(claims[number] for number in numbers), strict=True)
-                rows = await session.fetch(self._claim, *columns)
-                if not all(row["has_lease"] for row in rows):
-                    raise LeaseLost(
-                        "this process holds no lease that runs: nothing was claimed; it is renewed in the background, "
-                        "try again"
-                    )
-                for number, (_, epoch, *holder) in zip(numbers, rows, strict=True):
-                    answers[number] = _holder(*holder) if epoch is None else epoch
-        return [answers[number] for number in range(len(claims))]
+            elif not all(row["has_lease"] for row in rows):
+                raise LeaseLost(
+                    "this process holds no lease that runs: nothing was claimed; it is renewed in the background, "
+                    "try again"
+                )
+            elif all(row["is_current"] for row in rows):
+                return [_holder(*holder) if epoch is None else epoch for _, _, epoch, *holder in rows]
+        raise StoreBusy("other processes claimed the same streams every time: nothing was claimed, try again")
 
     async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
         """Let others claim streams that the owner still holds with these epochs."""
@@ -138,7 +141,7 @@ class PostgresOwnership:
         return [Holding(*row) for row in rows]
 
 
-def _rounds(claims: Sequence[Claim]) -> Iterable[Sequence[int]]:
+def _rounds(claims: Sequence[Claim]) -> Sequence[Sequence[int]]:
     """The numbers of the claims, in rounds in which no stream occurs twice: who claims one again claims it later."""
     times: dict[str, int] = {}
     rounds: list[list[int]] = []

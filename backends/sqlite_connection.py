@@ -163,12 +163,22 @@ def check_file(path: Path) -> None:
             raise InvalidStoreUrl(f"{path} is a directory: name a file in it")
         if not path.parent.is_dir():
             raise InvalidStoreUrl(f"the directory {path.parent} does not exist: create it first")
+        # SQLite takes the file for a new one and removes the log, and with it what was acknowledged last.
+        if _size(Path(f"{path}-wal")) and not _size(path):
+            raise JournalCorrupt(
+                f"{path} is {'empty' if path.exists() else 'gone'}, and its log {path.name}-wal is not: nothing was "
+                "changed; put the file back that the log belongs to, or move the log away to begin a new journal"
+            )
         if not path.exists():
             raise SchemaMissing(f"{path} does not exist", found=None, expected=SCHEMA_REVISION)
     except PermissionError as error:
         raise BackendUnavailable(f"{path.parent} cannot be entered by this user: change its permissions") from error
     if not os.access(path, os.R_OK | os.W_OK):
         raise BackendUnavailable(f"{path} cannot be read and written by this user: change its permissions")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _uri(path: Path, mode: str) -> str:

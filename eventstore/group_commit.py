@@ -99,7 +99,7 @@ class GroupCommit:
         self._drained: list[asyncio.Future[None]] = []
         self._is_closed = False
         # Whether the breaker is open, or an outcome has been unknown for long: all that a submission looks at.
-        self._is_refusing = False
+        self.is_refusing = False
         self._is_unresolved = False
         self._unresolved_timer: asyncio.TimerHandle | None = None
         self._refusal_scheduled = False
@@ -108,7 +108,7 @@ class GroupCommit:
 
     def refusal(self) -> BackendUnavailable | None:
         """What a batch would be refused with if it were submitted now. It costs next to nothing while all is well."""
-        if not self._is_refusing:
+        if not self.is_refusing:
             return None
         # What is in flight already is the probe.
         return self._breaker.refusal() if self._in_flight is None else self._refused()
@@ -145,10 +145,10 @@ class GroupCommit:
         self._waiting.append(pending)
         self._waiting_bytes += pending.size_bytes
         if self._in_flight is not None or self._flush_scheduled:
-            if self._is_refusing:
+            if self.is_refusing:
                 self._refuse_soon()
             return
-        if self._last_group_events <= 1 and not self._is_refusing:
+        if self._last_group_events <= 1 and not self.is_refusing:
             # Nobody else was there the last time: whoever is alone need not wait for company.
             self._flush()
         else:
@@ -177,7 +177,7 @@ class GroupCommit:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self._is_refusing and not self._breaker.admits():
+        if self.is_refusing and not self._breaker.admits():
             self._refuse_waiting()
             return
         count = len(self._waiting)
@@ -206,7 +206,7 @@ class GroupCommit:
             pending = self._waiting[0]
             count = 0
             for write in pending.writes:
-                count += len(write.events)
+                count += len(write.events) + len(write.commands)
             too_large = events + count > MAX_GROUP_EVENTS or size + pending.size_bytes > MAX_GROUP_BYTES
             if group and too_large and not pending.is_withdrawn:
                 break
@@ -241,7 +241,7 @@ class GroupCommit:
         if self._unresolved_timer is not None:
             self._unresolved_timer.cancel()
         self._is_unresolved = False
-        self._is_refusing = not self._breaker.is_closed
+        self.is_refusing = not self._breaker.is_closed
         self._deliver(self._outcomes(future))
 
     def _outcomes(self, future: asyncio.Future[Sequence[_Outcome]]) -> Sequence[AppendOutcome | EventStoreError]:
@@ -263,7 +263,10 @@ class GroupCommit:
         is_ahead = self._in_flight is not None
         self._flush_scheduled = not is_ahead
         for pending, outcome in zip(group, outcomes, strict=True):
-            self._tell(pending, outcome)
+            try:
+                pending.on_outcome(pending, outcome)
+            except Exception as error:
+                self._callback_failed(error)
         self._notify_room()
         if is_ahead:
             return
@@ -290,8 +293,8 @@ class GroupCommit:
     # While the database does not serve
 
     def _on_breaker(self) -> None:
-        self._is_refusing = self._is_unresolved or not self._breaker.is_closed
-        if self._is_refusing:
+        self.is_refusing = self._is_unresolved or not self._breaker.is_closed
+        if self.is_refusing:
             self._refuse_soon()
 
     def _on_unresolved(self, error: OutcomeUnknown) -> None:
@@ -310,7 +313,7 @@ class GroupCommit:
     def _refuse_in_flight(self) -> None:
         self._refusal_scheduled = False
         # With nothing in flight, the next group may be the probe.
-        if self._is_refusing and self._in_flight is not None:
+        if self.is_refusing and self._in_flight is not None:
             self._refuse_waiting()
 
     def _refuse_waiting(self) -> None:
@@ -348,7 +351,10 @@ class GroupCommit:
         try:
             pending.on_outcome(pending, outcome)
         except Exception as error:
-            self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
+            self._callback_failed(error)
+
+    def _callback_failed(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
 
     def _notify_room(self) -> None:
         while self._on_room and not self.is_full:

@@ -35,7 +35,7 @@ async def resolve(
         reraise=True,
     )
     try:
-        outcomes = await attempts(append_again)
+        outcomes: Sequence[AppendOutcome] = await attempts(append_again)
     except OutcomeUnknown:
         raise
     except EventStoreError as error:

@@ -247,6 +247,17 @@ class EventStore:
         return self._append(writes)
 
     async def _append(self, writes: list[StreamWrite]) -> Appended:
+        outcome = await self._outcome_of(writes)
+        if isinstance(outcome, Appended):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            # The error keeps this frame. If that kept the error too, both would stay, with all the events, until the
+            # garbage collector comes.
+            del outcome
+
+    async def _outcome_of(self, writes: list[StreamWrite]) -> AppendOutcome | EventStoreError:
         commits = self._open_commits
         loop = asyncio.get_running_loop()
         while commits.is_full:
@@ -257,15 +268,7 @@ class EventStore:
             outcome.set_result(result)
 
         commits.submit(PendingAppend(writes, size_of(writes), settle))
-        result = await _finish_then_cancel(outcome)
-        if isinstance(result, Appended):
-            return result
-        try:
-            raise result
-        finally:
-            # The error holds this frame: it must not hold the error, or both stay, with all the events, until the
-            # garbage collector comes.
-            del result, outcome
+        return await _finish_then_cancel(outcome)
 
     @property
     def commits(self) -> GroupCommit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator
 
@@ -130,6 +131,25 @@ async def test_when_the_lease_has_run_out_nothing_is_answered_from_memory(store:
                 await one.ref(Owned, "a").ask(Read())
 
 
+async def test_a_lease_that_ran_out_and_is_renewed_brings_back_nothing(store: EventStore, other: EventStore):
+    async with owner(store) as one, owner(other, "two") as two:
+        await one.ref(Owned, "a").ask(Write(text="1"))
+        keeper = one._runtime._ownership._keeper  # type: ignore[union-attr]
+        renew = keeper._renew
+        asleep = threading.Event()
+
+        async def renew_when_awake() -> float:
+            return await renew() if not asleep.is_set() else 0.01
+
+        keeper._renew = renew_when_awake  # type: ignore[method-assign]
+        asleep.set()
+        assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
+        asleep.clear()
+        await until(lambda: keeper.is_held)
+        with pytest.raises(OwnedElsewhere):
+            await one.ref(Owned, "a").ask(Read())
+
+
 async def test_a_snapshot_of_an_owner_that_was_overtaken_is_refused(store: EventStore, other: EventStore):
     class Kept(Owned):
         snapshot_policy = SnapshotPolicy(on_passivation=True)
@@ -161,7 +181,7 @@ async def test_the_lease_is_renewed_while_the_loop_is_blocked(store: EventStore,
         await one.ref(Owned, "a").ask(Write(text="1"))
         before = (await store.owners())[0].renewals
         time.sleep(2 * SECONDS)
-        assert one._runtime.owns_streams()  # type: ignore[union-attr]
+        assert one._runtime._ownership._keeper.is_held  # type: ignore[union-attr]
         assert (await store.owners())[0].renewals > before
 
 

@@ -127,6 +127,14 @@ async def test_groups_without_commands_name_no_table_of_commands(postgres_url: s
         assert not [statement for statement in statements if "journal_commands" in statement]
 
 
+async def test_forgetting_is_one_statement(postgres_url: str, statements: list[str]) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await append_alone(backend_of(store), write("a", commands=[outcome("c"), outcome("d")]))
+        statements.clear()
+        assert await backend_of(store).forget_commands("a", keep=1, before=None) == 1
+        assert len(statements) == 1
+
+
 async def test_many_questions_are_one_statement(postgres_url: str, statements: list[str]) -> None:
     async with EventStore.open(postgres_url) as store:
         statements.clear()
@@ -304,20 +312,24 @@ async def test_of_stores_that_execute_the_same_commands_each_is_stored_once(
         ) == [(80, 80)]
 
 
-async def test_what_is_stored_while_forgetting_waits_counts_among_the_newest(postgres_url: str) -> None:
-    async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:
-        backend = backend_of(store)
-        await append_alone(backend, write("a", commands=[outcome("c"), outcome("d")]))
-        await holder.execute("BEGIN; SELECT * FROM journal_streams FOR UPDATE")
-        forgetting = asyncio.create_task(backend.forget_commands("a", keep=1, before=None))
-        await waiting_for_locks(postgres_url)
-        await holder.execute(
-            "INSERT INTO journal_commands SELECT nextval('journal_commands_id_seq'), stream, 'e', fingerprint, "
-            "outcome_id, is_rejection, payload, issued_at, version, recorded_at FROM journal_commands "
-            "WHERE command_id = 'd'; COMMIT"
-        )
-        assert await forgetting == 2
-        assert await remembered(backend) == {"e"}
+async def test_forgetting_beside_executions_of_the_same_commands_never_deadlocks(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as two:
+
+        async def execute_again(store: EventStore) -> None:
+            for _ in range(40):
+                commands = [outcome(f"c{number}") for number in range(20)]
+                result = await append_alone(backend_of(store), write("a", b"1", commands=commands))
+                assert isinstance(result, Appended | DuplicateCommand)
+
+        async def forget() -> int:
+            return sum([await backend_of(two).forget_commands("a", keep=3, before=None) for _ in range(60)])
+
+        async with asyncio.timeout(PATIENCE):
+            _, _, count = await asyncio.gather(execute_again(one), execute_again(two), forget())
+        assert count > 0
+    await asyncio.sleep(0.1)
+    query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    assert await fetch(postgres_url, query) == [(0,)]
 
 
 async def test_an_append_under_way_is_not_disturbed_by_what_changes_its_stream(

@@ -303,16 +303,19 @@ async def test_a_lease_is_renewed_on_a_connection_of_its_own_that_is_gone_when_i
     async with EventStore.open(with_parameters(postgres_url, pool_size=1)) as store:
         backend = backend_of(store)
 
+        released = asyncio.Event()
+
         async def hold(_: object) -> None:
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(PATIENCE):
+                await released.wait()
 
         holding = asyncio.create_task(backend._open.pool.run(hold))
         await asyncio.sleep(0)
-        began = time.monotonic()
+        # Though the pool's only connection is in use.
         alice = await leases.begin(backend)
         await alice.renew()
-        # Whatever the pool is busy with.
-        assert not holding.done() or time.monotonic() - began >= 0.5
+        assert not holding.done()
+        released.set()
         await holding
         assert len(await fetch(postgres_url, LEASES)) == 1
         await alice.end()
@@ -364,6 +367,8 @@ async def test_a_renewal_that_is_cancelled_opens_no_connection_and_the_next_one_
             async with asyncio.timeout(0.1):
                 await lease.renew(b"{}")
         assert time.monotonic() - began < 1
+        # None to ask the server for the end of the statement, either.
+        await asyncio.sleep(0.2)
         assert proxy.accepted == before
         proxy.resume()
         await lease.renew(b"{}")

@@ -62,9 +62,7 @@ class Asking:
 
         async def teller(vault: ActorRef[Vault], name: str) -> None:
             for number in count():
-                command = Deposit(
-                    id=f"{name}/{number}", parts=random.choice((1, 1, 1, 3)), amount=random.randint(1, 9)
-                )
+                command = Deposit(id=f"{name}/{number}", parts=random.choice((1, 1, 1, 3)), amount=random.randint(1, 9))
                 if WITHOUT_ID in name:
                     await deposit(vault, command, self.lines.append)
                 else:

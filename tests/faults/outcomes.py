@@ -40,18 +40,22 @@ def verdict_on_ids(url: str, record: Record, ids: Collection[str]) -> list[Viola
 
 
 def outcomes_at(url: str) -> list[Remembered]:
+    return [Remembered(stream_id, id_, Receipt(*json.loads(payload))) for stream_id, id_, payload in payloads_at(url)]
+
+
+def payloads_at(url: str) -> list[tuple[str, str, str | bytes]]:
+    """Every outcome: its stream, the command's id, and what is stored of the reply or the rejection."""
     parts = urlsplit(url)
     match parts.scheme:
         case "sqlite":
             with closing(sqlite3.connect(Path(parts.path[1:]))) as connection:
-                rows = connection.execute(_OUTCOMES).fetchall()
+                return connection.execute(_OUTCOMES).fetchall()
         case "postgresql":
-            rows = asyncio_run(_in_postgres(parts._replace(query="").geturl()))
+            return asyncio_run(_in_postgres(parts._replace(query="").geturl()))
         case "redis":
-            rows = _in_redis(url)
+            return _in_redis(url)
         case scheme:
             raise ValueError(f"nobody has said how to read a {scheme} journal")
-    return [Remembered(stream_id, id_, Receipt(*json.loads(payload))) for stream_id, id_, payload in rows]
 
 
 def _violations_of_outcomes(url: str, record: Record, ids: Collection[str]) -> Iterator[Violation]:
@@ -75,22 +79,22 @@ def _violations_of_outcomes(url: str, record: Record, ids: Collection[str]) -> I
             yield Violation("another answer", f"{id_}: {record.acks[id_]} instead of {outcome.receipt}")
 
 
-async def _in_postgres(dsn: str) -> list[tuple[Any, ...]]:
+async def _in_postgres(dsn: str) -> list[tuple[str, str, str | bytes]]:
     connection = await asyncpg.connect(dsn, timeout=10, command_timeout=60)
     try:
-        return [tuple(row) for row in await connection.fetch(_OUTCOMES)]
+        return [(row[0], row[1], row[2]) for row in await connection.fetch(_OUTCOMES)]
     finally:
         await connection.close(timeout=5)
 
 
-def _in_redis(url: str) -> list[tuple[Any, ...]]:
+def _in_redis(url: str) -> list[tuple[str, str, str | bytes]]:
     parts = urlsplit(url)
     base = f"{{{parse_qs(parts.query).get('prefix', ['journal'])[0]}}}"
     with closing(redis.Redis.from_url(parts._replace(query="").geturl(), socket_timeout=30)) as client:
         call = cast("Any", client)
         names: dict[bytes, bytes] = call.hgetall(f"{base}:numbers")
         stored: dict[bytes, bytes] = call.hgetall(f"{base}:commands")
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[str, str, str | bytes]] = []
     for field, packed in stored.items():
         number, _, command_id = field.partition(b":")
         rows.append((names[number].decode(), command_id.decode(), packed[_REDIS_PAYLOAD_AT:]))

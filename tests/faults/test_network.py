@@ -117,7 +117,7 @@ async def survives(proxy: FaultProxy, url: str, seconds: float) -> None:
     assert await asyncio.to_thread(verdict, url, record) == []
     # Nearly every outcome that was not told was found out.
     assert len(record.unknown) <= len(record.acks) / 100
-    assert set(record.refused.values()) <= {"BackendUnavailable"}
+    assert set(record.refused.values()) <= {"BackendUnavailable", "CircuitOpen"}
     assert len(record.acks) > 10 * seconds
 
 

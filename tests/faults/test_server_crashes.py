@@ -134,7 +134,7 @@ def assert_survives(crashes: Crashes, record_file: Path, count: int) -> None:
     assert verdict(crashes.url, record) == []
     assert record.unknown == set()
     # Nothing is said but that the server was not there.
-    assert set(record.refused.values()) <= {"BackendUnavailable"}
+    assert set(record.refused.values()) <= {"BackendUnavailable", "CircuitOpen"}
 
 
 def test_a_server_that_is_killed_under_load_loses_nothing_and_doubles_nothing(crashes: Crashes, tmp_path: Path) -> None:

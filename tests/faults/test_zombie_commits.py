@@ -28,6 +28,8 @@ from tests.faults.verdict import Violation
 from tests.servers.proxy import FaultProxy
 
 KEYS = ("a", "b", "c")
+# Of who asks with an id, until they ask again.
+PATIENCE = 0.25
 GUILTY = {"refused but stored", "doubled", "outcome not remembered", "torn"}
 
 
@@ -65,16 +67,23 @@ async def lose_replies(proxy: FaultProxy, url: str, count: int, build: str | Non
                 async with asyncio.timeout(5):
                     await proxy.reply_was_lost.wait()
             proxy.keep_replies()
-            await asyncio.sleep(random.uniform(0, 0.005))
-        before = asking.acknowledged
-        async with asyncio.timeout(30):
-            while asking.acknowledged < before + 50 and not depositing.done():
-                await asyncio.sleep(0.01)
+            if random.random() < 0.8:
+                await acknowledged(asking, 1, depositing)
+            # Else what finds out about this one is lost as well.
+        await acknowledged(asking, 50, depositing)
         depositing.cancel()
         await asyncio.wait([depositing])
         if not depositing.cancelled():
             depositing.result()
     return asking
+
+
+async def acknowledged(asking: Asking, count: int, depositing: asyncio.Task[Any]) -> None:
+    """Wait until so many more deposits are acknowledged."""
+    before = asking.acknowledged
+    async with asyncio.timeout(30):
+        while asking.acknowledged < before + count and not depositing.done():
+            await asyncio.sleep(0.001)
 
 
 async def test_a_command_whose_reply_is_lost_has_one_outcome(proxy: FaultProxy, url: str) -> None:
@@ -95,7 +104,8 @@ async def survives_lost_replies(proxy: FaultProxy, url: str, count: int) -> None
     assert asking.acknowledged > count
 
 
-@pytest.mark.parametrize("build", BROKEN)
+# What is committed before anybody looks is found, so those that look are not caught by this fault, but by the next.
+@pytest.mark.parametrize("build", ["taking lost for refused", "resolving without ids"])
 async def test_a_store_that_finds_out_about_lost_replies_in_a_wrong_way_is_found_guilty(
     proxy: FaultProxy, url: str, build: str
 ) -> None:
@@ -103,11 +113,7 @@ async def test_a_store_that_finds_out_about_lost_replies_in_a_wrong_way_is_found
 
     assert proxy.lost_replies >= 10
     found = await asyncio.to_thread(verdict_on_ids, url, asking.record(), asking.ids)
-    if build.startswith("looking"):
-        # What is committed before anybody looks is found. It takes a commit that comes later to catch them.
-        assert found == []
-    else:
-        assert GUILTY & {violation.rule for violation in found}
+    assert GUILTY & {violation.rule for violation in found}
 
 
 # Commits that come later
@@ -123,8 +129,8 @@ class Zombies:
         self.made = 0
         self.waited_for = 0
 
-    async def make(self, asking: asyncio.Task[Any]) -> None:
-        """Make one of the append that a task is about, and let it commit."""
+    async def make(self, asking: asyncio.Task[Any], seconds: float) -> None:
+        """Make one of the append that a task is about, and let it commit so many seconds later."""
         await self._holder.execute("SELECT pg_advisory_lock(7)")
         try:
             await self._until_waiting("advisory", asking)
@@ -132,6 +138,7 @@ class Zombies:
             # The second try waits for the first. A broken store has none.
             is_tried_again = await self._until_waiting("transactionid", asking, seconds=1.0)
             self.waited_for += is_tried_again
+            await asyncio.sleep(seconds)
             self.made += await self._waiting("advisory")
         finally:
             await self._holder.execute(LET_GO)
@@ -154,7 +161,7 @@ class Zombies:
 
 
 async def make_zombies(url: str, count: int, build: str | None = None) -> tuple[Asking, Zombies]:
-    asking = Asking(timeout=0.25)
+    asking = Asking(timeout=PATIENCE)
     parts = urlsplit(url)
     async with (
         FaultProxy(parts.hostname or "", parts.port or 0) as proxy,
@@ -173,7 +180,8 @@ async def make_zombies(url: str, count: int, build: str | None = None) -> tuple[
             with_id = number % 2 == 0
             work = asking.deposit(vault, command) if with_id else deposit(vault, command, asking.lines.append)
             task = asyncio.create_task(work)
-            await zombies.make(task)
+            # Some come so late that who asks has asked again.
+            await zombies.make(task, 1.5 * PATIENCE if number % 10 == 0 else 0)
             async with asyncio.timeout(30):
                 await task
     return asking, zombies
@@ -197,6 +205,7 @@ async def survives_zombies(url: str, count: int) -> None:
 
     print(f"{zombies.made} zombie commits, {zombies.waited_for} waited for, {dict(asking.errors)}")
     assert zombies.made == zombies.waited_for == count
+    assert asking.errors["AskTimeout"] >= count / 10
     assert await verdict_on_zombies(url, asking) == []
     record = asking.record()
     assert len(record.acks) == count + len(KEYS)
