@@ -506,7 +506,7 @@ class Cell:
                 envelope.result = envelope.error = None
                 again.append(envelope)
             else:
-                envelope.error = _told(error, envelope.identity)
+                envelope.error = _told(error, envelope.identity, self._pipeline.sent_version)
                 self.deliver(envelope)
         if again:
             if self._mailbox is None:
@@ -690,8 +690,14 @@ def _encoded(metadata: Metadata | None, identity: CommandIdentity | None) -> byt
     return encode_metadata(metadata.model_copy(update={"command_id": identity.command_id}))
 
 
-def _told(error: EventStoreError, identity: CommandIdentity | None) -> EventStoreError:
+def _told(error: EventStoreError, identity: CommandIdentity | None, version: int) -> EventStoreError:
     """An append's error as the asker of one command gets it."""
+    command_id = None if identity is None else identity.command_id
+    if isinstance(error, (DuplicateCommand, CommandForgotten)) and error.command_id != command_id:
+        # It was another command, which went the same way, that could not be stored.
+        conflict = ConcurrencyError(error.stream_id, version, None)
+        conflict.__cause__ = error
+        return conflict
     if not isinstance(error, OutcomeUnknown) or identity is None:
         return error
     unknown = OutcomeUnknown(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,6 @@ import orjson
 from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, or_, select, text
 from sqlalchemy import literal_column as sql
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
@@ -115,6 +115,7 @@ class SQLiteReader:
         self._path = path
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
+        self._places = asyncio.Semaphore(_READERS)
         self._reads: set[asyncio.Task[Sequence[Any]]] = set()
         self._pid = 0
 
@@ -128,7 +129,6 @@ class SQLiteReader:
             poolclass=AsyncAdaptedQueuePool,
             pool_size=_READERS,
             max_overflow=0,
-            pool_timeout=_READER_WAIT_SECONDS,
             pool_reset_on_return=None,
         )
         self._pid = os.getpid()
@@ -274,8 +274,6 @@ class SQLiteReader:
         """Run a statement on a reading connection."""
         try:
             return await self._to_its_end(self._execute(self._open_engine, statement))
-        except PoolTimeout as error:
-            raise _no_reader() from error
         except DBAPIError as error:
             raise _read_error(error.orig) from error
 
@@ -290,19 +288,33 @@ class SQLiteReader:
         """Run a statement on the driver itself: one hop to its thread instead of four."""
         try:
             return await self._to_its_end(self._execute_on_driver(self._open_engine, statement, parameters))
-        except PoolTimeout as error:
-            raise _no_reader() from error
+        except DBAPIError as error:
+            # The pool had to connect, and could not.
+            raise _read_error(error.orig) from error
         except sqlite3.Error as error:
             raise _read_error(error) from error
 
     async def _execute(self, engine: AsyncEngine, statement: Executable) -> Sequence[Any]:
-        async with engine.connect() as connection:
+        async with self._place(), engine.connect() as connection:
             return (await connection.execute(statement)).all()
 
     async def _execute_on_driver(self, engine: AsyncEngine, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        async with engine.connect() as connection:
+        async with self._place(), engine.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             return list(await cast("aiosqlite.Connection", driver).execute_fetchall(statement, parameters))
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None, None]:
+        # The engine's pool lets so many connect at once too, but whoever waits there is not woken when one fails to.
+        try:
+            async with asyncio.timeout(_READER_WAIT_SECONDS):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise _no_reader() from error
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def _to_its_end(self, read: Coroutine[Any, Any, Sequence[Any]]) -> Sequence[Any]:
         """Run a read that ends even if its caller is cancelled: inside the driver, a cancellation would leave a

@@ -162,7 +162,12 @@ class SQLiteWriter:
             yield
             return
         if self._lock_file is None:
-            self._lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise BackendUnavailable(
+                    f"{self._path}-lock, which keeps processes apart, cannot be opened: nothing was done ({error})"
+                ) from error
         deadline = time.monotonic() + self._busy_timeout
         while True:
             try:

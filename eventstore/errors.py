@@ -31,14 +31,13 @@ class StoreClosed(EventStoreError):
 class ConcurrencyError(EventStoreError):
     """Another writer reached the stream first. Nothing was stored: reload it and decide again.
 
-    `expected` is the version the append was decided on, `actual` the stream's version when it was refused.
+    `expected` is the version the append was decided on, `actual` the stream's version when it was refused; None where
+    it was not the version that stood in the way, but another command that had been handled elsewhere.
     """
 
-    def __init__(self, stream_id: str, expected: int | str, actual: int) -> None:
-        super().__init__(
-            f"stream {stream_id!r} is at version {actual}, not {expected}: nothing was stored; "
-            "reload the stream and decide again"
-        )
+    def __init__(self, stream_id: str, expected: int | str, actual: int | None) -> None:
+        found = "was written to by another process" if actual is None else f"is at version {actual}, not {expected}"
+        super().__init__(f"stream {stream_id!r} {found}: nothing was stored; reload the stream and decide again")
         self.stream_id = stream_id
         self.expected = expected
         self.actual = actual

@@ -53,7 +53,9 @@ def _of_every_try(outcome: AppendOutcome) -> AppendOutcome | EventStoreError:
     that has not come to the expected version yet may have done so when the first try arrives.
     """
     match outcome:
-        case ConcurrencyError(expected=expected, actual=actual) if isinstance(expected, str) or actual < expected:
+        case ConcurrencyError(expected=expected, actual=actual) if isinstance(expected, str) or (
+            actual is not None and actual < expected
+        ):
             unknown = OutcomeUnknown(f"the append was refused now, but an earlier try may still arrive: {outcome}")
             unknown.__cause__ = outcome
             return unknown

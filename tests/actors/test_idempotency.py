@@ -16,6 +16,7 @@ from actors import (
     CommandForgotten,
     CommandRejected,
     CommandRetention,
+    ConcurrencyError,
     DuplicateCommandMismatch,
     InvalidCommandId,
     OutcomeUnknown,
@@ -249,6 +250,26 @@ async def test_two_processes_handle_it_once_between_them(store: EventStore, othe
             asked = (shop.ask(Buy(what=f"{number}"), command_id=f"{number}") for shop in shops for _ in range(2))
             assert {reply.number for reply in await asyncio.gather(*asked)} == {number}
         assert await events_of(store) == [f"{number}" for number in range(1, 21)]
+
+
+async def test_an_async_handler_beside_a_command_that_was_handled_elsewhere_is_told_of_a_conflict(faults: Faults):
+    """They were on their way together, so nothing of it is stored, and it cannot be decided again."""
+    async with faults.store() as store, ActorSystem(store) as one, ActorSystem(store) as two:
+        shop = one.ref(Shop, "a")
+        await shop.ask(Count(), command_id="0")
+        with pytest.raises(TooDear):
+            await two.ref(Shop, "a").ask(Buy(what="castle"), command_id="1")
+        faults.hold()
+        before = len(faults.appends)
+        first = asyncio.create_task(one.ref(Shop, "b").ask(Buy(what="bread")))
+        await faults.held(before + 1)
+        asked = (shop.ask(BuySlowly(what="milk")), shop.ask(Buy(what="castle"), command_id="1"))
+        results = asyncio.gather(*asked, return_exceptions=True)
+        await until(lambda: Shop.handled[-2:] == ["milk", "castle"])
+        faults.release()
+        assert [type(error) for error in await results] == [ConcurrencyError, TooDear]
+        assert (await first).number == 1
+        assert await events_of(store) == []
 
 
 async def test_an_async_handler_is_not_run_for_what_another_process_has_handled(store: EventStore, other: EventStore):

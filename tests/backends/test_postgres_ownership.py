@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,6 +15,7 @@ import pytest_asyncio
 from backends.conformance.events import collect, happened, outcome, write
 from backends.conformance.leases import Leases
 from backends.postgres_lease import PostgresLease
+from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown, StoreClosed
 from eventstore.backend import Appended, Claim, Holder, Holding, Owner, StoredSnapshot
 from eventstore.codec import new_event_id
@@ -60,6 +62,42 @@ async def waiting_for_locks(url: str, count: int = 1) -> None:
 
 def snapshot(version: int, epoch: int) -> StoredSnapshot:
     return StoredSnapshot("a", version, "fingerprint", "json", b"{}", bytes(16), datetime.now(UTC), epoch)
+
+
+# How many statements
+
+
+async def test_a_process_that_is_stopped_in_the_middle_holds_no_lock_because_there_is_no_middle(
+    postgres_url: str, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"s-{number}" for number in range(50)]
+    seen: list[str] = []
+    run = {name: getattr(PostgresSession, name) for name in ("fetch", "execute")}
+
+    def noting(name: str) -> Callable[..., Any]:
+        async def noted(session: PostgresSession, statement: str, *parameters: object) -> object:
+            assert not session.connection.is_in_transaction()
+            seen.append(statement)
+            return await run[name](session, statement, *parameters)
+
+        return noted
+
+    async with EventStore.open(postgres_url) as store:
+        backend = backend_of(store)
+        alice = await leases.begin(backend)
+        await backend.append([[write(name, b"1")] for name in ("a", *names)])
+        # It has made its plans, and prepared what the driver asks about types.
+        await backend.claim([Claim("a", alice.id)])
+        for name in run:
+            monkeypatch.setattr(PostgresSession, name, noting(name))
+        epochs = await backend.claim([Claim(name, alice.id) for name in ("a", *names)])
+        assert epochs == [2, *[1] * 50]
+        await backend.save_snapshot(snapshot(1, 2), keep=1)
+        await backend.append([[write("a", b"2", epoch=2, commands=[outcome("c")])]])
+        await backend.forget_commands("a", keep=0, before=None)
+        await backend.release(alice.id, dict.fromkeys(names, 1))
+        for statement in seen: print("STATEMENT", statement[:300])
+        assert len([statement for statement in seen if "pg_notify" not in statement]) == 5
 
 
 # What a claim waits for
@@ -145,12 +183,17 @@ async def test_a_claim_waits_for_the_snapshot_of_the_earlier_owner(postgres_url:
         epoch = await store.claim("a")
         async with connected(postgres_url) as holder:
             # The snapshot hangs behind its check of the epoch.
-            await holder.execute("BEGIN; LOCK TABLE journal_snapshots IN EXCLUSIVE MODE")
+            await holder.execute(
+                "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NEW; END'; "
+                "CREATE TRIGGER hold BEFORE INSERT ON journal_snapshots FOR EACH ROW EXECUTE FUNCTION hold(); "
+                "SELECT pg_advisory_lock(7)"
+            )
             saving = asyncio.create_task(backend.save_snapshot(snapshot(1, epoch), keep=1))
             await waiting_for_locks(postgres_url)
             claiming = asyncio.create_task(store.claim("a"))
             await waiting_for_locks(postgres_url, 2)
-            await holder.execute("ROLLBACK")
+            await holder.execute("SELECT pg_advisory_unlock(7)")
             await saving
             assert await claiming == epoch + 1
 
@@ -268,7 +311,7 @@ async def test_a_claim_whose_answer_is_lost_is_made_again_with_a_higher_epoch(
         alice = await leases.begin(backend_of(store))
         await store.append("a", happened(1))
         await alice.granted(backend_of(distant), "a")
-        proxy.lose_reply(to=b"COMMIT")
+        proxy.lose_reply(to=alice.id)
         with pytest.raises(OutcomeUnknown):
             await alice.claim(backend_of(distant), "a")
         assert await alice.granted(backend_of(distant), "a") == 3

@@ -78,6 +78,19 @@ def flipped(value: Value) -> Iterator[Value | None]:
                     yield None
 
 
+async def damage_outcome_beyond_reading(url: str) -> None:
+    """Leave bytes in the place of the victim's outcome that its database can hold, and the journal never writes."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        with closing(sqlite3.connect(parts.path[1:], isolation_level=None)) as connection:
+            connection.execute(f"UPDATE journal_commands SET payload = x'ff' WHERE stream = {_STREAM}")
+    else:
+        prefix = parse_qs(parts.query).get("prefix", ["journal"])[0]
+        with closing(redis.Redis.from_url(parts._replace(query="").geturl())) as client:
+            number = int.from_bytes(cast("bytes", client.hget(f"{{{prefix}}}:heads", VICTIM))[:7], "big")
+            client.hset(f"{{{prefix}}}:commands", f"{number}:{COMMAND_ID}", b"x")
+
+
 # SQL
 
 

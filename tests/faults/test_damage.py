@@ -4,6 +4,7 @@ not noticed is said here too. F36, a snapshot ahead of the journal, is in `tests
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections import Counter, defaultdict
@@ -16,10 +17,18 @@ import pytest
 from actors import ActorSystem, RecoveryError, fold
 from actors.command_identity import identify
 from actors.replies import read_reply
-from eventstore import DuplicateCommandMismatch, EventStore, EventStoreError, ReplyDecodeError
-from eventstore.backend import CommandLookup
+from eventstore import DuplicateCommandMismatch, EventStore, EventStoreError, JournalCorrupt, ReplyDecodeError
+from eventstore.backend import CommandLookup, CommandsFound
 from eventstore.snapshots import new_snapshot
-from tests.faults.damage import COMMAND_ID, VERSION, VICTIM, Unholdable, flipped, places
+from tests.faults.damage import (
+    COMMAND_ID,
+    VERSION,
+    VICTIM,
+    Unholdable,
+    damage_outcome_beyond_reading,
+    flipped,
+    places,
+)
 from tests.faults.vault import Deposit, GetTotal, Vault
 
 OTHER = "vault-other"
@@ -260,6 +269,21 @@ async def test_a_damaged_outcome_is_an_error_for_who_asks_for_it_and_the_actor_g
         with pytest.raises(ReplyDecodeError):
             await victim.ask(Deposit(id=f"d{VERSION}", amount=7), command_id=COMMAND_ID)
         assert await victim.ask(GetTotal()) == (5, 35)
+
+
+@pytest.mark.xfail(strict=True, reason="Backend.find_commands has one outcome for all who ask in one trip")
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+async def test_a_damaged_outcome_spoils_no_answer_to_others_who_ask_at_the_same_time(url: str) -> None:
+    async with EventStore.open(url) as store:
+        await deposit(store)
+        await damage_outcome_beyond_reading(url)
+        damaged, unharmed = await asyncio.gather(
+            *(store.find_command(CommandLookup(stream_id, COMMAND_ID)) for stream_id in (VICTIM, OTHER)),
+            return_exceptions=True,
+        )
+
+    assert isinstance(damaged, JournalCorrupt)
+    assert isinstance(unharmed, CommandsFound)
 
 
 async def test_an_error_that_nobody_foresaw_ends_the_ask_and_not_the_actor(

@@ -22,7 +22,7 @@ import pytest_asyncio
 
 from actors import ActorSystem
 from eventstore import EventStore, OutcomeUnknown
-from eventstore.backend import Backend, Load, Loaded
+from eventstore.backend import AppendOutcome, Backend, Batch, Load, Loaded
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import JournalCorrupt
 from eventstore.schema import upgrade
@@ -69,6 +69,9 @@ class Watched(Wrapped):
     """Counts how many states are asked for at once."""
 
     most_loads = 0
+
+    def append(self, batches: Sequence[Batch]) -> Awaitable[Sequence[AppendOutcome]]:
+        return self._backend.append(batches)
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         self.most_loads = max(self.most_loads, len(loads))
@@ -184,6 +187,7 @@ async def observe(
             while len(seen.served_again) < 2 * ACTORS:
                 await asyncio.sleep(0.02)
                 seen.served_again = served_after(seen, hot + cold)
+                if "DBG" in __import__("os").environ: print(len(seen.served_again), time.monotonic()-seen.ended, dict(seen.asking.errors), system.stats()[:3], flush=True)
         is_over.set()
         seen.most_recoveries = watched[0].most_loads
     return seen

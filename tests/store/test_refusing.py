@@ -19,6 +19,7 @@ from eventstore.errors import (
     DuplicateEventError,
     EventStoreError,
     FencedError,
+    JournalCorrupt,
     OutcomeUnknown,
     StorageFull,
     StoreBusy,
@@ -365,6 +366,21 @@ async def test_what_stays_unknown_is_told_to_its_owner_first_and_then_what_was_b
     async with asyncio.timeout(10):
         await commits.close()
     assert bench.heard == [("a", 1, OutcomeUnknown), ("a", 2, CircuitOpen)]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [LOST, GONE, StorageFull("full"), StoreBusy("busy"), JournalCorrupt("damaged")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_later_try_that_fails_does_not_settle_what_became_of_the_first(bench: Bench, later: EventStoreError):
+    commits = GroupCommit(bench.journal.append, bench.breaker, resolve_within=0.05)
+    bench.journal.next.append(LOST)
+    bench.journal.answer = later
+    Owner(commits, "a", bench.heard).append()
+    async with asyncio.timeout(10):
+        await commits.close()
+    assert bench.heard == [("a", 1, OutcomeUnknown)]
 
 
 @pytest.mark.parametrize(
