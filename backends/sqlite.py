@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from backends import sqlite_changing, sqlite_commands, sqlite_ownership
 from backends.sqlite_append import SQLiteAppend
-from backends.sqlite_connection import check_file, check_library, check_schema, inspect
+from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_writer import SQLiteWriter
@@ -64,6 +64,12 @@ class SQLiteBackend(SQLiteReader):
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
+        try:
+            await self._open()
+        except RuntimeError as error:
+            raise thread_missing(error) from error
+
+    async def _open(self) -> None:
         check_library()
         await asyncio.to_thread(check_file, self._path)
         # Before the writer's connection, which puts the file into WAL mode.

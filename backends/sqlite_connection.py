@@ -141,6 +141,11 @@ def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
             return BackendUnavailable(reason)
 
 
+def thread_missing(error: RuntimeError) -> BackendUnavailable:
+    """Python starts no more threads, and SQLite is used in threads of its own."""
+    return BackendUnavailable(f"a thread that SQLite needs was not started, nothing was done: {error}")
+
+
 def is_about_data(error: BaseException) -> bool:
     """Whether a statement failed on what a row holds, such as bytes that are no text, not on the database."""
     name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, translated
+from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from backends.times import nearest_time
 from eventstore.backend import (
@@ -265,7 +265,10 @@ class SQLiteReader:
         connection = aiosqlite.connect(
             read_only_uri(self._path), uri=True, isolation_level=None, timeout=self._busy_timeout
         )
-        await connection
+        try:
+            await connection
+        except RuntimeError as error:
+            raise thread_missing(error) from error
         for pragma in (*HARDENING, "PRAGMA query_only = ON"):
             await connection.execute_fetchall(pragma)
         return connection

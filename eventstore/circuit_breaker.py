@@ -29,7 +29,7 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 1.0
 
 # Errors of a database that serves: others go on beside them.
-_SERVING = (StoreBusy, StorageFull, LeaseLost, ConnectionsBusy)
+_SERVING = (StoreBusy, StorageFull, LeaseLost)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -103,6 +103,9 @@ class CircuitBreaker:
 
     def failed(self, error: EventStoreError) -> None:
         """A call has failed: count it, unless the error comes of a database that serves."""
+        if isinstance(error, ConnectionsBusy):
+            # The database was not asked, so nothing was learned of it.
+            return
         if not isinstance(error, (BackendUnavailable, OutcomeUnknown)) or isinstance(error, _SERVING):
             self.answered()
             return

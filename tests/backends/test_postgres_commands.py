@@ -312,21 +312,27 @@ async def test_of_stores_that_execute_the_same_commands_each_is_stored_once(
         ) == [(80, 80)]
 
 
-async def test_forgetting_beside_executions_of_the_same_commands_never_deadlocks(postgres_url: str) -> None:
-    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as two:
-
-        async def execute_again(store: EventStore) -> None:
-            for _ in range(40):
-                commands = [outcome(f"c{number}") for number in range(20)]
-                result = await append_alone(backend_of(store), write("a", b"1", commands=commands))
-                assert isinstance(result, Appended | DuplicateCommand)
-
-        async def forget() -> int:
-            return sum([await backend_of(two).forget_commands("a", keep=3, before=None) for _ in range(60)])
-
+async def test_forgetting_and_executing_the_same_command_wait_for_each_other_in_no_circle(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:
+        backend = backend_of(store)
+        await append_alone(backend, write("a", b"1", commands=[outcome("c", issued_at=1), outcome("d", issued_at=2)]))
+        # Forgetting hangs when c is gone and d is not.
+        await holder.execute(
+            "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN OLD; END'; "
+            "CREATE TRIGGER hold BEFORE DELETE ON journal_commands FOR EACH ROW WHEN (OLD.command_id = 'd') "
+            "EXECUTE FUNCTION hold(); SELECT pg_advisory_lock(7)"
+        )
+        forgetting = asyncio.create_task(backend.forget_commands("a", keep=0, before=None))
+        await waiting_for_locks(postgres_url)
+        again = backend.append([[write("a", b"2", expected=1, commands=[outcome("c", issued_at=3)])]])
+        await waiting_for_locks(postgres_url, 2)
+        await holder.execute("SELECT pg_advisory_unlock(7)")
         async with asyncio.timeout(PATIENCE):
-            _, _, count = await asyncio.gather(execute_again(one), execute_again(two), forget())
-        assert count > 0
+            count, (result,) = await asyncio.gather(forgetting, again)
+        assert count == 2
+        assert isinstance(result, Appended)
+        assert await remembered(backend) == {"c"}
     await asyncio.sleep(0.1)
     query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert await fetch(postgres_url, query) == [(0,)]

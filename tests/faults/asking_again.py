@@ -19,8 +19,9 @@ WITHOUT_ID = "no-id"
 
 
 class Try(NamedTuple):
-    """One ask that was not answered with a receipt: when it began, how long it took, and the error's name."""
+    """One ask that was not answered with a receipt: for what, when it began, how long it took, and the error's name."""
 
+    id: str
     began: float
     seconds: float
     error: str
@@ -49,7 +50,7 @@ class Asking:
             except (OutcomeUnknown, AskTimeout, BackendUnavailable, ConcurrencyError, MailboxFull) as error:
                 if isinstance(error, OutcomeUnknown):
                     assert error.command_id == command.id
-                self.tries.append(Try(began, time.monotonic() - began, type(error).__name__))
+                self.tries.append(Try(command.id, began, time.monotonic() - began, type(error).__name__))
                 # Whoever is refused at once would else ask as fast as the processor goes.
                 await asyncio.sleep(self.pause * random.uniform(0.5, 1.5))
             else:

@@ -21,7 +21,8 @@ class Outage:
         self.url = url
         self.true_url = true_url
 
-    async def begin(self) -> None:
+    async def begin(self, losing: bytes = b"faults.deposited") -> None:
+        """A network begins with an append that holds these bytes: it is stored, and nobody hears of it."""
         raise NotImplementedError
 
     async def end(self) -> None:
@@ -53,7 +54,7 @@ class OfServer(Outage):
         self._server = server
         self._is_killed = is_killed
 
-    async def begin(self) -> None:
+    async def begin(self, losing: bytes = b"") -> None:
         if self._is_killed:
             self._server.crash()
         else:
@@ -72,9 +73,8 @@ class OfNetwork(Outage):
         self.proxy = proxy
         self._is_silent = is_silent
 
-    async def begin(self) -> None:
-        """It begins with an append that is stored, and of which nobody hears."""
-        self.proxy.lose_reply(to=b"faults.deposited", reset=not self._is_silent)
+    async def begin(self, losing: bytes = b"faults.deposited") -> None:
+        self.proxy.lose_reply(to=losing, reset=not self._is_silent)
         async with asyncio.timeout(10):
             await self.proxy.reply_was_lost.wait()
         if self._is_silent:

@@ -49,12 +49,12 @@ class OwnerRecord:
     begun: dict[str, float] = field(default_factory=dict[str, float])
     """By stream: since when it waits for the reply to a deposit."""
 
-    def add(self, name: str, line: str) -> None:
+    def add(self, name: str, line: str, clock_offset: float) -> None:
         time_, _, said = line.partition(" ")
-        at = float(time_)
+        at = float(time_) - clock_offset
         match said.split(" "):
             case ["read", stream_id, began, version]:
-                self.reads[stream_id].append(Read(float(began), int(version)))
+                self.reads[stream_id].append(Read(float(began) - clock_offset, int(version)))
             case ["took", stream_id, version]:
                 self.took[stream_id].append(Took(at, int(version), name))
             case ["told", stream_id, error]:
@@ -92,8 +92,11 @@ class Owning:
         build: str = "honest",
         prefix: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        clock_offset: float = 0.0,
     ) -> None:
+        """`clock_offset` is what its monotonic clock is ahead of the others'."""
         self.name = name
+        self._clock_offset = clock_offset
         self.streams = [f"vault-{key}" for key in keys]
         self._url = url
         self._file = folder / f"{name}.record"
@@ -126,7 +129,7 @@ class Owning:
             lines = file.read()
         self._read_bytes += len(lines)
         for line in lines.decode().splitlines():
-            self._said.add(self.name, line)
+            self._said.add(self.name, line, self._clock_offset)
         return self._said
 
     def wait(self, until: Callable[[OwnerRecord], bool], seconds: float = PATIENCE_SECONDS) -> OwnerRecord:

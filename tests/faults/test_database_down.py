@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import sqlite3
+import math
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -21,10 +20,11 @@ import pytest
 import pytest_asyncio
 
 from actors import ActorSystem
-from eventstore import EventStore, OutcomeUnknown
+from eventstore import BackendUnavailable, EventStore, OutcomeUnknown
 from eventstore.backend import AppendOutcome, Backend, Batch, Load, Loaded
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import JournalCorrupt
+from eventstore.group_commit import UNRESOLVED_SECONDS
 from eventstore.schema import upgrade
 from eventstore.url import parse_store_url
 from tests.faults.asking_again import Asking
@@ -86,7 +86,6 @@ class Observed:
     began: float = 0.0
     ended: float = 0.0
     was_away: bool = False
-    cold_before: int = 0
     reads: list[float] = field(default_factory=list[float])
     grown_megabytes: float = 0.0
     tasks_during: int = 0
@@ -101,7 +100,8 @@ class Observed:
     @property
     def refusals(self) -> list[float]:
         """How long those had to wait who asked while it was open."""
-        return [each.seconds for each in self.asking.tries if self.opened < each.began < self.ended - CALL_SECONDS]
+        opened, end = self.opened, self.ended - CALL_SECONDS
+        return [each.seconds for each in self.asking.tries if opened < each.began < end]
 
     def of(self, error: str) -> list[Any]:
         return [each for each in self.asking.tries if each.error == error and self.began < each.began < self.ended]
@@ -131,20 +131,19 @@ async def observe(
         await asyncio.gather(*(seen.asking.deposit(vault, Deposit(id=vault.stream_id)) for vault in quiet))
         is_over = asyncio.Event()
 
-        async def teller(key: str, first: int = 0) -> None:
-            vault = system.ref(Vault, key)
-            number = first
-            while not is_over.is_set():
-                number += 1
-                await seen.asking.deposit(vault, Deposit(id=f"{key}/{number}"))
+        async def teller(key: str) -> None:
+            for number in count():
+                if is_over.is_set():
+                    return
+                await seen.asking.deposit(system.ref(Vault, key), Deposit(id=f"{key}/{number}"))
                 await asyncio.sleep(0.1)
 
-        async def nameless() -> None:
-            """Without ids, and as every refusal says."""
-            number = 0
-            while not is_over.is_set():
-                number += 1
-                await deposit(system.ref(Vault, "nameless"), Deposit(id=f"n/{number}"), seen.asking.lines.append)
+        async def nameless(name: str) -> None:
+            """Without ids: every refusal is taken at its word."""
+            for number in count():
+                if is_over.is_set():
+                    return
+                await deposit(system.ref(Vault, "nameless"), Deposit(id=f"{name}/{number}"), seen.asking.lines.append)
                 await asyncio.sleep(0.005)
 
         async def reader() -> None:
@@ -158,24 +157,22 @@ async def observe(
 
         for key in hot:
             tellers.create_task(teller(key))
-        for _ in range(3):
-            tellers.create_task(nameless())
+        for number in range(3):
+            tellers.create_task(nameless(f"nameless{number}"))
         tellers.create_task(reader())
-        while not all(f"{key}/2" in seen.asking.answered for key in hot):
+        while not all(f"{key}/1" in seen.asking.answered for key in hot):
             await asyncio.sleep(0.01)
         reads_before = len(seen.reads)
         watched[0].most_loads = 0
 
-        await outage.begin()
+        await outage.begin(b'"id":"nameless')
         seen.began = time.monotonic()
         seen.was_away = await outage.is_on()
         for key in cold:
             tellers.create_task(teller(key))
         await asyncio.sleep(seconds / 2)
-        gc.collect()
         before = resident_megabytes()
         await asyncio.sleep(seconds / 2)
-        gc.collect()
         seen.grown_megabytes = resident_megabytes() - before
         seen.tasks_during = len(asyncio.all_tasks())
         seen.reads = seen.reads[reads_before:]
@@ -187,7 +184,6 @@ async def observe(
             while len(seen.served_again) < 2 * ACTORS:
                 await asyncio.sleep(0.02)
                 seen.served_again = served_after(seen, hot + cold)
-                if "DBG" in __import__("os").environ: print(len(seen.served_again), time.monotonic()-seen.ended, dict(seen.asking.errors), system.stats()[:3], flush=True)
         is_over.set()
         seen.most_recoveries = watched[0].most_loads
     return seen
@@ -215,13 +211,14 @@ async def verdict_on(outage: Outage, seen: Observed) -> set[str]:
 def complaints(seen: Observed, *, strict: bool = False) -> list[str]:
     """What an outage must not do to those who ask."""
     found: list[str] = []
-    if not seen.of("CircuitOpen") or seen.opened - seen.began > 4 * CALL_SECONDS + 1:
+    if len(seen.refusals) < 100 or seen.opened - seen.began > CALL_SECONDS + UNRESOLVED_SECONDS + 1:
         return ["nobody was refused quickly"]
+    # Beside other work, something now and then takes longer.
     if percentile(seen.refusals, 99 if strict else 90) > QUICK:
         found.append("refusals were slow")
-    if seen.grown_megabytes > 16 or seen.tasks_during > 3 * ACTORS:
+    if seen.grown_megabytes > 16 or seen.tasks_during > 5 * ACTORS:
         found.append("it took memory")
-    if len(seen.reads) < 20 or percentile(seen.reads, 90) > QUICK:
+    if len(seen.reads) < 20 or percentile(seen.reads, 99 if strict else 90) > QUICK:
         found.append("actors in memory did not answer")
     if seen.served_again[0] > BACK_WITHIN or seen.served_again[-1] > BACK_WITHIN * (1 if strict else 2):
         found.append("actors served late")
@@ -231,28 +228,158 @@ def complaints(seen: Observed, *, strict: bool = False) -> list[str]:
 
 
 def describe(seen: Observed) -> str:
+    refusals = seen.refusals or [math.nan] * 2
     return (
-        f"refused after {seen.opened - seen.began:.2f} s; {len(seen.refusals)} refusals, median "
-        f"{percentile(seen.refusals, 50) * 1000:.2f} ms, p99 {percentile(seen.refusals, 99) * 1000:.1f} ms; "
+        f"refused after {seen.opened - seen.began:.2f} s; {len(refusals)} refusals, median "
+        f"{percentile(refusals, 50) * 1000:.2f} ms, p99 {percentile(refusals, 99) * 1000:.1f} ms; "
         f"{seen.grown_megabytes:+.1f} MiB, {seen.tasks_during} tasks; {len(seen.reads)} reads, "
         f"p99 {percentile(seen.reads, 99) * 1000:.1f} ms; served again after {seen.served_again[0]:.2f} to "
         f"{seen.served_again[-1]:.2f} s; {seen.most_recoveries} recoveries at once; {dict(seen.asking.errors)}"
     )
 
 
-@pytest.mark.parametrize(
-    "ground", ["postgres killed", "postgres silent", "redis stopped", "redis refused"], indirect=True
-)
-async def test_a_database_that_goes_away_is_told_quickly_and_served_again_when_it_is_back(outage: Outage) -> None:
-    seen = await observe(outage, 2.0)
+async def survives(outage: Outage, seconds: float, *, strict: bool = False) -> None:
+    seen = await observe(outage, seconds)
 
     print(describe(seen))
     assert seen.was_away
-    assert complaints(seen) == []
+    assert complaints(seen, strict=strict) == []
     assert await verdict_on(outage, seen) == set()
     assert set(seen.asking.errors) <= {"CircuitOpen", "BackendUnavailable"}
 
 
+@pytest.mark.parametrize(
+    "ground", ["postgres killed", "redis stopped", "postgres silent", "redis refused"], indirect=True
+)
+async def test_a_database_that_goes_away_is_told_quickly_and_served_again_when_it_is_back(outage: Outage) -> None:
+    await survives(outage, 3.0)
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("way", ["killed", "stopped", "refused", "silent"])
-async def test_a_database_that_goes_away_for_twenty_seconds(way: str) -> None: ...
+@pytest.mark.parametrize(
+    "ground",
+    [f"{name} {way}" for name in ("postgres", "redis") for way in ("killed", "stopped", "silent", "refused")],
+    indirect=True,
+)
+async def test_a_database_that_goes_away_for_half_a_minute_is_told_quickly_and_served_again(outage: Outage) -> None:
+    await survives(outage, 25.0, strict=True)
+
+
+@pytest.mark.parametrize("ground", ["redis refused"], indirect=True)
+async def test_a_store_without_a_breaker_is_found_guilty(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CircuitBreaker, "_open", lambda _: None)
+    assert "nobody was refused quickly" in complaints(await observe(outage, 3.0))
+
+
+@pytest.mark.parametrize("ground", ["redis refused"], indirect=True)
+async def test_actors_that_recover_all_at_once_are_found_guilty(outage: Outage) -> None:
+    assert "too many recovered at once" in complaints(await observe(outage, 2.0, recoveries_at_once=ACTORS))
+
+
+@pytest.mark.parametrize("ground", ["redis refused"], indirect=True)
+async def test_a_store_that_takes_a_lost_reply_for_a_refusal_is_found_guilty(outage: Outage) -> None:
+    assert "refused but stored" in await verdict_on(outage, await observe(outage, 2.0, broken=TakingLostForRefused))
+
+
+# A file that another process has locked
+
+
+async def test_a_file_that_another_process_has_locked_is_told_in_time_and_served_again_when_it_is_free(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "vaults.db"
+    holder = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); "
+        "c.execute('BEGIN IMMEDIATE'); print('held', flush=True); sys.stdin.readline()"
+    )
+    asking = Asking(pause=0.05)
+    async with ActorSystem(f"{sqlite_url(path)}?busy_timeout=0.2") as system:
+        vaults = [system.ref(Vault, str(number)) for number in range(ACTORS)]
+        quiet = system.ref(Vault, "quiet")
+        await asyncio.gather(*(asking.deposit(vault, Deposit(id=f"{vault.stream_id}/0")) for vault in [*vaults, quiet]))
+        asking.tries.clear()
+        with subprocess.Popen(
+            [sys.executable, "-c", holder, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout is not None
+            assert await asyncio.to_thread(other.stdout.readline) == b"held\n"
+            before = resident_megabytes()
+            waiting = [asyncio.create_task(asking.deposit(v, Deposit(id=f"{v.stream_id}/1"))) for v in vaults]
+            for _ in range(100):
+                assert await quiet.ask(GetTotal()) == (1, 1)
+                await asyncio.sleep(0.02)
+            assert not any(task.done() for task in waiting)
+            assert resident_megabytes() - before < 16
+            other.kill()
+        ended = time.monotonic()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*waiting)
+    assert len(stored_events(sqlite_url(path))) == 2 * ACTORS + 1
+    assert max(asking.answered.values()) - ended < 2 * BACK_WITHIN
+    assert min(asking.answered[f"{vault.stream_id}/1"] for vault in vaults) - ended < BACK_WITHIN
+    assert set(asking.errors) == {"StoreBusy"}
+    # The wait of the append that was under way, and its own.
+    assert percentile([each.seconds for each in asking.tries], 50) < 2 * 0.2 + 0.3
+    assert await asyncio.to_thread(verdict_on_ids, sqlite_url(path), asking.record(), asking.ids) == []
+
+
+# One actor whose outcome is unknown
+
+
+@pytest.mark.parametrize(
+    "ground", ["postgres silent", "postgres refused", "redis silent", "redis refused"], indirect=True
+)
+async def test_who_waits_for_an_unknown_outcome_is_answered_in_order_when_the_database_is_back(outage: Outage) -> None:
+    asking = Asking()
+    async with EventStore.open(outage.url) as store, ActorSystem(store) as system:
+        vault = system.ref(Vault, "1")
+        await asking.deposit(vault, Deposit(id="first"))
+        beginning = asyncio.create_task(outage.begin(b'"id":"0"'))
+        await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(asking.deposit(vault, Deposit(id=str(number)))) for number in range(10)]
+        reading = asyncio.create_task(vault.ask(GetTotal()))
+        await beginning
+        await asyncio.sleep(0.5)
+        assert await outage.is_on()
+        assert not any(task.done() for task in (*waiting, reading))
+        # What is on its way is known to be stored by everybody but the actor, and what waits behind it is not stored.
+        assert [event.id for event in await asyncio.to_thread(stored_events, outage.true_url)] == ["first", "0"]
+        await outage.end()
+        async with asyncio.timeout(10):
+            receipts = await asyncio.gather(*waiting)
+            assert await reading == (11, 11)
+    assert receipts == [(version, version) for version in range(2, 12)]
+    assert sorted(asking.answered, key=asking.answered.__getitem__) == ["first", *map(str, range(10))]
+    assert asking.errors == {}
+    assert await asyncio.to_thread(verdict_on_ids, outage.true_url, asking.record(), asking.ids) == []
+
+
+@pytest.mark.parametrize(
+    "ground", ["postgres silent", "postgres refused", "redis silent", "redis refused"], indirect=True
+)
+async def test_past_the_deadline_everybody_is_told_their_command_and_asking_again_finds_out(outage: Outage) -> None:
+    async with EventStore.open(outage.url, resolve_within=0.5) as store, ActorSystem(store) as system:
+        vault = system.ref(Vault, "1")
+        await vault.ask(Deposit(id="first"), command_id="first")
+        beginning = asyncio.create_task(outage.begin(b'"id":"0"'))
+        await asyncio.sleep(0.01)
+        start = time.monotonic()
+        waiting = [vault.ask(Deposit(id=str(number)), command_id=str(number)) for number in range(10)]
+        told = await asyncio.gather(*waiting, vault.ask(GetTotal()), return_exceptions=True)
+        await beginning
+        assert await outage.is_on()
+        assert {type(each) for each in told} == {OutcomeUnknown}
+        assert [each.command_id for each in told] == [*map(str, range(10)), None]  # type: ignore[union-attr]
+        # Its deadline, and that of the try that was under way then.
+        assert time.monotonic() - start < 0.5 + 3 * CALL_SECONDS + 1
+        # It is not known what the actor's state is, so it answers nothing from it.
+        with pytest.raises(BackendUnavailable):
+            await vault.ask(GetTotal(), timeout=5)
+        await outage.end()
+        asking = Asking(timeout=5)
+        async with asyncio.timeout(10):
+            receipts = [await asking.deposit(vault, Deposit(id=str(number))) for number in range(10)]
+    assert receipts == [(version, version) for version in range(2, 12)]
+    record = asking.record()
+    record.read("intent first vault-1 1 1\nack first 1 1")
+    assert await asyncio.to_thread(verdict_on_ids, outage.true_url, record, asking.ids | {"first"}) == []

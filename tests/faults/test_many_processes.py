@@ -81,7 +81,7 @@ def assert_nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> No
     assert set(said.record.refused.values()) <= {"ConcurrencyError"}
     assert said.record.unknown == set()
     print(
-        f"{len(said.streams)} commands, {len(said.answers)} answered with an id, {len(events)} events, "
+        f"{len(said.streams)} commands, {len(said.without_ids)} of them without id, {len(events)} events, "
         f"overtaken {sum(overtaken.values())} times, {len(said.record.refused)} refused, {dict(said.errors)}"
     )
 

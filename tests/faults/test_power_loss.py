@@ -46,7 +46,7 @@ def assert_survives(folder: Path, losses: int) -> None:
 
 
 def test_losses_of_power_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    assert_survives(tmp_path, 100)
+    assert_survives(tmp_path, 60)
 
 
 @pytest.mark.soak

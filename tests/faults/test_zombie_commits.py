@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -129,9 +129,10 @@ class Zombies:
         self.made = 0
         self.waited_for = 0
 
-    async def make(self, asking: asyncio.Task[Any], seconds: float) -> None:
-        """Make one of the append that a task is about, and let it commit so many seconds later."""
+    async def make(self, work: Coroutine[Any, Any, object], seconds: float) -> None:
+        """Make one of the append that some work waits for, and let it commit so many seconds later."""
         await self._holder.execute("SELECT pg_advisory_lock(7)")
+        asking = asyncio.create_task(work)
         try:
             await self._until_waiting("advisory", asking)
             self.proxy.reset()
@@ -142,6 +143,8 @@ class Zombies:
             self.made += await self._waiting("advisory")
         finally:
             await self._holder.execute(LET_GO)
+        async with asyncio.timeout(30):
+            await asking
 
     async def _until_waiting(self, event: str, asking: asyncio.Task[Any], seconds: float = 20.0) -> bool:
         with suppress(TimeoutError):
@@ -179,11 +182,8 @@ async def make_zombies(url: str, count: int, build: str | None = None) -> tuple[
             command = Deposit(id=f"zombie/{number}", parts=random.choice((1, 3)), amount=random.randint(1, 9))
             with_id = number % 2 == 0
             work = asking.deposit(vault, command) if with_id else deposit(vault, command, asking.lines.append)
-            task = asyncio.create_task(work)
             # Some come so late that who asks has asked again.
-            await zombies.make(task, 1.5 * PATIENCE if number % 10 == 0 else 0)
-            async with asyncio.timeout(30):
-                await task
+            await zombies.make(work, 1.5 * PATIENCE if number % 10 == 0 else 0)
     return asking, zombies
 
 

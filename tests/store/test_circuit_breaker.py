@@ -107,7 +107,6 @@ async def test_failures_with_an_answer_between_them_do_not_open_it(breaker: Circ
         StoreBusy("busy"),
         StorageFull("full"),
         LeaseLost("lost"),
-        ConnectionsBusy("in use"),
         ConcurrencyError("a", 1, 2),
         FencedError("a", 1, 2),
         JournalCorrupt("damaged"),
@@ -120,6 +119,15 @@ async def test_what_a_database_that_serves_answers_never_opens_it(
 ):
     await fail(breaker, database, error, 10 * FAILURES)
     assert breaker.is_closed
+
+
+async def test_a_call_that_got_no_connection_says_nothing_either_way(breaker: CircuitBreaker, database: Database):
+    await fail(breaker, database, ConnectionsBusy("in use"), 10 * FAILURES)
+    assert breaker.is_closed
+    await fail(breaker, database, BackendUnavailable("gone"), FAILURES - 1)
+    await fail(breaker, database, ConnectionsBusy("in use"), 10)
+    await fail(breaker, database, BackendUnavailable("gone"), 1)
+    assert not breaker.is_closed
 
 
 async def test_one_call_that_has_failed_for_long_opens_it_alone(breaker: CircuitBreaker, database: Database):

@@ -1,0 +1,241 @@
+"""F22 to F24: an event loop that stands still, a wall clock that is set, a monotonic clock that starts elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+import redis
+
+from tests.faults.owner import BLOCKED_LEASES
+from tests.faults.owning import Owning, owner_of, owners_verdict
+from tests.faults.stores import KINDS, new_store
+from tests.faults.wall_clock import WallClock
+from tests.servers.databases import Databases, asyncio_run
+from tests.servers.keyspaces import Keyspaces
+from tests.servers.postgres import Postgres
+from tests.servers.redis import Redis
+
+LEASE = 0.6
+KEYS = ("a", "b", "c")
+HOUR = 3600
+DAY = 24 * HOUR
+# A machine that other work keeps busy may need longer than the second that is promised.
+LATEST_SECONDS = LEASE + 4
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with new_store(request.param, request, tmp_path) as url:
+        yield url
+
+
+def longest_silence(process: Owning, folder: Path, since: float) -> float:
+    """How long it said nothing at all."""
+    lines = (folder / f"{process.name}.record").read_text().splitlines()
+    times = [at for at in (float(line.partition(" ")[0]) for line in lines) if at > since]
+    return max(after - before for before, after in pairwise(times))
+
+
+@contextmanager
+def owner_and_other(url: str, folder: Path, build: str = "honest") -> Iterator[tuple[Owning, Owning]]:
+    """One that owns every vault, and one that wants them."""
+    with ExitStack() as stack:
+        owner, other = (Owning(url, folder, name, KEYS, lease=LEASE, build=build) for name in ("one", "two"))
+        stack.enter_context(owner)
+        owner.wait_for_deposits(owner.streams, 0.0)
+        stack.enter_context(other)
+        other.wait(lambda said: all(len(said.told[name]) > 5 for name in other.streams))
+        yield owner, other
+
+
+# F22
+
+
+def test_a_blocked_event_loop_loses_nothing_and_one_that_blocks_every_thread_loses_its_actors(
+    url: str, tmp_path: Path
+) -> None:
+    with owner_and_other(url, tmp_path) as (owner, other):
+        blocked_at = time.monotonic()
+        owner.process.send_signal(signal.SIGUSR1)
+        owner.wait(lambda said: "one/a/block" in str(list(said.record.acks)[-50:]))
+        assert longest_silence(owner, tmp_path, blocked_at) > (BLOCKED_LEASES - 0.1) * LEASE
+        # The lease was renewed by its own thread.
+        assert other.said().took == {}
+        assert {error for some in other.said().told.values() for _, error in some} == {"OwnedElsewhere"}
+
+        owner.wait_for_deposits(owner.streams, time.monotonic())
+        blocked_at = time.monotonic()
+        owner.process.send_signal(signal.SIGUSR2)
+        said = other.wait(lambda said: all(said.took[name] for name in other.streams))
+        taken_at = max(took[-1].at for took in said.took.values())
+        assert taken_at - blocked_at < LATEST_SECONDS
+        # The handler that had gone on all the time decided for nothing.
+        owner.wait(lambda said: any("/block" in id_ for id_ in said.record.refused))
+        assert longest_silence(owner, tmp_path, blocked_at) > (BLOCKED_LEASES - 0.1) * LEASE
+        refused = {id_: error for id_, error in owner.said().record.refused.items() if "/block" in id_}
+        assert list(refused.values()) == ["FencedError"]
+        for each in (owner, other):
+            each.end()
+        assert owners_verdict(url, [owner, other]) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_lease_that_the_event_loop_renews_is_found_to_run_out(url: str, tmp_path: Path) -> None:
+    with owner_and_other(url, tmp_path, "renewing in the loop") as (owner, other):
+        owner.process.send_signal(signal.SIGUSR1)
+        other.wait(lambda said: all(said.took[name] for name in other.streams), LATEST_SECONDS)
+
+
+# F23
+
+
+@pytest.fixture(params=KINDS)
+def clock_and_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[WallClock, str]]:
+    """A clock, and a store that runs by it; on a server, the server does."""
+    if request.param == "sqlite":
+        with new_store("sqlite", request, tmp_path) as url:
+            yield WallClock(tmp_path), url
+        return
+    server: Postgres | Redis = Postgres(durable=False) if request.param == "postgres" else Redis(durable=False)
+    try:
+        clock = WallClock(server.home)
+        server.account = server.account._replace(prefix=(*server.account.prefix, *clock.prefix))
+        server.start()
+        make = Databases(server.dsn()) if isinstance(server, Postgres) else Keyspaces(server.url())
+        with make.migrated() as url:
+            yield clock, url
+    finally:
+        server.close()
+
+
+def test_a_wall_clock_that_is_set_changes_no_order_and_no_owner_for_good(
+    clock_and_url: tuple[WallClock, str], tmp_path: Path
+) -> None:
+    clock, url = clock_and_url
+    with ExitStack() as stack:
+        pair = [
+            stack.enter_context(Owning(url, tmp_path, name, KEYS, lease=LEASE, environment=clock.environment))
+            for name in ("one", "two")
+        ]
+        wait_for_deposits(pair)
+        for offset in (HOUR, HOUR - DAY, DAY, DAY + 1, DAY, 0):
+            clock.set(offset)
+            time.sleep(LEASE)
+            wait_for_deposits(pair)
+        # Whoever waits for a dead owner does not wait for the clock to come to where it was.
+        clock.set(-DAY)
+        owner, other = sorted(pair, key=lambda each: each.name != owner_of("vault-a", pair))
+        owned = [name for name in owner.streams if owner_of(name, pair) == owner.name]
+        owner.kill()
+        killed_at = time.monotonic()
+        said = other.wait(lambda said: all(said.took[name] and said.took[name][-1].at > killed_at for name in owned))
+        assert max(said.took[name][-1].at for name in owned) - killed_at < LATEST_SECONDS
+        wait_for_deposits([other])
+        other.end()
+
+    assert owners_verdict(url, pair, killed=[owner]) == []
+    recorded = recorded_times(url)
+    # The clock was set, and what had been written while it was ahead is not preceded by what came later.
+    assert max(some[-1] for some in recorded.values()) / 1_000_000 > time.time() + DAY - HOUR
+    assert all(some == sorted(some) for some in recorded.values())
+
+
+def wait_for_deposits(pair: list[Owning]) -> None:
+    """Wait until each vault has got a deposit from somebody."""
+    since = time.monotonic()
+    deadline = since + 30
+    while not all(
+        any((acks := each.said().acks[stream_id]) and acks[-1][0] > since for each in pair)
+        for stream_id in pair[0].streams
+    ):
+        assert time.monotonic() < deadline, "nobody deposits any more"
+        time.sleep(0.01)
+
+
+def recorded_times(url: str) -> dict[str, list[int]]:
+    """When each stream's events were recorded, as the database has it, in the order of the versions."""
+    query = (
+        "SELECT s.stream_id, e.recorded_at FROM journal_events e JOIN journal_streams s ON s.id = e.stream "
+        "ORDER BY e.stream, e.version"
+    )
+    parts = urlsplit(url)
+    times: dict[str, list[int]] = defaultdict(list)
+
+    async def in_postgres() -> list[Any]:
+        connection = await asyncpg.connect(parts._replace(query="").geturl(), timeout=10, command_timeout=60)
+        try:
+            return list(await connection.fetch(query))
+        finally:
+            await connection.close(timeout=5)
+
+    match parts.scheme:
+        case "sqlite":
+            with closing(sqlite3.connect(parts.path[1:])) as connection:
+                rows: list[Any] = connection.execute(query).fetchall()
+        case "postgresql":
+            rows = asyncio_run(in_postgres())
+        case _:
+            rows = []
+            base = f"{{{parse_qs(parts.query)['prefix'][0]}}}"
+            with closing(redis.Redis.from_url(parts._replace(query="").geturl(), socket_timeout=30)) as client:
+                call = cast("Any", client)
+                for number, name in call.hgetall(f"{base}:numbers").items():
+                    for record in call.lrange(f"{base}:events:{number.decode()}", 0, -1):
+                        rows.append((name.decode(), struct.unpack_from(">QQ", record)[1]))
+    for stream_id, recorded_at in rows:
+        times[stream_id].append(recorded_at)
+    return times
+
+
+# F24
+
+
+@pytest.fixture(scope="session")
+def shifted() -> tuple[str, ...]:
+    """What stands before a command so that its monotonic clock is a day ahead, as after a suspend or on another boot."""
+    program = shutil.which("unshare")
+    prefix = (program or "unshare", "--time", "--monotonic", str(DAY))
+    tried = (
+        subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False, timeout=10) if program else None
+    )
+    if tried is None or tried.returncode:
+        pytest.skip(f"no time namespace can be made here: {tried.stderr.strip() if tried else 'there is no unshare'}")
+    return prefix
+
+
+def test_leases_and_deadlines_do_not_rest_on_where_a_monotonic_clock_begins(
+    url: str, tmp_path: Path, shifted: tuple[str, ...]
+) -> None:
+    processes: list[Owning] = []
+    with ExitStack() as stack:
+        for name, prefix, offset in (("one", (), 0), ("two", shifted, DAY), ("three", (), 0)):
+            begun = time.monotonic()
+            process = Owning(url, tmp_path, name, KEYS, lease=LEASE, prefix=prefix, clock_offset=offset)
+            stack.enter_context(process)
+            said = process.wait(lambda said: all(said.took[name] for name in process.streams))  # noqa: B023
+            taken_at = max(took[0].at for took in said.took.values())
+            # It began to ask when it was ready, a moment after `begun`.
+            assert 0 < taken_at - begun < LATEST_SECONDS + 10
+            process.wait_for_deposits(process.streams, taken_at)
+            processes.append(process)
+            if name != "three":
+                process.kill()
+        process.end()
+
+    assert owners_verdict(url, processes, killed=processes[:2]) == []
+    lines = (tmp_path / "two.record").read_text().splitlines()
+    assert float(lines[0].partition(" ")[0]) > time.monotonic() + DAY / 2
