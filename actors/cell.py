@@ -24,7 +24,7 @@ from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
 from actors.supervisor import described
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
-from eventstore.codec import encode_metadata, encode_payload
+from eventstore.codec import checksum_of, encode_metadata, encode_payload
 from eventstore.errors import (
     ActorError,
     ActorStopped,
@@ -444,7 +444,8 @@ class Cell:
             type_, schema_version, payload = encode_payload(event, limit=self._runtime.max_payload_bytes)
             event_id = uuid7().bytes
             batch_id = batch_id or event_id
-            added.append(EncodedEvent(event_id, type_, schema_version, payload, metadata, batch_id))
+            checksum = checksum_of(type_, schema_version, payload, metadata)
+            added.append(EncodedEvent(event_id, type_, schema_version, payload, metadata, batch_id, checksum))
         # From here on the state differs from the journal until the events are stored.
         self._is_touched = True
         self._is_deciding = False

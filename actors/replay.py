@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from zlib import crc32
 
 from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
 from actors.state import collector_paused
 from eventstore.backend import Load, Loaded
-from eventstore.codec import decode_payload
+from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged, decode_payload
 from eventstore.errors import (
     ActorError,
     DefinitionError,
@@ -33,7 +34,7 @@ _PAGE_BYTES = 4 * 1024 * 1024
 # So many are applied without giving the event loop a turn.
 _EVENTS_AT_ONCE = 125
 
-_Page = Sequence[tuple[int, str, int, str | bytes]]
+_Page = Sequence[tuple[int, str, int, bytes, int]]
 
 
 class Replay:
@@ -135,16 +136,24 @@ class ReadOnlyStage:
 
 
 def apply_stored(actor: PersistentActor[Any], stage: Stage, page: _Page, *, through: int) -> None:
-    """Apply events that follow the actor's version. A hole, an unknown or an unreadable event is an error."""
+    """Apply events that follow the actor's version. A hole, a damaged, unknown or unreadable event is an error."""
     routes = actor.handlers.stored
     expected = stage.version
-    for version, type_, schema_version, payload in page:
+    for version, type_, schema_version, payload, checksum in page:
         if version > through:
             return
         expected += 1
         if version != expected:
             raise JournalCorrupt(
                 f"the versions have a hole or a repeat: {version} follows {expected - 1}",
+                stream_id=stage.stream_id,
+                version=version,
+            )
+        # First of all, so that no damage is taken for an unknown type or for another schema.
+        check = crc32(payload, checksum_seed(type_, schema_version))
+        if check != checksum and check != checksum & PAYLOAD_BITS:
+            raise damaged(
+                "its type, schema version or payload do not match its checksum",
                 stream_id=stage.stream_id,
                 version=version,
             )

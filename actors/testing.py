@@ -16,15 +16,15 @@ from typing import Any, Generic, TypeVar, cast
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.command import Command
 from actors.replay import apply_stored
-from eventstore.codec import decode_payload, encode_payload
+from eventstore.codec import checksum_of, decode_payload, encode_payload
 from eventstore.errors import ActorError, CodecError, DefinitionError
 from eventstore.events import Event
 
 S = TypeVar("S")
 R = TypeVar("R")
 
-_Stored = tuple[int, str, int, bytes]
-"""An event as recovery gets it: version, stored name, schema version, JSON."""
+_Stored = tuple[int, str, int, bytes, int]
+"""An event as recovery gets it: version, stored name, schema version, JSON, checksum."""
 
 
 class KitFailure(ActorError, AssertionError):
@@ -87,7 +87,7 @@ class Scenario(Generic[S]):
     def given(self, *events: Event) -> Scenario[S]:
         """Let events have happened. They are applied as a recovery does it, and raise what it would."""
         for event in events:
-            self._stored.append((len(self._stored) + 1, *encode_payload(event)))
+            self._stored.append(_stored(len(self._stored) + 1, event))
         self._live = self._rebuilt()
         self._is_recovered = False
         return self
@@ -185,7 +185,7 @@ class Scenario(Generic[S]):
         return _Live(self._cls, self._stream_id, self._stored, snapshot=snapshot, version=version)
 
     def _decoded(self, stored: _Stored) -> Event:
-        version, type_, schema_version, payload = stored
+        version, type_, schema_version, payload, _ = stored
         cls = self._cls.handlers.stored[type_].cls
         return decode_payload(cls, schema_version, payload, stream_id=self._stream_id, version=version)
 
@@ -242,7 +242,7 @@ class _Live(Generic[S]):
                     f"{type(self.actor).__qualname__} persists {type(event).__qualname__} but has no @event_handler "
                     "for it"
                 )
-            encoded.append((self.version + len(encoded) + 1, *encode_payload(event)))
+            encoded.append(_stored(self.version + len(encoded) + 1, event))
         self._is_deciding = False
         try:
             for event in events:
@@ -278,3 +278,8 @@ def _canonical(dumped: bytes) -> str:
 def _short(dumped: bytes) -> str:
     text = dumped.decode()
     return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _stored(version: int, event: Event) -> _Stored:
+    type_, schema_version, payload = encode_payload(event)
+    return version, type_, schema_version, payload, checksum_of(type_, schema_version, payload, None)

@@ -107,10 +107,12 @@ class Group:
         if not events:
             return Appended(0, (version,))
         rows = self.rows
-        for event_id, type_, schema_version, payload, metadata, batch_id in events:
+        for event_id, type_, schema_version, payload, metadata, batch_id, checksum in events:
             version += 1
             first_of = None if batch_id == event_id else batch_id
-            rows.append((stream, version, type_, schema_version, payload, metadata, event_id, first_of, epoch or 0))
+            rows.append(
+                (stream, version, type_, schema_version, payload, metadata, event_id, first_of, checksum, epoch or 0)
+            )
         self.versions[stream_id] = version
         if not stream.id:
             self.has_new_streams = True
@@ -137,10 +139,12 @@ class Group:
                 if refused is not None:
                     return refused
             epoch = write.epoch or 0
-            for event_id, type_, schema_version, payload, metadata, batch_id in write.events:
+            for event_id, type_, schema_version, payload, metadata, batch_id, checksum in write.events:
                 version += 1
                 first_of = None if batch_id == event_id else batch_id
-                rows.append((stream, version, type_, schema_version, payload, metadata, event_id, first_of, epoch))
+                rows.append(
+                    (stream, version, type_, schema_version, payload, metadata, event_id, first_of, checksum, epoch)
+                )
             if write.events:
                 versions[stream_id] = version
                 self.has_new_streams = self.has_new_streams or not stream.id

@@ -27,7 +27,7 @@ from eventstore.backend import (
     StoredSnapshot,
     refusal,
 )
-from eventstore.codec import decode_metadata
+from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import (
     CommandForgotten,
     ConcurrencyError,
@@ -51,7 +51,11 @@ class Entry(NamedTuple):
     recorded_at: datetime
 
     def recorded(self) -> RecordedEvent:
-        event_id, type_, schema_version, payload, metadata, batch_id = self.event
+        event_id, type_, schema_version, payload, metadata, batch_id, checksum = self.event
+        try:
+            verify_checksum(checksum, type_, schema_version, payload, metadata)
+        except ValueError as error:
+            raise damaged(error, stream_id=self.stream_id, version=self.version, position=self.position) from error
         return RecordedEvent(
             self.position,
             self.stream_id,
@@ -64,6 +68,7 @@ class Entry(NamedTuple):
             UUID(bytes=batch_id),
             self.epoch,
             self.recorded_at,
+            checksum,
         )
 
 
@@ -116,7 +121,7 @@ class Stream:
         snapshot = self.snapshots[newest] if newest > load.after else None
         after = load.after if snapshot is None else snapshot.version
         events = [
-            (version, event.type, event.schema_version, event.payload)
+            (version, event.type, event.schema_version, event.payload, event.checksum)
             for _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
         ]
         return Loaded(snapshot, events, self.version, self.truncated)

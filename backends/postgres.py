@@ -203,8 +203,8 @@ class _Parts:
             return await connect(target, is_pooled=server.is_pooled, settings=wanted)
 
         async def writer() -> PostgresSession:
-            # A plan that was made while the journal was small is kept when it has grown. Reading all streams for each
-            # append took as long as all else.
+            # A plan that was made while the journal was small is kept when it has grown. Comparing each event with each
+            # stream was the larger part of an append.
             opened = await session(enable_seqscan="off")
             try:
                 # After a fail-over it is another server.

@@ -25,10 +25,10 @@ WITH lock AS MATERIALIZED (
     RETURNING s.id
 ), stored AS (
     INSERT INTO {schema}.journal_events (position, stream, version, type, schema_version, payload, metadata, event_id,
-        batch_id, epoch, recorded_at)
+        batch_id, checksum, epoch, recorded_at)
     SELECT nextval('{schema}.journal_events_position_seq'), e.stream, e.version, e.type, coalesce(e.schema_version, 1),
-        e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, coalesce(e.epoch, 0),
-        {recorded_at}
+        e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, e.checksum,
+        coalesce(e.epoch, 0), {recorded_at}
     FROM {events}
     WHERE {holds}
     RETURNING position, recorded_at
@@ -38,7 +38,7 @@ SELECT count(*), (SELECT count(*) FROM updated), {latest}, min(position), max(po
         THEN array_agg(position ORDER BY position) END{memories}{ids}
 FROM stored
 """
-_RECORDED_AT = "(SELECT greatest($10::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
+_RECORDED_AT = "(SELECT greatest($11::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
 
 # Positions rise with the events, because they are taken in their order; they are told one by one only where another
 # append took some in between.
@@ -46,9 +46,10 @@ _RECORDED_AT = "(SELECT greatest($10::bigint, (extract(epoch FROM clock_timestam
 # an array than all else an event costs there. JSON holds no control character but white space.
 _EVENTS = """unnest(
             $1::text::bigint[], $2::text::bigint[], string_to_array($3::text, chr(30)), $4::int[],
-            string_to_array($5::text, chr(30)), $6::text[], $8::bytea[], $9::bigint[]
-        ) WITH ORDINALITY AS e (stream, version, type, schema_version, payload, metadata, batch_id, epoch, number)"""
-_EVENT_PARAMETERS = 10
+            string_to_array($5::text, chr(30)), $6::text[], $8::bytea[], $9::bigint[], $10::text::bigint[]
+        ) WITH ORDINALITY AS e (stream, version, type, schema_version, payload, metadata, batch_id, epoch, checksum,
+            number)"""
+_EVENT_PARAMETERS = 11
 
 # The usual group: one event for each of its streams, none of which has an owner. The events tell the heads.
 _HEADS_OF_EVENTS = """SELECT s.id, w.version AS next
@@ -69,29 +70,29 @@ _HOLDS_FOR_EVENTS = "(SELECT count(*) FROM heads) = cardinality($1::text::bigint
 
 # Any other: with the streams that were only looked at, too.
 _HEADS = """SELECT s.id, w.next
-    FROM lock CROSS JOIN unnest($11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
+    FROM lock CROSS JOIN unnest($12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[])
         AS w (id, version, next, epoch)
     JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version AND s.epoch = coalesce(w.epoch, 0)"""
 _HEADS_AND_FORGOTTEN = """SELECT s.id, w.next
-    FROM lock CROSS JOIN unnest($11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], {forgotten}::text::bigint[])
+    FROM lock CROSS JOIN unnest($12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], {forgotten}::text::bigint[])
         AS w (id, version, next, epoch, forgotten)
     JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version
         AND s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"""
-_HOLDS = "(SELECT count(*) FROM heads) = cardinality($11)"
+_HOLDS = "(SELECT count(*) FROM heads) = cardinality($12)"
 _HEAD_PARAMETERS = 4
 
-# With streams that have no row yet: their events have -1, -2, …: the place of their stream in $15. A stream that
+# With streams that have no row yet: their events have -1, -2, …: the place of their stream in $16. A stream that
 # somebody else is making at this moment is waited for, and is then a unique violation; one that is there already
 # stores nothing, without an error in the server's log. The lock is asked for by name: where there is no row to lock, it
 # would rest on the plan whether anything else asks.
 _CREATED = """, guard AS MATERIALIZED (
     SELECT (SELECT count(*) FROM lock) = 1 AND {heads_hold} AND NOT EXISTS (
-        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = ANY ($15::text[])
+        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = ANY ($16::text[])
     ) AS holds
 ), created AS (
     INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
     SELECT n.stream_id, n.kind, n.version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-    FROM unnest($15::text[], $16::text[], $17::bigint[]) AS n (stream_id, kind, version)
+    FROM unnest($16::text[], $17::text[], $18::bigint[]) AS n (stream_id, kind, version)
     WHERE {holds}
     ORDER BY n.stream_id COLLATE "C"
     RETURNING id, stream_id
@@ -99,15 +100,15 @@ _CREATED = """, guard AS MATERIALIZED (
 _CREATED_PARAMETERS = 3
 _EVENTS_OF_NEW = """(
         SELECT coalesce(c.id, e.stream) AS stream, e.version, e.type, e.schema_version, e.payload, e.metadata,
-            e.batch_id, e.epoch, e.number
+            e.batch_id, e.epoch, e.checksum, e.number
         FROM {all_events}
-        LEFT JOIN unnest($15::text[]) WITH ORDINALITY AS n (stream_id, place) ON n.place = -e.stream
+        LEFT JOIN unnest($16::text[]) WITH ORDINALITY AS n (stream_id, place) ON n.place = -e.stream
         LEFT JOIN created c ON c.stream_id = n.stream_id
         ORDER BY e.number
     ) e"""
 _IDS_OF_NEW = """,
     (SELECT array_agg(c.id ORDER BY n.number)
-        FROM unnest($15::text[]) WITH ORDINALITY AS n (stream_id, number) JOIN created c USING (stream_id))"""
+        FROM unnest($16::text[]) WITH ORDINALITY AS n (stream_id, number) JOIN created c USING (stream_id))"""
 
 # What commands came to. Their ids may hold any character that a text can, so they are an array. The ids of the rows
 # rise with the order in which a stream's outcomes are stored, because its row is locked by then.
@@ -129,7 +130,7 @@ _COMMANDS_OF_NEW = """(
         SELECT coalesce(n.id, c.stream) AS stream, c.version, c.command_id, c.is_rejection, c.payload, c.issued_at,
             c.number
         FROM {all_commands}
-        LEFT JOIN unnest($15::text[]) WITH ORDINALITY AS p (stream_id, place) ON p.place = -c.stream
+        LEFT JOIN unnest($16::text[]) WITH ORDINALITY AS p (stream_id, place) ON p.place = -c.stream
         LEFT JOIN created n ON n.stream_id = p.stream_id
         ORDER BY c.number
     ) c"""

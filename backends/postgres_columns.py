@@ -14,10 +14,12 @@ _SEPARATOR = "\x1e"
 
 
 def event_columns(rows: Sequence[tuple[Any, ...]], places: Mapping[int, int]) -> list[object]:
-    """The columns of events, from `stream` to `epoch`. `places` has the numbers of streams without a row, by head."""
+    """The columns of events, `stream` to `checksum`. `places` has the numbers of streams without a row, by head."""
     if not rows:
-        return ["{}", "{}", "", [], "", [], b"", [], []]
-    heads, versions, types, schema_versions, payloads, metadata, event_ids, batch_ids, epochs = zip(*rows, strict=True)
+        return ["{}", "{}", "", [], "", [], b"", [], [], "{}"]
+    heads, versions, types, schema_versions, payloads, metadata, event_ids, batch_ids, checksums, epochs = zip(
+        *rows, strict=True
+    )
     try:
         texts = _SEPARATOR.encode().join(payloads).decode()
         notes = [None if item is None else item.decode() for item in metadata] if any(metadata) else []
@@ -36,6 +38,7 @@ def event_columns(rows: Sequence[tuple[Any, ...]], places: Mapping[int, int]) ->
         b"".join(event_ids),
         batch_ids if any(batch_ids) else [],
         epochs if any(epochs) else [],
+        numbers(checksums),
     ]
 
 

@@ -23,6 +23,9 @@ SELECT n.stream_id, n.kind, $3 FROM unnest($1::text[], $2::text[]) AS n (stream_
 ORDER BY n.stream_id COLLATE "C"
 ON CONFLICT (tenant, stream_id) DO NOTHING
 """
+# OFFSET 0, and a comparison that no index of owners serves, have each stream looked up by itself. A plan that was made
+# while the journal was small, and is kept when it has grown, would else go through all streams for each.
+#
 # One statement, so that a process that is stopped in the middle keeps nobody waiting. Rows are locked in the order in
 # which appends lock them: a claim waits for the append that is under way, and the next one finds the new epoch.
 # All of it knows the journal as it was when it began, but for the rows that it locked. Where somebody else claimed one
@@ -31,36 +34,44 @@ _CLAIM = """
 WITH moment AS MATERIALIZED (
     SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now
 ), locked AS MATERIALIZED (
-    SELECT s.id, s.epoch FROM {schema}.journal_streams s
-    WHERE s.tenant = '' AND s.stream_id = ANY ($1::text[])
+    SELECT w.number, w.owner, w.lapsed, s.id, s.epoch
+    FROM unnest($1::text[], $2::bytea[], $3::bigint[]) WITH ORDINALITY AS w (stream_id, owner, lapsed, number)
+    CROSS JOIN LATERAL (
+        SELECT i.id FROM {schema}.journal_streams i WHERE i.tenant = '' AND i.stream_id = w.stream_id OFFSET 0
+    ) i
+    JOIN {schema}.journal_streams s ON s.id = i.id
     ORDER BY s.id
-    FOR NO KEY UPDATE
+    FOR NO KEY UPDATE OF s
 ), asked AS MATERIALIZED (
-    SELECT w.number, w.owner, s.id, h.id AS holder, h.name, h.renewals, h.duration, h.ends_at - m.now AS remaining,
-        w.owner IS NULL OR l.epoch = s.epoch AS is_current,
-        w.owner IS NULL OR EXISTS (
-            SELECT FROM {schema}.journal_owners o WHERE o.id = w.owner AND o.ends_at > m.now
+    SELECT l.number, l.owner, l.id, h.id AS holder, h.name, h.renewals, h.duration, h.ends_at - m.now AS remaining,
+        l.owner IS NULL OR l.epoch = s.epoch AS is_current,
+        l.owner IS NULL OR EXISTS (
+            SELECT FROM {schema}.journal_owners o WHERE o.id = l.owner AND o.ends_at > m.now
         ) AS has_lease
-    FROM moment m
-    CROSS JOIN unnest($1::text[], $2::bytea[], $3::bigint[]) WITH ORDINALITY AS w (stream_id, owner, lapsed, number)
-    JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
-    JOIN locked l ON l.id = s.id
-    LEFT JOIN {schema}.journal_owners h ON h.id = s.owner AND s.owner <> w.owner AND h.ends_at > m.now
-        AND h.renewals IS DISTINCT FROM w.lapsed
+    FROM moment m CROSS JOIN locked l
+    JOIN {schema}.journal_streams s ON s.id = l.id
+    LEFT JOIN {schema}.journal_owners h ON h.id = s.owner AND s.owner <> l.owner AND h.ends_at > m.now
+        AND h.renewals IS DISTINCT FROM l.lapsed
+), verdict AS MATERIALIZED (
+    SELECT count(*) FILTER (WHERE is_current AND has_lease) = cardinality($1) AS is_good FROM asked
 ), taken AS (
     UPDATE {schema}.journal_streams s SET epoch = s.epoch + 1, owner = a.owner FROM asked a
-    WHERE s.id = a.id AND a.holder IS NULL
-        AND (SELECT count(*) FILTER (WHERE is_current AND has_lease) FROM asked) = cardinality($1)
-    RETURNING s.id, s.epoch
+    WHERE s.id = a.id AND a.holder IS NULL AND (SELECT is_good FROM verdict)
+    RETURNING a.number, s.epoch
 )
-SELECT a.is_current, a.has_lease, t.epoch, a.holder, a.name, a.renewals, a.duration, a.remaining
-FROM asked a LEFT JOIN taken t ON t.id = a.id ORDER BY a.number
+SELECT t.number, true AS is_current, true AS has_lease, t.epoch, NULL AS holder, NULL, NULL, NULL, NULL FROM taken t
+UNION ALL
+SELECT a.number, a.is_current, a.has_lease, NULL, a.holder, a.name, a.renewals, a.duration, a.remaining FROM asked a
+WHERE a.holder IS NOT NULL OR NOT (SELECT is_good FROM verdict)
+ORDER BY number
 """
 _RELEASE = """
 WITH held AS MATERIALIZED (
     SELECT s.id FROM unnest($2::text[], $3::bigint[]) AS w (stream_id, epoch)
-    JOIN {schema}.journal_streams s
-        ON s.tenant = '' AND s.stream_id = w.stream_id AND s.epoch = w.epoch AND s.owner = $1
+    CROSS JOIN LATERAL (
+        SELECT i.id FROM {schema}.journal_streams i WHERE i.tenant = '' AND i.stream_id = w.stream_id OFFSET 0
+    ) i
+    JOIN {schema}.journal_streams s ON s.id = i.id AND s.epoch = w.epoch AND s.owner IS NOT DISTINCT FROM $1::bytea
     ORDER BY s.id
     FOR NO KEY UPDATE OF s
 )
@@ -120,7 +131,7 @@ class PostgresOwnership:
                     "try again"
                 )
             elif all(row["is_current"] for row in rows):
-                return [_holder(*holder) if epoch is None else epoch for _, _, epoch, *holder in rows]
+                return [_holder(*holder) if epoch is None else epoch for _, _, _, epoch, *holder in rows]
         raise StoreBusy("other processes claimed the same streams every time: nothing was claimed, try again")
 
     async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:

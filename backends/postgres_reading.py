@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import orjson
 from pydantic import ValidationError
 
 from backends.postgres_driver import ServerError, sqlstate
@@ -27,7 +28,7 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
-from eventstore.codec import decode_metadata
+from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
 
@@ -220,6 +221,7 @@ def _record(
     batch_id: bytes | None,
     epoch: int,
     recorded_at: int,
+    checksum: int,
     tenant: str,
     origin: str | None,
     origin_sequence: int | None,
@@ -227,32 +229,30 @@ def _record(
     concurrent: bool | None,
 ) -> RecordedEvent:
     try:
+        stored = payload.encode()
+        verify_checksum(checksum, type_, schema_version, stored, None if metadata is None else metadata.encode())
         return RecordedEvent(
             position,
             stream_id,
             version,
             type_,
             schema_version,
-            payload.encode(),
+            stored,
             decode_metadata(metadata),
             UUID(bytes=event_id),
             # Only the first event of a batch has none: it names the batch.
             UUID(bytes=batch_id or event_id),
             epoch,
             _datetime(recorded_at),
+            checksum,
             tenant,
             origin,
             origin_sequence,
             None if clock is None else clock.encode(),
             bool(concurrent),
         )
-    except (ValidationError, ValueError, OverflowError) as error:
-        raise JournalCorrupt(
-            f"the event at version {version} is damaged: its metadata, ids or time are not what the journal writes; "
-            "restore it from a copy",
-            stream_id=stream_id,
-            version=version,
-        ) from error
+    except (ValueError, OverflowError) as error:
+        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
 
 
 def _loaded(
@@ -289,7 +289,8 @@ def _events(
     schema_version: int,
     schema_versions: Sequence[int] | None,
     payloads: str,
-) -> Sequence[tuple[int, str, int, str]]:
+    checksums: str,
+) -> Sequence[tuple[int, str, int, bytes, int]]:
     """A page that came as strings. Raises `ValueError` if a text in it holds what stands between them."""
     if not count:
         return ()
@@ -300,7 +301,8 @@ def _events(
             versions or range(first_version, first_version + count),
             names if types == _SEPARATOR.join(names) else types.split(_SEPARATOR),
             schema_versions or [schema_version] * count,
-            payloads.split(_SEPARATOR),
+            payloads.encode().split(_SEPARATOR.encode()),
+            orjson.loads(f"[{checksums}]"),
             strict=True,
         )
     )

@@ -48,7 +48,7 @@ _IS_APPEND = """l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())"""
 
 _RECORD = """e.position, s.stream_id, e.version, e.type, e.schema_version, e.payload, e.metadata, e.event_id,
-    e.batch_id, e.epoch, e.recorded_at, s.tenant, e.origin, e.origin_sequence, e.clock, e.concurrent"""
+    e.batch_id, e.epoch, e.recorded_at, e.checksum, s.tenant, e.origin, e.origin_sequence, e.clock, e.concurrent"""
 # Tags in metadata that jsonb cannot hold are compared by the reader.
 _MATCHES = """($1::text[] IS NULL OR s.kind = ANY ($1)) AND ($2::text[] IS NULL OR e.type = ANY ($2))
     AND ($3::text[] IS NULL OR s.stream_id = ANY ($3))
@@ -114,9 +114,9 @@ FROM wanted w CROSS JOIN LATERAL (
         string_agg(e.type, chr(30)) AS types, min(e.schema_version) AS schema_version,
         CASE WHEN max(e.schema_version) <> min(e.schema_version) THEN array_agg(e.schema_version) END
             AS schema_versions,
-        string_agg(e.payload, chr(30)) AS payloads
+        string_agg(e.payload, chr(30)) AS payloads, string_agg(e.checksum::text, ',') AS checksums
     FROM (
-        SELECT e.version, e.type, e.schema_version, e.payload FROM {schema}.journal_events e
+        SELECT e.version, e.type, e.schema_version, e.payload, e.checksum FROM {schema}.journal_events e
         WHERE e.stream = w.stream AND e.version > w.after ORDER BY e.version LIMIT w.size
     ) e
 ) p

@@ -90,7 +90,13 @@ class RedisReader(OpenedRedis):
         after = max(after, 0)
         looks_inside = bool(where.types or where.tags)
         size = max(limit, _FILTERED_PAGE) if looks_inside else limit
-        page = await self._log(after, MAX_VERSION, size, where, window=_window(where, size))
+        try:
+            page = await self._log(after, MAX_VERSION, size, where, window=_window(where, size))
+        except JournalCorrupt as error:
+            # What cannot be read of one position is at that.
+            if limit == 1 and where == EventFilter():
+                error.position = after + 1
+            raise
         events = page.events
         if looks_inside:
             events = [event for event in events if _passes(event, where)]
@@ -149,15 +155,23 @@ class RedisReader(OpenedRedis):
         bounds = [min(after, MAX_VERSION), through, limit, window]
         end, looked, positions, names, flat = await self._run(READ_LOG, [*bounds, len(kinds), *kinds, *stream_ids])
         decoded = [name.decode() for name in names]
-        events = [recorded(decoded[flat[index]], flat[index + 1], flat[index + 2]) for index in range(0, len(flat), 3)]
-        for event, position in zip(events, positions, strict=True):
+        events: list[RecordedEvent] = []
+        for index, position in zip(range(0, len(flat), 3), positions, strict=True):
+            try:
+                event = recorded(decoded[flat[index]], flat[index + 1], flat[index + 2])
+            except JournalCorrupt as error:
+                # The record's own may be what is damaged.
+                error.position = position
+                raise
             if event.position != position:
                 raise JournalCorrupt(
                     f"the event at version {event.version} stands at position {event.position}, the log has it at "
-                    f"{position}",
+                    f"{position}; restore it from a copy",
                     stream_id=event.stream_id,
                     version=event.version,
+                    position=position,
                 )
+            events.append(event)
         return _LogReply(end, looked, positions, events)
 
     async def _backwards(self, end: int, where: EventFilter, *, first_window: int) -> AsyncGenerator[list[int], None]:

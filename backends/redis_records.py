@@ -12,7 +12,7 @@ from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from backends.times import nearest_time
 from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StoredSnapshot, StreamWrite, refusal
-from eventstore.codec import decode_metadata
+from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import RecordedEvent
 
@@ -22,12 +22,14 @@ MAX_VERSION = 2**53 - 1
 MAX_GROUP_BYTES = 256 * 1024 * 1024
 """Redis closes a connection that sends it much more at once."""
 
-# What the script puts in front, position and time; then event id, epoch, schema version, bytes of the type (the
-# highest bit set: a batch id follows the header), bytes of the metadata plus one (0: there is none).
-_HEADER = struct.Struct(">QQ16sQIHI")
-_GIVEN = struct.Struct(">16sQIHI")
+# What the script puts in front, position and time; then event id, epoch, checksum, schema version, bytes of the type
+# (the highest bit set: a batch id follows the header), bytes of the metadata plus one (0: there is none).
+_HEADER = struct.Struct(">QQ16sQQIHI")
+_GIVEN = struct.Struct(">16sQQIHI")
+_CHECKSUM = struct.Struct(">Q")
 _REPLAYED = struct.Struct(">IHI")
 _SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
+_CHECKSUM_AT = _SIZES.start - _CHECKSUM.size
 _WRITE = struct.Struct(">IqqII?")
 _HAS_BATCH = 0x8000
 _MAX_TYPE_BYTES = _HAS_BATCH - 1
@@ -37,8 +39,8 @@ _SNAPSHOT = struct.Struct(">QqQHHH")
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
-Replayed = tuple[int, str, int, bytes]
-"""What replay needs of an event: version, type, schema version, payload."""
+Replayed = tuple[int, str, int, bytes, int]
+"""What replay needs of an event: version, type, schema version, payload, checksum."""
 
 
 class Group(NamedTuple):
@@ -108,8 +110,11 @@ def outcomes_of(batches: Sequence[Batch], reply: Sequence[int]) -> list[AppendOu
 
 def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
     """A stored record as it is read. Raises `JournalCorrupt`."""
+    position = None
     try:
-        position, time, event_id, epoch, schema_version, type_bytes, metadata_bytes = _HEADER.unpack_from(record)
+        position, time, event_id, epoch, checksum, schema_version, type_bytes, metadata_bytes = _HEADER.unpack_from(
+            record
+        )
         at = _HEADER.size
         identity = batch = UUID(bytes=event_id)
         if type_bytes & _HAS_BATCH:
@@ -120,24 +125,27 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
         payload = start
         if metadata_bytes:
             payload = start + metadata_bytes - 1
-            metadata = decode_metadata(record[start:payload])
+            metadata = record[start:payload]
         if payload > len(record):
             raise ValueError("it is cut off")
+        name, data = record[at:start].decode(), record[payload:]
+        verify_checksum(checksum, name, schema_version, data, metadata)
         return RecordedEvent(
             position,
             stream_id,
             version,
-            record[at:start].decode(),
+            name,
             schema_version,
-            record[payload:],
-            metadata,
+            data,
+            decode_metadata(metadata),
             identity,
             batch,
             epoch,
             _EPOCH_START + timedelta(microseconds=time),
+            checksum,
         )
     except (struct.error, ValueError, OverflowError) as error:
-        raise _damaged(stream_id, version, error) from error
+        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
 
 
 def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Replayed]:
@@ -146,6 +154,7 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Rep
     sizes = name = b""
     start = payload = end = schema_version = 0
     type_ = ""
+    unpack_checksum = _CHECKSUM.unpack_from
     try:
         for record in records:
             # Most have the type of the one before, and all else at the same place.
@@ -159,10 +168,11 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Rep
                 type_ = name.decode()
             if payload > len(record):
                 raise ValueError("it is cut off")
-            found.append((version, type_, schema_version, record[payload:]))
+            (checksum,) = unpack_checksum(record, _CHECKSUM_AT)
+            found.append((version, type_, schema_version, record[payload:], checksum))
             version += 1
     except (struct.error, ValueError) as error:
-        raise _damaged(stream_id, version, error) from error
+        raise damaged(error, stream_id=stream_id, version=version) from error
     return found
 
 
@@ -206,7 +216,7 @@ def unpacked_snapshot(stream_id: str, packed: bytes) -> StoredSnapshot:
 
 
 def _packed(event: EncodedEvent, epoch: int) -> bytes:
-    event_id, type_, schema_version, payload, metadata, batch_id = event
+    event_id, type_, schema_version, payload, metadata, batch_id, checksum = event
     name = type_.encode()
     size = len(name)
     if size > _MAX_TYPE_BYTES:
@@ -214,12 +224,12 @@ def _packed(event: EncodedEvent, epoch: int) -> bytes:
     # Most events are the first of their batch.
     if batch_id == event_id:
         if metadata is None:
-            return _GIVEN.pack(event_id, epoch, schema_version, size, 0) + name + payload
+            return _GIVEN.pack(event_id, epoch, checksum, schema_version, size, 0) + name + payload
         return b"".join(
-            (_GIVEN.pack(event_id, epoch, schema_version, size, len(metadata) + 1), name, metadata, payload)
+            (_GIVEN.pack(event_id, epoch, checksum, schema_version, size, len(metadata) + 1), name, metadata, payload)
         )
     given = _GIVEN.pack(
-        event_id, epoch, schema_version, size | _HAS_BATCH, 0 if metadata is None else len(metadata) + 1
+        event_id, epoch, checksum, schema_version, size | _HAS_BATCH, 0 if metadata is None else len(metadata) + 1
     )
     return b"".join((given, batch_id, name, metadata or b"", payload))
 
@@ -241,11 +251,3 @@ def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch) -> Append
     if refused is None:
         raise JournalCorrupt("the server refused a write that its own reply allows", stream_id=write.stream_id)
     return refused
-
-
-def _damaged(stream_id: str, version: int, error: Exception) -> JournalCorrupt:
-    return JournalCorrupt(
-        f"the event at version {version} is damaged ({error}); restore it from a copy",
-        stream_id=stream_id,
-        version=version,
-    )

@@ -21,7 +21,7 @@ _MAX_REMEMBERED = 100_000
 # A statement is prepared for these many rows, and a group is padded to the next: preparing costs more than padding.
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
-_COLUMNS = 10
+_COLUMNS = 11
 _ROW = "(" + ",".join("?" * _COLUMNS) + ")"
 _PADDING = (None,) * _COLUMNS
 
@@ -30,9 +30,10 @@ _PADDING = (None,) * _COLUMNS
 # another connection has appended since (its events have the positions that are given here) or has truncated.
 _INSERT = """
 INSERT INTO {table}
-    (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, epoch, recorded_at)
+    (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
+    recorded_at)
 SELECT column1, column2, column3, column4, column5, CAST(column6 AS TEXT), CAST(column7 AS TEXT),
-    column8, column9, column10, ?
+    column8, column9, column10, column11, ?
 FROM (VALUES {rows})
 WHERE column2 IS NOT NULL AND {guard}
 """
@@ -55,16 +56,18 @@ _EVENTS_AND_COMMANDS = _inserts("journal_appends", _COMMITS)
 # that nobody else can change them.
 _VIEW = """
 CREATE TEMP VIEW journal_appends AS
-SELECT position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, epoch, recorded_at
+SELECT position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
+    recorded_at
 FROM journal_events
 """
 _STORE_EVENT = """
 CREATE TEMP TRIGGER journal_appends_event INSTEAD OF INSERT ON journal_appends WHEN NEW.position IS NOT NULL
 BEGIN
     INSERT INTO journal_events
-        (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, epoch, recorded_at)
+        (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
+        recorded_at)
     VALUES (NEW.position, NEW.stream, NEW.version, NEW.type, NEW.schema_version, NEW.payload, NEW.metadata,
-        NEW.event_id, NEW.batch_id, NEW.epoch, NEW.recorded_at);
+        NEW.event_id, NEW.batch_id, NEW.checksum, NEW.epoch, NEW.recorded_at);
 END
 """
 _STORE_COMMAND = """
@@ -241,7 +244,7 @@ class SQLiteAppend:
             has_epochs = has_epochs or row[-1] != 0
         for stream, version, (command_id, fingerprint, outcome_id, is_rejection, payload, issued_at) in commands:
             parameters += (None, stream.id, version, command_id, is_rejection, payload, None)
-            parameters += (fingerprint, outcome_id, issued_at)
+            parameters += (fingerprint, outcome_id, None, issued_at)
         parameters += _PADDING * (size - count)
         parameters.append(self._removals)
         inserts = _EVENTS

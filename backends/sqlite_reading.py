@@ -34,7 +34,7 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
-from eventstore.codec import decode_metadata
+from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import BackendUnavailable, EventStoreError, JournalCorrupt, StoreClosed
 from eventstore.events import RecordedEvent
 
@@ -60,12 +60,13 @@ SELECT
     (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
             hex(n.payload), hex(n.checksum), n.recorded_at, n.epoch))
         FROM wanted w LEFT JOIN journal_snapshots n ON n.stream = w.stream AND n.version = w.snapshot),
-    e.numbers, e.versions, e.types, e.schema_versions, e.payloads
+    e.numbers, e.versions, e.types, e.schema_versions, e.payloads, e.checksums
 FROM (
     SELECT group_concat(number) AS numbers, group_concat(version) AS versions, group_concat(type, ?2) AS types,
         group_concat(schema_version) AS schema_versions,
-        CASE WHEN max(typeof(payload)) = min(typeof(payload)) THEN group_concat(payload, ?2) END AS payloads
-    FROM (SELECT w.number, e.version, e.type, e.schema_version, e.payload
+        CASE WHEN max(typeof(payload)) = min(typeof(payload)) THEN group_concat(payload, ?2) END AS payloads,
+        group_concat(checksum) AS checksums
+    FROM (SELECT w.number, e.version, e.type, e.schema_version, e.payload, e.checksum
         FROM wanted w CROSS JOIN journal_events e
         WHERE e.stream = w.stream AND e.version > max(coalesce(w.snapshot, w.after), w.truncated)
             AND e.version <= max(coalesce(w.snapshot, w.after), w.truncated) + w.size
@@ -74,8 +75,11 @@ FROM (
 """
 
 _DAMAGED = """
-SELECT s.stream_id, e.version FROM journal_events e JOIN journal_streams s ON s.id = e.stream
-WHERE (? IS NULL OR s.stream_id = ?) AND (typeof(e.payload) <> 'text' OR NOT json_valid(e.payload)
+SELECT s.stream_id, e.version, e.position FROM journal_events e JOIN journal_streams s ON s.id = e.stream
+WHERE (?1 IS NULL OR s.stream_id = ?1)
+    AND (?3 = -1 OR e.position IN (SELECT position FROM journal_events WHERE position > ?2 ORDER BY position LIMIT ?3))
+    AND (typeof(e.payload) <> 'text' OR NOT json_valid(e.payload) OR typeof(e.type) <> 'text'
+    OR typeof(e.checksum) <> 'integer'
     OR (e.metadata IS NOT NULL AND (typeof(e.metadata) <> 'text' OR NOT json_valid(e.metadata))))
 ORDER BY e.position LIMIT 1
 """
@@ -93,6 +97,7 @@ _RECORD = (
     func.hex(_e.batch_id).label("batch_id"),
     _e.epoch,
     _e.recorded_at,
+    _e.checksum,
     _s.tenant,
     _e.origin,
     _e.origin_sequence,
@@ -104,7 +109,7 @@ _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().w
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-_Event = tuple[int, str, int, str]
+_Event = tuple[int, str, int, bytes, int]
 _FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
 
 
@@ -182,8 +187,10 @@ class SQLiteReader:
         )
         # One statement is one moment: the end of the log and the page belong together.
         end = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
-        ((last, events),) = await self._reading(select(end, _as_one_row(page)), None)
-        records = await self._page(events, None)
+        # Without a filter, a damaged event is looked for in this very page: who reads on behind it rests on that.
+        part = (after, limit) if where == EventFilter() else ()
+        ((last, events),) = await self._reading(select(end, _as_one_row(page)), None, *part)
+        records = await self._page(events, None, *part)
         is_end = len(records) < limit
         position = max(after, last) if is_end else records[-1].position
         return LogPage(records, position, is_end, last)
@@ -280,12 +287,12 @@ class SQLiteReader:
         except DBAPIError as error:
             raise _read_error(error.orig) from error
 
-    async def _reading(self, statement: Executable, stream_id: str | None) -> Sequence[Any]:
+    async def _reading(self, statement: Executable, stream_id: str | None, *part: int) -> Sequence[Any]:
         """Run a statement that reads events; a damaged one is named."""
         try:
             return await self._rows(statement)
         except JournalCorrupt as error:
-            raise await self._located(error, stream_id) from error
+            raise await self._located(error, stream_id, *part) from error
 
     async def _driver_rows(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """Run a statement on the driver itself: one hop to its thread instead of four."""
@@ -337,24 +344,27 @@ class SQLiteReader:
         self.check_open()
         return cast("AsyncEngine", self._engine)
 
-    async def _page(self, events: str, stream_id: str | None) -> Sequence[RecordedEvent]:
+    async def _page(self, events: str, stream_id: str | None, *part: int) -> Sequence[RecordedEvent]:
         try:
             return _records(events)
         except JournalCorrupt as error:
             if error.version is not None:
                 raise
-            raise await self._located(error, stream_id) from error
+            raise await self._located(error, stream_id, *part) from error
 
-    async def _located(self, error: JournalCorrupt, stream_id: str | None) -> JournalCorrupt:
-        """The same error, naming the first row that is not what the journal writes."""
-        rows = await self._driver_rows(_DAMAGED, (stream_id, stream_id))
+    async def _located(
+        self, error: JournalCorrupt, stream_id: str | None, after: int = 0, limit: int = -1
+    ) -> JournalCorrupt:
+        """The same error, naming the first row that is not what the journal writes, of a stream or of a page."""
+        rows = await self._driver_rows(_DAMAGED, (stream_id, after, limit))
         if not rows:
             return error
-        located = JournalCorrupt(
-            f"the event at version {rows[0][1]} is damaged: its stored JSON is not JSON text any more; "
-            "restore it from a copy",
-            stream_id=str(rows[0][0]),
-            version=int(rows[0][1]),
+        where, version, position = rows[0]
+        located = damaged(
+            "its columns do not hold JSON text, a name and a number any more",
+            stream_id=str(where),
+            version=int(version),
+            position=int(position),
         )
         located.__cause__ = error
         return located
@@ -407,6 +417,7 @@ def _record(
     batch_id: str,
     epoch: int,
     recorded_at: int,
+    checksum: int,
     tenant: str,
     origin: str | None,
     origin_sequence: int | None,
@@ -414,35 +425,34 @@ def _record(
     concurrent: int | None,
 ) -> RecordedEvent:
     try:
+        stored = payload.encode()
+        verify_checksum(checksum, type_, schema_version, stored, None if metadata is None else metadata.encode())
         return RecordedEvent(
             position,
             stream_id,
             version,
             type_,
             schema_version,
-            payload.encode(),
+            stored,
             decode_metadata(metadata),
             UUID(event_id),
             # Only the first event of a batch has none: it names the batch.
             UUID(batch_id or event_id),
             epoch,
             _datetime(recorded_at),
+            checksum,
             tenant,
             origin,
             origin_sequence,
             None if clock is None else clock.encode(),
             bool(concurrent),
         )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise JournalCorrupt(
-            f"the event at version {version} is damaged ({error}); restore it from a copy",
-            stream_id=stream_id,
-            version=version,
-        ) from error
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
 
 
 def _events(
-    numbers: str | None, versions: str, types: str, schema_versions: str, payloads: str
+    numbers: str | None, versions: str, types: str, schema_versions: str, payloads: str, checksums: str
 ) -> Mapping[int, Sequence[_Event]]:
     """The events of each load, out of the columns that were strung together."""
     if numbers is None:
@@ -454,7 +464,8 @@ def _events(
                 orjson.loads(f"[{versions}]"),
                 types.split(_SEPARATOR),
                 orjson.loads(f"[{schema_versions}]"),
-                payloads.split(_SEPARATOR),
+                payloads.encode().split(_SEPARATOR.encode()),
+                orjson.loads(f"[{checksums}]"),
                 strict=True,
             )
         )

@@ -82,6 +82,8 @@ journal_events = Table(
     Column("event_id", LargeBinary(16), nullable=False),
     # NULL: the event is the first of its own batch. Most batches are one event, so most rows save 16 bytes.
     Column("batch_id", LargeBinary(16)),
+    # Of type, schema version, payload and metadata, as they were given.
+    Column("checksum", _Big, nullable=False),
     Column("epoch", _Big, nullable=False, server_default=_ZERO),
     Column("origin", Text),
     Column("origin_sequence", _Big),

@@ -22,7 +22,7 @@ from benchmarks.databases import POSTGRES
 from benchmarks.harness import EVENTS_PER_SECOND, Figure, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventStore
 from eventstore.backend import Batch, EncodedEvent, Expected, StreamWrite
-from eventstore.codec import new_event_id
+from eventstore.codec import encoded_event, new_event_id
 from eventstore.url import parse_store_url
 
 _WRITERS = 4
@@ -239,7 +239,7 @@ def _groups(name: str) -> Iterator[Sequence[Batch]]:
 
 def _event() -> EncodedEvent:
     event_id = new_event_id()
-    return EncodedEvent(event_id, "benchmark.deposited", 1, b'{"amount":1}', None, event_id)
+    return encoded_event(event_id, "benchmark.deposited", 1, b'{"amount":1}', None, event_id)
 
 
 def _without_lock(backend: PostgresBackend) -> None:

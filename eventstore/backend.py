@@ -36,6 +36,7 @@ class EncodedEvent(NamedTuple):
     """One event on its way into the journal. `payload` and `metadata` are JSON in UTF-8.
 
     Ids are the 16 bytes of a UUID. `batch_id` is the id of the first event of the command or append it belongs to.
+    `checksum` (`codec.checksum_of`) is 0 or more and below 2**63; it is stored as it is given.
     """
 
     event_id: bytes
@@ -44,6 +45,7 @@ class EncodedEvent(NamedTuple):
     payload: bytes
     metadata: bytes | None
     batch_id: bytes
+    checksum: int
 
 
 class CommandOutcome(NamedTuple):
@@ -188,11 +190,12 @@ class Load(NamedTuple):
 class Loaded(NamedTuple):
     """What a `Load` found, at one moment: a snapshot, then the first events after it.
 
-    `events` are (version, type, schema version, payload): no more than replay needs. `version` is the stream's own.
+    `events` are (version, type, schema version, payload, checksum): no more than replay needs, which compares payload
+    and checksum. `version` is the stream's own.
     """
 
     snapshot: StoredSnapshot | None
-    events: Sequence[tuple[int, str, int, str | bytes]]
+    events: Sequence[tuple[int, str, int, bytes, int]]
     version: int
     truncated: int
 
@@ -428,13 +431,18 @@ class Backend(Protocol):
     async def read_stream(
         self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
     ) -> StreamPage:
-        """At most `limit` events with after < version <= through, rising, or falling if `backwards`."""
+        """At most `limit` events with after < version <= through, rising, or falling if `backwards`.
+
+        Raises `JournalCorrupt`, with stream, version and position, for an event that does not match its checksum
+        (`codec.verify_checksum`).
+        """
         ...
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         """At most `limit` events with position > after, rising.
 
         Once this has returned an event, no event with a lower position ever appears later, in any process.
+        Raises as `read_stream` does.
         """
         ...
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple
+from zlib import crc32
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent
-from eventstore.errors import EventDecodeError, EventEncodeError, PayloadTooLarge, UnknownEventType
+from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge, UnknownEventType
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class
 
 DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
+
+PAYLOAD_BITS = 0xFFFFFFFF
+"""The part of a checksum that does not depend on the metadata."""
+
+_METADATA_BITS = 0x7FFFFFFF
 
 
 class Encoding(NamedTuple):
@@ -62,6 +69,50 @@ def encode_metadata(metadata: Metadata | None, *, limit: int = DEFAULT_MAX_PAYLO
     return encoded
 
 
+@lru_cache(maxsize=1024)
+def checksum_seed(type: str, schema_version: int) -> int:
+    """The CRC-32 that an event's payload goes on from. No name holds the separator."""
+    return crc32(f"{type}\0{schema_version}\0".encode())
+
+
+def checksum_of(type: str, schema_version: int, payload: bytes, metadata: bytes | None) -> int:
+    """What an event is checked by. Below 2**63, the largest number that every database holds.
+
+    The lower 32 bits are the CRC-32 of type, schema version and payload: replay reads no more than these. The bits
+    above are the metadata's, and 0 where there is none.
+    """
+    checksum = crc32(payload, checksum_seed(type, schema_version))
+    return checksum if metadata is None else checksum | (crc32(metadata) & _METADATA_BITS) << 32
+
+
+def encoded_event(
+    event_id: bytes, type: str, schema_version: int, payload: bytes, metadata: bytes | None, batch_id: bytes
+) -> EncodedEvent:
+    """An event with its checksum."""
+    checksum = checksum_of(type, schema_version, payload, metadata)
+    return EncodedEvent(event_id, type, schema_version, payload, metadata, batch_id, checksum)
+
+
+def verify_checksum(checksum: int, type: str, schema_version: int, payload: bytes, metadata: bytes | None) -> None:
+    """Raises `ValueError`, which says what does not match."""
+    expected = checksum_of(type, schema_version, payload, metadata)
+    if checksum != expected:
+        is_metadata = checksum & PAYLOAD_BITS == expected & PAYLOAD_BITS
+        part = "metadata does" if is_metadata else "type, schema version or payload do"
+        raise ValueError(f"its {part} not match its checksum")
+
+
+def damaged(reason: object, *, stream_id: str, version: int, position: int | None = None) -> JournalCorrupt:
+    """The error for one stored event that cannot be read."""
+    return JournalCorrupt(
+        f"the event at version {version} is damaged ({reason}); restore it from a copy, `eventstore verify` lists all "
+        "that is damaged",
+        stream_id=stream_id,
+        version=version,
+        position=position,
+    )
+
+
 def new_event_id() -> bytes:
     """A UUIDv7: unique everywhere, and rising with time, so that the index on it grows at one end."""
     return uuid7().bytes
@@ -80,9 +131,8 @@ def encode_batch(
         identity = new_event_id() if event_id is None else event_id.bytes
         batch_id = batch_id or identity
         type_, schema_version, payload = encode_payload(event, limit=limit)
-        encoded.append(
-            EncodedEvent(identity, type_, schema_version, payload, encode_metadata(metadata, limit=limit), batch_id)
-        )
+        notes = encode_metadata(metadata, limit=limit)
+        encoded.append(encoded_event(identity, type_, schema_version, payload, notes, batch_id))
     return tuple(encoded)
 
 

@@ -173,13 +173,17 @@ class CapabilityError(EventStoreError):
 class JournalCorrupt(EventStoreError):
     """Stored data contradicts itself: a hole or a repeat in the versions, a checksum or a row that is not valid.
 
-    Nothing is skipped. Restore the named stream, or inspect it with `eventstore events`.
+    Nothing is skipped. Restore what is named; `eventstore verify` lists all that is damaged. `position` is that of one
+    damaged event, where it is known.
     """
 
-    def __init__(self, message: str, *, stream_id: str | None = None, version: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, stream_id: str | None = None, version: int | None = None, position: int | None = None
+    ) -> None:
         super().__init__(message if stream_id is None else f"stream {stream_id!r}: {message}")
         self.stream_id = stream_id
         self.version = version
+        self.position = position
 
 
 class JournalLost(JournalCorrupt):

@@ -104,6 +104,7 @@ class RecordedEvent(NamedTuple):
     `version` is its place in the stream, from 1 and without holes; `position` its place in the whole log,
     rising, with holes where nothing was stored. `recorded_at` is the store's clock in UTC and never decides
     an order. Events with one `batch_id` were stored together. `EventStore.decode` makes the `Event` of it.
+    `checksum` was made of type, schema version, payload and metadata when the event was appended, and matches them.
     """
 
     position: int
@@ -117,6 +118,7 @@ class RecordedEvent(NamedTuple):
     batch_id: UUID
     epoch: int
     recorded_at: datetime
+    checksum: int
     tenant: str = ""
     origin: str | None = None
     origin_sequence: int | None = None

@@ -52,6 +52,7 @@ from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
 from eventstore.guarded_backend import GuardedBackend
+from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import pack, unpack
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -382,17 +383,21 @@ class EventStore:
         limit: int | None = None,
         where: EventFilter = _EVERYTHING,
         page_size: int = _PAGE,
+        on_damage: OnDamage | None = None,
     ) -> AsyncGenerator[RecordedEvent, None]:
         """The events of the whole log after a position, in position order, up to its end at that moment.
 
-        `last` starts so that only the last so many matching events come. `limit` bounds the count.
+        `last` starts so that only the last so many matching events come. `limit` bounds the count. An event that is
+        damaged ends the reading with `JournalCorrupt`; with `on_damage` it is passed over, after that was called with
+        the error, which names stream, version and position.
         """
+        read_page = self.read_page if on_damage is None else PastDamage(self.read_page, on_damage)
         position = after if last is None else await self._open.start_of_last(last, where)
         remaining = limit
         end: int | None = None
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
-            page = await self.read_page(after=position, limit=size, where=where)
+            page = await read_page(after=position, limit=size, where=where)
             end = page.end if end is None else end
             for recorded in page.events:
                 if recorded.position > end:
@@ -424,21 +429,29 @@ class EventStore:
         where: EventFilter = _EVERYTHING,
         page_size: int = _PAGE,
         poll_seconds: float = 0.5,
+        on_damage: OnDamage | None = None,
     ) -> AsyncGenerator[RecordedEvent, None]:
         """Every event after a position, once and in position order, and then every new one as it comes.
 
         It never ends by itself: while the database cannot be reached it tries again. Appends through this store
         are seen at once, those of other processes within `poll_seconds`. Keep `position` of the last event you
-        have dealt with, and continue with `after=` that. Raises `StoreClosed` when the store is closed.
+        have dealt with, and continue with `after=` that. Raises `StoreClosed` when the store is closed. A damaged
+        event ends it with `JournalCorrupt`, or is passed over, as in `read_all`.
         """
         again = AsyncRetrying(
             retry=retry_if_exception_type(BackendUnavailable),
             wait=wait_random_exponential(multiplier=0.05, max=5.0),
             before_sleep=before_sleep_log(logger, logging.WARNING),
         )
+
+        async def read_again(*, after: int, limit: int, where: EventFilter) -> LogPage:
+            page: LogPage = await again(self.read_page, after=after, limit=limit, where=where)
+            return page
+
+        read_page = read_again if on_damage is None else PastDamage(read_again, on_damage)
         position: int = after if last is None else await again(self._start_of_last, last, where)
         while True:
-            page: LogPage = await again(self.read_page, after=position, limit=page_size, where=where)
+            page = await read_page(after=position, limit=page_size, where=where)
             for recorded in page.events:
                 yield recorded
             position = page.position

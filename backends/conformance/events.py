@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from eventstore.backend import CommandOutcome, EncodedEvent, Expected, StreamWrite
-from eventstore.codec import new_event_id
+from eventstore.codec import encoded_event, new_event_id
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent
 
 _T = TypeVar("_T")
@@ -83,7 +83,7 @@ def write(
     for payload in payloads:
         event_id = next(given, None) or new_event_id()
         batch_id = events[0].event_id if events else event_id
-        events.append(EncodedEvent(event_id, Happened.__event_type__, 1, payload, None, batch_id))
+        events.append(encoded_event(event_id, Happened.__event_type__, 1, payload, None, batch_id))
     return StreamWrite(stream_id, expected, events, epoch, commands)
 
 

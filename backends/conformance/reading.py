@@ -7,10 +7,11 @@ import asyncio
 import pytest
 
 from backends.conformance.cases import case
-from backends.conformance.events import collect, happened, versions, write
+from backends.conformance.events import closing, collect, happened, numbers, tagged, versions, write
 from backends.conformance.fixtures import StoreFixtures
-from eventstore.backend import Backend, Load, Loaded
-from eventstore.errors import StoreClosed
+from eventstore.backend import Backend, EventFilter, Load, Loaded, StreamWrite
+from eventstore.codec import checksum_of
+from eventstore.errors import JournalCorrupt, StoreClosed
 from eventstore.store import Append, EventStore
 
 PATIENCE = 20.0
@@ -181,10 +182,58 @@ class Reading(StoreFixtures):
         await store.append("a", happened(1, 2))
         loaded = await store.load(Load("a"))
         assert (loaded.snapshot, loaded.version, loaded.truncated) == (None, 2, 0)
-        assert [(version, type_, schema) for version, type_, schema, _ in loaded.events] == [
-            (1, "conformance.happened", 1),
-            (2, "conformance.happened", 1),
+        expected = checksum_of("conformance.happened", 1, b'{"number":2}', None)
+        assert list(loaded.events)[1:] == [(2, "conformance.happened", 1, b'{"number":2}', expected)]
+
+    async def test_the_checksum_of_an_event_is_stored_with_it(self, store: EventStore) -> None:
+        await store.append("a", [tagged(7, "x"), *happened(8)])
+        expected = [
+            checksum_of("conformance.happened", 1, b'{"number":7}', b'{"tags":["x"]}'),
+            checksum_of("conformance.happened", 1, b'{"number":8}', None),
         ]
+        assert [recorded.checksum for recorded in await collect(store.read("a"))] == expected
+        assert [recorded.checksum for recorded in await collect(store.read_all())] == expected
+        assert [checksum for *_, checksum in (await store.load(Load("a"))).events] == expected
+
+    @pytest.mark.parametrize("bit", [0, 31, 32, 62])
+    async def test_a_checksum_comes_back_bit_for_bit(self, store: EventStore, backend: Backend, bit: int) -> None:
+        await backend.append([[_altered(write("a", b"1"), bit)]])
+        loaded = await store.load(Load("a"))
+        assert [checksum for *_, checksum in loaded.events] == [
+            checksum_of("conformance.happened", 1, b"1", None) ^ 1 << bit
+        ]
+
+    @pytest.mark.parametrize("bit", [0, 31, 32, 62])
+    async def test_an_event_that_does_not_match_its_checksum_is_named_by_who_reads_it(
+        self, store: EventStore, backend: Backend, bit: int
+    ) -> None:
+        await store.append("a", happened(1))
+        await backend.append([[_altered(write("a", b"2"), bit), write("b", b"3")]])
+        for read in (store.read("a"), store.read("a", backwards=True), store.read_all()):
+            with pytest.raises(JournalCorrupt, match="version 2 is damaged") as caught:
+                await collect(read)
+            assert (caught.value.stream_id, caught.value.version, caught.value.position) == ("a", 2, 2)
+        # It is in nobody's way who does not read it.
+        assert await versions(store.read("a", through=1)) == [1]
+        assert await versions(store.read("b")) == [1]
+        assert await versions(store.read_all(after=2)) == [1]
+        assert await store.version("a") == 2
+
+    async def test_the_log_can_be_read_past_damaged_events(self, store: EventStore, backend: Backend) -> None:
+        for number in range(1, 41):
+            stream_id = "b" if number % 5 == 0 else "a"
+            written = write(stream_id, b'{"number":%d}' % number)
+            await backend.append([[_altered(written, 3) if number in (1, 2, 15, 16, 40) else written]])
+        damage: list[JournalCorrupt] = []
+        seen = await numbers(store.read_all(on_damage=damage.append))
+        assert seen == [number for number in range(1, 41) if number not in (1, 2, 15, 16, 40)]
+        assert [error.position for error in damage] == [1, 2, 15, 16, 40]
+        assert [error.stream_id for error in damage] == ["a", "a", "b", "a", "b"]
+        of_b = store.read_all(where=EventFilter(kinds=("b",)), page_size=3, on_damage=lambda _: None)
+        assert await numbers(of_b) == [5, 10, 20, 25, 30, 35]
+        assert await numbers(store.read_all(after=10, limit=6, on_damage=lambda _: None)) == [11, 12, 13, 14, 17, 18]
+        async with closing(store.subscribe(page_size=4, on_damage=lambda _: None)) as events:
+            assert [(await anext(events)).json()["number"] for _ in range(len(seen))] == seen
 
     async def test_a_load_starts_after_a_version_and_stops_at_its_limit(self, store: EventStore) -> None:
         await _filled(store)
@@ -239,6 +288,12 @@ class Reading(StoreFixtures):
 
     async def test_a_load_of_none_is_answered(self, backend: Backend) -> None:
         assert list(await backend.load([])) == []
+
+
+def _altered(written: StreamWrite, bit: int) -> StreamWrite:
+    """The write with a bit of its event's checksum changed."""
+    (event,) = written.events
+    return written._replace(events=[event._replace(checksum=event.checksum ^ 1 << bit)])
 
 
 def _versions(loaded: Loaded) -> list[int]:

@@ -24,6 +24,7 @@ from eventstore.cli.show import show
 from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
+from eventstore.cli.verify import verify
 from eventstore.errors import EventStoreError
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
@@ -60,6 +61,7 @@ for _command, _summary in (
     (show, "Show the state of an actor, now or earlier."),
     (replay, "Fold actors again, and check their snapshots."),
     (snapshot, "Take snapshots of actors."),
+    (verify, "Check every event and snapshot, and list what is damaged."),
     (owners, "List the processes that own actors, and what they own."),
     (migrate, "Create the journal, or bring it up to date."),
     (doctor, "Report what a store is, and what is wrong."),

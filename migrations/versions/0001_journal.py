@@ -63,6 +63,7 @@ def upgrade() -> None:
         sa.Column("metadata", sa.Text()),
         sa.Column("event_id", sa.LargeBinary(16), nullable=False),
         sa.Column("batch_id", sa.LargeBinary(16)),
+        sa.Column("checksum", BIG, nullable=False),
         sa.Column("epoch", BIG, server_default=ZERO, nullable=False),
         sa.Column("origin", sa.Text()),
         sa.Column("origin_sequence", BIG),

@@ -28,8 +28,8 @@ from eventstore import (
     JournalCorrupt,
     UnknownEventType,
 )
-from eventstore.backend import EncodedEvent, Expected, Load, StreamWrite
-from eventstore.codec import new_event_id
+from eventstore.backend import Expected, Load, StreamWrite
+from eventstore.codec import encoded_event, new_event_id
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from tests.actors.faults import Faults
@@ -43,7 +43,7 @@ async def write(store: EventStore, *lines: str, kind: str = "Notebook", key: str
 async def write_raw(store: EventStore, type: str, payload: bytes, *, schema_version: int = 1) -> None:
     """An event as other code could have written it."""
     event_id = new_event_id()
-    event = EncodedEvent(event_id, type, schema_version, payload, None, event_id)
+    event = encoded_event(event_id, type, schema_version, payload, None, event_id)
     await store._backend.append([[StreamWrite("Notebook-a", Expected.ANY, [event])]])
 
 

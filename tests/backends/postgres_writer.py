@@ -20,7 +20,7 @@ import asyncpg
 from backends.postgres import PostgresBackend
 from backends.postgres_session import PostgresSession
 from eventstore.backend import Appended, EncodedEvent, Expected, StreamWrite
-from eventstore.codec import new_event_id
+from eventstore.codec import encoded_event, new_event_id
 from eventstore.url import parse_store_url
 
 STREAMS = 24
@@ -45,7 +45,7 @@ class Unlucky(PostgresSession):
 
 def event() -> EncodedEvent:
     event_id = new_event_id()
-    return EncodedEvent(event_id, "stress", 1, b'{"n":1}', None, event_id)
+    return encoded_event(event_id, "stress", 1, b'{"n":1}', None, event_id)
 
 
 async def write(url: str, seed: int, seconds: float) -> None:

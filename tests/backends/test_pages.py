@@ -8,7 +8,7 @@ from backends.memory import MemoryBackend
 from backends.postgres import PostgresBackend
 from backends.redis import RedisBackend
 from eventstore.backend import Appended, Backend, EncodedEvent, Expected, Load, Loaded, StreamWrite
-from eventstore.codec import new_event_id
+from eventstore.codec import checksum_of, encoded_event, new_event_id
 from eventstore.errors import EventEncodeError, JournalCorrupt
 from eventstore.url import parse_store_url
 
@@ -34,7 +34,7 @@ def event(
     batch: bytes = b"",
 ) -> EncodedEvent:
     event_id = new_event_id()
-    return EncodedEvent(event_id, type_, schema_version, payload, metadata, batch or event_id)
+    return encoded_event(event_id, type_, schema_version, payload, metadata, batch or event_id)
 
 
 async def stored(backend: Backend, *events: EncodedEvent) -> None:
@@ -46,10 +46,7 @@ async def stored(backend: Backend, *events: EncodedEvent) -> None:
 async def page(backend: Backend, *, after: int = 0, limit: int = 1000) -> list[tuple[int, str, int, bytes]]:
     [loaded] = await backend.load([Load("s", after, limit=limit)])
     assert isinstance(loaded, Loaded), loaded
-    return [
-        (version, type_, schema_version, payload.encode() if isinstance(payload, str) else payload)
-        for version, type_, schema_version, payload in loaded.events
-    ]
+    return [(version, type_, schema_version, payload) for version, type_, schema_version, payload, _ in loaded.events]
 
 
 async def test_neighbours_that_differ_in_everything_come_back_as_they_were(backend: Backend) -> None:
@@ -118,7 +115,7 @@ async def test_an_event_that_was_damaged_in_postgres_hides_no_other_stream(postg
         assert isinstance(one, JournalCorrupt)
         assert one.stream_id == "s"
         assert isinstance(other, Loaded)
-        assert other.events == [(1, "a", 1, "[7]")]
+        assert other.events == [(1, "a", 1, b"[7]", checksum_of("a", 1, b"[7]", None))]
     finally:
         await backend.close()
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from backends.conformance.events import collect, happened, numbers, tagged, write
 from eventstore import EventStore, JournalCorrupt
-from eventstore.backend import EncodedEvent, StreamWrite
-from eventstore.codec import new_event_id
+from eventstore.backend import StreamWrite
+from eventstore.codec import encoded_event, new_event_id
 from eventstore.errors import PayloadTooLarge
 from eventstore.snapshots import new_snapshot
 from tests.backends.redis_help import KEY, admin, backend_of, migrated
@@ -182,8 +182,8 @@ async def test_payloads_types_and_metadata_are_kept_byte_for_byte(url: str):
     first, second = new_event_id(), new_event_id()
     every_byte = bytes(range(256)) * 3
     events = [
-        EncodedEvent(first, "t", 1, every_byte, None, first),
-        EncodedEvent(second, "tüpe " * 40, 2**31, b"", b'{"tags":["x"]}', first),
+        encoded_event(first, "t", 1, every_byte, None, first),
+        encoded_event(second, "tüpe " * 40, 2**31, b"", b'{"tags":["x"]}', first),
     ]
     async with EventStore.open(url) as store:
         await backend_of(store).append([[StreamWrite("a", 0, events)]])

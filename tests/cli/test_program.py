@@ -27,7 +27,7 @@ from eventstore.cli.messages import Messages
 from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 
 ACCOUNT = "cli_ledger:Account"
-COMMANDS = ["streams", "events", "tail", "show", "replay", "snapshot", "owners", "migrate", "doctor"]
+COMMANDS = ["streams", "events", "tail", "show", "replay", "snapshot", "verify", "owners", "migrate", "doctor"]
 NOTES = [
     "this module prints while it is imported",
     "note: 'Account-carol': the events up to version 3 were removed; it was folded from the snapshot at version 4, "

@@ -21,7 +21,6 @@ from eventstore.backend import (
     EventFilter,
     Holder,
     Holding,
-    Loaded,
     LogPage,
     Owner,
     OwnerInfo,
@@ -30,7 +29,7 @@ from eventstore.backend import (
     StreamInfo,
 )
 from eventstore.codec import encode_metadata
-from eventstore.errors import FencedError, JournalCorrupt, LeaseLost
+from eventstore.errors import FencedError, LeaseLost
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.store import EventStore
 
@@ -146,7 +145,7 @@ class Recorder:
             case ListHoldings(page_size):
                 return await self._holdings(page_size)
             case LoadMany(loads):
-                return [_with_bytes(answer) for answer in await backend.load(loads)]
+                return await backend.load(loads)
             case ReadStream(stream_id, after, through, limit, backwards):
                 return await backend.read_stream(
                     stream_id, after=after, through=through, limit=limit, backwards=backwards
@@ -329,11 +328,3 @@ class Recorder:
                 return [self._plain(item) for item in value]
             case _:
                 return value
-
-
-def _with_bytes(answer: Loaded | JournalCorrupt) -> Loaded | JournalCorrupt:
-    """Payloads to be replayed may be text where the driver gives text."""
-    if isinstance(answer, JournalCorrupt):
-        return answer
-    events = [(*named, payload.encode() if isinstance(payload, str) else payload) for *named, payload in answer.events]
-    return answer._replace(events=events)

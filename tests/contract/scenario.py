@@ -22,7 +22,7 @@ from eventstore.backend import (
     StoredSnapshot,
     StreamWrite,
 )
-from eventstore.codec import encode_metadata
+from eventstore.codec import encode_metadata, encoded_event
 from eventstore.errors import FencedError, LeaseLost
 from eventstore.url import parse_store_url
 
@@ -238,7 +238,7 @@ class Artist:
         return current if self._random.random() < 0.7 else self._random.randrange(current)
 
     def _event(self, batch_id: bytes) -> EncodedEvent:
-        return EncodedEvent(
+        return encoded_event(
             self._id(),
             self._random.choice(TYPES),
             self._random.choice((1, 1, 1, 2, 1000)),

@@ -1,4 +1,4 @@
-"""Asking again: deposits that are sent under an id of their own until they are answered, and what was said meanwhile."""
+"""Asking again: deposits that are sent under an id until they are answered, and what was said meanwhile."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Asking:
             try:
                 receipt = await vault.ask(command, command_id=command.id, timeout=self.timeout)
             except (OutcomeUnknown, AskTimeout, BackendUnavailable, ConcurrencyError, MailboxFull) as error:
-                if isinstance(error, OutcomeUnknown):
-                    assert error.command_id == command.id
+                if isinstance(error, OutcomeUnknown) and error.command_id != command.id:
+                    raise AssertionError(f"it names {error.command_id!r} instead of {command.id!r}") from error
                 self.tries.append(Try(command.id, began, time.monotonic() - began, type(error).__name__))
                 # Whoever is refused at once would else ask as fast as the processor goes.
                 await asyncio.sleep(self.pause * random.uniform(0.5, 1.5))

@@ -134,7 +134,7 @@ _STREAM = f"(SELECT id FROM journal_streams WHERE stream_id = '{VICTIM}')"
 _ROWS = (
     _Row(
         "journal_events",
-        "position stream version type schema_version payload metadata event_id batch_id epoch recorded_at",
+        "position stream version type schema_version payload metadata event_id batch_id checksum epoch recorded_at",
         ("event_id", "recorded_at"),
         f"stream = {_STREAM} AND version = {VERSION}",
     ),
@@ -246,7 +246,16 @@ class _RedisPlace:
 
 
 # As `backends/redis_records.py` and `backends/redis_commands.py` pack them.
-_RECORD = {"position": 8, "time": 8, "event_id": 16, "epoch": 8, "schema_version": 4, "type_bytes": 2, "size": 4}
+_RECORD = {
+    "position": 8,
+    "time": 8,
+    "event_id": 16,
+    "epoch": 8,
+    "checksum": 8,
+    "schema_version": 4,
+    "type_bytes": 2,
+    "size": 4,
+}
 _SNAPSHOT = {"version": 8, "time": 8, "epoch": 8, "sizes": 6}
 _COMMAND = {"version": 7, "time": 8, "fingerprint": 16, "outcome_id": 16, "issued_at": 8, "is_rejection": 1}
 _HEAD = {"number": 7, "version": 7, "truncated": 7, "epoch": 7, "snapshot": 7, "forgotten": 7}

@@ -94,7 +94,7 @@ async def _in_postgres(dsn: str) -> Journal:
 # What a Redis holds is described in `backends/redis_scripts.py`. A record: position, time, event id, epoch, schema
 # version, bytes of the type (with a flag: a batch id follows), bytes of the metadata plus one. An entry of the log:
 # stream, version, size.
-_RECORD = struct.Struct(">QQ16sQIHI")
+_RECORD = struct.Struct(">QQ16sQQIHI")
 _ENTRY_BYTES = 16
 _CHUNK_ENTRIES = 4096
 
@@ -133,7 +133,7 @@ def _heads(value: bytes) -> tuple[int, int]:
 
 
 def _event(stream_id: str, version: int, record: bytes) -> tuple[Stored, bytes]:
-    position, _, event_id, _, _, type_bytes, metadata_bytes = _RECORD.unpack_from(record)
+    position, _, event_id, _, _, _, type_bytes, metadata_bytes = _RECORD.unpack_from(record)
     at = _RECORD.size
     has_batch = type_bytes & 0x8000
     batch_id = record[at : at + 16] if has_batch else event_id

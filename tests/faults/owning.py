@@ -126,8 +126,9 @@ class Owning:
         """What it has said so far."""
         with self._file.open("rb") as file:
             file.seek(self._read_bytes)
-            lines = file.read()
-        self._read_bytes += len(lines)
+            # The last line may not be whole yet.
+            lines, end, _ = file.read().rpartition(b"\n")
+        self._read_bytes += len(lines) + len(end)
         for line in lines.decode().splitlines():
             self._said.add(self.name, line, self._clock_offset)
         return self._said

@@ -120,7 +120,7 @@ async def test_a_store_that_finds_out_about_lost_replies_in_a_wrong_way_is_found
 
 
 class Zombies:
-    """Makes commits that nobody waits for: the append stands at its commit, its connection goes, and then it commits."""
+    """Makes commits that nobody waits for: the append stands at its commit, its connection goes, then it commits."""
 
     def __init__(self, proxy: FaultProxy, holder: Any, watcher: Any) -> None:
         self.proxy = proxy

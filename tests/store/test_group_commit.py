@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StreamWrite
+from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
 from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError
 from eventstore.group_commit import MIN_HALVED, GroupCommit, PendingAppend
 
@@ -47,7 +48,7 @@ class Callers:
         self.work_seconds = 0.0005
 
     def append(self, stream_id: str) -> PendingAppend:
-        event = EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))
+        event = encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))
         pending = PendingAppend([StreamWrite(stream_id, 0, [event])], 1, self._on_outcome)
         self.commits.submit(pending)
         return pending
@@ -150,7 +151,7 @@ async def test_an_append_that_cannot_even_start_fails_those_that_are_in_it(calle
     commits = GroupCommit(closed, CircuitBreaker())
     heard: list[object] = []
     for _ in range(3):
-        write = StreamWrite("a", 0, [EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))])
+        write = StreamWrite("a", 0, [encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))])
         commits.submit(PendingAppend([write], 1, lambda _, outcome: heard.append(outcome)))
     await commits.close()
     assert [str(outcome) for outcome in heard] == ["not today"] * 3

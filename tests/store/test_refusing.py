@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import pytest
 
 from eventstore import group_commit
-from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, Expected, StreamWrite
+from eventstore.backend import Appended, AppendOutcome, Batch, Expected, StreamWrite
 from eventstore.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.codec import encoded_event
 from eventstore.errors import (
     BackendUnavailable,
     CircuitOpen,
@@ -82,7 +83,7 @@ class Owner:
 
     def append(self, *, size: int = 1, expected: int = 0) -> Numbered:
         self._count += 1
-        event = EncodedEvent(bytes(16), "happened", 1, b"{}", None, bytes(16))
+        event = encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))
         pending = Numbered([StreamWrite(self._name, expected, [event])], size, self.on_outcome)
         pending.number = self._count
         self._commits.submit(pending)

@@ -1,0 +1,82 @@
+"""A subscriber that is slower than the writers: writes down what it has seen, and how much memory that took.
+
+    python -m tests.faults.slow_reader URL RECORD COUNT BUILD
+
+It says when it is ready, and ends after COUNT events, or when none has come for some seconds. RECORD gets a line for
+each event: position, stream and version. BUILD is `honest`; `greedy`, which reads ahead as far as it can; or `forgetful`,
+which drops what it has no time for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, suppress
+
+from eventstore import EventStore, RecordedEvent
+
+PAUSE_SECONDS = 0.0005
+PATIENCE_SECONDS = 5.0
+
+Read = Callable[[EventStore], AsyncIterator[RecordedEvent]]
+
+
+async def honest(store: EventStore) -> AsyncIterator[RecordedEvent]:
+    async with aclosing(store.subscribe()) as events:
+        async for recorded in events:
+            yield recorded
+
+
+async def greedy(store: EventStore) -> AsyncIterator[RecordedEvent]:
+    async for recorded in _ahead(store, asyncio.Queue[RecordedEvent]()):
+        yield recorded
+
+
+async def forgetful(store: EventStore) -> AsyncIterator[RecordedEvent]:
+    async for recorded in _ahead(store, asyncio.Queue[RecordedEvent](1000)):
+        yield recorded
+
+
+async def _ahead(store: EventStore, queue: asyncio.Queue[RecordedEvent]) -> AsyncIterator[RecordedEvent]:
+    async def fill() -> None:
+        async for recorded in honest(store):
+            with suppress(asyncio.QueueFull):
+                queue.put_nowait(recorded)
+
+    filling = asyncio.create_task(fill())
+    try:
+        while True:
+            yield await queue.get()
+    finally:
+        filling.cancel()
+        await asyncio.wait([filling])
+
+
+BUILDS: dict[str, Read] = {"honest": honest, "greedy": greedy, "forgetful": forgetful}
+
+
+async def main(url: str, record: int, count: int, build: str) -> None:
+    async with EventStore.open(url) as store:
+        # Whatever is made when it is first used.
+        async for _ in store.read_all(limit=1):
+            pass
+        print("ready", flush=True)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seen = 0
+        with suppress(TimeoutError):
+            async with aclosing(BUILDS[build](store)) as events:  # type: ignore[type-var]  # they are generators
+                while seen < count:
+                    async with asyncio.timeout(PATIENCE_SECONDS):
+                        recorded = await anext(events)
+                    os.write(record, f"{recorded.position} {recorded.stream_id} {recorded.version}\n".encode())
+                    seen += 1
+                    await asyncio.sleep(PAUSE_SECONDS)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+if __name__ == "__main__":
+    url, record, count, build = sys.argv[1:]
+    asyncio.run(main(url, os.open(record, os.O_WRONLY | os.O_CREAT, 0o600), int(count), build))

@@ -1,0 +1,99 @@
+"""F44: a subscriber far slower than the writers sees everything, once and in order, and holds a few pages of it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from eventstore import EventStore
+from tests.faults.journals import stored_events
+from tests.faults.vault import Deposited
+
+ROOT = Path(__file__).parents[2]
+STREAMS = 10
+BATCH = 100
+PAYLOAD_BYTES = 8192
+# A page of the subscriber is 500 events: it may hold some of them, and what they were made of.
+ALLOWED_BYTES = 6 * 500 * PAYLOAD_BYTES
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty journal."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/vaults.db"
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+class Seen(NamedTuple):
+    """What the subscriber has seen in the end and when the writer was done, and by how much its memory had grown."""
+
+    lines: list[str]
+    in_time: int
+    grown_bytes: int
+
+
+def read_slowly(url: str, record: Path, count: int, build: str = "honest") -> Seen:
+    """Write so many events as fast as it goes, while another process reads them slowly."""
+    asyncio.run(write(url, 0))
+    command = [sys.executable, "-W", "error", "-m", "tests.faults.slow_reader", url, str(record), str(count), build]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+            asyncio.run(write(url, count))
+            in_time = record.read_bytes().count(b"\n")
+            output, _ = reader.communicate(timeout=60 + count / 100)
+        finally:
+            reader.kill()
+    assert reader.returncode == 0
+    return Seen(record.read_text().splitlines(), in_time, int(output))
+
+
+async def write(url: str, count: int) -> None:
+    async with EventStore.open(url) as store:
+        for start in range(0, count, BATCH * STREAMS):
+            await asyncio.gather(
+                *(
+                    store.append(f"vault-{stream}", [_event(start + stream * BATCH + n) for n in range(BATCH)])
+                    for stream in range(STREAMS)
+                )
+            )
+
+
+def _event(number: int) -> Deposited:
+    return Deposited(id=f"{number}-".ljust(PAYLOAD_BYTES, "x"), part=1, parts=1, amount=1)
+
+
+def written(url: str) -> list[str]:
+    return [f"{event.position} {event.stream_id} {event.version}" for event in stored_events(url)]
+
+
+@pytest.mark.parametrize("count", [8_000, pytest.param(100_000, marks=pytest.mark.soak)], ids=["a moment", "for long"])
+def test_a_slow_subscriber_sees_everything_and_holds_little(url: str, tmp_path: Path, count: int) -> None:
+    seen = read_slowly(url, tmp_path / "record", count)
+
+    assert seen.lines == written(url)
+    assert len(seen.lines) == count
+    # It was behind by more than it was allowed to hold.
+    assert (count - seen.in_time) * PAYLOAD_BYTES > 1.5 * ALLOWED_BYTES
+    assert seen.grown_bytes < ALLOWED_BYTES
+
+
+def test_a_subscriber_that_reads_ahead_of_itself_is_found_guilty(tmp_path: Path) -> None:
+    seen = read_slowly(f"sqlite:///{tmp_path}/vaults.db", tmp_path / "record", 8_000, "greedy")
+
+    assert seen.grown_bytes > ALLOWED_BYTES
+
+
+def test_a_subscriber_that_drops_what_it_has_no_time_for_is_found_guilty(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/vaults.db"
+    seen = read_slowly(url, tmp_path / "record", 8_000, "forgetful")
+
+    assert seen.lines != written(url)
