@@ -12,6 +12,7 @@ from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
+
 class Follower:
     """While it runs, an actor that others have moved on catches up before it serves its next command.
 

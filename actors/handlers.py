@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from actors.command import Command, reply_type
+from eventstore.codec import checksum_seed
 from eventstore.errors import DefinitionError
 from eventstore.events import Event
 
@@ -46,10 +47,11 @@ class CommandRoute(NamedTuple):
 
 
 class EventRoute(NamedTuple):
-    """Where a type of event goes, and how it is read."""
+    """Where a type of event goes, and how it is read. `seed` is what its checksums go on from."""
 
     cls: type[Event]
     schema_version: int
+    seed: int
     validate: Callable[..., Event]
     apply: Callable[[Any, Any], None]
 
@@ -90,7 +92,11 @@ def collect_handlers(cls: type) -> Handlers:
         events,
         {
             event.__event_type__: EventRoute(
-                event, event.__schema_version__, event.__pydantic_validator__.validate_json, apply
+                event,
+                event.__schema_version__,
+                checksum_seed(event.__event_type__, event.__schema_version__),
+                event.__pydantic_validator__.validate_json,
+                apply,
             )
             for event, apply in events.items()
         },

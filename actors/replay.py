@@ -149,18 +149,21 @@ def apply_stored(actor: PersistentActor[Any], stage: Stage, page: _Page, *, thro
                 stream_id=stage.stream_id,
                 version=version,
             )
+        route = routes.get(type_)
         # First of all, so that no damage is taken for an unknown type or for another schema.
-        check = crc32(payload, checksum_seed(type_, schema_version))
+        if route is not None and route[1] == schema_version:
+            check = crc32(payload, route[2])
+        else:
+            check = crc32(payload, checksum_seed(type_, schema_version))
         if check != checksum and check != checksum & PAYLOAD_BITS:
             raise damaged(
                 "its type, schema version or payload do not match its checksum",
                 stream_id=stage.stream_id,
                 version=version,
             )
-        route = routes.get(type_)
         if route is None:
             raise _no_route(actor, type_, stage.stream_id, version)
-        cls, known_version, validate, apply = route
+        cls, known_version, _, validate, apply = route
         try:
             if schema_version != known_version:
                 event = decode_payload(cls, schema_version, payload, stream_id=stage.stream_id, version=version)

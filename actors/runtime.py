@@ -22,6 +22,7 @@ from actors.deadlines import Deadlines
 from actors.follower import Follower
 from actors.mailbox import Envelope
 from actors.ownership import Ownership
+from actors.permits import Permits
 from actors.recovery import catch_up, recover
 from actors.ref import give_up
 from actors.retention import CommandRetention
@@ -62,7 +63,7 @@ class Runtime:
         self.next_use = count(1).__next__
         self.is_open = True
         self.is_shut = False
-        self._permits = asyncio.Semaphore(settings.recoveries_at_once)
+        self._permits = Permits(settings.recoveries_at_once, store.commits.breaker)
         self._cells: dict[str, Cell] = {}
         self._supervisor = Supervisor(settings.supervision)
         self._dead_letters = dead_letters
@@ -95,6 +96,7 @@ class Runtime:
             for cell in list(self._cells.values()):
                 cell.abandon()
             self._cells.clear()
+            self._permits.close()
             if self._ownership is not None:
                 # Only now: what was on its way was still written under it.
                 await self._ownership.close()

@@ -198,14 +198,11 @@ class _Parts:
     """What a backend has while it is open: in one process, on one event loop."""
 
     def __init__(self, url: StoreUrl, target: PostgresTarget, sql: PostgresSQL, server: PostgresServer) -> None:
-        async def session(target: PostgresTarget = target, **settings: str) -> PostgresSession:
-            wanted = {**server.session_settings, **settings}
-            return await connect(target, is_pooled=server.is_pooled, settings=wanted)
+        async def session(target: PostgresTarget = target) -> PostgresSession:
+            return await connect(target, is_pooled=server.is_pooled, settings=server.session_settings)
 
         async def writer() -> PostgresSession:
-            # A plan that was made while the journal was small is kept when it has grown. Comparing each event with each
-            # stream was the larger part of an append.
-            opened = await session(enable_seqscan="off")
+            opened = await session()
             try:
                 # After a fail-over it is another server.
                 await check_server(opened, sql, target, url)

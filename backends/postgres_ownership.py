@@ -23,8 +23,8 @@ SELECT n.stream_id, n.kind, $3 FROM unnest($1::text[], $2::text[]) AS n (stream_
 ORDER BY n.stream_id COLLATE "C"
 ON CONFLICT (tenant, stream_id) DO NOTHING
 """
-# OFFSET 0, and a comparison that no index of owners serves, have each stream looked up by itself. A plan that was made
-# while the journal was small, and is kept when it has grown, would else go through all streams for each.
+# OFFSET 0, and a comparison that no index of owners serves, have each stream looked up by its id, whatever was known of
+# the tables when the statement was planned.
 #
 # One statement, so that a process that is stopped in the middle keeps nobody waiting. Rows are locked in the order in
 # which appends lock them: a claim waits for the append that is under way, and the next one finds the new epoch.
@@ -101,22 +101,11 @@ class PostgresOwnership:
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         """Take streams' next epochs in one statement."""
-        rounds = _rounds(claims)
+        if not claims:
+            return []
+        return await self._pool.run(lambda session: self._claimed(session, claims), writing=True)
 
-        async def claim(session: PostgresSession) -> Sequence[int | Holder]:
-            if len(rounds) == 1:
-                return await self._claim_each(session, claims)
-            answers: dict[int, int | Holder] = {}
-            async with session.transaction():
-                for numbers in rounds:
-                    found = await self._claim_each(session, [claims[number] for number in numbers])
-                    answers.update(zip(numbers, found, strict=True))
-            return [answers[number] for number in range(len(claims))]
-
-        return await self._pool.run(claim, writing=True) if claims else []
-
-    async def _claim_each(self, session: PostgresSession, claims: Sequence[Claim]) -> Sequence[int | Holder]:
-        """Claim different streams."""
+    async def _claimed(self, session: PostgresSession, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         columns = list(zip(*claims, strict=True))
         for _ in range(_TRIES):
             rows = await session.fetch(self._claim, *columns)
@@ -150,19 +139,6 @@ class PostgresOwnership:
     async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
         rows = await self._pool.run(lambda session: session.fetch(self._holdings, after, limit))
         return [Holding(*row) for row in rows]
-
-
-def _rounds(claims: Sequence[Claim]) -> Sequence[Sequence[int]]:
-    """The numbers of the claims, in rounds in which no stream occurs twice: who claims one again claims it later."""
-    times: dict[str, int] = {}
-    rounds: list[list[int]] = []
-    for number, claim in enumerate(claims):
-        turn = times.get(claim.stream_id, 0)
-        times[claim.stream_id] = turn + 1
-        if turn == len(rounds):
-            rounds.append([])
-        rounds[turn].append(number)
-    return rounds
 
 
 def _holder(owner: bytes, name: str, renewals: int, duration: int, remaining: int) -> Holder:

@@ -106,6 +106,11 @@ class GroupCommit:
         self._loop = asyncio.get_running_loop()
         breaker.on_change.append(self._on_breaker)
 
+    @property
+    def breaker(self) -> CircuitBreaker:
+        """What is known of the database."""
+        return self._breaker
+
     def refusal(self) -> BackendUnavailable | None:
         """What a batch would be refused with if it were submitted now. It costs next to nothing while all is well."""
         if not self.is_refusing:

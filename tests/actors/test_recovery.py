@@ -29,7 +29,7 @@ from eventstore import (
     UnknownEventType,
 )
 from eventstore.backend import Expected, Load, StreamWrite
-from eventstore.codec import encoded_event, new_event_id
+from eventstore.codec import checksum_of, encoded_event, new_event_id
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from tests.actors.faults import Faults
@@ -415,7 +415,8 @@ async def test_a_hole_or_a_repeat_in_the_versions_stops_the_recovery(
 
     async def damaged(loads):
         [loaded] = await real(loads)
-        events = [(version, "tests.written", 1, b'{"text":"x"}') for version in versions]
+        checksum = checksum_of("tests.written", 1, b'{"text":"x"}', None)
+        events = [(version, "tests.written", 1, b'{"text":"x"}', checksum) for version in versions]
         return [loaded._replace(events=events, version=versions[-1])]
 
     faulty.store._calls.loads._call = damaged

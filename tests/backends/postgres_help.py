@@ -13,7 +13,7 @@ import asyncpg
 from backends.postgres import PostgresBackend
 from backends.postgres_sql import PostgresSQL
 from eventstore import EventStore
-from eventstore.codec import new_event_id
+from eventstore.codec import checksum_of, new_event_id
 from tests.servers.proxy import FaultProxy
 
 PATIENCE = 20.0
@@ -55,7 +55,9 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
     """A connection inside a transaction that has appended one event to a new stream: position taken, not committed."""
     async with connected(url) as connection:
         await connection.execute("BEGIN")
-        event = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], [], 0)
+        checksum = checksum_of("conformance.happened", 1, b'{"number":0}', None)
+        columns = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], [])
+        event = (*columns, f"{{{checksum}}}", 0)
         stream = ([stream_id], [stream_id], [1])
         ((count, *_),) = await connection.fetch(PostgresSQL(schema).append_new, *event, [], [], [], [], *stream)
         assert count == 1

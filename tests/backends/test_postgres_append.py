@@ -15,7 +15,7 @@ from backends.conformance.events import collect, happened, numbers, versions, wr
 from backends.postgres import PostgresBackend
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, ConcurrencyError, EventStore, OutcomeUnknown, StoreClosed
-from eventstore.backend import Appended, Batch, Expected
+from eventstore.backend import Appended, Batch, Claim, CommandLookup, Expected, Load
 from eventstore.codec import new_event_id
 from eventstore.errors import EventEncodeError, FencedError, StoreBusy
 from eventstore.store import Append
@@ -123,13 +123,17 @@ async def test_new_and_old_streams_in_one_batch_stand_in_the_log_as_given(postgr
         ]
 
 
-async def test_appends_find_their_streams_by_an_index_though_they_were_planned_when_there_were_none(
-    postgres_url: str,
-) -> None:
+async def test_streams_are_found_by_an_index_though_all_was_planned_when_there_were_few(postgres_url: str) -> None:
     names = [f"a-{number}" for number in range(100)]
-    async with EventStore.open(postgres_url) as store:
+    async with EventStore.open(with_parameters(postgres_url, pool_size=1)) as store:
+        backend = backend_of(store)
         for version in range(10):
-            await backend_of(store).append([[write(name, b"1", expected=version)] for name in names])
+            await backend.append([[write(name, b"1", expected=version)] for name in names])
+            epochs = await backend.claim([Claim(name) for name in names])
+            await backend.release(b"nobody's id 0000", dict.fromkeys(names, version))
+            await backend.find_commands([CommandLookup(name, "c", 10) for name in names])
+            await backend.load([Load(name) for name in names])
+            assert epochs == [version + 1] * 100
     # Sessions tell what they did when they end.
     scans = "SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'journal_streams'"
     async with asyncio.timeout(PATIENCE):

@@ -19,7 +19,7 @@ from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown, StoreClosed
 from eventstore.backend import Appended, Claim, Holder, Holding, Owner, StoredSnapshot
 from eventstore.codec import new_event_id
-from eventstore.errors import FencedError, LeaseLost
+from eventstore.errors import FencedError
 from tests.servers.proxy import FaultProxy
 
 from .pooling_proxy import PoolingProxy
@@ -260,26 +260,6 @@ async def test_claims_beside_appends_and_truncations_of_the_same_streams_never_d
     await asyncio.sleep(0.1)
     query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert await fetch(postgres_url, query) == [(0,)]
-
-
-async def test_one_stream_claimed_twice_in_one_call_is_claimed_in_their_order(
-    postgres_url: str, leases: Leases
-) -> None:
-    async with EventStore.open(postgres_url) as store:
-        backend = backend_of(store)
-        alice, bob = await leases.begin(backend, "alice"), await leases.begin(backend, "bob")
-        answers = await backend.claim([Claim("a", alice.id), Claim("a", bob.id), Claim("a", alice.id), Claim("a")])
-        assert [answer if isinstance(answer, int) else answer.name for answer in answers] == [1, "alice", 2, 3]
-        assert list(await backend.holdings(after="", limit=9)) == []
-
-
-async def test_a_lost_lease_in_a_second_round_claims_nothing(postgres_url: str, leases: Leases) -> None:
-    async with EventStore.open(postgres_url) as store:
-        backend = backend_of(store)
-        alice = await leases.begin(backend)
-        with pytest.raises(LeaseLost):
-            await backend.claim([Claim("a", alice.id), Claim("a", new_event_id())])
-        assert await store.claim("a") == 1
 
 
 # What ends in the middle

@@ -7,10 +7,9 @@ import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
-import asyncpg
 import pytest
 import redis
 
@@ -18,6 +17,7 @@ from actors import ActorSystem, RecoveryError
 from eventstore import EventStore, JournalCorrupt, Metadata, NewEvent
 from eventstore.snapshots import new_snapshot
 from tests.actors.notebook import Notebook, Read, Write, Written
+from tests.backends.postgres_help import connected
 
 from .conftest import Run
 
@@ -57,13 +57,10 @@ async def change_row(url: str, table: str, column: str, where: str, change: Call
             ((value,),) = connection.execute(select).fetchall()
             connection.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (change(value),))
         return
-    connection = await asyncpg.connect(urlsplit(url)._replace(query="").geturl())
-    try:
+    async with connected(url) as connection:
         await connection.execute("SET session_replication_role = replica")
         value = await connection.fetchval(select)
         await connection.execute(f"UPDATE {table} SET {column} = $1 WHERE {where}", change(value))
-    finally:
-        await connection.close()
 
 
 @contextmanager
@@ -83,8 +80,9 @@ def change_record(url: str, change: Callable[[bytes], bytes], *, snapshot: bool 
     """Change the record of the second event, or of the snapshot, in Redis."""
     prefix = parse_qs(urlsplit(url).query).get("prefix", ["journal"])[0]
     base = f"{{{prefix}}}"
-    with closing(redis.Redis.from_url(urlsplit(url)._replace(query="").geturl(), socket_timeout=30)) as client:
-        call: Any = client
+    with closing(
+        cast("Any", redis.Redis).from_url(urlsplit(url)._replace(query="").geturl(), socket_timeout=30)
+    ) as call:
         number = int.from_bytes(call.hget(f"{base}:heads", "Notebook-a")[:7], "big")
         if snapshot:
             key = f"{base}:snapshots:{number}"

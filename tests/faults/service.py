@@ -57,13 +57,16 @@ async def main(url: str, record: str, build: str, keys: list[str]) -> None:
     if build != "leaving":
         loop.add_signal_handler(signal.SIGTERM, stop)
     store = opened_with(Slow, url) if build == "slow" else EventStore.open(url)
-    async with store, asyncio.TaskGroup() as callers:
-        async with ActorSystem(store, ownership="exclusive", lease_seconds=LEASE_SECONDS) as system:
-            for key in keys:
-                for number in range(CALLERS):
-                    callers.create_task(call(system.ref(Vault, key), f"{key}/{number}", write))
-            print("serving", flush=True)
-            await stopping.wait()
+    async with (
+        store,
+        asyncio.TaskGroup() as callers,
+        ActorSystem(store, ownership="exclusive", lease_seconds=LEASE_SECONDS) as system,
+    ):
+        for key in keys:
+            for number in range(CALLERS):
+                callers.create_task(call(system.ref(Vault, key), f"{key}/{number}", write))
+        print("serving", flush=True)
+        await stopping.wait()
     print("closed", flush=True)
 
 

@@ -150,16 +150,14 @@ async def test_what_is_too_large_is_refused_before_the_database_is_asked(tmp_pat
 
 
 HUGE = """
-import asyncio, resource, sys
+import asyncio, sys
+from tests.faults.slow_reader import most_memory
 from tests.faults.test_limits import Echo, Note, Noted, Notes, Size
 from actors import ActorSystem
 from actors import cell
 from eventstore import EventStore, PayloadTooLarge, codec
 
 BYTES = 100_000_000
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 async def main(url, what, build):
     if build == "copying":
@@ -168,7 +166,7 @@ async def main(url, what, build):
     async with EventStore.open(url) as store, ActorSystem(store) as system:
         notes = system.ref(Notes, "1")
         await notes.ask(Note(text="x"), command_id="small")
-        before = peak()
+        before = most_memory()
         try:
             match what:
                 case "event":
@@ -179,7 +177,7 @@ async def main(url, what, build):
             assert error.size > BYTES
         else:
             raise AssertionError("it was not refused")
-        print((peak() - before) / BYTES)
+        print((most_memory() - before) / BYTES)
         assert await notes.ask(Size()) == 1
 
 asyncio.run(main(*sys.argv[1:]))

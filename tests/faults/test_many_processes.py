@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROCESSES = ("one", "two", "three", "four")
 KEYS = tuple(f"{number}" for number in range(10))
 SHORT_ROUNDS = 6
-LONG_ROUNDS = 500
+LONG_ROUNDS = 100
 
 
 @pytest.fixture(params=KINDS)

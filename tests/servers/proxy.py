@@ -31,6 +31,8 @@ class FaultProxy:
         self.port = free_port()
         # Seconds by which each piece is late, in both directions.
         self.latency = 0.0
+        # Seconds by which each piece that the server sends is late, beside that.
+        self.late_replies = 0.0
         # Pieces of so many bytes, and seconds between two of them.
         self.slice_bytes: int | None = None
         self.slice_seconds = 0.0
@@ -148,6 +150,8 @@ class FaultProxy:
                     self._reset(link)
                     return
                 continue
+            if self.late_replies:
+                await asyncio.sleep(self.late_replies)
             await self._delay()
             if self.cut_after is not None and sent + len(piece) > self.cut_after:
                 link.client.write(piece[: max(0, self.cut_after - sent)])

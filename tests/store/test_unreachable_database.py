@@ -171,26 +171,6 @@ async def test_half_open_it_lets_exactly_one_group_of_recoveries_through(store: 
     assert [loaded.version for loaded in await asyncio.gather(*crowd)] == [1] * 50
 
 
-async def test_recoveries_that_wait_when_it_opens_are_refused_at_once(proxy: FaultProxy, url: str) -> None:
-    async with EventStore.open(via(proxy, url, command_timeout=20)) as store:
-        await store.append("a", happened(1))
-        await collect(store.read("a"))
-        await asyncio.sleep(0.1)  # The readers have been told of the append by then, on a connection that reads.
-        proxy.lose_reply(reset=False)
-        under_way = asyncio.create_task(store.load(Load("a")))
-        await proxy.reply_was_lost.wait()
-        waiting = asyncio.create_task(store.load(Load("a")))
-        await asyncio.sleep(0)
-        proxy.refuse()
-        await opened(store)
-        await asyncio.wait([waiting], timeout=QUICK)
-        assert isinstance(waiting.exception(), CircuitOpen)
-        assert not under_way.done()
-        proxy.reset()
-        await asyncio.wait([under_way], timeout=5)
-        assert isinstance(under_way.exception(), BackendUnavailable)
-
-
 async def test_thousands_of_appends_to_a_database_that_is_down_leave_nothing_in_memory(
     store: EventStore, proxy: FaultProxy
 ) -> None:
