@@ -50,6 +50,8 @@ LIVES_OF_A_STORE = 12
 # Of some lives: the default of 1,000 pages is hardly reached by such short ones.
 PAGES_TO_A_CHECKPOINT = 40
 MOMENTS_OF_A_LIFE = 30
+# Only what a killed process left unsynced is in danger then, so all lives but the first begin with that.
+NOT_SECURING = "not securing the log"
 
 
 class OutcomesApart(Wrapped):
@@ -67,7 +69,7 @@ BUILDS: dict[str, Callable[[str], EventStore]] = {
     "acknowledging early": lambda url: opened_with(Buffering, url),
     "outcomes apart": lambda url: opened_with(OutcomesApart, url),
     "not syncing commits": EventStore.open,
-    "not securing the log": EventStore.open,
+    NOT_SECURING: EventStore.open,
 }
 
 
@@ -120,13 +122,13 @@ class Said(NamedTuple):
 class Life:
     """One life: its load, and the moments at which a loss is looked at."""
 
-    def __init__(self, folder: Path, name: str, files: Files, said: Said, chance: random.Random) -> None:
+    def __init__(self, folder: Path, name: str, files: Files, said: Said, chance: random.Random, build: str) -> None:
         self.name = name
         self.said = said
         self.moments: list[Moment] = []
         self._chance = chance
         # The first change often: until then nothing was made durable, whatever was said.
-        self._next = chance.choice((1, chance.randint(1, 60)))
+        self._next = 1 if build == NOT_SECURING else chance.choice((1, chance.randint(1, 60)))
         self.disk = LosingDisk(name, folder / name, files, self._before_a_change)
         self.url = sqlite_url(folder / name / FILE)
 
@@ -185,7 +187,7 @@ def lose(folder: Path, losses: int, seed: int, build: str, rule: str | None) -> 
         if counts.lives % LIVES_OF_A_STORE == 0:
             files, said = new, Said([], [], {})
         counts.lives += 1
-        life = Life(folder, f"life-{counts.lives}", files, said, chance)
+        life = Life(folder, f"life-{counts.lives}", files, said, chance, build)
         try:
             life.live(BUILDS[build])
         except EventStoreError as error:
@@ -199,7 +201,7 @@ def lose(folder: Path, losses: int, seed: int, build: str, rule: str | None) -> 
             look_at(moment, folder / "found", said, in_the_end, counts)
         if life.moments:
             moment = chance.choice(life.moments)
-            is_kill = chance.random() < 0.5
+            is_kill = build == NOT_SECURING or chance.random() < 0.5
             if is_kill:
                 # A kill is of interest where there is something that the power could still take.
                 moment = chance.choice([m for m in life.moments if not_durable(m.killed)] or [moment])
@@ -254,7 +256,7 @@ def main(folder: Path, losses: int, seed: int, build: str, rule: str | None = No
     logging.disable()
     breaks: dict[str, Any] = {
         "not syncing commits": patch.dict(sqlite._SYNCHRONOUS, {Durability.POWER_LOSS: "NORMAL"}),
-        "not securing the log": patch.object(SQLiteWriter, "_secure_log", lambda *_: None),
+        NOT_SECURING: patch.object(SQLiteWriter, "_secure_log", lambda *_: None),
     }
     if build in breaks:
         with breaks[build]:

@@ -19,7 +19,7 @@ from tests.faults.stores import KINDS, new_store
 
 ROOT = Path(__file__).parents[2]
 CYCLES_TO_A_STORE = 100
-SHORT_CYCLES = 30
+SHORT_CYCLES = 20
 LONG_CYCLES = 10_000
 
 MakeStore = Callable[[], AbstractContextManager[str]]
@@ -88,6 +88,6 @@ def test_commands_that_are_sent_again_without_their_ids_are_found_guilty(make_st
 
 def assert_guilty(make_store: MakeStore, record_file: Path, worker: str) -> None:
     with make_store() as url:
-        _, said = run_cycles(url, record_file, 12, worker)
+        _, said = run_cycles(url, record_file, 8, worker)
 
         assert "doubled" in {violation.rule for violation in verdict_on_answers(url, said)}
