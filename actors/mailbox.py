@@ -66,6 +66,8 @@ class Envelope:
             reply.set_exception(stopped)
         else:
             reply.set_exception(error)
+        # Its traceback leads back here: without the circle both are gone as soon as the asker has dealt with it.
+        self.error = None
 
 
 class Mailbox:

@@ -96,7 +96,7 @@ class Group:
         stream_id, expected, events, epoch, commands = write
         stream = self._streams[stream_id]
         version = self.versions.get(stream_id, stream.version)
-        if commands and (refused := self._refused_command(write, stream)):
+        if commands and (refused := self._refused_command(write, stream, set() if len(commands) > 1 else None)):
             return refused
         if version != expected or (epoch is not None and epoch < stream.epoch):
             refused = refusal(write, version, stream.epoch)
@@ -163,18 +163,17 @@ class Group:
         self.rows.extend(rows)
         return Appended(self.last_position + len(self.rows) if rows else 0, tuple(after))
 
-    def _refused_command(
-        self, write: StreamWrite, stream: Head, taken: set[CommandKey] | None = None
-    ) -> AppendOutcome | None:
-        """Why a write's commands cannot be remembered. `taken` are those of the writes before it in its batch."""
+    def _refused_command(self, write: StreamWrite, stream: Head, taken: set[CommandKey] | None) -> AppendOutcome | None:
+        """Why a write's commands cannot be remembered. `taken` are those before them in the batch, None if there is but
+        this one."""
         if write.epoch is not None and write.epoch < stream.epoch:
             return FencedError(write.stream_id, write.epoch, stream.epoch)
-        taken = set() if taken is None else taken
         for command in write.commands:
             key = (write.stream_id, command.command_id)
-            if key in self._commands or key in taken:
+            if key in self._commands or (taken is not None and key in taken):
                 return DuplicateCommand(*key)
-            taken.add(key)
+            if taken is not None:
+                taken.add(key)
             if 0 < command.issued_at <= stream.forgotten:
                 return CommandForgotten(*key)
         return None

@@ -128,7 +128,8 @@ class RedisBackend(RedisReader):
             raise CapabilityError(f"Redis counts versions up to {MAX_VERSION}, not {snapshot.version}")
         stream_id, version, epoch = snapshot.stream_id, snapshot.version, snapshot.epoch
         arguments: list[Argument] = [stream_id.encode(), version, packed_snapshot(snapshot), keep, epoch]
-        current: int = await self._tasks.finish(self._write(SAVE_SNAPSHOT, arguments))
+        # Not on the writer's connection: many actors save at about the same time, and appends would wait for each.
+        current: int = await self._run(SAVE_SNAPSHOT, arguments)
         if current:
             raise FencedError(stream_id, epoch, current)
 

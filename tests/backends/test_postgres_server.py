@@ -23,7 +23,7 @@ from eventstore import (
     SchemaError,
     schema,
 )
-from eventstore.errors import CapabilityError, SchemaMissing
+from eventstore.errors import CapabilityError, ConnectionsBusy, SchemaMissing
 from eventstore.url import parse_store_url
 from tests.servers.postgres import Postgres
 
@@ -235,7 +235,7 @@ async def test_who_finds_no_free_connection_is_told_so_in_time_and_appends_go_on
         assert (await store.append("a", happened(1))).versions == (1,)
         outcomes = await reads
         assert time.monotonic() - began < 2
-        assert {type(outcome) for outcome in outcomes} == {BackendUnavailable}
+        assert {type(outcome) for outcome in outcomes} == {ConnectionsBusy}
         assert "pool_size" in str(outcomes[0])
         await holding
         assert await asyncio.gather(*(store.version("a") for _ in range(50))) == [1] * 50

@@ -1,0 +1,151 @@
+"""F28: one actor that gets a great part of all commands does not keep the 999 others waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, cast
+
+import pytest
+
+from actors import ActorSystem
+from eventstore.backend import AppendOutcome, Backend, Batch
+from eventstore.group_commit import GroupCommit, PendingAppend
+from tests.faults.broken import Wrapped, opened_with
+from tests.faults.journals import sqlite_url, stored_events
+from tests.faults.vault import Deposit, Vault
+
+ACTORS = 1000
+CLIENTS = 64
+# The first of 1,000 gets a quarter of all that is asked, the second an eighth, and so on.
+ZIPF = list(accumulate(1 / rank**1.3 for rank in range(1, ACTORS + 1)))
+EVEN = list(accumulate([1.0] * ACTORS))
+# Beside those who ask here and there, these ask the hot one only.
+ADMIRERS = 32
+ADMIRED = list(accumulate([1.0] + [0.0] * (ACTORS - 1)))
+
+
+class Counted(Wrapped):
+    """Counts commits."""
+
+    commits = 0
+
+    def append(self, batches: Sequence[Batch]) -> Awaitable[Sequence[AppendOutcome]]:
+        self.commits += 1
+        return self._backend.append(batches)
+
+
+@dataclass
+class Seen:
+    """By round: how long those waited who did not ask the hot actor, when all are asked alike, and when one is hot."""
+
+    even: list[list[float]] = field(default_factory=list[list[float]])
+    hot: list[list[float]] = field(default_factory=list[list[float]])
+    asked: Counter[str] = field(default_factory=Counter[str])
+    commits: int = 0
+    acknowledged: list[str] = field(default_factory=list[str])
+
+    def ratio(self, percent: int) -> float:
+        """How many times as long others wait beside a hot actor, at a percentile, in the median round."""
+        return _median_of(self.hot, percent) / _median_of(self.even, percent)
+
+
+def _median_of(rounds: list[list[float]], percent: int) -> float:
+    return median(quantiles(waits, n=100)[percent - 1] for waits in rounds)
+
+
+async def load(url: str, *, seconds: float, rounds: int) -> Seen:
+    seen = Seen()
+    counted: list[Counted] = []
+
+    def count(backend: Backend) -> Counted:
+        counted.append(Counted(backend))
+        return counted[0]
+
+    async with opened_with(count, url) as store, ActorSystem(store) as system:
+        vaults = [system.ref(Vault, str(number)) for number in range(ACTORS)]
+
+        async def client(name: str, weights: list[float], waits: list[float], end: float) -> None:
+            number = 0
+            while time.monotonic() < end:
+                number += 1
+                chosen = random.choices(range(ACTORS), cum_weights=weights)[0]
+                id_ = f"{name}/{number}"
+                start = time.monotonic()
+                await vaults[chosen].ask(Deposit(id=id_))
+                if chosen:
+                    waits.append(time.monotonic() - start)
+                seen.asked["hot" if chosen == 0 and weights is not EVEN else "other"] += 1
+                seen.acknowledged.append(id_)
+
+        async def measure(name: str, *clients: list[float]) -> list[float]:
+            waits: list[float] = []
+            end = time.monotonic() + seconds
+            await asyncio.gather(*(client(f"{name}/{n}", each, waits, end) for n, each in enumerate(clients)))
+            return waits
+
+        # All are in memory before anything is measured.
+        await asyncio.gather(*(vault.ask(Deposit(id=f"first{n}")) for n, vault in enumerate(vaults)))
+        seen.acknowledged += [f"first{n}" for n in range(ACTORS)]
+        before = counted[0].commits
+        for number in range(rounds):
+            seen.even.append(await measure(f"even{number}", *[EVEN] * CLIENTS))
+            seen.hot.append(await measure(f"hot{number}", *[ZIPF] * CLIENTS, *[ADMIRED] * ADMIRERS))
+        seen.commits = counted[0].commits - before
+    return seen
+
+
+async def survives(tmp_path: Path, *, seconds: float, rounds: int, ratio: float, percent: int) -> None:
+    url = sqlite_url(tmp_path / "vaults.db")
+    seen = await load(url, seconds=seconds, rounds=rounds)
+
+    total = sum(seen.asked.values())
+    print(
+        f"{total} deposits in {seen.commits} commits, {seen.asked['hot']} into the hot actor; the others wait "
+        f"{seen.ratio(50):.2f} times as long in the median, {seen.ratio(99):.2f} times at p99"
+    )
+    # It was hot, and shared its commits.
+    assert seen.asked["hot"] > total / 10
+    assert seen.commits < total / 4
+    assert seen.ratio(percent) < ratio
+    assert sorted(event.id for event in stored_events(url)) == sorted(seen.acknowledged)
+
+
+async def test_a_hot_actor_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    await survives(tmp_path, seconds=0.5, rounds=3, ratio=3.0, percent=90)
+
+
+@pytest.mark.soak
+async def test_a_hot_actor_does_not_keep_others_waiting_for_a_minute(tmp_path: Path) -> None:
+    await survives(tmp_path, seconds=10.0, rounds=3, ratio=2.0, percent=99)
+
+
+def hot_one_first(commits: GroupCommit, at_most: int) -> list[PendingAppend]:
+    """Lets nobody else go as long as the hot actor has something to store."""
+    waiting = commits._waiting
+    hot = deque(pending for pending in waiting if pending.writes[0].stream_id == "vault-0")
+    if not hot:
+        return cast("list[PendingAppend]", _take_group(commits, at_most))
+    others = deque(pending for pending in waiting if pending.writes[0].stream_id != "vault-0")
+    commits._waiting = hot
+    group = cast("list[PendingAppend]", _take_group(commits, at_most))
+    commits._waiting = hot + others
+    return group
+
+
+_take_group: Any = GroupCommit._take_group
+
+
+async def test_a_queue_that_prefers_the_hot_actor_is_found_guilty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GroupCommit, "_take_group", hot_one_first)
+    seen = await load(sqlite_url(tmp_path / "vaults.db"), seconds=0.5, rounds=3)
+    assert seen.ratio(90) > 3.0
