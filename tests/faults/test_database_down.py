@@ -346,7 +346,9 @@ async def test_who_waits_for_an_unknown_outcome_is_answered_in_order_when_the_da
         await beginning
         waiting += [asyncio.create_task(asking.deposit(vault, Deposit(id=str(n)))) for n in range(1, 10)]
         reading = asyncio.create_task(vault.ask(GetTotal()))
-        await asyncio.sleep(0.5)
+        # So long that others would be refused now.
+        await asyncio.sleep(CALL_SECONDS + UNRESOLVED_SECONDS + 0.3)
+        assert not store.commits.breaker.is_closed
         assert await outage.is_on()
         assert not any(task.done() for task in (*waiting, reading))
         # What was on its way is stored, as all know but the actor; what waits behind it is not.
