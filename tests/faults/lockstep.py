@@ -26,13 +26,13 @@ _refused: list[str] = []
 
 def listen() -> None:
     """Have it known what the database refuses."""
-    honest = postgres_append.may_be_decided_again
+    honest = postgres_errors.may_be_decided_again
 
     def may_be_decided_again(error: BaseException) -> bool:
         _refused.append(sqlstate(error))
         return honest(error)
 
-    postgres_append.may_be_decided_again = may_be_decided_again
+    vars(postgres_append)["may_be_decided_again"] = may_be_decided_again
 
 
 def unsort() -> None:
@@ -42,7 +42,7 @@ def unsort() -> None:
 
 
 def give_up() -> None:
-    postgres_errors._OTHER_WRITERS = ("23505",)
+    vars(postgres_errors)["_OTHER_WRITERS"] = ("23505",)
 
 
 def id_of(name: str, number: int, stream_id: str) -> str:
@@ -59,7 +59,7 @@ async def main(url: str, name: str, streams: Sequence[str]) -> None:
             _refused.clear()
             batch = [Append(each, parts_of(Deposit(id=id_of(name, number, each)))) for each in streams]
             try:
-                said = {"versions": (await store.append_batch(batch)).versions}
+                said: dict[str, object] = {"versions": (await store.append_batch(batch)).versions}
             except EventStoreError as error:
                 said = {"error": type(error).__name__}
             print(json.dumps({**said, "refused": _refused}), flush=True)

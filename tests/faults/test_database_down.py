@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -120,7 +120,7 @@ async def observe(
     watched: list[Watched] = []
 
     def watch(backend: Backend) -> Watched:
-        watched.append(Watched(backend if broken is None else broken(backend)))  # type: ignore[arg-type]
+        watched.append(Watched(backend if broken is None else cast("Backend", broken(backend))))
         return watched[0]
 
     async with AsyncExitStack() as stack:
