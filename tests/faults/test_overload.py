@@ -163,8 +163,8 @@ async def survives(url: str, true_url: str, *, seconds: float, rounds: int, rati
         f"{seen.grown_megabytes:+.1f} MiB; p99 of the others {[round(p99(w) * 1000) for w in seen.idle]} ms, "
         f"during the flood {[round(p99(w) * 1000) for w in seen.flooded]} ms: {seen.ratio:.2f}"
     )
-    # Who asks was so much faster than what can be stored.
-    assert seen.asked > 5 * seen.answered > 0
+    # After each round, what still waits is answered as well.
+    assert seen.asked > 3 * seen.answered > 0
     assert complaints(seen, ratio=ratio) == []
     assert seen.answered + seen.told["MailboxFull"] == seen.asked
     assert await asyncio.to_thread(verdict, true_url, seen.record()) == []
@@ -179,7 +179,7 @@ async def slow_url(redis_url: str) -> AsyncIterator[str]:
 
 
 async def test_a_flood_of_one_actor_is_refused_and_the_others_hardly_notice(slow_url: str, redis_url: str) -> None:
-    await survives(slow_url, redis_url, seconds=1.0, rounds=3, ratio=4.0)
+    await survives(slow_url, redis_url, seconds=0.8, rounds=3, ratio=4.0)
 
 
 @pytest.mark.soak
@@ -190,7 +190,7 @@ async def test_a_flood_of_a_minute_is_refused_and_the_others_wait_at_most_twice_
 
 
 async def test_mailboxes_without_a_bound_are_found_guilty(slow_url: str) -> None:
-    seen = await flood(slow_url, seconds=1.0, rounds=1, mailbox_size=1_000_000)
+    seen = await flood(slow_url, seconds=0.4, rounds=1, mailbox_size=1_000_000)
     assert "too many wait" in complaints(seen, ratio=4.0)
 
 

@@ -79,7 +79,8 @@ async def survives(proxy: FaultProxy, url: str, seconds: float) -> None:
     await load.run(proxy, url, seconds)
 
     print(
-        f"{len(load.waits)} deposits, median wait {median(load.waits):.2f} s, longest {max(load.waits):.2f} s, {load.grown_megabytes:+.1f} MiB"
+        f"{len(load.waits)} deposits, median wait {median(load.waits):.2f} s, longest {max(load.waits):.2f} s, "
+        f"{load.grown_megabytes:+.1f} MiB"
     )
     # Every reply was late: whoever asked has waited for that, and those who came meanwhile went together.
     assert min(load.waits) >= LATE

@@ -58,8 +58,9 @@ def test_a_sound_store_has_none(path: Path, record: Record) -> None:
         ("not intended", "UPDATE journal_events SET payload = json_set(payload, '$.amount', 7) WHERE version = 4"),
         (
             "doubled",
-            "INSERT INTO journal_events (stream, version, type, schema_version, payload, event_id, recorded_at) "
-            "SELECT stream, 5, type, 1, payload, randomblob(16), 1 FROM journal_events WHERE version = 1",
+            "INSERT INTO journal_events (stream, version, type, schema_version, payload, event_id, checksum, "
+            "recorded_at) "
+            "SELECT stream, 5, type, 1, payload, randomblob(16), checksum, 1 FROM journal_events WHERE version = 1",
         ),
         ("no replay", "UPDATE journal_events SET type = 'unheard-of' WHERE version = 4"),
     ],

@@ -87,7 +87,7 @@ async def acknowledged(asking: Asking, count: int, depositing: asyncio.Task[Any]
 
 
 async def test_a_command_whose_reply_is_lost_has_one_outcome(proxy: FaultProxy, url: str) -> None:
-    await survives_lost_replies(proxy, url, 40)
+    await survives_lost_replies(proxy, url, 25)
 
 
 @pytest.mark.soak

@@ -44,7 +44,8 @@ def journal(url: StoreUrl, database: OpenDatabase) -> Iterator[sqlite3.Connectio
 
 def insert_event(connection: sqlite3.Connection, version: int, *, verb: str = "INSERT", type: str = "t") -> None:
     connection.execute(
-        f"{verb} INTO journal_events (stream, version, type, schema_version, payload, event_id, recorded_at) "
-        "VALUES (1, ?, ?, 1, '{}', ?, 1)",
+        f"{verb} INTO journal_events "
+        "(stream, version, type, schema_version, payload, event_id, checksum, recorded_at) "
+        "VALUES (1, ?, ?, 1, '{}', ?, 0, 1)",
         (version, type, version.to_bytes(16, "big")),
     )
