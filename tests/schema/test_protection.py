@@ -22,8 +22,9 @@ def test_an_update_is_refused(journal: sqlite3.Connection, verb: str) -> None:
 def test_an_upsert_is_refused(journal: sqlite3.Connection) -> None:
     with pytest.raises(sqlite3.IntegrityError, match=CHANGED):
         journal.execute(
-            "INSERT INTO journal_events (stream, version, type, schema_version, payload, event_id, recorded_at) "
-            "VALUES (1, 1, 't', 1, '{}', x'00', 1) ON CONFLICT DO UPDATE SET type = 'forged'"
+            "INSERT INTO journal_events "
+            "(stream, version, type, schema_version, payload, event_id, checksum, recorded_at) "
+            "VALUES (1, 1, 't', 1, '{}', x'00', 0, 1) ON CONFLICT DO UPDATE SET type = 'forged'"
         )
 
 
