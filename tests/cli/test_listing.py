@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from eventstore.codec import checksum_of
 
 from .conftest import EVIL_ID, EVIL_NOTE, Rewrite, Run
 
@@ -49,9 +54,14 @@ class TestEvents:
         assert event["metadata"] is None
 
     def test_a_payload_written_over_several_lines_stays_one_line(
-        self, cli: Run, own_url: str, rewrite: Rewrite
+        self, cli: Run, own_journal: Path, own_url: str, rewrite: Rewrite
     ) -> None:
-        rewrite("payload = '{\n\t\"amount\":\r\n7}' WHERE position = 13")
+        payload = '{\n\t"amount":\r\n7}'
+        with closing(sqlite3.connect(own_journal)) as connection:
+            found = connection.execute("SELECT type, schema_version, metadata FROM journal_events WHERE position = 13")
+            type_, schema_version, metadata = found.fetchone()
+        checksum = checksum_of(type_, schema_version, payload.encode(), metadata and metadata.encode())
+        rewrite(f"payload = '{payload}', checksum = {checksum} WHERE position = 13")
         (event,) = cli("events", own_url, "Note-1", "--json").objects
         assert event["payload"] == {"amount": 7}
         (line,) = cli("events", own_url, "Note-1").lines

@@ -11,7 +11,14 @@ import pytest
 
 from eventstore import EventStore
 from eventstore.backend import Appended, Expected, Holder
-from eventstore.errors import CommandForgotten, ConcurrencyError, DuplicateCommand, DuplicateEventError, FencedError
+from eventstore.errors import (
+    CommandForgotten,
+    ConcurrencyError,
+    DuplicateCommand,
+    DuplicateEventError,
+    FencedError,
+    JournalCorrupt,
+)
 
 from .broken import BREAKS, broken
 from .operations import AppendGroup, ClaimMany, FindCommands, ForgetCommands, Operation, SaveSnapshot, Truncate
@@ -58,7 +65,10 @@ async def test_a_difference_is_found(name: str) -> None:
     operations = await draw(1, _FEW)
     expected = await log_of(memory(), operations)
     url = memory()
-    found = await canonical_log(lambda: broken(name, url), operations)
+    try:
+        found = await canonical_log(lambda: broken(name, url), operations)
+    except JournalCorrupt:
+        return  # What it stored is not what it was given: the checksum tells.
     assert first_difference(expected, found) is not None
 
 

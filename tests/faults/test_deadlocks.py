@@ -70,7 +70,7 @@ async def started(url: str, name: str, build: str, *streams: str) -> AsyncIterat
     )
     try:
         started = Process(process, name, streams)
-        assert await started.line() == "ready\n"
+        assert await started.line() == "ready\n", f"it has ended: {await process.wait()}"
         yield started
     finally:
         assert process.stdin is not None
