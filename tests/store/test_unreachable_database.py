@@ -30,7 +30,7 @@ from eventstore.backend import Claim, CommandLookup, Load
 from eventstore.url import parse_store_url
 from tests.backends.postgres_help import connected, fetch, proxy_to, until, via
 from tests.backends.redis_help import admin, migrated
-from tests.faults.vault import Deposit, Deposited, GetTotal, Record, Vault, keep_depositing
+from tests.faults.vault import Deposit, Deposited, GetTotal, Record, Vault, deposit, keep_depositing
 from tests.faults.verdict import verdict
 from tests.servers.proxy import FaultProxy
 from tests.servers.redis import Redis
@@ -393,15 +393,19 @@ async def test_an_append_that_a_zombie_has_stored_is_told_so(postgres_url: str) 
 
 async def test_appends_in_every_phase_of_an_outage_are_stored_once_or_not_at_all(proxy: FaultProxy, url: str) -> None:
     # Black holes and refusals in turn: what is refused is not stored, what is acknowledged is, and all in order.
+    # Those whose append is in flight wait for its outcome, so one who asks later, of an actor in memory, is refused.
     lines: list[str] = []
     distant = via(proxy, url, command_timeout=1, connect_timeout=1)
     async with EventStore.open(distant) as store, ActorSystem(store, ask_timeout=60) as system:
+        late = system.ref(Vault, "late")
+        await deposit(late, Deposit(id="late"), lines.append)
         depositing = asyncio.create_task(keep_depositing(system, ("a", "b", "c"), "n", lines.append))
-        for _ in range(2):
+        for turn in range(2):
             for down, up in ((go_down, come_back), (FaultProxy.stall, _resume)):
                 await asyncio.sleep(0.3)
                 down(proxy)
                 await asyncio.sleep(2.5)
+                await deposit(late, Deposit(id=f"late/{down.__name__}/{turn}"), lines.append)
                 acknowledged = sum(line.startswith("ack") for line in lines)
                 await up(proxy)
                 await until(lambda: sum(line.startswith("ack") for line in lines) >= acknowledged + 20)  # noqa: B023
