@@ -12,6 +12,7 @@ from actors.stats import SystemStats
 from actors.supervision import Escalate, Match, Restart, Resume, Stop, Supervision
 from actors.supervisor import Failure
 from actors.system import ActorSystem
+from actors.transaction import Transaction
 from eventstore.errors import (
     ActorError,
     ActorStopped,
@@ -29,6 +30,10 @@ from eventstore.errors import (
     OutcomeUnknown,
     OwnedElsewhere,
     RecoveryError,
+    TransactionError,
+    TransactionExpired,
+    TransactionOvertaken,
+    TransactionRepeated,
 )
 
 __all__ = [
@@ -64,6 +69,11 @@ __all__ = [
     "Stop",
     "Supervision",
     "SystemStats",
+    "Transaction",
+    "TransactionError",
+    "TransactionExpired",
+    "TransactionOvertaken",
+    "TransactionRepeated",
     "command_handler",
     "event_handler",
     "fold",

@@ -19,9 +19,10 @@ from actors.command_memory import CommandMemory
 from actors.commit import Commit
 from actors.handlers import CommandRoute
 from actors.handling import Handling, serving
-from actors.mailbox import Envelope, Mailbox
+from actors.mailbox import Envelope, Hold, Mailbox
 from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
+from actors.snapshotting import due_snapshot
 from actors.supervisor import described
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
 from eventstore.codec import checksum_of, encode_metadata, encode_payload
@@ -42,6 +43,7 @@ from eventstore.errors import (
     OwnedElsewhere,
     SchemaError,
     StoreClosed,
+    TransactionError,
 )
 from eventstore.events import Event, Metadata
 from eventstore.group_commit import GroupCommit
@@ -64,6 +66,7 @@ _NOT_ITS_OWN = (
     OwnedElsewhere,
     SchemaError,
     StoreClosed,
+    TransactionError,
 )
 _OVERTAKEN = (ConcurrencyError, DuplicateCommand, CommandForgotten)
 
@@ -75,6 +78,8 @@ class Phase(Enum):
     LIVE = auto()
     HANDLING = auto()
     """An async handler runs."""
+    HELD = auto()
+    """A transaction has it for itself."""
     PAUSED = auto()
     """It failed, and waits for its restart."""
     STOPPED = auto()
@@ -188,6 +193,12 @@ class Cell:
         """Whether a command with an id can be decided without asking the journal what it remembers."""
         return self._memory is not None and self._memory.is_new(identity)
 
+    def memory(self) -> CommandMemory:
+        """What is known of the commands that the journal remembers."""
+        if self._memory is None:
+            self._memory = CommandMemory(self.stream_id, self._runtime.find_command)
+        return self._memory
+
     def doubt(self) -> None:
         """Another process has moved the stream on: catch up before the next command is served."""
         self.is_doubtful = True
@@ -227,7 +238,7 @@ class Cell:
         return envelope
 
     def accept(self, envelope: Envelope) -> None:
-        """Take a command in: serve it if that can be done now, else keep it in the mailbox, behind the others.
+        """Take a command in, or a transaction: serve it if that can be done now, else keep it in the mailbox.
 
         Raises `MailboxFull`, or `ActorStopped`.
         """
@@ -235,7 +246,10 @@ class Cell:
             raise self.stopped_error()
         if self._mailbox is None:
             self._mailbox = Mailbox(self._runtime.mailbox_size)
-        self._mailbox.put(envelope, self.stream_id)
+        if isinstance(envelope, Hold):
+            self._mailbox.put_hold(envelope, self.stream_id)
+        else:
+            self._mailbox.put(envelope, self.stream_id)
         self.is_ready = False
         if len(self._mailbox) == 1:
             self.pump()
@@ -267,8 +281,16 @@ class Cell:
             if self.epoch is not None and not self._runtime.owns_streams(self.lease):
                 self._lapsed()
                 return
-            route = self.cls.handlers.commands[type(mailbox.first.command)]  # type: ignore[index]
-            must_look = self._must_look(route, mailbox.first)
+            first = mailbox.first
+            if isinstance(first, Hold):
+                if self._pipeline.head is not None:
+                    break  # As for what does I/O: it must not rest on what may turn out not to be stored.
+                mailbox.take()
+                if self._begin_hold(first):
+                    return
+                continue
+            route = self.cls.handlers.commands[type(first.command)]  # type: ignore[index]
+            must_look = self._must_look(route, first)
             if (route.is_async or must_look) and self._pipeline.head is not None:
                 break  # It may do I/O, so it must not act on what may turn out not to be stored.
             envelope = mailbox.take()
@@ -351,22 +373,12 @@ class Cell:
         is_answered = False
         try:
             if envelope.identity is not None:
-                if self._memory is None:
-                    self._memory = CommandMemory(self.stream_id, self._runtime.find_command)
-                is_answered = await self._memory.recall(envelope, envelope.identity)
-            if (
-                not is_answered
-                and self.epoch is None
-                and (self.is_doubtful or envelope.is_fresh or self.cls.always_fresh)
-            ):
-                self.is_doubtful = False
-                await self._runtime.catch_up(self)
-                self._pipeline.sent_version = self.version
+                is_answered = await self.memory().recall(envelope, envelope.identity)
+            if not is_answered:
+                await self.catch_up(is_fresh=envelope.is_fresh)
         except asyncio.CancelledError:
             envelope.error = self._cancelled(envelope)
         except BackendUnavailable as error:
-            # What has been caught up is right as far as it goes.
-            self.is_doubtful = True
             envelope.error = error
         except Exception as error:
             # Whatever it is: the asker must be told, and the actor go on.
@@ -381,6 +393,19 @@ class Cell:
             self._serve(route.handle, envelope)
         self._after_failure()
         self.pump()
+
+    async def catch_up(self, *, is_fresh: bool = False) -> None:
+        """Bring the state up to the journal, where another process may have moved on, or if the newest is asked for."""
+        if self.epoch is not None or not (self.is_doubtful or is_fresh or self.cls.always_fresh):
+            return
+        self.is_doubtful = False
+        try:
+            await self._runtime.catch_up(self)
+        except BackendUnavailable:
+            # What has been caught up is right as far as it goes.
+            self.is_doubtful = True
+            raise
+        self._pipeline.sent_version = self.version
 
     def _outcome(self, envelope: Envelope) -> CommandOutcome:
         command = cast("Command[Any]", envelope.command)
@@ -400,7 +425,7 @@ class Cell:
 
     def begin_handling(self) -> None:
         """From here on, what this context asks is asked by this actor."""
-        self.handling = Handling(self)
+        self.handling = Handling()
         serving.set(self.handling)
 
     def end_handling(self) -> None:
@@ -414,6 +439,75 @@ class Cell:
         self._is_deciding = False
         if self.phase is Phase.HANDLING:
             self.phase = Phase.LIVE
+
+    # For a transaction, which has the actor for itself from its `Hold` on until it releases it
+
+    def _begin_hold(self, hold: Hold) -> bool:
+        granted = cast("asyncio.Future[Any]", hold.reply)
+        if granted.done():
+            return False  # Whoever wanted it has given up.
+        self.phase = Phase.HELD
+        self.handling = hold.handling
+        granted.set_result(None)
+        return True
+
+    def begin_decision(self, metadata: Metadata) -> None:
+        """From here on the actor may persist, for a command of the transaction."""
+        self._metadata = metadata
+        self._identity = None
+        self._is_deciding = True
+
+    def end_decision(self, error: BaseException | None) -> tuple[list[EncodedEvent], BaseException | None]:
+        """What the command persisted, which is in the state and not on its way into the journal; and how it failed.
+
+        Where it failed, nothing of it can stand: if it had persisted anything, the state is spoilt.
+        """
+        staged, self._staged = self._staged, None
+        is_touched, self._is_touched = self._is_touched, False
+        refusal, self._refusal = self._refusal, None
+        self._is_deciding = False
+        failure = self._failure or refusal or error
+        if failure is None:
+            return staged or [], None
+        if is_touched:
+            self._failure = failure
+        return [], failure
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the state is not what its events have made of it."""
+        return self._failure is not None
+
+    def stored(self, before: int, outcome: CommandOutcome | None) -> None:
+        """The journal has what the transaction decided on a version, and the outcome of it under its id."""
+        self._pipeline.sent_version = self.version
+        snapshot = due_snapshot(
+            self.cls.snapshot_policy,
+            self.cls.state_type,
+            self.actor.state,
+            stream_id=self.stream_id,
+            before=before,
+            version=self.version,
+        )
+        if snapshot is not None:
+            self._runtime.save_snapshot(self, self.version, snapshot)
+        if outcome is not None:
+            self._remember(outcome)
+            self._runtime.command_remembered(self, outcome)
+
+    def forget_commands(self) -> None:
+        """Another process has stored a command: what is known of them is not all there is."""
+        self._memory = None
+
+    def release(self, failure: BaseException | None = None) -> None:
+        """The transaction is over: serve the others; with a failure, from the state that the journal has."""
+        if self.phase is not Phase.HELD:
+            return  # The system was closed meanwhile.
+        self.phase = Phase.LIVE
+        self.handling = None
+        self._failure = self._failure or failure
+        self._after_failure()
+        self.pump()
 
     # Events out
 
@@ -464,6 +558,10 @@ class Cell:
 
     async def until_durable(self) -> None:
         """Store what is staged now, and return when everything the actor persisted is durable."""
+        if self.phase is Phase.HELD:
+            raise TransactionError(
+                f"{self.stream_id!r}: in a transaction events are durable when its block has ended: await no persist"
+            )
         if self.phase is not Phase.HANDLING:
             raise ActorError(
                 f"{self.stream_id!r}: only an `async def` handler can await persist; the reply of a plain one "
@@ -699,10 +797,13 @@ def _told(error: EventStoreError, identity: CommandIdentity | None, version: int
         conflict = ConcurrencyError(error.stream_id, version, None)
         conflict.__cause__ = error
         return conflict
-    if not isinstance(error, OutcomeUnknown) or identity is None:
+    return outcome_unknown(error, command_id) if isinstance(error, OutcomeUnknown) else error
+
+
+def outcome_unknown(error: OutcomeUnknown, command_id: str | None) -> OutcomeUnknown:
+    """An append's unknown outcome as that of a command, which says how to find out."""
+    if command_id is None:
         return error
-    unknown = OutcomeUnknown(
-        f"{error}; ask again with command_id {identity.command_id!r} to find out", command_id=identity.command_id
-    )
+    unknown = OutcomeUnknown(f"{error}; ask again with command_id {command_id!r} to find out", command_id=command_id)
     unknown.__cause__ = error
     return unknown

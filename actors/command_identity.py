@@ -40,8 +40,7 @@ class _Kind(NamedTuple):
 
 def identify(command: Command[Any], command_id: str) -> CommandIdentity:
     """Raises `InvalidCommandId`, and `CodecError` for a command that cannot be written as JSON."""
-    if not command_id.isascii() or not 0 < len(command_id) <= MAX_COMMAND_ID_BYTES or "\0" in command_id:
-        _check(command_id)
+    check_command_id(command_id)
     person, to_json_fast = _kind_of(command.__class__)
     try:
         # Defaults are left out: a new field with one leaves the commands that were sent before what they were.
@@ -73,7 +72,10 @@ def _kind_of(cls: type[Command[Any]]) -> _Kind:
     return _Kind(person, cls.__pydantic_serializer__.to_json if _is_plain(cls) else None)
 
 
-def _check(command_id: str) -> None:
+def check_command_id(command_id: str) -> None:
+    """Raises `InvalidCommandId`."""
+    if command_id.isascii() and 0 < len(command_id) <= MAX_COMMAND_ID_BYTES and "\0" not in command_id:
+        return
     try:
         size = len(command_id.encode())
     except UnicodeEncodeError as error:

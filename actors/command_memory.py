@@ -58,15 +58,20 @@ class CommandMemory:
             self._ids = set(rising[_MOST // 2 :])
             self._floor = rising[_MOST // 2 - 1]
 
-    async def recall(self, envelope: Envelope, identity: CommandIdentity) -> bool:
-        """Ask the journal for a command. Returns whether the envelope has got its result or its error by that."""
-        command_id, fingerprint, issued_at = identity
+    async def look_up(self, command_id: str) -> CommandsFound:
+        """What the journal says of an id."""
         found = await self._find(CommandLookup(self._stream_id, command_id, 0 if self._is_loaded else _RECENT))
         if not self._is_loaded:
             self._is_loaded = True
             self._ids = set(found.recent)
             self._floor = found.known_above
         self._forgotten = max(self._forgotten, found.forgotten)
+        return found
+
+    async def recall(self, envelope: Envelope, identity: CommandIdentity) -> bool:
+        """Ask the journal for a command. Returns whether the envelope has got its result or its error by that."""
+        command_id, fingerprint, issued_at = identity
+        found = await self.look_up(command_id)
         stored = found.outcome
         if stored is None:
             if 0 < issued_at <= found.forgotten:

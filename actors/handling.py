@@ -1,43 +1,82 @@
-"""Handling: an async handler that runs, and whom it waits for. A circle of these would wait for ever."""
+"""Handling: a run of code that waits for actors. A circle of these would wait for ever."""
 
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from eventstore.errors import AskCycle
 
 
-class Handler(Protocol):
-    """An actor, as far as waiting is concerned."""
+class Awaited(Protocol):
+    """An actor, as far as waiting is concerned. `handling` is what must end before it serves anybody else."""
 
     stream_id: str
     handling: Handling | None
 
 
 class Handling:
-    """One run of an actor's async handler or `recovered` hook. `asking` are the actors whose replies it waits for."""
+    """One run of an actor's async handler or `recovered` hook, or one transaction, which keeps several actors waiting.
 
-    __slots__ = ("asking", "cell", "is_over")
+    `asking` are the actors it waits for. `parent` is the run within which a transaction was begun: that one waits for
+    whatever the transaction waits for.
+    """
 
-    def __init__(self, cell: Handler) -> None:
-        self.cell = cell
-        self.asking: list[Handler] = []
+    __slots__ = ("asking", "is_over", "parent")
+
+    def __init__(self, parent: Handling | None = None) -> None:
+        self.asking: list[Awaited] = []
         self.is_over = False
+        self.parent = parent
 
-    def check_ask(self, target: Handler) -> None:
-        """Raise `AskCycle` if the target waits, directly or through others, for this handler to end."""
+    @contextmanager
+    def waiting_for(self, target: Awaited) -> Generator[None]:
+        """Count as one that waits for the target. Raises `AskCycle` if that waits, in turn, for this run to end."""
+        if circle := self.circle(target):
+            raise AskCycle([actor.stream_id for actor in (*circle, target)])
+        lineage = list(self.lineage())
+        for handling in lineage:
+            handling.asking.append(target)
+        try:
+            yield
+        finally:
+            for handling in lineage:
+                handling.asking.remove(target)
+
+    def circle(self, target: Awaited) -> list[Awaited]:
+        """The actors by which the target waits, directly or through others, for this run to end; none if it does not.
+
+        The first is the target, the last is one that this run keeps waiting.
+        """
+        own = list(self.lineage())
         seen: set[int] = set()
-        paths: list[list[Handler]] = [[target]]
+        paths: list[list[Awaited]] = [[target]]
         while paths:
             path = paths.pop()
-            if path[-1] is self.cell:
-                raise AskCycle([cell.stream_id for cell in (*path, target)])
-            if id(path[-1]) in seen or path[-1].handling is None:
+            handling = path[-1].handling
+            if handling is None or id(path[-1]) in seen:
                 continue
+            if any(ours in own for ours in handling.lineage()):
+                return path
             seen.add(id(path[-1]))
-            paths.extend([*path, waited_for] for waited_for in path[-1].handling.asking)
+            paths.extend([*path, waited_for] for waited_for in handling.asking)
+        return []
+
+    def lineage(self) -> Iterator[Handling]:
+        """This run, and those it is a part of."""
+        handling: Handling | None = self
+        while handling is not None:
+            yield handling
+            handling = handling.parent
 
 
 serving: contextvars.ContextVar[Handling | None] = contextvars.ContextVar("eventstore_serving", default=None)
-"""The handler that this context belongs to."""
+"""The run that this context belongs to."""
+
+
+def current_handling() -> Handling | None:
+    """The run that the present code is a part of, if it is not over."""
+    handling = serving.get()
+    return None if handling is None or handling.is_over else handling

@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.command import Command
 from actors.command_identity import CommandIdentity
+from actors.handling import Handling
 from eventstore.errors import MailboxFull
 from eventstore.events import Metadata
 
@@ -70,6 +71,20 @@ class Envelope:
         self.error = None
 
 
+class Hold(Envelope):
+    """A transaction's place in the queue. Its reply comes when the actor serves nobody else until it is released.
+
+    Of two transactions, the older has the lower `age`.
+    """
+
+    __slots__ = ("age", "handling")
+
+    def __init__(self, granted: asyncio.Future[None], handling: Handling, age: int) -> None:
+        super().__init__(None, granted, None)
+        self.handling = handling
+        self.age = age
+
+
 class Mailbox:
     """Made when the first command must wait, and let go when none does: an idle actor has none.
 
@@ -101,6 +116,15 @@ class Mailbox:
         if self.is_full:
             raise MailboxFull(f"actor {stream_id!r} has {self._limit} commands waiting: this one was not accepted")
         self._envelopes.append(envelope)
+
+    def put_hold(self, hold: Hold, stream_id: str) -> None:
+        """Keep a transaction's place. Commands are served in their order, and transactions have their places among
+        them by age, so that the oldest gets through. Raises `MailboxFull`."""
+        self.put(hold, stream_id)
+        places = [(index, held) for index, held in enumerate(self._envelopes) if isinstance(held, Hold)]
+        by_age = sorted((held for _, held in places), key=lambda held: held.age)
+        for (index, _), held in zip(places, by_age, strict=True):
+            self._envelopes[index] = held
 
     def put_back(self, envelopes: Iterable[Envelope]) -> None:
         """Put commands that were accepted once before all others, whatever the bound."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from actors.actor import PersistentActor
 from actors.commit import Commit, size_of
 from actors.mailbox import Envelope
+from actors.snapshotting import due_snapshot
 from eventstore.backend import Appended, AppendOutcome, CommandOutcome, EncodedEvent
 from eventstore.errors import EventStoreError, JournalCorrupt
 from eventstore.group_commit import GroupCommit
-
-logger = logging.getLogger(__name__)
 
 
 class Decider(Protocol):
@@ -101,17 +99,16 @@ class Pipeline:
             self._commits.submit(tail)
         policy = decider.cls.snapshot_policy
         if (policy.every is not None or policy.when is not None) and staged:
-            self._snapshot_if_due(tail, before)
-
-    def _snapshot_if_due(self, commit: Commit, before: int) -> None:
-        decider = self._decider
-        try:
-            if decider.cls.snapshot_policy.is_due(decider.actor.state, before, decider.version):
-                # Written out now: what the handlers do to the state later does not reach it.
-                commit.snapshot = (decider.version, decider.cls.state_type.dump(decider.actor.state))
-        except Exception:
-            # It is only an optimisation, and a policy of the user's own may fail in any way.
-            logger.exception("%s: no snapshot was taken at version %d", decider.stream_id, decider.version)
+            data = due_snapshot(
+                policy,
+                decider.cls.state_type,
+                decider.actor.state,
+                stream_id=decider.stream_id,
+                before=before,
+                version=decider.version,
+            )
+            if data is not None:
+                tail.snapshot = (decider.version, data)
 
     def _on_outcome(self, commit: Commit, outcome: AppendOutcome | EventStoreError) -> None:
         behind = None if self.tail is commit else self.tail

@@ -6,18 +6,22 @@ import asyncio
 import contextvars
 import math
 from asyncio import get_running_loop
-from collections.abc import Callable
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from actors.actor import PersistentActor
 from actors.cell import Cell, Phase
 from actors.command import Command
 from actors.command_identity import identify
 from actors.deadlines import Deadlines
-from actors.handling import Handling, serving
+from actors.handlers import CommandRoute
+from actors.handling import Handling, current_handling
 from actors.mailbox import Envelope
 from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, StoreClosed
 from eventstore.events import Metadata
+
+if TYPE_CHECKING:
+    from actors.transaction import Transaction
 
 A = TypeVar("A", bound=PersistentActor[Any])
 R = TypeVar("R")
@@ -41,6 +45,16 @@ class RefRuntime(Protocol):
     def cell_of(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell: ...
 
     def restart(self, stream_id: str) -> None: ...
+
+    async def transact(
+        self,
+        work: Callable[[Transaction], Awaitable[R]],
+        *,
+        retries: int = ...,
+        timeout: float | None,
+        metadata: Metadata | None,
+        command_id: str | None,
+    ) -> R: ...
 
 
 class ActorRef(Generic[A]):
@@ -99,7 +113,7 @@ class ActorRef(Generic[A]):
                 return durable
         envelope = Envelope(command, None, metadata, contextvars.copy_context(), identity)
         envelope.is_fresh = fresh
-        asker = _asker()
+        asker = current_handling()
         if asker is None:
             reply: R = await self._ask_by_mailbox(envelope, timeout)
         else:
@@ -114,11 +128,31 @@ class ActorRef(Generic[A]):
 
         Raises `MailboxFull` or `ActorStopped` if it is not accepted.
         """
-        self._check_command(command)
+        self.route_of(command)
         identity = None if command_id is None else identify(command, command_id)
         cell = await self._accepting_cell(self._runtime.ask_timeout)
         cell.used = self._runtime.next_use()
         cell.accept(Envelope(command, None, metadata, contextvars.copy_context(), identity))
+
+    async def batch(
+        self,
+        commands: Iterable[Command[R]],
+        *,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        command_id: str | None = None,
+    ) -> list[R]:
+        """Have several commands handled in order, and stored together or not at all. Returns their replies.
+
+        It is a transaction over this one actor (`ActorSystem.transact`): a command that raises has nothing of the
+        batch stored, and with a `command_id` the whole is handled once.
+        """
+        wanted = list(commands)
+
+        async def ask_all(transaction: Transaction) -> list[R]:
+            return [await transaction.ask(self, command) for command in wanted]
+
+        return await self._runtime.transact(ask_all, timeout=timeout, metadata=metadata, command_id=command_id)
 
     def restart(self) -> None:
         """Let the actor serve again after supervision stopped it: it recovers with its next message."""
@@ -126,17 +160,12 @@ class ActorRef(Generic[A]):
 
     async def _ask_within(self, asker: Handling, envelope: Envelope, timeout: float | None) -> Any:
         """An async handler asks: it waits, so nobody it waits for may wait for it."""
-        self._check_command(envelope.command)
-        cell = self._live_cell()
-        asker.check_ask(cell)
-        asker.asking.append(cell)
-        try:
+        self.route_of(envelope.command)
+        with asker.waiting_for(self._live_cell()):
             return await self._ask_by_mailbox(envelope, timeout)
-        finally:
-            asker.asking.remove(cell)
 
     async def _ask_by_mailbox(self, envelope: Envelope, timeout: float | None) -> Any:
-        self._check_command(envelope.command)
+        self.route_of(envelope.command)
         runtime = self._runtime
         if runtime.mailbox_overflow == "wait":
             # The time spent waiting for room counts.
@@ -163,7 +192,7 @@ class ActorRef(Generic[A]):
         return cell
 
     def _live_cell(self) -> Cell:
-        if not self._runtime.is_open and (_asker() is None or self._runtime.is_shut):
+        if not self._runtime.is_open and (current_handling() is None or self._runtime.is_shut):
             # What was accepted before the close may still ask others: else it could not be finished.
             raise ActorStopped("the actor system is closed: the command was not accepted")
         if get_running_loop() is not self._runtime.loop:
@@ -187,20 +216,26 @@ class ActorRef(Generic[A]):
         finally:
             due.pop(reply, None)
 
-    def _check_command(self, command: Command[Any] | None) -> None:
-        if type(command) not in self._actor.handlers.commands:
+    def route_of(self, command: Command[Any] | None) -> CommandRoute:
+        """The handler that a command goes to. Raises `DefinitionError` if there is none."""
+        route = self._actor.handlers.commands.get(type(command))  # type: ignore[arg-type]
+        if route is None:
             raise DefinitionError(
                 f"{self._actor.__qualname__} has no @command_handler for {type(command).__qualname__}"
             )
+        return route
+
+    def cell_in(self, runtime: object) -> Cell:
+        """The actor in memory, for a transaction of its own system. Raises `DefinitionError` for another's."""
+        if self._runtime is not runtime:
+            raise DefinitionError(
+                f"{self.stream_id!r} is a reference of another actor system: make one by the system that the "
+                "transaction was begun by"
+            )
+        return self._live_cell()
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"
-
-
-def _asker() -> Handling | None:
-    """The async handler that this context belongs to, if it still runs."""
-    handling = serving.get()
-    return None if handling is None or handling.is_over else handling
 
 
 def give_up(reply: asyncio.Future[Any], about: tuple[str, float]) -> None:

@@ -23,14 +23,18 @@ def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, 
 
     Raises `ReplyEncodeError` for a reply that is not of the type the command promises, or that JSON cannot hold.
     """
+    return outcome_of(identity, encode_reply(command, reply), is_rejection=False, limit=limit)
+
+
+def encode_reply(command: Command[Any], reply: object) -> bytes:
+    """A reply as JSON. Raises `ReplyEncodeError`."""
     cls = command.__class__
     try:
-        payload = _adapter(cls).serializer.to_json(reply, warnings="error")
+        return _adapter(cls).serializer.to_json(reply, warnings="error")
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise ReplyEncodeError(
             f"the reply to {cls.__qualname__} cannot be remembered as {reply_type(cls)!r}, nothing was stored: {error}"
         ) from error
-    return _outcome(identity, payload, is_rejection=False, limit=limit)
 
 
 def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: int) -> CommandOutcome:
@@ -43,7 +47,7 @@ def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: in
         payload = to_json({"error": name, "message": message, "args": rejection.args, "attributes": vars(rejection)})
     except (PydanticSerializationError, ValueError, TypeError, RecursionError):
         payload = to_json({"error": name, "message": message, "args": [message], "attributes": {}})
-    return _outcome(identity, payload, is_rejection=True, limit=limit)
+    return outcome_of(identity, payload, is_rejection=True, limit=limit)
 
 
 def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
@@ -58,16 +62,22 @@ def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
                 "command was handled, and nothing was done again"
             ) from error
         raise rejection
+    return decode_reply(cls, stored.payload, stored.command_id)
+
+
+def decode_reply(cls: type[Command[Any]], payload: bytes | str, command_id: str) -> Any:
+    """A reply out of its JSON. Raises `ReplyDecodeError`."""
     try:
-        return _adapter(cls).validate_json(stored.payload)
+        return _adapter(cls).validate_json(payload)
     except ValidationError as error:
         raise ReplyDecodeError(
-            f"the remembered reply to {cls.__qualname__} (command {stored.command_id!r}) does not fit "
+            f"the remembered reply to {cls.__qualname__} (command {command_id!r}) does not fit "
             f"{reply_type(cls)!r} any more: the command was handled, and nothing was done again"
         ) from error
 
 
-def _outcome(identity: CommandIdentity, payload: bytes, *, is_rejection: bool, limit: int) -> CommandOutcome:
+def outcome_of(identity: CommandIdentity, payload: bytes, *, is_rejection: bool, limit: int) -> CommandOutcome:
+    """What is remembered of one execution of a command. Raises `PayloadTooLarge`."""
     if len(payload) > limit:
         raise PayloadTooLarge("the reply", len(payload), limit)
     command_id, fingerprint, issued_at = identity

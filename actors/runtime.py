@@ -6,11 +6,11 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import orjson
 
@@ -30,12 +30,17 @@ from actors.settings import Settings
 from actors.stats import SystemStats
 from actors.supervision import Restart, Resume, Stop
 from actors.supervisor import NAMED_ACTORS, Supervisor, described
+from actors.transacting import RETRIES, transact
+from actors.transaction import Transaction
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
 from eventstore.errors import ActorStopped, EventStoreError, RecoveryError
+from eventstore.events import Metadata
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Cells looked at in one turn of the loop when idle ones are sought.
 _SWEEP_TURN = 2000
@@ -63,6 +68,8 @@ class Runtime:
         self.next_use = count(1).__next__
         self.is_open = True
         self.is_shut = False
+        self.transactions: set[Transaction] = set()
+        self._next_age = count(1).__next__
         self._permits = Permits(settings.recoveries_at_once, store.commits.breaker)
         self._cells: dict[str, Cell] = {}
         self._supervisor = Supervisor(settings.supervision)
@@ -89,6 +96,8 @@ class Runtime:
             await self._finish()
         finally:
             self.is_shut = True
+            for transaction in list(self.transactions):
+                transaction.abort(ActorStopped("the actor system was closed: nothing of the transaction was stored"))
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
@@ -111,6 +120,8 @@ class Runtime:
                     await self.commits.drained()
                     if self._tasks:
                         await asyncio.wait(self._tasks, timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    elif self.transactions:
+                        await asyncio.sleep(_TURN_SECONDS)
                     else:
                         await asyncio.sleep(0)
                 for cell in [cell for cell in self._cells.values() if cell.is_idle]:
@@ -141,6 +152,35 @@ class Runtime:
             if self._sweeper is None and self.is_open:
                 self._schedule_sweep()
         return cell
+
+    def transaction(
+        self, *, timeout: float | None, metadata: Metadata | None, command_id: str | None, age: int | None = None
+    ) -> Transaction:
+        """A new transaction; with an `age` it is an earlier one that is run again."""
+        return Transaction(
+            self,
+            age=self._next_age() if age is None else age,
+            seconds=self._settings.transaction_timeout if timeout is None else timeout,
+            command_id=command_id,
+            metadata=metadata,
+        )
+
+    async def transact(
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        retries: int = RETRIES,
+        timeout: float | None,
+        metadata: Metadata | None,
+        command_id: str | None,
+    ) -> T:
+        """Run `work` in transactions of one age until one is stored."""
+        age = self._next_age()
+
+        def begin() -> Transaction:
+            return self.transaction(timeout=timeout, metadata=metadata, command_id=command_id, age=age)
+
+        return await transact(begin, work, retries=retries)
 
     def stats(self) -> SystemStats:
         """What lives here now. It may be called in any thread."""

@@ -25,6 +25,7 @@ class Settings:
     ownership: Literal["shared", "exclusive"]
     lease_seconds: float
     catch_up_seconds: float
+    transaction_timeout: float
     name: str
 
     def __post_init__(self) -> None:
@@ -36,6 +37,7 @@ class Settings:
             "recoveries_at_once",
             "lease_seconds",
             "catch_up_seconds",
+            "transaction_timeout",
         )
         for name in above_zero:
             if getattr(self, name) <= 0:

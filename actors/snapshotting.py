@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from actors.state import StateType
 from eventstore.errors import DefinitionError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +40,18 @@ class SnapshotPolicy:
         if self.every is not None and version // self.every > before // self.every:
             return True
         return self.when is not None and self.when(state, version)
+
+
+def due_snapshot(
+    policy: SnapshotPolicy, state_type: StateType, state: Any, *, stream_id: str, before: int, version: int
+) -> bytes | None:
+    """The state written out, if the events after version `before` make a snapshot due.
+
+    What handlers do to the state later does not reach it.
+    """
+    try:
+        return state_type.dump(state) if policy.is_due(state, before, version) else None
+    except Exception:
+        # It is only an optimisation, and a policy of the user's own may fail in any way.
+        logger.exception("%s: no snapshot was taken at version %d", stream_id, version)
+        return None

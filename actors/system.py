@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from socket import gethostname
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -15,10 +15,14 @@ from actors.runtime import Runtime
 from actors.settings import Settings
 from actors.stats import SystemStats
 from actors.supervision import Restart, Supervision
+from actors.transacting import RETRIES
+from actors.transaction import Transaction
 from eventstore.errors import DefinitionError, StoreClosed
+from eventstore.events import Metadata
 from eventstore.store import EventStore
 
 A = TypeVar("A", bound=PersistentActor[Any])
+T = TypeVar("T")
 
 
 class ActorSystem:
@@ -37,6 +41,8 @@ class ActorSystem:
     memory at the same time; who was slower decides again, and learns within `catch_up_seconds` what others appended.
     With "exclusive" one process at a time has it, by a lease of `lease_seconds` that it holds under `name`: others get
     `OwnedElsewhere`, and take over when that process has stopped, or at the latest when its lease has run out.
+
+    A `transaction` may hold up whoever asks its actors for `transaction_timeout` seconds; then it ends.
 
     `supervision` says what becomes of failed actors whose class does not say it. `dead_letters` is how many failed
     tells are kept, the newest, and `on_dead_letter` a function that is called with each.
@@ -57,6 +63,7 @@ class ActorSystem:
         ownership: Literal["shared", "exclusive"] = "shared",
         lease_seconds: float = 10.0,
         catch_up_seconds: float = 0.5,
+        transaction_timeout: float = 5.0,
         name: str | None = None,
         supervision: Supervision = Restart(),  # noqa: B008 (it is frozen)
         dead_letters: int = 1000,
@@ -77,6 +84,7 @@ class ActorSystem:
             ownership,
             lease_seconds,
             catch_up_seconds,
+            transaction_timeout,
             f"{gethostname()}:{os.getpid()}" if name is None else name,
         )
         self._dead_letters = DeadLetters(dead_letters, on_dead_letter)
@@ -122,15 +130,59 @@ class ActorSystem:
         Raises `InvalidStreamId` for a key that cannot be part of a stream's id, `DefinitionError` when another class of
         this system has the same kind, and `StoreClosed` before the system is entered.
         """
-        if self._runtime is None:
-            raise StoreClosed("the actor system is not open: use it inside `async with ActorSystem(url) as system`")
+        runtime = self._entered
         known = self._classes.setdefault(getattr(actor, "kind", ""), actor)
         if known is not actor:
             raise DefinitionError(
                 f"{actor.__qualname__} and {known.__module__}.{known.__qualname__} are both of kind {actor.kind!r}: "
                 "their events would share streams; give one of them another: class …(PersistentActor[…], kind=…)"
             )
-        return ActorRef(self._runtime, actor, stream_id_of(actor, key))
+        return ActorRef(runtime, actor, stream_id_of(actor, key))
+
+    def transaction(
+        self, *, command_id: str | None = None, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> Transaction:
+        """A block in which commands to several actors are decided, and stored together or not at all.
+
+            async with system.transaction(command_id="transfer-17") as tx:
+                await tx.ask(alice, Withdraw(amount=50))
+                await tx.ask(bob, Deposit(amount=50))
+
+        With a `command_id` it is stored once: run again under the same id, it answers each command with the reply of
+        that time. After `timeout` seconds (by default the system's `transaction_timeout`) it ends, and its actors serve
+        others. `metadata` goes with all events; without a correlation id of its own they get one by which they are
+        found together.
+
+        A block cannot be run again by itself, so it raises `ConcurrencyError` where another process, or an older
+        transaction, was faster; `transact` runs a function again.
+        """
+        return self._entered.transaction(timeout=timeout, metadata=metadata, command_id=command_id)
+
+    async def transact(
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        retries: int = RETRIES,
+        command_id: str | None = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+    ) -> T:
+        """Run a function in a `transaction`, and again where others were faster, at most `retries` times more.
+
+            balance = await system.transact(lambda tx: tx.ask(alice, Withdraw(amount=50)))
+
+        It keeps its age, so that the oldest gets through. The `timeout` is for each run. Nothing is run again in which
+        an `async def` handler took part: then the `ConcurrencyError` is raised at once.
+        """
+        return await self._entered.transact(
+            work, retries=retries, timeout=timeout, metadata=metadata, command_id=command_id
+        )
+
+    @property
+    def _entered(self) -> Runtime:
+        if self._runtime is None:
+            raise StoreClosed("the actor system is not open: use it inside `async with ActorSystem(url) as system`")
+        return self._runtime
 
     def stats(self) -> SystemStats:
         """What lives here now, and what failed. It may be called in any thread."""

@@ -43,6 +43,18 @@ class ConcurrencyError(EventStoreError):
         self.actual = actual
 
 
+class TransactionOvertaken(ConcurrencyError):
+    """An older transaction waited for an actor that this one had, and this one for one that the older had. Nothing of
+    this one was stored: run it again. `ActorSystem.transact` does so by itself."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(stream_id, "", None)
+        self.args = (
+            f"an older transaction waits for what this one holds, while this one waited for {stream_id!r}: "
+            "nothing of it was stored; run it again",
+        )
+
+
 class FencedError(EventStoreError):
     """A newer owner has claimed the stream. Nothing was stored: stop, and drop what is held in memory."""
 
@@ -317,6 +329,28 @@ class AskCycle(ActorError):
             f"asking would wait for itself: {' -> '.join(chain)}; use tell, or decide with the state at hand"
         )
         self.chain = tuple(chain)
+
+
+class TransactionError(ActorError):
+    """A transaction is over, or is used in a way that it cannot serve. Nothing of it was stored."""
+
+
+class TransactionExpired(TransactionError):
+    """A transaction took longer than it may hold others up. Nothing of it was stored: do less in it, or allow more."""
+
+
+class TransactionRepeated(TransactionError):
+    """A transaction with an id was stored before, so its own statements must not be run again. Nothing was done.
+
+    `replies` are those of its commands. Ask `Transaction.is_repeated` before using its connection.
+    """
+
+    def __init__(self, command_id: str, replies: Sequence[object]) -> None:
+        super().__init__(
+            f"the transaction {command_id!r} was stored before: its statements were run then, and are not run again"
+        )
+        self.command_id = command_id
+        self.replies = tuple(replies)
 
 
 class RecoveryError(ActorError):

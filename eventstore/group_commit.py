@@ -66,7 +66,11 @@ class PendingAppend:
 
 def size_of(writes: Sequence[StreamWrite]) -> int:
     """The bytes a batch counts for in the queue."""
-    return sum(len(event.payload) + EVENT_OVERHEAD_BYTES for write in writes for event in write.events)
+    size = 0
+    for write in writes:
+        size += sum(len(event.payload) + EVENT_OVERHEAD_BYTES for event in write.events)
+        size += sum(len(command.payload) + EVENT_OVERHEAD_BYTES for command in write.commands)
+    return size
 
 
 class GroupCommit:

@@ -49,6 +49,7 @@ from eventstore.errors import (
     StoreClosed,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
+from eventstore.finishing import finish_then_cancel
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
 from eventstore.guarded_backend import GuardedBackend
@@ -181,7 +182,7 @@ class EventStore:
             return
         commits, calls = self._commits, self._calls
         self._commits = self._calls = self._guarded = None
-        await _finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
+        await finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
 
     async def _let_go(self, commits: GroupCommit, calls: _GroupCalls) -> None:
         try:
@@ -269,7 +270,7 @@ class EventStore:
             outcome.set_result(result)
 
         commits.submit(PendingAppend(writes, size_of(writes), settle))
-        return await _finish_then_cancel(outcome)
+        return await finish_then_cancel(outcome)
 
     @property
     def commits(self) -> GroupCommit:
@@ -555,19 +556,6 @@ class _GroupCalls:
             return await self._backend.claim(claims)
         # Two systems of one process want the same stream: one after the other.
         return [answer for claim in claims for answer in await self._backend.claim([claim])]
-
-
-async def _finish_then_cancel(future: asyncio.Future[_T]) -> _T:
-    """Wait for an outcome however often the caller is cancelled, and pass the cancellation on afterwards."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return future.result()
 
 
 def _closed() -> StoreClosed:

@@ -1,0 +1,199 @@
+"""Participant: one actor within a transaction, which has it for itself, and what it has decided there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import orjson
+
+from actors.cell import Cell
+from actors.command import Command
+from actors.command_identity import CommandIdentity
+from actors.handlers import CommandRoute
+from actors.replies import decode_reply, encode_reply, outcome_of
+from eventstore.backend import CommandOutcome, EncodedEvent, StoredCommand, StreamWrite
+from eventstore.errors import (
+    CommandForgotten,
+    ConcurrencyError,
+    DuplicateCommand,
+    DuplicateCommandMismatch,
+    FencedError,
+    OutcomeUnknown,
+    TransactionError,
+)
+from eventstore.events import Metadata
+
+# Tells a transaction's part from a single command that was sent under the same id.
+_PERSON = b"eventstore-parts"
+
+
+class Told(NamedTuple):
+    """One command of a transaction with an id: the digest of what was asked, and its reply as JSON."""
+
+    fingerprint: bytes
+    reply: str
+
+
+class Participant:
+    """What a transaction has of one actor.
+
+    The actor decides on its own state, which nobody else sees until the transaction has released it. Where that state
+    is not stored in the end, the actor is rebuilt from the journal.
+    """
+
+    def __init__(self, cell: Cell, *, limit: int) -> None:
+        self.cell = cell
+        self.version = cell.version
+        """The version that the journal must have for all of it to be stored."""
+        self.is_touched = False
+        self.told: list[Told] = []
+        self.outcome: CommandOutcome | None = None
+        self._limit = limit
+        self._remembered: list[Told] | None = None
+
+    @property
+    def stream_id(self) -> str:
+        return self.cell.stream_id
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the transaction was stored before, so that this actor's part of it is known."""
+        return self._remembered is not None
+
+    async def prepare(self, command_id: str | None, issued_at: int) -> tuple[str, ...] | None:
+        """Bring the state up to date, or find out that there is nothing to decide.
+
+        Returns the streams of all participants where the transaction was stored before. Raises `CommandForgotten`, and
+        `DuplicateCommandMismatch` where the id belongs to something else.
+        """
+        cell = self.cell
+        if command_id is not None and not cell.knows_new(CommandIdentity(command_id, b"", issued_at)):
+            found = await cell.memory().look_up(command_id)
+            if found.outcome is not None:
+                streams, self._remembered = _read(found.outcome, self.stream_id)
+                return streams
+            if 0 < issued_at <= found.forgotten:
+                raise CommandForgotten(self.stream_id, command_id)
+        await cell.catch_up()
+        self.version = cell.version
+        return None
+
+    def decide(self, route: CommandRoute, command: Command[Any], metadata: Metadata) -> tuple[Any, list[EncodedEvent]]:
+        """Let a plain handler decide. Returns its reply, and what it persisted."""
+        self.cell.begin_decision(metadata)
+        try:
+            reply = route.handle(self.cell.actor, command)
+        except BaseException as error:
+            raise self._failed(error) from None
+        return reply, self._persisted()
+
+    async def handle(
+        self, route: CommandRoute, command: Command[Any], metadata: Metadata
+    ) -> tuple[Any, list[EncodedEvent]]:
+        """The same for an `async def` handler."""
+        self.cell.begin_decision(metadata)
+        try:
+            reply = await route.handle(self.cell.actor, command)
+        except asyncio.CancelledError:
+            self._failed(TransactionError(f"{self.stream_id!r}: the handler was cancelled"))
+            raise
+        except BaseException as error:
+            raise self._failed(error) from None
+        return reply, self._persisted()
+
+    def remember(self, command: Command[Any], identity: CommandIdentity, reply: object) -> None:
+        """Keep a reply for the outcome that is stored under the transaction's id."""
+        self.told.append(Told(identity.fingerprint, encode_reply(command, reply).decode()))
+
+    def repeat(self, command: Command[Any], identity: CommandIdentity) -> Any:
+        """The reply that the command was given when the transaction was stored."""
+        remembered = self._remembered or []
+        if len(remembered) <= len(self.told) or remembered[len(self.told)].fingerprint != identity.fingerprint:
+            raise DuplicateCommandMismatch(self.stream_id, identity.command_id)
+        told = remembered[len(self.told)]
+        self.told.append(told)
+        return decode_reply(type(command), told.reply, identity.command_id)
+
+    def check_repeated(self, command_id: str) -> None:
+        """Raises `DuplicateCommandMismatch` unless every command was asked again."""
+        if self.told != self._remembered:
+            raise DuplicateCommandMismatch(self.stream_id, command_id)
+
+    def conclude(self, command_id: str, issued_at: int, streams: Sequence[str]) -> None:
+        """Write out what is remembered of this part. Raises `PayloadTooLarge`."""
+        told = [(told.fingerprint.hex(), told.reply) for told in self.told]
+        payload = orjson.dumps({"participants": streams, "told": told})
+        identity = CommandIdentity(command_id, _fingerprint(self.told), issued_at)
+        self.outcome = outcome_of(identity, payload, is_rejection=False, limit=self._limit)
+
+    def write(self, events: list[EncodedEvent], version: int) -> StreamWrite:
+        """Events that were decided at a version."""
+        return StreamWrite(self.stream_id, version, events, self.cell.epoch)
+
+    def last_write(self) -> StreamWrite | None:
+        """What is to be stored besides events: the outcome; where there are no events, the expectation alone."""
+        if self.outcome is None and self.is_touched:
+            return None
+        commands = () if self.outcome is None else (self.outcome,)
+        return StreamWrite(self.stream_id, self.cell.version, (), self.cell.epoch, commands)
+
+    def stored(self) -> None:
+        """All of it is in the journal: publish it."""
+        self.cell.stored(self.version, self.outcome)
+        self.cell.release()
+
+    def refused(self, error: Exception) -> None:
+        """The append was not stored, or nobody knows: release the actor, which goes on as after one of its own."""
+        if isinstance(error, (DuplicateCommand, CommandForgotten)):
+            self.cell.forget_commands()
+        is_own = isinstance(error, (ConcurrencyError, FencedError)) and error.stream_id == self.stream_id
+        self.abandon(error if is_own or (self.is_touched and isinstance(error, OutcomeUnknown)) else None)
+
+    def abandon(self, reason: Exception | None = None) -> None:
+        """Nothing of it is stored: release the actor, with the state that the journal has."""
+        if reason is None and self.is_touched:
+            reason = TransactionError(f"{self.stream_id!r}: a transaction was not stored")
+        self.cell.release(reason)
+
+    def _persisted(self) -> list[EncodedEvent]:
+        events, failure = self.cell.end_decision(None)
+        if failure is not None:
+            raise failure
+        self.is_touched = self.is_touched or bool(events)
+        return events
+
+    def _failed(self, error: BaseException) -> BaseException:
+        """What is to be raised: where the handler failed because it could not persist, that."""
+        _, failure = self.cell.end_decision(error)
+        return failure or error
+
+
+def _fingerprint(told: Sequence[Told]) -> bytes:
+    return blake2b(b"".join(each.fingerprint for each in told), digest_size=16, person=_PERSON).digest()
+
+
+def _read(stored: StoredCommand, stream_id: str) -> tuple[tuple[str, ...], list[Told]]:
+    """The participants, and this one's commands. Raises `DuplicateCommandMismatch` for what no transaction stored."""
+    try:
+        payload = orjson.loads(stored.payload)
+        told = [Told(bytes.fromhex(fingerprint), reply) for fingerprint, reply in payload["told"]]
+        participants = tuple(payload["participants"])
+    except (ValueError, TypeError, LookupError):
+        raise DuplicateCommandMismatch(stream_id, stored.command_id) from None
+    if _fingerprint(told) != stored.fingerprint:
+        raise DuplicateCommandMismatch(stream_id, stored.command_id)
+    return participants, told
+
+
+async def finished(task: asyncio.Task[Any]) -> Any:
+    """The result of a handler's task. Whoever waits for it and is cancelled cancels it, and waits for its end."""
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    return task.result()

@@ -1,0 +1,47 @@
+"""Transacting: a transaction that is run again as long as others are faster."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_random_exponential
+
+from actors.transaction import Transaction
+from eventstore.errors import ConcurrencyError, TransactionRepeated
+
+T = TypeVar("T")
+
+RETRIES = 20
+
+# Who was faster is done within one commit, most of the time.
+_FIRST_PAUSE_SECONDS = 0.004
+_LONGEST_PAUSE_SECONDS = 0.5
+
+
+async def transact(begin: Callable[[], Transaction], work: Callable[[Transaction], Awaitable[T]], *, retries: int) -> T:
+    """Run `work` in a transaction, and in a new one after a conflict, at most so many times more.
+
+    Nothing is run again in which an `async def` handler took part.
+    """
+    last: Transaction | None = None
+
+    async def run() -> T:
+        nonlocal last
+        async with begin() as last:
+            return await work(last)
+        # Only what was stored before leaves the block without a result: its own statements are not run again.
+        raise TransactionRepeated(last.command_id or "", last.replies)
+
+    def is_overtaken(state: RetryCallState) -> bool:
+        error = None if state.outcome is None else state.outcome.exception()
+        return isinstance(error, ConcurrencyError) and last is not None and not last.ran_async
+
+    attempts = AsyncRetrying(
+        retry=is_overtaken,
+        wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
+        stop=stop_after_attempt(retries + 1),
+        reraise=True,
+    )
+    result: T = await attempts(run)
+    return result

@@ -1,0 +1,421 @@
+"""Transaction: commands to several actors, stored together or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from uuid_utils import uuid7
+
+from actors.cell import Cell, outcome_unknown
+from actors.command import Command
+from actors.command_identity import check_command_id, identify, issued_at
+from actors.handlers import CommandRoute
+from actors.handling import Handling, current_handling, serving
+from actors.mailbox import Hold
+from actors.participant import Participant, finished
+from actors.ref import ActorRef
+from eventstore.backend import Appended, AppendOutcome, StreamWrite
+from eventstore.errors import (
+    ActorStopped,
+    AskCycle,
+    CommandForgotten,
+    ConcurrencyError,
+    DuplicateCommand,
+    DuplicateCommandMismatch,
+    EventStoreError,
+    OutcomeUnknown,
+    StoreClosed,
+    TransactionError,
+    TransactionExpired,
+    TransactionOvertaken,
+    TransactionRepeated,
+)
+from eventstore.events import Metadata
+from eventstore.finishing import finish_then_cancel
+from eventstore.group_commit import GroupCommit, PendingAppend, size_of
+
+R = TypeVar("R")
+
+
+class TransactionRuntime(Protocol):
+    """What a transaction needs of the runtime its actors live in."""
+
+    loop: asyncio.AbstractEventLoop
+    commits: GroupCommit
+    max_payload_bytes: int
+    is_open: bool
+    is_shut: bool
+    transactions: set[Transaction]
+
+
+class _Run(Handling):
+    """A transaction as one that waits, and keeps others waiting."""
+
+    __slots__ = ("transaction",)
+
+    def __init__(self, transaction: Transaction, parent: Handling | None) -> None:
+        super().__init__(parent)
+        self.transaction = transaction
+
+
+class Transaction:
+    """A block in which commands to several actors are decided, and stored together or not at all when it ends.
+
+        async with system.transaction(command_id="transfer-17") as tx:
+            await tx.ask(alice, Withdraw(amount=50))
+            await tx.ask(bob, Deposit(amount=50))
+
+    From its first command on, an actor serves this transaction alone; whoever asks it meanwhile waits. So the replies
+    are provisional: they hold once the block has ended without an error. An error that leaves the block stores nothing.
+    """
+
+    def __init__(
+        self,
+        runtime: TransactionRuntime,
+        *,
+        age: int,
+        seconds: float,
+        command_id: str | None,
+        metadata: Metadata | None,
+    ) -> None:
+        self._runtime = runtime
+        self.age = age
+        """Of two transactions, the older has the lower one. It is kept when a transaction is run again."""
+        self._seconds = seconds
+        if command_id is not None:
+            check_command_id(command_id)
+        self.command_id = command_id
+        self._issued_at = 0 if command_id is None else issued_at(command_id)
+        self._metadata = _completed(metadata, command_id)
+        self._outer: Handling | None = None
+        self._run = _Run(self, None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._participants: dict[str, Participant] = {}
+        self._expected: dict[str, int] = {}
+        self._writes: list[StreamWrite] = []
+        self._batch_id: bytes | None = None
+        self._replies: list[Any] = []
+        # The streams of all participants, where it was stored before.
+        self._remembered: tuple[str, ...] | None = None
+        self._has_begun = False
+        self._is_asking = False
+        self._is_committing = False
+        self._end: EventStoreError | None = None
+        # While it asks: the actor it waits for, that which decides, and the task of its async handler.
+        self._hold: Hold | None = None
+        self._deciding: Participant | None = None
+        self._handler: asyncio.Task[Any] | None = None
+        self.ran_async = False
+        """Whether an `async def` handler took part, which the runtime never runs twice."""
+
+    @property
+    def replies(self) -> tuple[Any, ...]:
+        """The replies so far, in the order of the commands; final when the block has ended."""
+        return tuple(self._replies)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether a transaction with this id was stored before: then its replies are those of that time.
+
+        It is known from the first command on.
+        """
+        return self._remembered is not None
+
+    async def __aenter__(self) -> Self:
+        """Begin. Raises `TransactionError` inside another transaction, and `ActorStopped` when the system closes."""
+        runtime = self._runtime
+        if self._has_begun:
+            raise TransactionError("this transaction was begun before: make a new one")
+        if asyncio.get_running_loop() is not runtime.loop:
+            raise StoreClosed("this actor system belongs to another event loop: begin the transaction there")
+        self._outer = current_handling()
+        if isinstance(self._outer, _Run):
+            raise TransactionError("a transaction is open here already: ask by that one, or begin this one after it")
+        if runtime.is_shut or (not runtime.is_open and self._outer is None):
+            raise ActorStopped("the actor system is closed: no transaction can begin")
+        self._has_begun = True
+        self._run.parent = self._outer
+        serving.set(self._run)
+        runtime.transactions.add(self)
+        self._timer = runtime.loop.call_later(self._seconds, self._expire)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Store everything, or nothing if an error leaves the block.
+
+        Raises `ConcurrencyError` where another process was faster, `TransactionExpired`, and what an append raises.
+        """
+        serving.set(self._outer)
+        try:
+            if exc is None:
+                await self._conclude()
+        finally:
+            self._run.is_over = True
+            self.abort(TransactionError("the transaction is over"))
+        # What was stored before is not done again: the rest of the block was passed over.
+        return isinstance(exc, TransactionRepeated) and exc.command_id == self.command_id
+
+    async def ask(self, ref: ActorRef[Any], command: Command[R]) -> R:
+        """Have a command decided. Its reply is provisional: it holds when the block has ended without an error.
+
+        The first command to an actor waits until that has served those who came before, and until everything it has
+        decided for them is durable. Asks follow each other: await one before the next.
+
+        Raises what the handler raised. Where that had not persisted anything, the transaction may go on; else it
+        cannot be stored any more. Raises `TransactionOvertaken` (a `ConcurrencyError`) where an older transaction
+        waits for an actor of this one and the other way round; `AskCycle` for an actor that waits for this very code;
+        and what `ActorRef.ask` raises when an actor cannot serve.
+        """
+        self._check_open()
+        route = ref.route_of(command)
+        identity = None if self.command_id is None else identify(command, self.command_id)
+        self._is_asking = True
+        try:
+            participant = self._participants.get(ref.stream_id)
+            if participant is None:
+                participant = await self._join(ref.cell_in(self._runtime))
+            self._deciding = participant
+            if identity is not None and participant.is_repeated:
+                reply: Any = participant.repeat(command, identity)
+            else:
+                reply = await self._decide(participant, route, command)
+                if identity is not None:
+                    participant.remember(command, identity, reply)
+        except asyncio.CancelledError:
+            if self._end is not None and self._handler is not None:
+                # It was the handler that was cancelled, because the time was up.
+                raise self._end from None
+            raise
+        finally:
+            self._is_asking = False
+            self._handler = None
+            deciding, self._deciding = self._deciding, None
+            if self._end is not None and deciding is not None:
+                # It could not be released as long as it was in use here.
+                deciding.abandon()
+        if self._end is not None:
+            raise self._end
+        self._replies.append(reply)
+        result: R = reply
+        return result
+
+    def expect(self, ref: ActorRef[Any], *, version: int) -> None:
+        """Store everything only if an actor's stream, which is only read, is at this version then.
+
+        Raises `ConcurrencyError` at once where an actor that takes part was at another.
+        """
+        self._check_open()
+        participant = self._participants.get(ref.stream_id)
+        found = self._expected.get(ref.stream_id, version) if participant is None else participant.version
+        if found != version and not self.is_repeated:
+            raise ConcurrencyError(ref.stream_id, version, found)
+        if participant is None:
+            self._expected[ref.stream_id] = version
+
+    def abort(self, reason: EventStoreError) -> None:
+        """End it, unless it is over or being stored: nothing of it is stored, and its actors serve others."""
+        if self._is_committing or self._end is not None:
+            return
+        self._over(reason)
+        granted = None if self._hold is None else self._hold.reply
+        if granted is not None and not granted.done():
+            granted.set_exception(reason)
+        if self._handler is not None:
+            self._handler.cancel()
+        for participant in self._participants.values():
+            if participant is not self._deciding:
+                participant.abandon()
+
+    # Who gets which actor
+
+    async def _join(self, cell: Cell) -> Participant:
+        """Wait for an actor, and have it for this transaction alone."""
+        self._give_way(cell)
+        granted: asyncio.Future[None] = self._runtime.loop.create_future()
+        self._hold = Hold(granted, self._run, self.age)
+        try:
+            cell.accept(self._hold)
+            if not granted.done():
+                with self._run.waiting_for(cell):
+                    await granted
+            granted.result()
+        except BaseException:
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                cell.release()
+            raise
+        finally:
+            self._hold = None
+        if self._end is not None:
+            cell.release()
+            raise self._end
+        participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
+        self._participants[cell.stream_id] = participant
+        self._compare(participant, await participant.prepare(self.command_id, self._issued_at))
+        return participant
+
+    def _compare(self, participant: Participant, remembered: tuple[str, ...] | None) -> None:
+        """Raise unless what one more participant knows goes with what is known already."""
+        stream_id, command_id = participant.stream_id, self.command_id or ""
+        if remembered is not None:
+            if self._replies and remembered != self._remembered:
+                raise DuplicateCommandMismatch(stream_id, command_id)
+            self._remembered = remembered
+        elif self._remembered is None:
+            expected = self._expected.pop(stream_id, participant.version)
+            if expected != participant.version:
+                raise ConcurrencyError(stream_id, expected, participant.version)
+        elif stream_id in self._remembered:
+            raise CommandForgotten(stream_id, command_id)
+        else:
+            raise DuplicateCommandMismatch(stream_id, command_id)
+
+    def _give_way(self, cell: Cell) -> None:
+        """Let nobody wait in a circle: of the transactions in it, the youngest ends.
+
+        Raises `TransactionOvertaken` if that is this one, `AskCycle` where the actor can never be had from here.
+        """
+        while circle := self._run.circle(cell):
+            closing = circle[-1].handling
+            if closing is None or self._run not in closing.lineage():
+                raise AskCycle([actor.stream_id for actor in (*circle, cell)])
+            runs = (actor.handling for actor in circle)
+            waiting = [run.transaction for run in runs if isinstance(run, _Run) and run.transaction.is_waiting]
+            youngest = max([self, *waiting], key=lambda transaction: transaction.age)
+            if youngest is self:
+                raise TransactionOvertaken(cell.stream_id)
+            youngest.abort(TransactionOvertaken(circle[-1].stream_id))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for an actor."""
+        return self._hold is not None and self._end is None
+
+    # What is decided
+
+    async def _decide(self, participant: Participant, route: CommandRoute, command: Command[Any]) -> Any:
+        version = participant.cell.version
+        if route.is_async:
+            self.ran_async = True
+            # A task, so that it can be ended when the time is up, whatever its caller does.
+            self._handler = self._runtime.loop.create_task(participant.handle(route, command, self._metadata))
+            reply, events = await finished(self._handler)
+        else:
+            reply, events = participant.decide(route, command, self._metadata)
+        if events:
+            self._batch_id = batch_id = self._batch_id or events[0].batch_id
+            together = [event._replace(batch_id=batch_id) for event in events]
+            self._writes.append(participant.write(together, version))
+        return reply
+
+    # How it ends
+
+    async def _conclude(self) -> None:
+        if self._end is not None:
+            raise self._end
+        for participant in self._participants.values():
+            if participant.cell.is_spoilt:
+                raise TransactionError(
+                    f"{participant.stream_id!r}: a command failed after it had persisted, so the transaction was not "
+                    "stored; let the error leave the block"
+                )
+        if self._remembered is not None:
+            if set(self._participants) != set(self._remembered):
+                raise DuplicateCommandMismatch(self._remembered[0], self.command_id or "")
+            for participant in self._participants.values():
+                participant.check_repeated(self.command_id or "")
+        elif self._participants or self._expected:
+            outcome = await self._store(self._completed_writes())
+            if not isinstance(outcome, Appended):
+                try:
+                    raise self._told(outcome)
+                finally:
+                    # The error keeps this frame, which need not keep the error.
+                    del outcome
+
+    def _completed_writes(self) -> list[StreamWrite]:
+        """The events, and what else must be true or is to be remembered."""
+        streams = sorted(self._participants)
+        writes = self._writes
+        for participant in self._participants.values():
+            if self.command_id is not None:
+                participant.conclude(self.command_id, self._issued_at, streams)
+            last = participant.last_write()
+            if last is not None:
+                writes.append(last)
+        writes.extend(StreamWrite(stream_id, version, ()) for stream_id, version in self._expected.items())
+        return writes
+
+    async def _store(self, writes: list[StreamWrite]) -> AppendOutcome | EventStoreError:
+        commits = self._runtime.commits
+        while commits.is_full:
+            await commits.room()
+            if self._end is not None:
+                raise self._end
+        stored: asyncio.Future[AppendOutcome | EventStoreError] = self._runtime.loop.create_future()
+
+        def settle(_: PendingAppend, outcome: AppendOutcome | EventStoreError) -> None:
+            self._settle(outcome)
+            stored.set_result(outcome)
+
+        self._is_committing = True
+        commits.submit(PendingAppend(writes, size_of(writes), settle))
+        return await finish_then_cancel(stored)
+
+    def _settle(self, outcome: AppendOutcome | EventStoreError) -> None:
+        """It is stored, or it is not: release every actor, with the state that the journal has."""
+        self._over(TransactionError("the transaction is over"))
+        for participant in self._participants.values():
+            if isinstance(outcome, Appended):
+                participant.stored()
+            else:
+                participant.refused(outcome)
+
+    def _told(self, outcome: AppendOutcome | EventStoreError) -> EventStoreError:
+        """A refusal as the block gets it."""
+        if isinstance(outcome, DuplicateCommand):
+            conflict = ConcurrencyError(outcome.stream_id, "", None)
+            conflict.__cause__ = outcome
+            return conflict
+        if isinstance(outcome, OutcomeUnknown):
+            return outcome_unknown(outcome, self.command_id)
+        return outcome  # type: ignore[return-value]
+
+    def _expire(self) -> None:
+        self.abort(
+            TransactionExpired(
+                f"the transaction took longer than {self._seconds:g} s, for which it may hold others up: nothing of it "
+                "was stored; do less in it, or give it another timeout"
+            )
+        )
+
+    def _over(self, reason: EventStoreError) -> None:
+        self._end = reason
+        self._is_committing = False
+        self._runtime.transactions.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check_open(self) -> None:
+        if not self._has_begun:
+            raise TransactionError(
+                "the transaction has not begun: use it inside `async with system.transaction() as tx`"
+            )
+        if self._end is not None:
+            raise self._end
+        if self._is_asking:
+            raise TransactionError("the asks of one transaction follow each other: await one before the next")
+
+
+def _completed(metadata: Metadata | None, command_id: str | None) -> Metadata:
+    """What the events of all actors are stored with: by the correlation id they are found together."""
+    metadata = metadata or Metadata()
+    update: dict[str, str] = {}
+    if command_id is not None:
+        update["command_id"] = command_id
+    if metadata.correlation_id is None:
+        update["correlation_id"] = command_id or str(uuid7())
+    return metadata.model_copy(update=update)
