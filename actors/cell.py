@@ -401,11 +401,15 @@ class Cell:
         self.is_doubtful = False
         try:
             await self._runtime.catch_up(self)
-        except BackendUnavailable:
-            # What has been caught up is right as far as it goes.
+        except (BackendUnavailable, asyncio.CancelledError):
             self.is_doubtful = True
             raise
-        self._pipeline.sent_version = self.version
+        except Exception as error:
+            self._failure = error
+            raise
+        finally:
+            # What has been caught up is right as far as it goes.
+            self._pipeline.sent_version = self.version
 
     def _outcome(self, envelope: Envelope) -> CommandOutcome:
         command = cast("Command[Any]", envelope.command)
@@ -447,6 +451,7 @@ class Cell:
         if granted.done():
             return False  # Whoever wanted it has given up.
         self.phase = Phase.HELD
+        self.is_ready = False
         self.handling = hold.handling
         granted.set_result(None)
         return True
@@ -756,7 +761,7 @@ class Cell:
             self._runtime.forget(self)
         elif isinstance(failure, (*_OVERTAKEN, *_NOT_ITS_OWN, CommandRejected)):
             # Nothing is wrong with the actor: it was overtaken, or changed its mind, or the database was away.
-            self.is_overtaken = isinstance(failure, _OVERTAKEN)
+            self.is_overtaken = isinstance(failure, (*_OVERTAKEN, TransactionError))
             self.activate(0)
         else:
             self._runtime.supervise(self, failure)

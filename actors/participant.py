@@ -81,6 +81,14 @@ class Participant:
         self.version = cell.version
         return None
 
+    def check_sound(self) -> None:
+        """Raises `TransactionError` if the state is not what the events have made of it."""
+        if self.cell.is_spoilt:
+            raise TransactionError(
+                f"{self.stream_id!r}: a command failed after it had persisted, so nothing of the transaction can be "
+                "stored; let the error leave the block"
+            )
+
     def decide(self, route: CommandRoute, command: Command[Any], metadata: Metadata) -> tuple[Any, list[EncodedEvent]]:
         """Let a plain handler decide. Returns its reply, and what it persisted."""
         self.cell.begin_decision(metadata)
@@ -188,12 +196,14 @@ def _read(stored: StoredCommand, stream_id: str) -> tuple[tuple[str, ...], list[
     return participants, told
 
 
-async def finished(task: asyncio.Task[Any]) -> Any:
-    """The result of a handler's task. Whoever waits for it and is cancelled cancels it, and waits for its end."""
+async def finished(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of a handler's task. Whoever waits and is cancelled cancels it, and waits for its end all the
+    same: as long as it runs, it has the actor's state."""
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
         task.cancel()
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # Nobody is left to be told.
         raise
-    return task.result()

@@ -177,7 +177,7 @@ class Transaction:
         try:
             participant = self._participants.get(ref.stream_id)
             if participant is None:
-                participant = await self._join(ref.cell_in(self._runtime))
+                participant = await self._join(ref)
             self._deciding = participant
             if identity is not None and participant.is_repeated:
                 reply: Any = participant.repeat(command, identity)
@@ -185,14 +185,8 @@ class Transaction:
                 reply = await self._decide(participant, route, command)
                 if identity is not None:
                     participant.remember(command, identity, reply)
-        except asyncio.CancelledError:
-            if self._end is not None and self._handler is not None:
-                # It was the handler that was cancelled, because the time was up.
-                raise self._end from None
-            raise
         finally:
             self._is_asking = False
-            self._handler = None
             deciding, self._deciding = self._deciding, None
             if self._end is not None and deciding is not None:
                 # It could not be released as long as it was in use here.
@@ -224,6 +218,8 @@ class Transaction:
         granted = None if self._hold is None else self._hold.reply
         if granted is not None and not granted.done():
             granted.set_exception(reason)
+            # Whoever waited may have been cancelled at this moment.
+            granted.exception()
         if self._handler is not None:
             self._handler.cancel()
         for participant in self._participants.values():
@@ -232,8 +228,9 @@ class Transaction:
 
     # Who gets which actor
 
-    async def _join(self, cell: Cell) -> Participant:
+    async def _join(self, ref: ActorRef[Any]) -> Participant:
         """Wait for an actor, and have it for this transaction alone."""
+        cell = await ref.cell_for(self._runtime, self._seconds)
         self._give_way(cell)
         granted: asyncio.Future[None] = self._runtime.loop.create_future()
         self._hold = Hold(granted, self._run, self.age)
@@ -253,8 +250,13 @@ class Transaction:
             cell.release()
             raise self._end
         participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
+        try:
+            self._compare(participant, await participant.prepare(self.command_id, self._issued_at))
+        except BaseException:
+            self._deciding = None
+            participant.abandon()
+            raise
         self._participants[cell.stream_id] = participant
-        self._compare(participant, await participant.prepare(self.command_id, self._issued_at))
         return participant
 
     def _compare(self, participant: Participant, remembered: tuple[str, ...] | None) -> None:
@@ -297,12 +299,19 @@ class Transaction:
     # What is decided
 
     async def _decide(self, participant: Participant, route: CommandRoute, command: Command[Any]) -> Any:
+        participant.check_sound()
         version = participant.cell.version
         if route.is_async:
             self.ran_async = True
             # A task, so that it can be ended when the time is up, whatever its caller does.
             self._handler = self._runtime.loop.create_task(participant.handle(route, command, self._metadata))
-            reply, events = await finished(self._handler)
+            try:
+                await finished(self._handler)
+                if self._handler.cancelled():
+                    raise self._end or TransactionError(f"{participant.stream_id!r}: its handler was cancelled")
+                reply, events = self._handler.result()
+            finally:
+                self._handler = None
         else:
             reply, events = participant.decide(route, command, self._metadata)
         if events:
@@ -317,11 +326,7 @@ class Transaction:
         if self._end is not None:
             raise self._end
         for participant in self._participants.values():
-            if participant.cell.is_spoilt:
-                raise TransactionError(
-                    f"{participant.stream_id!r}: a command failed after it had persisted, so the transaction was not "
-                    "stored; let the error leave the block"
-                )
+            participant.check_sound()
         if self._remembered is not None:
             if set(self._participants) != set(self._remembered):
                 raise DuplicateCommandMismatch(self._remembered[0], self.command_id or "")
@@ -361,8 +366,8 @@ class Transaction:
             self._settle(outcome)
             stored.set_result(outcome)
 
-        self._is_committing = True
         commits.submit(PendingAppend(writes, size_of(writes), settle))
+        self._is_committing = True
         return await finish_then_cancel(stored)
 
     def _settle(self, outcome: AppendOutcome | EventStoreError) -> None:
