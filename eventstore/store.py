@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from datetime import datetime
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
@@ -49,11 +49,14 @@ from eventstore.errors import (
     StoreClosed,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
+from eventstore.finishing import finish_then_cancel
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
 from eventstore.guarded_backend import GuardedBackend
+from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import pack, unpack
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl, parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -71,8 +74,6 @@ _BACKENDS = {
 }
 _ENTRY_POINTS = "eventstore.backends"
 _CREATE_SCHEMA = "eventstore.schema:upgrade"
-
-_T = TypeVar("_T")
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
@@ -114,6 +115,7 @@ class EventStore:
         self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
         self._calls: _GroupCalls | None = None
+        self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
 
     @classmethod
     def open(
@@ -181,13 +183,15 @@ class EventStore:
             return
         commits, calls = self._commits, self._calls
         self._commits = self._calls = self._guarded = None
-        await _finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
+        await finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
 
     async def _let_go(self, commits: GroupCommit, calls: _GroupCalls) -> None:
         try:
             await commits.close()
             for group_call in calls:
                 await group_call.close()
+            if self._sql_commits:
+                await asyncio.wait(self._sql_commits)
         finally:
             await self._backend.close()
 
@@ -269,7 +273,18 @@ class EventStore:
             outcome.set_result(result)
 
         commits.submit(PendingAppend(writes, size_of(writes), settle))
-        return await _finish_then_cancel(outcome)
+        return await finish_then_cancel(outcome)
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        """Begin a transaction for SQL statements of the user's own and one batch of events, in one commit.
+
+        It may hold others up, so it is rolled back by itself after `seconds`. On SQLite everybody who writes waits for
+        it, and it gets at most four fifths of the `busy_timeout`. Raises `CapabilityError` where
+        `capabilities.user_sql` is off.
+        """
+        transaction = await self._open.begin_sql(seconds=seconds)
+        breaker = self._open_commits.breaker
+        return GuardedSqlTransaction(transaction, breaker, self._sql_commits, resolve_within=self._resolve_within)
 
     @property
     def commits(self) -> GroupCommit:
@@ -555,19 +570,6 @@ class _GroupCalls:
             return await self._backend.claim(claims)
         # Two systems of one process want the same stream: one after the other.
         return [answer for claim in claims for answer in await self._backend.claim([claim])]
-
-
-async def _finish_then_cancel(future: asyncio.Future[_T]) -> _T:
-    """Wait for an outcome however often the caller is cancelled, and pass the cancellation on afterwards."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return future.result()
 
 
 def _closed() -> StoreClosed:
