@@ -225,17 +225,14 @@ class ActorRef(Generic[A]):
             )
         return route
 
-    async def cell_for(self, runtime: object, seconds: float) -> Cell:
-        """The actor in memory, for a transaction of its own system, which may wait so long for room in its mailbox.
-
-        Raises `DefinitionError` for a reference of another system.
-        """
+    def cell_in(self, runtime: object) -> Cell:
+        """The actor in memory, for a transaction of its own system. Raises `DefinitionError` for another's."""
         if self._runtime is not runtime:
             raise DefinitionError(
                 f"{self.stream_id!r} is a reference of another actor system: make one by the system that the "
                 "transaction was begun by"
             )
-        return await self._accepting_cell(seconds)
+        return self._live_cell()
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"
