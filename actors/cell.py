@@ -179,7 +179,7 @@ class Cell:
         self._mailbox: Mailbox | None = None
         self._staged: list[EncodedEvent] | None = None
         # Of the command that is being decided.
-        self._metadata: Metadata | None = None
+        self._metadata: Metadata | bytes | None = None
         self._identity: CommandIdentity | None = None
         self._refusal: BackendUnavailable | None = None
         self._memory: CommandMemory | None = None
@@ -471,7 +471,18 @@ class Cell:
         # To own it is a write.
         return is_next and self.phase is Phase.RECOVERING and not self._runtime.is_exclusive(self.cls)
 
-    def begin_decision(self, metadata: Metadata) -> None:
+    def hold_at_once(self, handling: Handling) -> bool:
+        """Give a transaction the actor without a place in its queue, if it is idle. Returns whether it was."""
+        if not self.is_idle or self._runtime.is_shut:
+            return False
+        if self.epoch is not None and not self._runtime.owns_streams(self.lease):
+            return False
+        self.phase = Phase.HELD
+        self.is_ready = False
+        self.handling = handling
+        return True
+
+    def begin_decision(self, metadata: bytes) -> None:
         """From here on the actor may persist, for a command of the transaction."""
         self._metadata = metadata
         self._identity = None
@@ -800,8 +811,10 @@ class _Durable:
         return self._cell.until_durable().__await__()
 
 
-def _encoded(metadata: Metadata | None, identity: CommandIdentity | None) -> bytes | None:
-    """The metadata that a command's events are stored with: they name the command."""
+def _encoded(metadata: Metadata | bytes | None, identity: CommandIdentity | None) -> bytes | None:
+    """The metadata that a command's events are stored with: they name the command. A transaction has encoded them."""
+    if isinstance(metadata, bytes):
+        return metadata
     if identity is None:
         return None if metadata is None else encode_metadata(metadata)
     if metadata is None:

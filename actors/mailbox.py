@@ -124,6 +124,8 @@ class Mailbox:
             self.put(hold, stream_id)
         else:
             self._envelopes.append(hold)
+        if len(self._envelopes) == 1:
+            return
         places = [(index, held) for index, held in enumerate(self._envelopes) if isinstance(held, Hold)]
         by_age = sorted((held for _, held in places), key=lambda held: held.age)
         for (index, _), held in zip(places, by_age, strict=True):

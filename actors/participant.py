@@ -25,7 +25,6 @@ from eventstore.errors import (
     OutcomeUnknown,
     TransactionError,
 )
-from eventstore.events import Metadata
 
 # Tells a transaction's part from a single command that was sent under the same id.
 _PERSON = b"eventstore-parts"
@@ -102,7 +101,7 @@ class Participant:
                 "stored; let the error leave the block"
             )
 
-    def decide(self, route: CommandRoute, command: Command[Any], metadata: Metadata) -> tuple[Any, list[EncodedEvent]]:
+    def decide(self, route: CommandRoute, command: Command[Any], metadata: bytes) -> tuple[Any, list[EncodedEvent]]:
         """Let a plain handler decide. Returns its reply, and what it persisted."""
         self.cell.begin_decision(metadata)
         try:
@@ -112,7 +111,7 @@ class Participant:
         return reply, self._persisted()
 
     async def handle(
-        self, route: CommandRoute, command: Command[Any], metadata: Metadata
+        self, route: CommandRoute, command: Command[Any], metadata: bytes
     ) -> tuple[Any, list[EncodedEvent]]:
         """The same for an `async def` handler."""
         self.cell.begin_decision(metadata)

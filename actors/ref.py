@@ -232,7 +232,9 @@ class ActorRef(Generic[A]):
                 f"{self.stream_id!r} is a reference of another actor system: make one by the system that the "
                 "transaction was begun by"
             )
-        return self._live_cell()
+        cell = self._live_cell()
+        cell.used = self._runtime.next_use()
+        return cell
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"

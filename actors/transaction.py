@@ -6,8 +6,9 @@ import asyncio
 import contextvars
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
+import orjson
 from uuid_utils import uuid7
 
 from actors.cell import Cell, outcome_unknown
@@ -19,6 +20,7 @@ from actors.mailbox import Hold
 from actors.participant import Participant, finished
 from actors.ref import ActorRef
 from eventstore.backend import Appended, AppendOutcome, StreamWrite
+from eventstore.codec import encode_metadata
 from eventstore.errors import (
     ActorStopped,
     AskCycle,
@@ -108,7 +110,8 @@ class Transaction:
             check_command_id(command_id)
         self.command_id = command_id
         self._issued_at = 0 if command_id is None else issued_at(command_id)
-        self._metadata = _completed(metadata, command_id)
+        self._metadata = metadata
+        self._encoded: bytes | None = None
         self._outer: Handling | None = None
         self._run = _Run(self, None)
         self._timer: asyncio.TimerHandle | None = None
@@ -312,6 +315,22 @@ class Transaction:
         """Wait for an actor, and have it for this transaction alone."""
         self.wanted[ref.stream_id] = ref
         cell = ref.cell_in(self._runtime)
+        if not cell.hold_at_once(self._run):
+            await self._wait_for(cell)
+        participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
+        try:
+            await self._prepare(participant)
+            if self._end is not None:
+                raise self._end
+        except BaseException:
+            self._deciding = None
+            participant.abandon()
+            raise
+        self._participants[cell.stream_id] = participant
+        return participant
+
+    async def _wait_for(self, cell: Cell) -> None:
+        """Wait in an actor's queue until it is this transaction's."""
         self._give_way(cell)
         granted: asyncio.Future[None] = self._runtime.loop.create_future()
         self._hold = hold = Hold(granted, self._run, self.age)
@@ -337,17 +356,6 @@ class Transaction:
         if self._end is not None:
             cell.release()
             raise self._end
-        participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
-        try:
-            await self._prepare(participant)
-            if self._end is not None:
-                raise self._end
-        except BaseException:
-            self._deciding = None
-            participant.abandon()
-            raise
-        self._participants[cell.stream_id] = participant
-        return participant
 
     async def _prepare(self, participant: Participant) -> None:
         if self.command_id is not None and self._remembered is None:
@@ -412,15 +420,19 @@ class Transaction:
     async def _decide(self, participant: Participant, route: CommandRoute, command: Command[Any]) -> Any:
         participant.check_sound()
         version = participant.cell.version
+        if self._encoded is None:
+            self._encoded = _encoded(self._metadata, self.command_id)
         if route.is_async:
             self.ran_async = True
-            reply, events = await self._in_time(participant.handle(route, command, self._metadata))
+            reply, events = await self._in_time(participant.handle(route, command, self._encoded))
         else:
-            reply, events = participant.decide(route, command, self._metadata)
+            reply, events = participant.decide(route, command, self._encoded)
         if events:
-            self._batch_id = batch_id = self._batch_id or events[0].batch_id
-            together = [event._replace(batch_id=batch_id) for event in events]
-            self._writes.append(participant.write(together, version))
+            if self._batch_id is None:
+                self._batch_id = events[0].batch_id
+            else:
+                events = [event._replace(batch_id=self._batch_id) for event in events]
+            self._writes.append(participant.write(events, version))
         return reply
 
     async def _decide_once(
@@ -598,12 +610,15 @@ def _overtaken(stream_id: str) -> TransactionOvertaken:
     return TransactionOvertaken(stream_id, "an older one waits for what it holds")
 
 
-def _completed(metadata: Metadata | None, command_id: str | None) -> Metadata:
+def _encoded(metadata: Metadata | None, command_id: str | None) -> bytes:
     """What the events of all actors are stored with: by the correlation id they are found together."""
-    metadata = metadata or Metadata()
+    if metadata is None:
+        if command_id is None:
+            return b'{"correlation_id":"%b"}' % str(uuid7()).encode()
+        return orjson.dumps({"correlation_id": command_id, "command_id": command_id})
     update: dict[str, str] = {}
     if command_id is not None:
         update["command_id"] = command_id
     if metadata.correlation_id is None:
         update["correlation_id"] = command_id or str(uuid7())
-    return metadata.model_copy(update=update)
+    return cast("bytes", encode_metadata(metadata.model_copy(update=update)))
