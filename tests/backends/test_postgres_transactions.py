@@ -461,7 +461,8 @@ async def test_behind_a_proxy_that_pools_it_holds_too(postgres_url: str) -> None
                     assert isinstance(await begun.commit([write(f"s-{number % 3}", b"1")]), Appended)
                 await store.append("a", happened(number))
 
-            await asyncio.gather(*(run(number) for number in range(12)))
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(run(number) for number in range(12)))
             with pytest.raises(TransactionExpired):
                 async with transaction(one, seconds=0.3) as begun:
                     await enter(begun, 999)
