@@ -14,6 +14,7 @@ from backends.sqlite_connection import check_file, check_library, check_schema, 
 from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_writer import SQLiteWriter
+from eventstore.appending import Appending
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -94,12 +95,17 @@ class SQLiteBackend(SQLiteReader):
 
     # Writing
 
-    def append(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
-        future = self._open_writer.run(
-            lambda connection: self._append.append(connection, batches), at_once=len(batches) >= _AT_ONCE
+    def append(self, batches: Sequence[Batch]) -> Appending:
+        appending = Appending()
+
+        def end(outcomes: Sequence[AppendOutcome] | None, error: BaseException | None) -> None:
+            self._wake()
+            appending.end(outcomes, error)
+
+        self._open_writer.submit(
+            lambda connection: self._append.append(connection, batches), end, at_once=len(batches) >= _AT_ONCE
         )
-        future.add_done_callback(self._wake)
-        return future
+        return appending
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(
@@ -179,7 +185,7 @@ class SQLiteBackend(SQLiteReader):
         self.check_open()
         return cast("SQLiteWriter", self._writer)
 
-    def _wake(self, _: object = None) -> None:
+    def _wake(self) -> None:
         for waiter in self._waiters:
             _release(waiter)
 

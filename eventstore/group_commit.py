@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from eventstore.appending import Appending
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
@@ -198,11 +199,18 @@ class GroupCommit:
         batches = [pending.writes for pending in self._group]
         self._started_at = time.perf_counter()
         try:
-            self._in_flight = asyncio.ensure_future(self._append(batches))
+            appending = self._append(batches)
         except EventStoreError as error:
             self._in_flight = self._loop.create_future()
             self._in_flight.set_exception(error)
-        self._in_flight.add_done_callback(self._on_done)
+            self._in_flight.add_done_callback(self._on_done)
+            return
+        if isinstance(appending, Appending):
+            self._in_flight = appending
+            appending.on_end = self._on_done
+        else:
+            self._in_flight = asyncio.ensure_future(appending)
+            self._in_flight.add_done_callback(self._on_done)
 
     def _take_group(self, at_most: int) -> list[PendingAppend]:
         group: list[PendingAppend] = []
