@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar, cast
@@ -102,9 +103,11 @@ class SQLiteBackend(SQLiteReader):
             self._wake()
             appending.end(outcomes, error)
 
-        self._open_writer.submit(
-            lambda connection: self._append.append(connection, batches), end, at_once=len(batches) >= _AT_ONCE
-        )
+        begun = None
+        if len(batches) >= _AT_ONCE:
+            begun = threading.Lock()
+            begun.acquire()
+        self._open_writer.submit(lambda connection: self._append.append(connection, batches, begun), end, begun=begun)
         return appending
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:

@@ -70,21 +70,19 @@ class SQLiteWriter:
         self.submit(job, partial(_settle, future))
         return future
 
-    def submit(self, job: Callable[[sqlite3.Connection], Any], on_end: _End, *, at_once: bool = False) -> None:
+    def submit(
+        self, job: Callable[[sqlite3.Connection], Any], on_end: _End, *, begun: threading.Lock | None = None
+    ) -> None:
         """Queue a job, and have its result or its error told in the loop.
 
-        With `at_once` it has begun when this returns, if the thread is free: a thread that wakes up needs the
-        interpreter's lock, which a busy event loop lets go of only when it polls.
+        With `begun`, a lock that is held, this returns when the job has released it, if the thread is free: a thread
+        that wakes up needs the interpreter's lock, which a busy event loop lets go of only when it polls.
         """
         if self._is_closed:
             raise StoreClosed("the store is closed: nothing was written")
-        if not at_once:
-            self._jobs.put((job, on_end, None))
-            return
-        begun = threading.Lock()
-        begun.acquire()
         self._jobs.put((job, on_end, begun))
-        begun.acquire(timeout=_HAND_OVER_SECONDS)
+        if begun is not None:
+            begun.acquire(timeout=_HAND_OVER_SECONDS)
 
     async def close(self) -> None:
         """Finish the queue, close the connection, end the thread."""
@@ -117,8 +115,6 @@ class SQLiteWriter:
     def _serve(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, on_end, begun = item
-            if begun is not None:
-                begun.release()
             try:
                 self._lock_processes()
                 try:
@@ -130,6 +126,8 @@ class SQLiteWriter:
                 self._tell(on_end, None, self._dealt_with(driver_error))
             except BaseException as other:
                 self._tell(on_end, None, other)
+            if begun is not None and begun.locked():
+                begun.release()
             if self._loop.is_closed():
                 # Without closing the store: nobody can be told, and the rest must not be run.
                 os.close(self._wake_out)
