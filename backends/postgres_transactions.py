@@ -19,7 +19,7 @@ from backends.postgres_errors import is_lost, translated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.postgres_transaction import PostgresTransaction, transaction_of
-from eventstore.errors import ConnectionsBusy, StoreClosed
+from eventstore.errors import CapabilityError, ConnectionsBusy, StoreClosed
 from eventstore.postgres_url import PostgresTarget
 
 _T = TypeVar("_T")
@@ -66,6 +66,11 @@ class PostgresTransactions:
 
     async def begin(self, seconds: float) -> PostgresTransaction:
         """Begin a transaction. If the caller is cancelled it is rolled back, in the background."""
+        if self._is_pooled:
+            raise CapabilityError(
+                "behind a proxy that pools connections the user's own SQL cannot be committed with events: nothing was "
+                "done; give the store a URL that leads to the server itself"
+            )
         await self._place()
         beginning = self._owned(self._begin(seconds))
         try:
