@@ -73,7 +73,9 @@ def issued_at(command_id: str) -> int:
 def _kind_of(cls: type[Command[Any]]) -> _Kind:
     # By the name alone: a class may move to another module.
     person = blake2b(cls.__name__.encode(), digest_size=16).digest()
-    return _Kind(blake2b(digest_size=16, person=person), cls.__pydantic_serializer__.to_json if _is_plain(cls) else None)
+    return _Kind(
+        blake2b(digest_size=16, person=person), cls.__pydantic_serializer__.to_json if _is_plain(cls) else None
+    )
 
 
 def _check(command_id: str) -> None:

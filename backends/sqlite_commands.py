@@ -33,6 +33,7 @@ SELECT json_array(
 )
 """
 
+
 def parameters(lookups: Sequence[CommandLookup]) -> tuple[str, int]:
     """What `FIND` is asked."""
     return orjson.dumps([tuple(lookup) for lookup in lookups]).decode(), max(each.recent for each in lookups) + 1
