@@ -18,7 +18,6 @@ from eventstore.backend import CommandOutcome, StoredCommand
 from eventstore.codec import new_event_id
 from eventstore.errors import CommandRejected, DefinitionError, PayloadTooLarge, ReplyDecodeError, ReplyEncodeError
 
-
 # A value of exactly such a type is one that its promise cannot be at odds with.
 _PLAIN_TYPES = (bool, int, str, NoneType)
 

@@ -27,7 +27,7 @@ _FORGET = "DELETE FROM journal_commands WHERE id IN (SELECT c.id FROM {of_stream
 # Row ids rise in the order in which outcomes were stored.
 _OLD = (
     "c.recorded_at < :before AND c.id NOT IN "
-    f"(SELECT n.id FROM {OF_STREAM} n ORDER BY n.id DESC LIMIT :keep)"  # noqa: S608 - a constant
+    f"(SELECT n.id FROM {OF_STREAM} n ORDER BY n.id DESC LIMIT :keep)"
 )
 _TRUNCATED = "c.version <= :through"
 
