@@ -11,26 +11,24 @@ from typing import Any, Protocol, Self, TypeVar, cast
 import orjson
 from uuid_utils import uuid7
 
-from actors.cell import Cell, outcome_unknown
+from actors.cell import outcome_unknown
 from actors.command import Command
 from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
-from actors.mailbox import Hold
 from actors.participant import Participant, finished
 from actors.ref import ActorRef
+from actors.repetition import Repetition
+from actors.transaction_run import TransactionRun
 from eventstore.backend import Appended, AppendOutcome, StreamWrite
 from eventstore.codec import encode_metadata
 from eventstore.errors import (
     ActorStopped,
-    AskCycle,
     CapabilityError,
     CodecError,
-    CommandForgotten,
     CommandRejected,
     ConcurrencyError,
     DuplicateCommand,
-    DuplicateCommandMismatch,
     EventStoreError,
     OutcomeUnknown,
     StoreClosed,
@@ -65,23 +63,6 @@ class TransactionRuntime(Protocol):
     async def begin_sql(self, seconds: float) -> SqlTransaction: ...
 
 
-class _Run(Handling):
-    """A transaction as one that waits, and keeps others waiting."""
-
-    __slots__ = ("transaction",)
-
-    def __init__(self, transaction: Transaction, parent: Handling | None) -> None:
-        super().__init__(parent)
-        self.transaction = transaction
-
-    def give_way(self) -> bool:
-        transaction = self.transaction
-        if not transaction.is_waiting:
-            return False
-        transaction.abort(_overtaken(self.asking[-1].stream_id))
-        return True
-
-
 class Transaction:
     """A block in which commands to several actors are decided, and stored together or not at all when it ends.
 
@@ -113,7 +94,7 @@ class Transaction:
         self._metadata = metadata
         self._encoded: bytes | None = None
         self._outer: Handling | None = None
-        self._run = _Run(self, None)
+        self._run = TransactionRun(age, self.abort)
         self._timer: asyncio.TimerHandle | None = None
         self._participants: dict[str, Participant] = {}
         self._expected: dict[str, int] = {}
@@ -122,16 +103,14 @@ class Transaction:
         self._writes: list[StreamWrite] = []
         self._batch_id: bytes | None = None
         self._replies: list[Any] = []
-        # The streams of all participants, where it was stored before.
-        self._remembered: tuple[str, ...] | None = None
+        self._repetition = Repetition()
         self._has_begun = False
         self._is_asking = False
         self._is_committing = False
         self._end: EventStoreError | None = None
-        self._connection = SqlConnection(self._begin_sql)
+        self._connection = SqlConnection(self._begin_sql, lambda: self._end)
         self._sql: SqlTransaction | None = None
-        # While it asks: the actor it waits for, that which decides, and the task that prepares that or decides.
-        self._hold: Hold | None = None
+        # While it asks: the actor that decides, and the task that prepares it or decides.
         self._deciding: Participant | None = None
         self._work: asyncio.Task[Any] | None = None
         self.ran_async = False
@@ -148,7 +127,7 @@ class Transaction:
 
         It is known from the first command on.
         """
-        return self._remembered is not None
+        return self._repetition.is_known
 
     async def __aenter__(self) -> Self:
         """Begin. Raises `TransactionError` inside another transaction, and `ActorStopped` when the system closes."""
@@ -158,7 +137,7 @@ class Transaction:
         if asyncio.get_running_loop() is not runtime.loop:
             raise StoreClosed("this actor system belongs to another event loop: begin the transaction there")
         self._outer = current_handling()
-        if isinstance(self._outer, _Run):
+        if isinstance(self._outer, TransactionRun):
             raise TransactionError("a transaction is open here already: ask by that one, or begin this one after it")
         if runtime.is_shut or (not runtime.is_open and self._outer is None):
             raise ActorStopped("the actor system is closed: no transaction can begin")
@@ -208,7 +187,7 @@ class Transaction:
             participant = self._participants.get(ref.stream_id) or await self._join(ref)
             self._deciding = participant
             if not participant.is_asked:
-                if participant.is_taken_for_new and self._remembered is not None:
+                if participant.is_taken_for_new and self.is_repeated:
                     # It was held before it was known that another process has stored the transaction.
                     participant.is_taken_for_new = False
                     await self._in_time(participant.prepare(self.command_id, self._issued_at))
@@ -282,9 +261,9 @@ class Transaction:
         self._check_open()
         if not self._runtime.has_user_sql:
             raise CapabilityError("this store cannot commit statements of your own together with events")
-        if self._remembered is not None:
+        if self.is_repeated:
             raise TransactionRepeated(self.command_id or "", self._replies)
-        if self.command_id is not None and not any(each.is_asked for each in self._participants.values()):
+        if self.command_id is not None and not self._asked_participants():
             raise TransactionError(
                 "in a transaction with an id, ask an actor before using the connection: only then is it known whether "
                 "the transaction was stored before"
@@ -296,11 +275,7 @@ class Transaction:
         if self._is_committing or self._end is not None:
             return
         self._over(reason)
-        granted = None if self._hold is None else self._hold.reply
-        if granted is not None and not granted.done():
-            granted.set_exception(reason)
-            # Whoever waited may have been cancelled at this moment.
-            granted.exception()
+        self._run.end_wait(reason)
         if self._work is not None:
             self._work.cancel()
         if self._sql is not None:
@@ -315,8 +290,13 @@ class Transaction:
         """Wait for an actor, and have it for this transaction alone."""
         self.wanted[ref.stream_id] = ref
         cell = ref.cell_in(self._runtime)
-        if not cell.hold_at_once(self._run):
-            await self._wait_for(cell)
+        try:
+            await self._run.take(cell, has_statements=self._sql is not None)
+        except TransactionOvertaken as overtaken:
+            raise self._ended(overtaken) from None
+        if self._end is not None:
+            cell.release()
+            raise self._end
         participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
         try:
             await self._prepare(participant)
@@ -329,91 +309,24 @@ class Transaction:
         self._participants[cell.stream_id] = participant
         return participant
 
-    async def _wait_for(self, cell: Cell) -> None:
-        """Wait in an actor's queue until it is this transaction's."""
-        self._give_way(cell)
-        granted: asyncio.Future[None] = self._runtime.loop.create_future()
-        self._hold = hold = Hold(granted, self._run, self.age)
-        try:
-            cell.accept(hold)
-            if not granted.done():
-                if self._sql is not None and not cell.only_reads_before(hold):
-                    # Whoever has the actor may wait in the database for what these statements hold.
-                    raise self._ended(
-                        TransactionOvertaken(
-                            cell.stream_id, "it has begun statements, and others have that actor; ask the actors first"
-                        )
-                    )
-                with self._run.waiting_for(cell):
-                    await granted
-            granted.result()
-        except BaseException:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                cell.release()
-            raise
-        finally:
-            self._hold = None
-        if self._end is not None:
-            cell.release()
-            raise self._end
-
     async def _prepare(self, participant: Participant) -> None:
-        if self.command_id is not None and self._remembered is None:
+        if self.command_id is not None and not self.is_repeated:
             participant.expect_new(self.command_id, self._issued_at)
         if participant.must_prepare(self.command_id):
             await self._in_time(participant.prepare(self.command_id, self._issued_at))
 
     def _compare(self, participant: Participant) -> None:
         """End unless what one more participant knows goes with what is known already."""
-        stream_id, command_id, remembered = participant.stream_id, self.command_id or "", participant.remembered
-        if remembered is not None:
-            if remembered != self._remembered and any(earlier.is_asked for earlier in self._participants.values()):
-                raise self._ended(self._contradiction(participant, remembered))
-            self._remembered = remembered
-        elif self._remembered is None:
-            expected = self._expected.pop(stream_id, participant.version)
+        error = self._repetition.contradiction(participant, self._asked_participants(), self.command_id or "")
+        if error is None and not self.is_repeated:
+            expected = self._expected.pop(participant.stream_id, participant.version)
             if expected != participant.version:
-                raise self._ended(ConcurrencyError(stream_id, expected, participant.version))
-        elif stream_id in self._remembered:
-            raise self._ended(CommandForgotten(stream_id, command_id))
-        else:
-            raise self._ended(DuplicateCommandMismatch(stream_id, command_id))
+                error = ConcurrencyError(participant.stream_id, expected, participant.version)
+        if error is not None:
+            raise self._ended(error)
 
-    def _contradiction(self, participant: Participant, remembered: tuple[str, ...]) -> EventStoreError:
-        """Why one participant remembers the transaction, and those before it have taken it for new."""
-        before = [earlier for earlier in self._participants.values() if earlier.is_asked]
-        hasty = [earlier for earlier in before if earlier.is_taken_for_new]
-        for earlier in hasty:
-            # Another process has stored it: next time, the journal is asked.
-            earlier.cell.forget_commands()
-        if hasty:
-            return ConcurrencyError(hasty[0].stream_id, "", None)
-        command_id = self.command_id or ""
-        forgetful = [earlier.stream_id for earlier in before if earlier.stream_id in remembered]
-        if self._remembered is None and forgetful:
-            return CommandForgotten(forgetful[0], command_id)
-        return DuplicateCommandMismatch(participant.stream_id, command_id)
-
-    def _give_way(self, cell: Cell) -> None:
-        """Let nobody wait in a circle: of the transactions in it, the youngest ends.
-
-        Raises `TransactionOvertaken` if that is this one, `AskCycle` where the actor can never be had from here.
-        """
-        while circle := self._run.circle(cell):
-            closing = circle[-1].handling
-            if closing is None or self._run not in closing.lineage():
-                raise AskCycle([actor.stream_id for actor in (*circle, cell)])
-            runs = (actor.handling for actor in circle)
-            waiting = [run.transaction for run in runs if isinstance(run, _Run) and run.transaction.is_waiting]
-            youngest = max([self, *waiting], key=lambda transaction: transaction.age)
-            if youngest is self:
-                raise self._ended(_overtaken(cell.stream_id))
-            youngest.abort(_overtaken(circle[-1].stream_id))
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it waits for an actor."""
-        return self._hold is not None and self._end is None
+    def _asked_participants(self) -> list[Participant]:
+        return [participant for participant in self._participants.values() if participant.is_asked]
 
     # What is decided
 
@@ -476,14 +389,11 @@ class Transaction:
             raise self._end
         if self._is_asking:
             raise TransactionError("the block has ended before an ask of it: await every one")
-        asked = {stream_id: each for stream_id, each in self._participants.items() if each.is_asked}
+        asked = {participant.stream_id: participant for participant in self._asked_participants()}
         for participant in asked.values():
             participant.check_sound()
-        if self._remembered is not None:
-            if set(asked) != set(self._remembered):
-                raise DuplicateCommandMismatch(self._remembered[0], self.command_id or "")
-            for participant in asked.values():
-                participant.check_repeated(self.command_id or "")
+        if self.is_repeated:
+            self._repetition.check_end(asked, self.command_id or "")
         elif asked or self._expected or self._sql is not None:
             writes = self._completed_writes(asked)
             outcome = await (self._store(writes) if self._sql is None else self._store_with_sql(self._sql, writes))
@@ -604,10 +514,6 @@ class Transaction:
 
 def _stream_id(ref: ActorRef[Any]) -> str:
     return ref.stream_id
-
-
-def _overtaken(stream_id: str) -> TransactionOvertaken:
-    return TransactionOvertaken(stream_id, "an older one waits for what it holds")
 
 
 def _encoded(metadata: Metadata | None, command_id: str | None) -> bytes:
