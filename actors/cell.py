@@ -110,6 +110,8 @@ class CellRuntime(Protocol):
 
     def owns_streams(self, lease: int) -> bool: ...
 
+    def is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool: ...
+
     def forget(self, cell: Cell) -> None: ...
 
     def supervise(self, cell: Cell, error: BaseException) -> None: ...
@@ -235,7 +237,10 @@ class Cell:
         # The context is for the case that it must be decided again.
         envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context(), identity)
         envelope.result = result
-        self._decided(envelope, outcome)
+        if self._failure is None and self._refusal is None:
+            self._conclude(envelope, outcome)
+        else:
+            self._decided(envelope, outcome)
         return envelope
 
     def accept(self, envelope: Envelope) -> None:
@@ -462,6 +467,13 @@ class Cell:
         granted.set_result(None)
         return True
 
+    def only_reads_before(self, hold: Hold) -> bool:
+        """Whether the actor only has to be read from the journal before it serves a transaction that waits."""
+        mailbox = self._mailbox
+        is_next = mailbox is not None and len(mailbox) > 0 and mailbox.first is hold
+        # To own it is a write.
+        return is_next and self.phase is Phase.RECOVERING and not self._runtime.is_exclusive(self.cls)
+
     def begin_decision(self, metadata: Metadata) -> None:
         """From here on the actor may persist, for a command of the transaction."""
         self._metadata = metadata
@@ -603,7 +615,8 @@ class Cell:
                 self._runtime.save_snapshot(self, *stored.snapshot)
             for remembered in stored.commands:
                 self._runtime.command_remembered(self, remembered)
-        self._after_failure()
+        if self._failure is not None:
+            self._after_failure()
         if not self.is_ready:
             self.pump()
 

@@ -24,6 +24,7 @@ from backends.redis_records import MAX_VERSION, microseconds, outcomes_of, packe
 from backends.redis_scripts import RIGHTS
 from backends.redis_server import check_server
 from backends.redis_url import parse_redis_url
+from eventstore.appending import Appending
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -36,6 +37,7 @@ from eventstore.backend import (
     StoredSnapshot,
 )
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl
 
 logger = logging.getLogger(__name__)
@@ -97,12 +99,19 @@ class RedisBackend(RedisReader):
 
     # Writing
 
-    def append(self, batches: Sequence[Batch]) -> asyncio.Task[Sequence[AppendOutcome]]:
+    def append(self, batches: Sequence[Batch]) -> Appending:
         self.check_open()
-        return self._tasks.start(self._append(batches))
+        appending = Appending()
+        self._tasks.start(appending.run(self._append(batches)))
+        return appending
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._tasks.finish(self._forget_commands(stream_id, keep, before))
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        raise CapabilityError(
+            "Redis knows no SQL: nothing was done; SQL goes with a batch on Postgres and SQLite alone"
+        )
 
     def lease(self, owner: Owner) -> RedisLease:
         # It is made in another event loop than the store was opened in.
@@ -197,7 +206,10 @@ class RedisBackend(RedisReader):
     async def _writers_turn(self) -> AsyncGenerator[None, None]:
         seconds = self._target.command_timeout
         try:
-            async with asyncio.timeout(seconds):
+            if self._turn.locked():
+                async with asyncio.timeout(seconds):
+                    await self._turn.acquire()
+            else:
                 await self._turn.acquire()
         except TimeoutError as error:
             raise BackendUnavailable(

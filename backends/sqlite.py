@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar, cast
@@ -13,7 +14,9 @@ from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_reading import SQLiteReader
+from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
+from eventstore.appending import Appending
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -52,7 +55,7 @@ class SQLiteBackend(SQLiteReader):
     within the busy timeout raises `StoreBusy`. Network file systems are refused by SQLite's WAL mode or unsafe.
     """
 
-    capabilities = Capabilities(creates_schema=True, survives_restart=True)
+    capabilities = Capabilities(creates_schema=True, survives_restart=True, user_sql=True)
     database = f"SQLite {sqlite3.sqlite_version}"
 
     def __init__(self, url: StoreUrl) -> None:
@@ -61,6 +64,7 @@ class SQLiteBackend(SQLiteReader):
         self.schema_revision: str | None = None
         self._append = SQLiteAppend()
         self._writer: SQLiteWriter | None = None
+        self._transactions: SQLiteTransactions | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
@@ -83,23 +87,45 @@ class SQLiteBackend(SQLiteReader):
             await writer.close()
             raise
         self._writer = writer
+        self._transactions = SQLiteTransactions(
+            self._path,
+            writer,
+            self._append,
+            synchronous=_SYNCHRONOUS[self.durability],
+            busy_timeout=self._busy_timeout,
+        )
+        self._transactions.on_end = lambda _: self._wake()
         self.open_readers()
 
     async def close(self) -> None:
         writer, self._writer = self._writer, None
+        transactions, self._transactions = self._transactions, None
         self._wake()
+        if transactions is not None and writer is not None:
+            await transactions.close()
         await self.close_readers()
         if writer is not None:
             await writer.close()
 
     # Writing
 
-    def append(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
-        future = self._open_writer.run(
-            lambda connection: self._append.append(connection, batches), at_once=len(batches) >= _AT_ONCE
-        )
-        future.add_done_callback(self._wake)
-        return future
+    def append(self, batches: Sequence[Batch]) -> Appending:
+        appending = Appending()
+
+        def end(outcomes: Sequence[AppendOutcome] | None, error: BaseException | None) -> None:
+            self._wake()
+            appending.end(outcomes, error)
+
+        begun = None
+        if len(batches) >= _AT_ONCE:
+            begun = threading.Lock()
+            begun.acquire()
+        self._open_writer.submit(lambda connection: self._append.append(connection, batches, begun), end, begun=begun)
+        return appending
+
+    async def begin_sql(self, *, seconds: float) -> SQLiteTransaction:
+        self.check_open()
+        return await cast("SQLiteTransactions", self._transactions).begin(seconds)
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(
@@ -179,7 +205,7 @@ class SQLiteBackend(SQLiteReader):
         self.check_open()
         return cast("SQLiteWriter", self._writer)
 
-    def _wake(self, _: object = None) -> None:
+    def _wake(self) -> None:
         for waiter in self._waiters:
             _release(waiter)
 

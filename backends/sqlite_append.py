@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
+from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome
 from eventstore.errors import JournalCorrupt
 from eventstore.events import stream_kind
@@ -110,7 +112,7 @@ _STORED_COMMANDS = """
 SELECT s.stream_id, c.command_id, c.outcome_id, c.version
 FROM json_each(?) w
     CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
-    CROSS JOIN journal_commands c ON c.stream = s.id AND c.command_id = w.value ->> '$[1]'
+    CROSS JOIN journal_commands c ON c.command_id = w.value ->> '$[1]' AND c.stream = s.id
 """
 
 _T = TypeVar("_T")
@@ -127,6 +129,7 @@ class SQLiteAppend:
         self._removals = 0
         self._last_position = 0
         self._last_recorded_at = 0
+        self._unfiled = 0
 
     @property
     def last_position(self) -> int:
@@ -137,6 +140,7 @@ class SQLiteAppend:
         """Prepare a connection that was just opened, and start anew on it."""
         for statement in (_VIEW, _STORE_EVENT, _STORE_COMMAND):
             connection.execute(statement)
+        self._unfiled = unfiled(connection)
         self.forget()
 
     def forget(self, stream_ids: Iterable[str] | None = None) -> None:
@@ -148,17 +152,25 @@ class SQLiteAppend:
             for stream_id in stream_ids:
                 self._streams.pop(stream_id, None)
 
-    def append(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        """Store the batches in one commit. On any error nothing is stored, and nothing is remembered."""
+    def append(
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], begun: threading.Lock | None = None
+    ) -> Sequence[AppendOutcome]:
+        """Store the batches in one commit. On any error nothing is stored, and nothing is remembered.
+
+        `begun` is released when all is done that needs the interpreter's lock.
+        """
         try:
-            outcomes = self._append_guarded(connection, batches)
+            if self._unfiled >= MOST_UNFILED:
+                file_all(connection)
+                self._unfiled = 0
+            outcomes = self._append_guarded(connection, batches, begun)
             return outcomes or self._append_verified(connection, batches)
         except BaseException:
             self.forget()
             raise
 
     def _append_guarded(
-        self, connection: sqlite3.Connection, batches: Sequence[Batch]
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], begun: threading.Lock | None
     ) -> Sequence[AppendOutcome] | None:
         """Decide on what is remembered, and store in one statement. None: it takes more than that to decide."""
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
@@ -169,7 +181,7 @@ class SQLiteAppend:
         if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
             return None
         try:
-            is_stored = self._insert(connection, group.rows, group.commands, self._now())
+            is_stored = self._insert(connection, group.rows, group.commands, self._now(), begun)
         except sqlite3.IntegrityError:
             # Another connection has appended, or an event or a command is stored already: the verified path finds out.
             return None
@@ -182,18 +194,7 @@ class SQLiteAppend:
         """Decide on what the file holds, inside the transaction that stores."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            self.forget()
-            self._look_up(connection, {write.stream_id for batch in batches for write in batch})
-            stored, commands = _stored_ids(connection, batches), _stored_commands(connection, batches)
-            group = Group(self._streams, self._last_position, stored, commands)
-            for batch in batches:
-                group.decide(batch)
-            now = self._now()
-            if group.has_new_streams:
-                self._create_streams(connection, group.new_streams(), now)
-            for rows, outcomes in _portions(group):
-                if not self._insert(connection, rows, outcomes, now):
-                    raise sqlite3.OperationalError("another connection committed inside a write transaction")
+            group = self.append_within(connection, batches)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -201,6 +202,32 @@ class SQLiteAppend:
             raise
         group.adopt()
         return group.outcomes
+
+    def append_within(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Group:
+        """Decide on what the file holds, and store, inside the write transaction that the connection is in."""
+        group = self.decided(connection, batches)
+        now = self._now()
+        if group.has_new_streams:
+            self._create_streams(connection, group.new_streams(), now)
+        for rows, outcomes in _portions(group):
+            if not self._insert(connection, rows, outcomes, now):
+                raise sqlite3.OperationalError("another connection committed inside a write transaction")
+        return group
+
+    def decided(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Group:
+        """The decision about batches on what the file holds. It is true while nobody else can write."""
+        self.forget()
+        self._look_up(connection, {write.stream_id for batch in batches for write in batch})
+        stored, commands = _stored_ids(connection, batches), _stored_commands(connection, batches)
+        group = Group(self._streams, self._last_position, stored, commands)
+        for batch in batches:
+            group.decide(batch)
+        return group
+
+    def moved(self, position: int) -> None:
+        """Another connection of this process has stored up to a position."""
+        self.forget()
+        self._last_position = max(self._last_position, position)
 
     def _look_up(self, connection: sqlite3.Connection, stream_ids: set[str]) -> None:
         """Remember the streams, and find out whether what was remembered of others still holds."""
@@ -228,7 +255,12 @@ class SQLiteAppend:
             self._streams[stream_id].id = id_
 
     def _insert(
-        self, connection: sqlite3.Connection, rows: Sequence[_Row], commands: Sequence[_Outcome], recorded_at: int
+        self,
+        connection: sqlite3.Connection,
+        rows: Sequence[_Row],
+        commands: Sequence[_Outcome],
+        recorded_at: int,
+        begun: threading.Lock | None = None,
     ) -> bool:
         """Store events that go on where the log ends, and outcomes. False: the guard held them back."""
         count = len(rows) + len(commands)
@@ -252,6 +284,8 @@ class SQLiteAppend:
             inserts = _EVENTS_AND_COMMANDS if commands else _FENCED_EVENTS
             parameters.append(self._data_version)
         before = connection.total_changes
+        if begun is not None:
+            begun.release()
         stored = connection.execute(inserts[size], parameters).rowcount
         if commands:
             # What triggers store is in the connection's count alone.
@@ -264,6 +298,7 @@ class SQLiteAppend:
             )
         self._last_position = position
         self._last_recorded_at = recorded_at
+        self._unfiled += len(commands)
         return True
 
     def _now(self) -> int:
