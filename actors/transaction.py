@@ -209,7 +209,7 @@ class Transaction:
                     # It was held before it was known that another process has stored the transaction.
                     participant.is_taken_for_new = False
                     await self._in_time(participant.prepare(self.command_id, self._issued_at))
-                self._compare(participant)
+                await self._compare(participant)
                 participant.is_asked = True
             if identity is None:
                 reply: Any = await self._decide(participant, route, command)
@@ -355,12 +355,12 @@ class Transaction:
         if participant.must_prepare(self.command_id):
             await self._in_time(participant.prepare(self.command_id, self._issued_at))
 
-    def _compare(self, participant: Participant) -> None:
+    async def _compare(self, participant: Participant) -> None:
         """End unless what one more participant knows goes with what is known already."""
         stream_id, command_id, remembered = participant.stream_id, self.command_id or "", participant.remembered
         if remembered is not None:
             if remembered != self._remembered and any(earlier.is_asked for earlier in self._participants.values()):
-                raise self._ended(self._contradiction(participant, remembered))
+                raise self._ended(await self._in_time(self._contradiction(participant, remembered)))
             self._remembered = remembered
         elif self._remembered is None:
             expected = self._expected.pop(stream_id, participant.version)
@@ -371,16 +371,14 @@ class Transaction:
         else:
             raise self._ended(DuplicateCommandMismatch(stream_id, command_id))
 
-    def _contradiction(self, participant: Participant, remembered: tuple[str, ...]) -> EventStoreError:
+    async def _contradiction(self, participant: Participant, remembered: tuple[str, ...]) -> EventStoreError:
         """Why one participant remembers the transaction, and those before it have taken it for new."""
         before = [earlier for earlier in self._participants.values() if earlier.is_asked]
-        hasty = [earlier for earlier in before if earlier.is_taken_for_new]
-        for earlier in hasty:
-            # Another process has stored it: next time, the journal is asked.
-            earlier.cell.forget_commands()
-        if hasty:
-            return ConcurrencyError(hasty[0].stream_id, "", None)
         command_id = self.command_id or ""
+        for earlier in before:
+            # Another process may have stored it after they were asked.
+            if await earlier.remembers_by_now(command_id):
+                return ConcurrencyError(earlier.stream_id, "", None)
         forgetful = [earlier.stream_id for earlier in before if earlier.stream_id in remembered]
         if self._remembered is None and forgetful:
             return CommandForgotten(forgetful[0], command_id)
