@@ -93,6 +93,12 @@ class Participant:
         await cell.catch_up()
         self.version = cell.version
 
+    async def remembers_by_now(self, command_id: str) -> bool:
+        """Whether the journal has an outcome of the transaction; then the next run is told of it."""
+        found = await self.cell.memory().look_up(command_id)
+        self.cell.forget_commands()
+        return found.outcome is not None
+
     def check_sound(self) -> None:
         """Raises `TransactionError` if the state is not what the events have made of it."""
         if self.cell.is_spoilt:

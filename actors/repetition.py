@@ -20,13 +20,13 @@ class Repetition:
         """Whether it was stored before."""
         return self.streams is not None
 
-    def contradiction(
+    async def contradiction(
         self, participant: Participant, before: Sequence[Participant], command_id: str
     ) -> EventStoreError | None:
         """Learn from one more participant; what is wrong if it knows another thing than those before it."""
         if participant.remembered is not None:
             if participant.remembered != self.streams and before:
-                return self._surprise(participant, participant.remembered, before, command_id)
+                return await self._surprise(participant, participant.remembered, before, command_id)
             self.streams = participant.remembered
         elif self.streams is not None:
             if participant.stream_id in self.streams:
@@ -42,16 +42,14 @@ class Repetition:
         for participant in asked.values():
             participant.check_repeated(command_id)
 
-    def _surprise(
+    async def _surprise(
         self, participant: Participant, remembered: tuple[str, ...], before: Sequence[Participant], command_id: str
     ) -> EventStoreError:
         """Why one participant remembers the transaction, and those before it have taken it for new."""
-        hasty = [earlier for earlier in before if earlier.is_taken_for_new]
-        for earlier in hasty:
-            # Another process has stored it: next time, the journal is asked.
-            earlier.cell.forget_commands()
-        if hasty:
-            return ConcurrencyError(hasty[0].stream_id, "", None)
+        for earlier in before:
+            # Another process may have stored it after they were asked.
+            if await earlier.remembers_by_now(command_id):
+                return ConcurrencyError(earlier.stream_id, "", None)
         forgetful = [earlier.stream_id for earlier in before if earlier.stream_id in remembered]
         if self.streams is None and forgetful:
             return CommandForgotten(forgetful[0], command_id)

@@ -191,7 +191,7 @@ class Transaction:
                     # It was held before it was known that another process has stored the transaction.
                     participant.is_taken_for_new = False
                     await self._in_time(participant.prepare(self.command_id, self._issued_at))
-                self._compare(participant)
+                await self._compare(participant)
                 participant.is_asked = True
             if identity is None:
                 reply: Any = await self._decide(participant, route, command)
@@ -315,9 +315,12 @@ class Transaction:
         if participant.must_prepare(self.command_id):
             await self._in_time(participant.prepare(self.command_id, self._issued_at))
 
-    def _compare(self, participant: Participant) -> None:
+    async def _compare(self, participant: Participant) -> None:
         """End unless what one more participant knows goes with what is known already."""
-        error = self._repetition.contradiction(participant, self._asked_participants(), self.command_id or "")
+        error = None
+        if self.command_id is not None:
+            finding_out = self._repetition.contradiction(participant, self._asked_participants(), self.command_id)
+            error = await self._in_time(finding_out) if participant.remembered is not None else await finding_out
         if error is None and not self.is_repeated:
             expected = self._expected.pop(participant.stream_id, participant.version)
             if expected != participant.version:

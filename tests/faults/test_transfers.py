@@ -103,7 +103,7 @@ def test_1_000_transfers_of_three_processes_meet_no_deadlock_and_totals_are_exac
 @pytest.mark.parametrize("make_store", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("build", "rule"), [("in two", "torn"), ("unchecked", "lost")])
 def test_processes_that_break_a_promise_are_found_guilty(url: str, tmp_path: Path, build: str, rule: str) -> None:
-    _, said = transfer(url, tmp_path, 60, build)
+    _, said = transfer(url, tmp_path, 45, build)
 
     assert rule in {violation.rule for violation in verdict_on_transfers(url, said)}
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from actors import ActorSystem
 from eventstore import EventStore
 from tests.faults.kill_cycles import MOMENTS, run_and_kill
-from tests.faults.transferring import BUILDS, Answers, transfer_all
+from tests.faults.transferring import BUILDS, PATIENCE_SECONDS, Answers, transfer_all
 from tests.faults.vault import Write
 
 SENT_TWICE = 5
@@ -48,7 +48,10 @@ def run_cycles(url: str, record_file: Path, cycles: int, build: str) -> Counts:
             again = [*said.unanswered, *random.sample(list(said.acks), min(SENT_TWICE, len(said.acks)))]
 
             async def work(url: str, prefix: str, write: Write, again: list[str] = again) -> None:
-                async with BUILDS[build](url) as store, ActorSystem(store) as system:
+                async with (
+                    BUILDS[build](url) as store,
+                    ActorSystem(store, transaction_timeout=PATIENCE_SECONDS) as system,
+                ):
                     await transfer_all(system, chain(again, (f"{prefix}/{n}" for n in count())), write)
 
             lines, status = run_and_kill(url, str(cycle), work, after=MOMENTS[cycle % len(MOMENTS)])
@@ -62,7 +65,7 @@ def run_cycles(url: str, record_file: Path, cycles: int, build: str) -> Counts:
 
 
 async def send_the_rest(url: str, ids: list[str], write: Write) -> None:
-    async with ActorSystem(url) as system:
+    async with ActorSystem(url, transaction_timeout=PATIENCE_SECONDS) as system:
         await transfer_all(system, ids, write)
 
 

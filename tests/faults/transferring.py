@@ -35,6 +35,8 @@ from tests.faults.verdict import Violation
 
 KEYS = tuple("abcdef")
 AT_ONCE = 6
+# A machine that has much to do is no deadlock, and a deadlock would last until then.
+PATIENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.005
 
 
@@ -241,7 +243,7 @@ async def _violations_of_replay(url: str, totals: dict[str, list[int]]) -> list[
 
 async def main(record: str, name: str, count: int, store: EventStore) -> None:
     write = writer_to(os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    async with store, ActorSystem(store) as system:
+    async with store, ActorSystem(store, transaction_timeout=PATIENCE_SECONDS) as system:
         print("ready", flush=True)
         sys.stdin.readline()
         await transfer_all(system, [f"{name}/{number}" for number in range(count)], write)
