@@ -319,6 +319,7 @@ class Transaction:
         """End unless what one more participant knows goes with what is known already."""
         error = None
         if self.command_id is not None:
+            # Only where this one remembers something are the others asked for it.
             finding_out = self._repetition.contradiction(participant, self._asked_participants(), self.command_id)
             error = await self._in_time(finding_out) if participant.remembered is not None else await finding_out
         if error is None and not self.is_repeated:
