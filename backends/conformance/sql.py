@@ -12,6 +12,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
+from backends.conformance.commands import found
 from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.conformance.fixtures import StoreFixtures
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, CommandLookup, Expected, StreamWrite
@@ -151,8 +152,8 @@ class SQLTransactions(StoreFixtures):
             appended = await begun.commit(batch)
         assert isinstance(appended, Appended)
         assert appended.versions == (1, 0)
-        found = await backend.find_commands([CommandLookup("a", "c"), CommandLookup("new", "d")])
-        assert all(each.outcome is not None for each in found)
+        answers = await found(backend, CommandLookup("a", "c"), CommandLookup("new", "d"))
+        assert all(each.outcome is not None for each in answers)
         assert await transferred(store) == [1]
 
     async def test_a_batch_that_was_stored_before_takes_no_statements_with_it(self, store: EventStore) -> None:
