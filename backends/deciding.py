@@ -62,6 +62,8 @@ class Group:
         self.has_new_streams = False
         self.has_epochs = False
         """Whether a stream with new events has ever been claimed."""
+        self.asserts_epochs = False
+        """Whether a write without events is by an owner: what is stored rests on that stream's epoch too."""
 
     def decide(self, batch: Batch) -> AppendOutcome:
         """Decide about one batch. An outcome that is `Appended` becomes true when `rows` are stored."""
@@ -113,6 +115,7 @@ class Group:
         if commands:
             self._remember(stream_id, stream, version + len(events), commands)
         if not events:
+            self.asserts_epochs = self.asserts_epochs or epoch is not None
             return Appended(0, (version,))
         rows = self.rows
         for event_id, type_, schema_version, payload, metadata, batch_id, checksum in events:
@@ -157,6 +160,8 @@ class Group:
                 versions[stream_id] = version
                 self.has_new_streams = self.has_new_streams or not stream.id
                 self.has_epochs = self.has_epochs or bool(stream.epoch)
+            else:
+                self.asserts_epochs = self.asserts_epochs or write.epoch is not None
             after.append(version)
         if self._stored is not None:
             first = self.last_position + len(self.rows) + 1

@@ -72,7 +72,7 @@ class MemoryBackend:
             "memory:// has no SQL: nothing was done; SQL goes with a batch on Postgres and SQLite alone"
         )
 
-    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         journal = self._opened
         return [journal.stream(lookup.stream_id).find_command(lookup) for lookup in lookups]
 

@@ -142,7 +142,7 @@ class PostgresBackend:
 
     # Reading
 
-    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         return await self._open.commands.find(lookups)
 
     async def owners(self) -> Sequence[OwnerInfo]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backends.damaged_outcomes import damaged_outcome
 from backends.postgres_pool import PostgresPool
 from backends.postgres_sql import PostgresSQL
 from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandsFound, StoredCommand
+from eventstore.errors import JournalCorrupt
 
 # One more id than is wanted tells whether there are others.
 _FIND = """
@@ -32,12 +34,18 @@ class PostgresCommands:
         self._pool = pool
         self._find = sql.named(_FIND)
 
-    async def find(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+    async def find(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         """Answer all questions with one statement, which is one moment of all their streams."""
         if not lookups:
             return []
         columns = list(zip(*lookups, strict=True))
-        rows = await self._pool.run(lambda session: session.fetch(self._find, *columns))
+        try:
+            rows = await self._pool.run(lambda session: session.fetch(self._find, *columns))
+        except JournalCorrupt as error:
+            if len(lookups) == 1:
+                return [damaged_outcome(lookups[0], error)]
+            # What the server finds damaged spoils its whole answer: each is asked for by itself.
+            return [(await self.find([lookup]))[0] for lookup in lookups]
         found = {row[0]: row for row in rows}
         return [
             _answer(lookup, *found[number][1:]) if number in found else _answer(lookup)

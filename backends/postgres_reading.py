@@ -61,7 +61,15 @@ class PostgresReader:
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         if not loads:
             return []
-        rows = await self._pool.run(lambda session: self._pages(session, loads))
+        try:
+            rows = await self._pool.run(lambda session: self._pages(session, loads))
+        except JournalCorrupt as error:
+            if len(loads) == 1:
+                of_stream = JournalCorrupt(str(error), stream_id=loads[0].stream_id)
+                of_stream.__cause__ = error
+                return [of_stream]
+            # What the server finds damaged spoils its whole answer.
+            rows = None
         if rows is None:
             return await self._load_in_parts(loads)
         found = {row[0]: row for row in rows}

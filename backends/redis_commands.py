@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from backends.damaged_outcomes import damaged_outcome
 from backends.redis_connection import Argument
 from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
@@ -29,31 +30,20 @@ def lookup_arguments(lookups: Sequence[CommandLookup]) -> list[Argument]:
     return arguments
 
 
-def found_commands(lookup: CommandLookup, answer: Sequence[Any]) -> CommandsFound:
-    """Raises `JournalCorrupt`."""
+def found_commands(lookup: CommandLookup, answer: Sequence[Any]) -> CommandsFound | JournalCorrupt:
     outcome, ids, is_whole, forgotten = answer
-    stored = None if outcome is None else _stored(lookup, outcome)
-    # Text sorts by code point, which is the order of its UTF-8 bytes.
-    recent = sorted((command_id.decode() for command_id in ids), reverse=True)
+    try:
+        stored = None if outcome is None else _stored(lookup, outcome)
+        # Text sorts by code point, which is the order of its UTF-8 bytes.
+        recent = sorted((command_id.decode() for command_id in ids), reverse=True)
+    except (struct.error, UnicodeDecodeError) as error:
+        return damaged_outcome(lookup, error)
     return CommandsFound(stored, recent, "" if is_whole else None, forgotten)
 
 
 def _stored(lookup: CommandLookup, packed: bytes) -> StoredCommand:
-    try:
-        version = int.from_bytes(packed[:7])
-        time = int.from_bytes(packed[7:_PLACE_BYTES])
-        fingerprint, outcome_id, _, is_rejection = _GIVEN.unpack_from(packed, _PLACE_BYTES)
-        return StoredCommand(
-            lookup.command_id,
-            fingerprint,
-            outcome_id,
-            is_rejection,
-            packed[_PLACE_BYTES + _GIVEN.size :],
-            version,
-            nearest_time(time),
-        )
-    except struct.error as error:
-        raise JournalCorrupt(
-            f"the stored outcome of command {lookup.command_id!r} is damaged ({error}); restore it from a copy",
-            stream_id=lookup.stream_id,
-        ) from error
+    version = int.from_bytes(packed[:7])
+    time = int.from_bytes(packed[7:_PLACE_BYTES])
+    fingerprint, outcome_id, _, is_rejection = _GIVEN.unpack_from(packed, _PLACE_BYTES)
+    payload = packed[_PLACE_BYTES + _GIVEN.size :]
+    return StoredCommand(lookup.command_id, fingerprint, outcome_id, is_rejection, payload, version, nearest_time(time))

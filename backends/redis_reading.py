@@ -53,9 +53,9 @@ class RedisReader(OpenedRedis):
             answers.extend(_loaded(load.stream_id, answer) for load, answer in zip(rest, reply, strict=False))
         return answers
 
-    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         self.check_open()
-        answers: list[CommandsFound] = []
+        answers: list[CommandsFound | JournalCorrupt] = []
         # As for loads.
         while len(answers) < len(lookups):
             rest = lookups[len(answers) :]

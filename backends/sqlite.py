@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TypeVar, cast
 
 from backends import sqlite_changing, sqlite_commands, sqlite_ownership
+from backends.damaged_outcomes import damaged_outcome
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
@@ -31,7 +32,7 @@ from eventstore.backend import (
     OwnerInfo,
     StoredSnapshot,
 )
-from eventstore.errors import InvalidStoreUrl
+from eventstore.errors import InvalidStoreUrl, JournalCorrupt
 from eventstore.url import SQLITE_PARAMETERS, StoreUrl
 
 _DEFAULT_BUSY_TIMEOUT_SECONDS = 5.0
@@ -166,11 +167,17 @@ class SQLiteBackend(SQLiteReader):
         ((found,),) = await self._driver_rows(sqlite_ownership.HOLDINGS, (after, limit))
         return sqlite_ownership.holdings(found)
 
-    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         if not lookups:
             return []
-        ((found,),) = await self._driver_rows(sqlite_commands.FIND, sqlite_commands.parameters(lookups))
-        return sqlite_commands.answers(lookups, found)
+        try:
+            ((found,),) = await self._driver_rows(sqlite_commands.FIND, sqlite_commands.parameters(lookups))
+            return sqlite_commands.answers(lookups, found)
+        except JournalCorrupt as error:
+            if len(lookups) == 1:
+                return [damaged_outcome(lookups[0], error)]
+        # As for loads: one damaged row spoils the answer, so that each is asked for by itself.
+        return [(await self.find_commands([lookup]))[0] for lookup in lookups]
 
     async def wait(self, after: int, timeout: float) -> None:
         self.check_open()

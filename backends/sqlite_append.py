@@ -181,7 +181,9 @@ class SQLiteAppend:
         if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
             return None
         try:
-            is_stored = self._insert(connection, group.rows, group.commands, self._now(), begun)
+            is_stored = self._insert(
+                connection, group.rows, group.commands, self._now(), begun, has_epochs=group.asserts_epochs
+            )
         except sqlite3.IntegrityError:
             # Another connection has appended, or an event or a command is stored already: the verified path finds out.
             return None
@@ -261,13 +263,17 @@ class SQLiteAppend:
         commands: Sequence[_Outcome],
         recorded_at: int,
         begun: threading.Lock | None = None,
+        *,
+        has_epochs: bool = False,
     ) -> bool:
-        """Store events that go on where the log ends, and outcomes. False: the guard held them back."""
+        """Store events that go on where the log ends, and outcomes. False: the guard held them back.
+
+        `has_epochs`: they rest on epochs, also where no event has one.
+        """
         count = len(rows) + len(commands)
         size = _SIZES[bisect_left(_SIZES, count)]
         parameters: list[Any] = [recorded_at]
         position = self._last_position
-        has_epochs = False
         for row in rows:
             position += 1
             # The stream's id is filled in now: it was not known at the decision if the stream is new.

@@ -10,6 +10,7 @@ import orjson
 from backends.sqlite_filing import FILED_THROUGH
 from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandsFound, StoredCommand
+from eventstore.errors import JournalCorrupt
 
 # One more id than is wanted tells whether there are others. json(): what a subquery gives is text by itself. Outcomes
 # that are not filed yet are looked through once, for all who ask (CROSS JOIN: in this order).
@@ -40,14 +41,17 @@ def parameters(lookups: Sequence[CommandLookup]) -> tuple[str, int]:
 
 
 def answers(lookups: Sequence[CommandLookup], found: str) -> Sequence[CommandsFound]:
-    """What `FIND` has answered. Streams without a row are not in it."""
-    by_streams, not_filed = orjson.loads(found)
-    by_number: dict[int, tuple[int, list[Any] | None, list[str]]] = {
-        number: (forgotten, outcome, ids or []) for number, forgotten, outcome, ids in by_streams
-    }
-    for number, command_id in not_filed:
-        by_number[number][2].append(command_id)
-    return [_answer(lookup, *by_number.get(number, (0, None, []))) for number, lookup in enumerate(lookups)]
+    """What `FIND` has answered. Streams without a row are not in it. Raises `JournalCorrupt`, which names no stream."""
+    try:
+        by_streams, not_filed = orjson.loads(found)
+        by_number: dict[int, tuple[int, list[Any] | None, list[str]]] = {
+            number: (forgotten, outcome, ids or []) for number, forgotten, outcome, ids in by_streams
+        }
+        for number, command_id in not_filed:
+            by_number[number][2].append(command_id)
+        return [_answer(lookup, *by_number.get(number, (0, None, []))) for number, lookup in enumerate(lookups)]
+    except (ValueError, TypeError) as error:
+        raise JournalCorrupt(f"a stored outcome cannot be read: {error}") from error
 
 
 def _answer(lookup: CommandLookup, forgotten: int, found: list[Any] | None, ids: Iterable[str]) -> CommandsFound:

@@ -466,8 +466,10 @@ class Backend(Protocol):
         """
         ...
 
-    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
-        """Answer many questions about remembered commands in one round trip. What was appended before is found."""
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
+        """Answer many questions about remembered commands in one round trip. What was appended before is found.
+
+        Where what a stream remembers cannot be read, the answers about that stream, and they alone, say why."""
         ...
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:

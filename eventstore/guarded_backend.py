@@ -73,7 +73,7 @@ class GuardedBackend:
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         return await self._call(self._backend.begin_sql, seconds=seconds)
 
-    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
+    async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         return await self._call(self._backend.find_commands, lookups)
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:

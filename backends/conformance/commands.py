@@ -50,14 +50,23 @@ ODD_PAYLOADS = {
 }
 
 
+async def found(backend: Backend, *lookups: CommandLookup) -> list[CommandsFound]:
+    """The answers, none of which may say that something is damaged."""
+    answers = await backend.find_commands(lookups)
+    assert len(answers) == len(lookups)
+    whole = [answer for answer in answers if isinstance(answer, CommandsFound)]
+    assert len(whole) == len(answers), answers
+    return whole
+
+
 async def found_command(backend: Backend, stream_id: str, command_id: str) -> StoredCommand | None:
-    (answer,) = await backend.find_commands([CommandLookup(stream_id, command_id)])
+    (answer,) = await found(backend, CommandLookup(stream_id, command_id))
     return answer.outcome
 
 
 async def remembered(backend: Backend, stream_id: str = "a", *, limit: int = 1000) -> set[str]:
     """Every command id that a stream remembers. More are asked for than there are in any test."""
-    (answer,) = await backend.find_commands([CommandLookup(stream_id, "nobody's", recent=limit)])
+    (answer,) = await found(backend, CommandLookup(stream_id, "nobody's", recent=limit))
     check_recent(answer, limit, set(answer.recent))
     return set(answer.recent)
 
@@ -197,7 +206,7 @@ class Commands(StoreFixtures):
     async def test_every_id_is_a_command_of_its_own(self, backend: Backend) -> None:
         for command_id in ODD_IDS:
             await stored(backend, outcome(command_id, payload=ascii(command_id).encode()))
-        answers = await backend.find_commands([CommandLookup("a", command_id) for command_id in ODD_IDS])
+        answers = await found(backend, *(CommandLookup("a", command_id) for command_id in ODD_IDS))
         assert [
             (answer.outcome.command_id, answer.outcome.payload) if answer.outcome else None for answer in answers
         ] == [(command_id, ascii(command_id).encode()) for command_id in ODD_IDS]
@@ -316,7 +325,7 @@ class Commands(StoreFixtures):
             await stored(backend, *(outcome(f"{stream_id}{n}") for n in range(50)), stream_id=stream_id)
         asked = [(stream_id, f"{name}{n}") for n in range(50) for stream_id in "ab" for name in "ab"]
         asked += [("empty", "a1"), ("nobody", "a1")]
-        answers = await backend.find_commands([CommandLookup(*each) for each in asked])
+        answers = await found(backend, *(CommandLookup(*each) for each in asked))
         assert [answer.outcome.command_id if answer.outcome else None for answer in answers] == [
             command_id if command_id.startswith(stream_id) else None for stream_id, command_id in asked
         ]
@@ -324,12 +333,12 @@ class Commands(StoreFixtures):
 
     async def test_one_id_may_be_asked_for_several_times(self, backend: Backend) -> None:
         await stored(backend, outcome("c"))
-        one, other = await backend.find_commands([CommandLookup("a", "c"), CommandLookup("a", "c", recent=5)])
+        one, other = await found(backend, CommandLookup("a", "c"), CommandLookup("a", "c", recent=5))
         assert one.outcome == other.outcome
         assert (one.outcome is not None, list(one.recent), list(other.recent)) == (True, [], ["c"])
 
     async def test_nothing_is_known_of_a_stream_that_does_not_exist(self, store: EventStore, backend: Backend) -> None:
-        (answer,) = await backend.find_commands([CommandLookup("a", "c", recent=10)])
+        (answer,) = await found(backend, CommandLookup("a", "c", recent=10))
         assert (answer.outcome, list(answer.recent), answer.known_above, answer.forgotten) == (None, [], "", 0)
         assert await collect(store.streams()) == []
 
@@ -338,7 +347,7 @@ class Commands(StoreFixtures):
         # Not in the order in which they are stored, and the greatest is not the latest.
         await stored(backend, *(outcome(command_id) for command_id in sorted(ODD_IDS, key=lambda each: each[::-1])))
         await stored(backend, outcome("other"), stream_id="b")
-        (answer,) = await backend.find_commands([CommandLookup("a", "c", recent=recent)])
+        (answer,) = await found(backend, CommandLookup("a", "c", recent=recent))
         check_recent(answer, recent, set(ODD_IDS))
 
     async def test_the_known_ids_follow_what_is_stored_and_forgotten(self, backend: Backend) -> None:
@@ -350,5 +359,5 @@ class Commands(StoreFixtures):
                 await backend.forget_commands("a", keep=number // 2, before=None)
                 there = await remembered(backend)
                 assert len(there) == number // 2
-            (answer,) = await backend.find_commands([CommandLookup("a", "c", recent=4)])
+            (answer,) = await found(backend, CommandLookup("a", "c", recent=4))
             check_recent(answer, 4, there)

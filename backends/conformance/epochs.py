@@ -90,6 +90,39 @@ class Epochs(StoreFixtures):
         [outcome] = await backend.append([[write("a", b"2", expected=1, epoch=earlier)]])
         assert isinstance(outcome, FencedError)
 
+    async def test_an_assertion_of_an_earlier_owner_is_fenced(self, store: EventStore, backend: Backend) -> None:
+        earlier, current = await store.claim("a"), await store.claim("a")
+        await backend.append([[write("a", b"1", expected=0, epoch=current)]])
+        # Whether or not the version is right.
+        for expected in (1, 0):
+            late = write("a", expected=expected, epoch=earlier)
+            answers = await backend.append([[late], [write("b", b"1"), late], [late, write("b", b"2")]])
+            for answer in answers:
+                assert isinstance(answer, FencedError)
+                assert (answer.stream_id, answer.epoch, answer.current) == ("a", earlier, current)
+        kept = await backend.append(
+            [[write("a", expected=1, epoch=current)], [write("c", b"1"), write("a", expected=1, epoch=current)]]
+        )
+        assert all(isinstance(answer, Appended) for answer in kept)
+        assert (await store.version("a"), await store.version("b"), await store.version("c")) == (1, 0, 1)
+
+    @pytest.mark.parametrize("has_events", [True, False], ids=["events", "none"])
+    @pytest.mark.parametrize("is_one_batch", [True, False], ids=["one batch", "two"])
+    async def test_a_claim_by_another_store_fences_what_is_asserted_beside_other_writes(
+        self, store: EventStore, backend: Backend, other: EventStore, is_one_batch: bool, has_events: bool
+    ) -> None:
+        mine = await store.claim("a")
+        # From now on the backend may remember both streams.
+        events = [b"1"] if has_events else []
+        await backend.append([[write("a", *events, expected=0, epoch=mine), write("b", b"1", expected=0)]])
+        theirs = await other.claim("a")
+
+        writes = [write("b", b"2", expected=1), write("a", expected=len(events), epoch=mine)]
+        answers = await backend.append([writes] if is_one_batch else [[each] for each in writes])
+        assert isinstance(answers[-1], FencedError)
+        assert (answers[-1].epoch, answers[-1].current) == (mine, theirs)
+        assert await store.version("b") == (1 if is_one_batch else 2)
+
     async def test_an_owner_that_is_fenced_learns_that_its_batch_was_stored(
         self, store: EventStore, backend: Backend
     ) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from backends.conformance.commands import append_alone, found_command, is_refused, remembered, stored
+from backends.conformance.commands import append_alone, found, found_command, is_refused, remembered, stored
 from backends.conformance.events import collect, happened, outcome, write
 from backends.conformance.fixtures import StoreFixtures, backend_of, reopened
 from eventstore.backend import Appended, Backend, CommandLookup
@@ -20,7 +20,7 @@ NOON = 1_500_000_000_000
 
 async def _forgotten(backend: Backend, stream_id: str = "a") -> int:
     """Up to when a stream's commands may be forgotten."""
-    (answer,) = await backend.find_commands([CommandLookup(stream_id, "c")])
+    (answer,) = await found(backend, CommandLookup(stream_id, "c"))
     return answer.forgotten
 
 

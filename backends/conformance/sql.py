@@ -12,6 +12,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
+from backends.conformance.commands import found
 from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.conformance.fixtures import StoreFixtures
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, CommandLookup, Expected, StreamWrite
@@ -129,6 +130,27 @@ class SQLTransactions(StoreFixtures):
                 assert isinstance(answer, Appended if holds else ConcurrencyError)
         assert await transferred(store) == [0, 2]
 
+    async def test_what_is_asserted_of_truncated_and_owned_streams_decides_about_the_statements(
+        self, store: EventStore
+    ) -> None:
+        await store.append("cut", happened(1, 2))
+        await store.truncate("cut", 2, reason="test")
+        earlier, current = await store.claim("owned"), await store.claim("owned")
+        asserted: list[tuple[StreamWrite, type[object]]] = [
+            (write("cut", expected=2), Appended),
+            (write("cut", expected=Expected.STREAM_EXISTS), Appended),
+            (write("cut", expected=0), ConcurrencyError),
+            (write("owned", expected=0, epoch=current), Appended),
+            (write("owned", expected=0, epoch=earlier), FencedError),
+        ]
+        for number, (one, answer) in enumerate(asserted):
+            for batch in ([one], [write("b", b"1"), one]):
+                async with transaction(store) as begun:
+                    await transfer(begun, 2 * number + len(batch) - 1)
+                    assert isinstance(await begun.commit(batch), answer)
+        assert await transferred(store) == [0, 1, 2, 3, 6, 7]
+        assert await store.version("b") == 3
+
     async def test_a_stream_that_is_asserted_not_to_be_there_is_not_made(self, store: EventStore) -> None:
         async with transaction(store) as begun:
             await transfer(begun, 1)
@@ -151,8 +173,8 @@ class SQLTransactions(StoreFixtures):
             appended = await begun.commit(batch)
         assert isinstance(appended, Appended)
         assert appended.versions == (1, 0)
-        found = await backend.find_commands([CommandLookup("a", "c"), CommandLookup("new", "d")])
-        assert all(each.outcome is not None for each in found)
+        answers = await found(backend, CommandLookup("a", "c"), CommandLookup("new", "d"))
+        assert all(each.outcome is not None for each in answers)
         assert await transferred(store) == [1]
 
     async def test_a_batch_that_was_stored_before_takes_no_statements_with_it(self, store: EventStore) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from backends.conformance.cases import case
-from backends.conformance.events import collect, happened, numbers, versions
+from backends.conformance.events import collect, happened, numbers, versions, write
 from backends.conformance.fixtures import StoreFixtures, reopened
-from eventstore.backend import Appended, Expected, Load, StreamInfo
+from eventstore.backend import Appended, Backend, Expected, Load, StreamInfo
 from eventstore.errors import ConcurrencyError
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
@@ -75,6 +75,44 @@ class Truncation(StoreFixtures):
             await store.append("a", happened(6), expected_version=Expected.NO_STREAM)
         assert refused.value.actual == 5
         await store.append("a", happened(6), expected_version=Expected.STREAM_EXISTS)
+
+    @pytest.mark.parametrize("through", [3, MAX_VERSION])
+    @pytest.mark.parametrize(
+        ("expected", "holds"),
+        [(5, True), (Expected.STREAM_EXISTS, True), (Expected.ANY, True), (Expected.NO_STREAM, False), (2, False)],
+    )
+    async def test_what_is_asserted_of_a_truncated_stream_counts_its_removed_events(
+        self, store: EventStore, backend: Backend, through: int, expected: int, holds: bool
+    ) -> None:
+        await _truncated(store, through)
+        asserted = write("a", expected=expected)
+        alone, beside = await backend.append([[asserted], [write("b", b"1", expected=0), asserted]])
+
+        for answer in (alone, beside):
+            assert isinstance(answer, Appended if holds else ConcurrencyError)
+            if isinstance(answer, ConcurrencyError):
+                assert (answer.stream_id, answer.expected, answer.actual) == ("a", expected, 5)
+            else:
+                assert isinstance(answer, Appended)
+                assert answer.versions[-1] == 5
+        assert await store.version("b") == int(holds)
+        assert await store.version("a") == 5
+
+    async def test_an_assertion_is_compared_with_what_another_store_has_truncated(
+        self, store: EventStore, backend: Backend, other: EventStore
+    ) -> None:
+        await store.append("a", happened(1, 2))
+        await store.append("b", happened(1))
+        await other.truncate("a", 2, reason="test")
+        kept, refused = await backend.append(
+            [
+                [write("b", b"2", expected=1), write("a", expected=2)],
+                [write("b", b"3", expected=2), write("a", expected=0)],
+            ]
+        )
+        assert isinstance(kept, Appended)
+        assert isinstance(refused, ConcurrencyError)
+        assert await store.version("b") == 2
 
     @case("C107", "C108", "C109", "C110")
     @pytest.mark.parametrize(

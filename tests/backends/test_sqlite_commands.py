@@ -254,7 +254,7 @@ async def test_a_damaged_outcome_is_an_error_and_not_an_answer(path: Path, url: 
         connection.execute("UPDATE journal_commands SET payload = x'ff'")
         connection.close()
         with pytest.raises(JournalCorrupt):
-            await behind(store).find_commands([CommandLookup("a", "c")])
+            await store.find_command(CommandLookup("a", "c"))
 
 
 async def test_outcomes_of_many_streams_are_found_in_one_statement(url: str, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from backends.conformance.commands import check_recent
+from backends.conformance.commands import found as commands_found
 from backends.conformance.leases import HeldLease, Leases
 from eventstore.backend import (
     Appended,
@@ -196,12 +197,12 @@ class Recorder:
         self.note("holdings", await self._holdings(1000))
 
     async def _note_commands(self, stream_id: str) -> None:
-        (there,) = await self._backend.find_commands([CommandLookup(stream_id, "", _ALL_COMMANDS)])
+        (there,) = await commands_found(self._backend, CommandLookup(stream_id, "", _ALL_COMMANDS))
         if not there.recent and not there.forgotten:
             return
         self.note("commands", (stream_id, there))
         lookups = [CommandLookup(stream_id, command_id) for command_id in sorted(there.recent)]
-        for found in await self._backend.find_commands(lookups):
+        for found in await commands_found(self._backend, *lookups):
             assert found.outcome is not None
             self.note("command", (found.outcome, found.outcome.payload.decode()))
 
@@ -252,7 +253,7 @@ class Recorder:
     async def _find_commands(self, lookups: Sequence[CommandLookup]) -> list[CommandsFound]:
         """The answers, without the recent ids where these are not all: which they are is the database's affair."""
         everything = [lookup._replace(recent=_ALL_COMMANDS) for lookup in lookups]
-        answers = await self._backend.find_commands([*lookups, *everything])
+        answers = await commands_found(self._backend, *lookups, *everything)
         found: list[CommandsFound] = []
         for lookup, answer, whole in zip(lookups, answers, answers[len(lookups) :], strict=False):
             there = set(whole.recent)

@@ -79,16 +79,56 @@ def flipped(value: Value) -> Iterator[Value | None]:
 
 
 async def damage_outcome_beyond_reading(url: str) -> None:
-    """Leave bytes in the place of the victim's outcome that its database can hold, and the journal never writes."""
+    """Leave bytes in the place of the victim's outcome that its database can hold, and the journal never writes.
+
+    Postgres reads any text as it is; there it is the table's own pages that lose it.
+    """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         with closing(sqlite3.connect(parts.path[1:], isolation_level=None)) as connection:
             connection.execute(f"UPDATE journal_commands SET payload = x'ff' WHERE stream = {_STREAM}")
+    elif parts.scheme == "postgresql":
+        await lose_payloads(url, "journal_commands")
     else:
-        prefix = parse_qs(parts.query).get("prefix", ["journal"])[0]
-        with closing(redis.Redis.from_url(parts._replace(query="").geturl())) as client:
-            number = int.from_bytes(cast("bytes", client.hget(f"{{{prefix}}}:heads", VICTIM))[:7], "big")
-            client.hset(f"{{{prefix}}}:commands", f"{number}:{COMMAND_ID}", b"x")
+        with _redis_stream(url) as (client, base, number):
+            client.hset(f"{base}:commands", f"{number}:{COMMAND_ID}", b"x")
+
+
+async def damage_command_id(url: str) -> None:
+    """Leave bytes that are no text in the place of an id that the victim remembers."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        with closing(sqlite3.connect(parts.path[1:], isolation_level=None)) as connection:
+            connection.execute(f"UPDATE journal_commands SET command_id = x'ff' WHERE stream = {_STREAM}")
+    else:
+        with _redis_stream(url) as (client, base, number):
+            client.zadd(f"{base}:command-order:{number}", {b"\xff": 2})
+
+
+@contextmanager
+def _redis_stream(url: str) -> Iterator[tuple[Any, str, int]]:
+    """A client, the journal's first key, and the victim's number there."""
+    parts = urlsplit(url)
+    base = f"{{{parse_qs(parts.query).get('prefix', ['journal'])[0]}}}"
+    with closing(redis.Redis.from_url(parts._replace(query="").geturl())) as client:
+        yield client, base, int.from_bytes(cast("bytes", client.hget(f"{base}:heads", VICTIM))[:7], "big")
+
+
+async def lose_payloads(url: str, table: str) -> None:
+    """Have a Postgres server find the payloads of the victim's rows damaged: it keeps a long one in pages of their own,
+    and those are emptied."""
+    connection = await asyncpg.connect(urlsplit(url)._replace(query="").geturl())
+    try:
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(f"ALTER TABLE {table} ALTER payload SET STORAGE EXTERNAL")
+        await connection.execute(f"UPDATE {table} SET payload = repeat('x', 10000) WHERE stream = {_STREAM}")
+        await connection.execute("CREATE EXTENSION pg_surgery")
+        toast = await connection.fetchval(
+            f"SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = '{table}'"
+        )
+        await connection.execute(f"SELECT heap_force_kill('{toast}', ARRAY(SELECT ctid FROM {toast}))")
+    finally:
+        await connection.close()
 
 
 # SQL

@@ -18,15 +18,17 @@ from actors import ActorSystem, RecoveryError, fold
 from actors.command_identity import identify
 from actors.replies import read_reply
 from eventstore import DuplicateCommandMismatch, EventStore, EventStoreError, JournalCorrupt, ReplyDecodeError
-from eventstore.backend import CommandLookup, CommandsFound
+from eventstore.backend import CommandLookup, CommandsFound, Load, Loaded
 from eventstore.snapshots import new_snapshot
 from tests.faults.damage import (
     COMMAND_ID,
     VERSION,
     VICTIM,
     Unholdable,
+    damage_command_id,
     damage_outcome_beyond_reading,
     flipped,
+    lose_payloads,
     places,
 )
 from tests.faults.vault import Deposit, GetTotal, Vault
@@ -272,8 +274,6 @@ async def test_a_damaged_outcome_is_an_error_for_who_asks_for_it_and_the_actor_g
         assert await victim.ask(GetTotal()) == (5, 35)
 
 
-@pytest.mark.xfail(strict=True, reason="Backend.find_commands has one outcome for all who ask in one trip")
-@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
 async def test_a_damaged_outcome_spoils_no_answer_to_others_who_ask_at_the_same_time(url: str) -> None:
     async with EventStore.open(url) as store:
         await deposit(store)
@@ -284,7 +284,46 @@ async def test_a_damaged_outcome_spoils_no_answer_to_others_who_ask_at_the_same_
         )
 
     assert isinstance(damaged, JournalCorrupt)
+    assert (damaged.stream_id, isinstance(damaged.__cause__, Exception)) == (VICTIM, True)
     assert isinstance(unharmed, CommandsFound)
+
+
+async def test_a_damaged_outcome_hides_no_id_from_who_asks_which_are_remembered(url: str) -> None:
+    async with EventStore.open(url) as store:
+        await deposit(store)
+        await damage_outcome_beyond_reading(url)
+        found = await store.find_command(CommandLookup(VICTIM, "new", recent=5))
+
+    assert (found.outcome, list(found.recent), found.known_above) == (None, [COMMAND_ID], "")
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
+async def test_an_id_that_is_no_text_spoils_no_answer_to_others_who_ask_at_the_same_time(url: str) -> None:
+    async with EventStore.open(url) as store:
+        await deposit(store)
+        await damage_command_id(url)
+        damaged, unharmed = await asyncio.gather(
+            *(store.find_command(CommandLookup(stream_id, "new", recent=5)) for stream_id in (VICTIM, OTHER)),
+            return_exceptions=True,
+        )
+
+    assert isinstance(damaged, JournalCorrupt)
+    assert damaged.stream_id == VICTIM
+    assert isinstance(unharmed, CommandsFound)
+
+
+async def test_events_that_the_server_finds_damaged_spoil_no_load_of_others(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await deposit(store)
+        await lose_payloads(postgres_url, "journal_events")
+        damaged, unharmed = await asyncio.gather(
+            *(store.load(Load(stream_id, use_snapshot=False)) for stream_id in (VICTIM, OTHER)), return_exceptions=True
+        )
+
+    assert isinstance(damaged, JournalCorrupt)
+    assert damaged.stream_id == VICTIM
+    assert isinstance(unharmed, Loaded)
+    assert len(unharmed.events) == 5
 
 
 async def test_an_error_that_nobody_foresaw_ends_the_ask_and_not_the_actor(
