@@ -51,7 +51,7 @@ class Entry(NamedTuple):
     recorded_at: datetime
 
     def recorded(self) -> RecordedEvent:
-        event_id, type_, schema_version, payload, metadata, batch_id, checksum = self.event
+        event_id, type_, schema_version, payload, metadata, batch_id, checksum, replica = self.event
         try:
             verify_checksum(checksum, type_, schema_version, payload, metadata)
         except ValueError as error:
@@ -69,6 +69,8 @@ class Entry(NamedTuple):
             self.epoch,
             self.recorded_at,
             checksum,
+            "",
+            *(replica or ()),
         )
 
 

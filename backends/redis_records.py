@@ -216,7 +216,7 @@ def unpacked_snapshot(stream_id: str, packed: bytes) -> StoredSnapshot:
 
 
 def _packed(event: EncodedEvent, epoch: int) -> bytes:
-    event_id, type_, schema_version, payload, metadata, batch_id, checksum = event
+    event_id, type_, schema_version, payload, metadata, batch_id, checksum, _ = event
     name = type_.encode()
     size = len(name)
     if size > _MAX_TYPE_BYTES:
