@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from actors.conflict import Conflict, Stamped, steps_of
 from actors.replicated_actor import ReplicatedActor, stamping
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged, decode_payload
-from eventstore.errors import DefinitionError, RecoveryError, UnknownEventType
+from eventstore.errors import ActorError, DefinitionError, RecoveryError, UnknownEventType
 from eventstore.events import Event, event_class
 from eventstore.stamp import Key, Stamp
 from eventstore.vector_clock import EMPTY, VectorClock
@@ -25,7 +25,7 @@ _SETTLE_FROM = 2 * CHECKPOINT_EVERY
 
 
 class Entry(NamedTuple):
-    """One event in its place. `version` is where the local journal has it, 0 as long as that is not known.
+    """One event in its place. `version` is where the local journal has it, or will have it once it is stored.
 
     It keeps the bytes: an event is read anew each time it is applied, so that no handler can have changed it.
     """
@@ -55,7 +55,7 @@ class Base(NamedTuple):
 class _Checkpoint(NamedTuple):
     """The state after so many entries, and the counts of the events of each replica that are in it."""
 
-    index: int
+    after: int
     state: bytes | None
     counts: Mapping[str, int]
 
@@ -87,6 +87,12 @@ class History:
         if base.state is not None:
             actor.state = actor.state_type.load(base.state)
 
+    def next_stamp(self, origin: str, time: int) -> Stamp:
+        """The stamp of an event that is written now by a replica, at a time that is greater than `latest`, or equal to
+        it within one command."""
+        clock = self.clock.incremented(origin)
+        return Stamp(origin, clock[origin], clock, time)
+
     @property
     def latest(self) -> int:
         """The greatest time of all known events; 0 if there are none."""
@@ -113,6 +119,8 @@ class History:
         must be read from the journal again.
         """
         new = sorted(entries)
+        if not self.reaches(entry.stamp for entry in new):
+            raise ActorError(f"{self._actor.persistence_id!r}: an event belongs before what is held of its history")
         for entry in new:
             self.clock = self.clock.merge(entry.stamp.clock)
         index = bisect_left(self.entries, new[0])
@@ -130,14 +138,8 @@ class History:
         """Apply an event that was just written here. It stands behind all others, because its time is the greatest."""
         self.clock = entry.stamp.clock
         self._fold(entry, event)
-        if len(self.entries) - self._checkpoints[-1].index >= CHECKPOINT_EVERY:
+        if len(self.entries) - self._checkpoints[-1].after >= CHECKPOINT_EVERY:
             self._checkpoint()
-
-    def stored(self, version: int, count: int) -> None:
-        """The newest `count` events that had no version yet are in the journal up to this version."""
-        missing = [index for index, entry in enumerate(self.entries) if not entry.version]
-        for place, index in zip(range(version - count + 1, version + 1), missing, strict=True):
-            self.entries[index] = self.entries[index]._replace(version=place)
 
     def knows(self, stamp: Stamp) -> bool:
         """Whether an event is part of it."""
@@ -154,16 +156,15 @@ class History:
         place = sequence - own[0].stamp.sequence if own else -1
         return own[place] if 0 <= place < len(own) else None
 
-    def settle(self, known_everywhere: VectorClock, *, is_forced: bool = False) -> Base:
+    def settle(self, known_everywhere: VectorClock, *, through: int, is_forced: bool = False) -> Base:
         """Move the base up to where no event can come before any more, and return it.
 
-        What every replica knows, everything else will be written after: it has become stable. Without `is_forced`
-        nothing is done while few events are held.
+        `known_everywhere` is what every replica knows as far as is known here from itself, in its own order: everything
+        else that comes from it was written after that. `through` is the version that the journal is known to have
+        reached. Without `is_forced` nothing is done while few events are held.
         """
-        if len(self.entries) >= _SETTLE_FROM or (is_forced and self.entries):
-            cut = self._stable(known_everywhere)
-            if cut >= (1 if is_forced else CHECKPOINT_EVERY):
-                self._move_base(cut)
+        if self.entries and (is_forced or len(self.entries) >= _SETTLE_FROM):
+            self._move_base(self._stable(known_everywhere, through))
         return self.base
 
     # Folding
@@ -173,7 +174,7 @@ class History:
         one came late, more may follow, right behind it."""
         for number, entry in enumerate(entries, 1):
             self._fold(entry, decoded(self._actor, entry))
-            if number == mark or len(self.entries) - self._checkpoints[-1].index >= CHECKPOINT_EVERY:
+            if number == mark or len(self.entries) - self._checkpoints[-1].after >= CHECKPOINT_EVERY:
                 self._checkpoint()
 
     def _fold(self, entry: Entry, event: Event) -> None:
@@ -230,13 +231,13 @@ class History:
         before = self._checkpoints[-2::-1]
         for number, checkpoint in enumerate(before):
             is_first = number == len(before) - 1
-            if is_first or end - before[number + 1].index > 2 * (end - kept[-1].index):
+            if is_first or end - before[number + 1].after > 2 * (end - kept[-1].after):
                 kept.append(checkpoint)
         self._checkpoints = kept[::-1]
 
     def _rewind(self, index: int) -> int:
         """Wind the state back to the nearest checkpoint that is not behind a place. Returns where that is."""
-        while self._checkpoints[-1].index > index:
+        while self._checkpoints[-1].after > index:
             self._checkpoints.pop()
         start, state, counts = self._checkpoints[-1]
         actor = self._actor
@@ -247,45 +248,44 @@ class History:
             del entries[max(counts.get(origin, 0) + 1 - first, 0) :]
         return start
 
-    def _stable(self, known_everywhere: VectorClock) -> int:
-        """How many of the first entries every later event is written after. Only those in the journal count."""
-        has_rule = self._actor.has_rule
+    def _stable(self, known_everywhere: VectorClock, through: int) -> Sequence[int]:
+        """How many of the first entries the base may move over: every later event is written after them, and, if the
+        actor has a rule of its own, every one behind them as well, because that may be asked about it again."""
         held = len(self.entries)
-        # What the events from each place on all know.
         known_behind = [known_everywhere] * (held + 1)
-        if has_rule:
+        if self._actor.has_rule:
             for index in range(held - 1, -1, -1):
                 known_behind[index] = known_behind[index + 1].meet(self.entries[index].stamp.clock)
-        cut = 0
+        cuts: list[int] = []
         reached = self.base.clock
-        for index, entry in enumerate(self.entries):
-            if not entry.version or known_everywhere[entry.stamp.origin] < entry.stamp.sequence:
-                break
+        for index, entry in enumerate(self.entries, 1):
             reached = reached.merge(entry.stamp.clock)
-            if known_behind[index + 1].covers(reached):
-                cut = index + 1
-        return cut
+            if entry.version > through or not known_everywhere.covers(reached):
+                break
+            if known_behind[index].covers(reached):
+                cuts.append(index)
+        return cuts
 
-    def _move_base(self, cut: int) -> None:
-        at_most = [checkpoint for checkpoint in self._checkpoints if checkpoint.index <= cut]
-        if cut == len(self.entries):
-            index, state, counts = cut, self._actor.state_type.dump(self._actor.state), dict(self._counts)
-        else:
-            index, state, counts = at_most[-1]
-        if index == 0:
+    def _move_base(self, cuts: Sequence[int]) -> None:
+        if not cuts:
             return
+        if cuts[-1] == len(self.entries) != self._checkpoints[-1].after:
+            self._checkpoint()
+        checkpoint = next((each for each in reversed(self._checkpoints) if each.after in cuts), None)
+        if checkpoint is None:
+            return
+        index, state, counts = checkpoint
         gone, kept = self.entries[:index], self.entries[index:]
         # Up to the first event that is not in it, the journal holds nothing else.
-        first = min((entry.version for entry in kept if entry.version), default=0)
-        version = first - 1 if first else max(self.base.version, *(entry.version for entry in gone))
+        newest = max(self.base.version, *(entry.version for entry in gone))
+        version = min((entry.version - 1 for entry in kept), default=newest)
         self.base = Base(state, VectorClock(counts), gone[-1].key, version)
         self.entries = kept
         for origin, entries in self._by_origin.items():
-            first_held = entries[0].stamp.sequence if entries else 0
-            del entries[: max(counts.get(origin, 0) + 1 - first_held, 0)]
-        later = [checkpoint for checkpoint in self._checkpoints if checkpoint.index > index]
-        moved = [checkpoint._replace(index=checkpoint.index - index) for checkpoint in later]
-        self._checkpoints = [_Checkpoint(0, state, counts), *moved]
+            first = entries[0].stamp.sequence if entries else 0
+            del entries[: max(counts.get(origin, 0) + 1 - first, 0)]
+        later = [each._replace(after=each.after - index) for each in self._checkpoints if each.after > index]
+        self._checkpoints = [_Checkpoint(0, state, counts), *later]
 
 
 def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Event:
@@ -317,7 +317,8 @@ def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Event:
 def fold_failed(actor: ReplicatedActor[Any], error: Exception) -> RecoveryError:
     """What is raised where a handler or a rule fails while stored events are folded."""
     failure = RecoveryError(
-        actor.persistence_id, f"a handler or resolve raised {type(error).__name__} while events were put in order: {error}"
+        actor.persistence_id,
+        f"a handler or resolve raised {type(error).__name__} when events were put in order: {error}",
     )
     failure.__cause__ = error
     return failure

@@ -45,7 +45,7 @@ class ReplicatedActor(PersistentActor[S]):
     @property
     def stamp(self) -> Stamp:
         """Where and after what the event was written that is being applied. Only for event handlers and `resolve`."""
-        stamp = getattr(self, "_stamp", None)
+        stamp: Stamp | None = getattr(self, "_stamp", None)
         if stamp is None:
             raise ActorError(f"{self.persistence_id!r}: only while an event is applied there is a stamp, that event's")
         return stamp

@@ -33,7 +33,7 @@ class Expected(IntEnum):
 
 
 class ReplicaFields(NamedTuple):
-    """What a replicated event is stored with (`RecordedEvent` has fields of the same names). `clock` is JSON in UTF-8."""
+    """What a replicated event is stored with, as in `RecordedEvent`. `clock` is JSON in UTF-8."""
 
     origin: str
     origin_sequence: int
