@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from actors.transaction import Transaction
 from eventstore.errors import ConcurrencyError, TransactionRepeated
@@ -33,14 +33,19 @@ async def transact(begin: Callable[[], Transaction], work: Callable[[Transaction
         # Only what was stored before leaves the block without a result: its own statements are not run again.
         raise TransactionRepeated(last.command_id or "", last.replies)
 
-    def is_overtaken(state: RetryCallState) -> bool:
-        error = None if state.outcome is None else state.outcome.exception()
+    def is_overtaken(error: BaseException | None) -> bool:
         return isinstance(error, ConcurrencyError) and last is not None and not last.ran_async
 
+    try:
+        # Nearly always that is all.
+        return await run()
+    except ConcurrencyError as error:
+        if retries < 1 or not is_overtaken(error):
+            raise
     attempts = AsyncRetrying(
-        retry=is_overtaken,
+        retry=retry_if_exception(is_overtaken),
         wait=wait_random_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
-        stop=stop_after_attempt(retries + 1),
+        stop=stop_after_attempt(retries),
         reraise=True,
     )
     result: T = await attempts(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -10,7 +11,7 @@ from uuid_utils import uuid7
 
 from actors.cell import Cell, outcome_unknown
 from actors.command import Command
-from actors.command_identity import check_command_id, identify, issued_at
+from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
 from actors.mailbox import Hold
@@ -20,7 +21,9 @@ from eventstore.backend import Appended, AppendOutcome, StreamWrite
 from eventstore.errors import (
     ActorStopped,
     AskCycle,
+    CodecError,
     CommandForgotten,
+    CommandRejected,
     ConcurrencyError,
     DuplicateCommand,
     DuplicateCommandMismatch,
@@ -37,6 +40,7 @@ from eventstore.finishing import finish_then_cancel
 from eventstore.group_commit import GroupCommit, PendingAppend, size_of
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class TransactionRuntime(Protocol):
@@ -58,6 +62,13 @@ class _Run(Handling):
     def __init__(self, transaction: Transaction, parent: Handling | None) -> None:
         super().__init__(parent)
         self.transaction = transaction
+
+    def give_way(self) -> bool:
+        transaction = self.transaction
+        if not transaction.is_waiting:
+            return False
+        transaction.abort(TransactionOvertaken(self.asking[-1].stream_id))
+        return True
 
 
 class Transaction:
@@ -103,10 +114,10 @@ class Transaction:
         self._is_asking = False
         self._is_committing = False
         self._end: EventStoreError | None = None
-        # While it asks: the actor it waits for, that which decides, and the task of its async handler.
+        # While it asks: the actor it waits for, that which decides, and the task that prepares that or decides.
         self._hold: Hold | None = None
         self._deciding: Participant | None = None
-        self._handler: asyncio.Task[Any] | None = None
+        self._work: asyncio.Task[Any] | None = None
         self.ran_async = False
         """Whether an `async def` handler took part, which the runtime never runs twice."""
 
@@ -150,11 +161,12 @@ class Transaction:
         Raises `ConcurrencyError` where another process was faster, `TransactionExpired`, and what an append raises.
         """
         serving.set(self._outer)
+        # What the block has left running asks for itself.
+        self._run.is_over = True
         try:
             if exc is None:
                 await self._conclude()
         finally:
-            self._run.is_over = True
             self.abort(TransactionError("the transaction is over"))
         # What was stored before is not done again: the rest of the block was passed over.
         return isinstance(exc, TransactionRepeated) and exc.command_id == self.command_id
@@ -177,22 +189,14 @@ class Transaction:
         try:
             participant = self._participants.get(ref.stream_id)
             if participant is None:
-                participant = await self._join(ref.cell_in(self._runtime))
+                participant = await self._join(ref)
             self._deciding = participant
-            if identity is not None and participant.is_repeated:
-                reply: Any = participant.repeat(command, identity)
+            if identity is None:
+                reply: Any = await self._decide(participant, route, command)
             else:
-                reply = await self._decide(participant, route, command)
-                if identity is not None:
-                    participant.remember(command, identity, reply)
-        except asyncio.CancelledError:
-            if self._end is not None and self._handler is not None:
-                # It was the handler that was cancelled, because the time was up.
-                raise self._end from None
-            raise
+                reply = await self._decide_once(participant, route, command, identity)
         finally:
             self._is_asking = False
-            self._handler = None
             deciding, self._deciding = self._deciding, None
             if self._end is not None and deciding is not None:
                 # It could not be released as long as it was in use here.
@@ -206,13 +210,15 @@ class Transaction:
     def expect(self, ref: ActorRef[Any], *, version: int) -> None:
         """Store everything only if an actor's stream, which is only read, is at this version then.
 
-        Raises `ConcurrencyError` at once where an actor that takes part was at another.
+        Raises `ConcurrencyError` at once where an actor that takes part was at another, and nothing is stored then.
         """
         self._check_open()
+        if version < 0:
+            raise ValueError(f"a stream is at version 0 or a later one, not {version}")
         participant = self._participants.get(ref.stream_id)
         found = self._expected.get(ref.stream_id, version) if participant is None else participant.version
         if found != version and not self.is_repeated:
-            raise ConcurrencyError(ref.stream_id, version, found)
+            raise self._ended(ConcurrencyError(ref.stream_id, version, found))
         if participant is None:
             self._expected[ref.stream_id] = version
 
@@ -224,16 +230,19 @@ class Transaction:
         granted = None if self._hold is None else self._hold.reply
         if granted is not None and not granted.done():
             granted.set_exception(reason)
-        if self._handler is not None:
-            self._handler.cancel()
+            # Whoever waited may have been cancelled at this moment.
+            granted.exception()
+        if self._work is not None:
+            self._work.cancel()
         for participant in self._participants.values():
             if participant is not self._deciding:
                 participant.abandon()
 
     # Who gets which actor
 
-    async def _join(self, cell: Cell) -> Participant:
+    async def _join(self, ref: ActorRef[Any]) -> Participant:
         """Wait for an actor, and have it for this transaction alone."""
+        cell = ref.cell_in(self._runtime)
         self._give_way(cell)
         granted: asyncio.Future[None] = self._runtime.loop.create_future()
         self._hold = Hold(granted, self._run, self.age)
@@ -253,25 +262,55 @@ class Transaction:
             cell.release()
             raise self._end
         participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
+        try:
+            remembered = await self._prepared(participant)
+            if self._end is not None:
+                raise self._end
+            self._compare(participant, remembered)
+        except BaseException:
+            self._deciding = None
+            participant.abandon()
+            raise
         self._participants[cell.stream_id] = participant
-        self._compare(participant, await participant.prepare(self.command_id, self._issued_at))
         return participant
 
+    async def _prepared(self, participant: Participant) -> tuple[str, ...] | None:
+        if self.command_id is not None and self._remembered is None:
+            participant.expect_new(self.command_id, self._issued_at)
+        if not participant.must_prepare(self.command_id):
+            return None
+        return await self._in_time(participant.prepare(self.command_id, self._issued_at))
+
     def _compare(self, participant: Participant, remembered: tuple[str, ...] | None) -> None:
-        """Raise unless what one more participant knows goes with what is known already."""
+        """End unless what one more participant knows goes with what is known already."""
         stream_id, command_id = participant.stream_id, self.command_id or ""
         if remembered is not None:
-            if self._replies and remembered != self._remembered:
-                raise DuplicateCommandMismatch(stream_id, command_id)
+            if self._participants and remembered != self._remembered:
+                raise self._ended(self._contradiction(participant, remembered))
             self._remembered = remembered
         elif self._remembered is None:
             expected = self._expected.pop(stream_id, participant.version)
             if expected != participant.version:
-                raise ConcurrencyError(stream_id, expected, participant.version)
+                raise self._ended(ConcurrencyError(stream_id, expected, participant.version))
         elif stream_id in self._remembered:
-            raise CommandForgotten(stream_id, command_id)
+            raise self._ended(CommandForgotten(stream_id, command_id))
         else:
-            raise DuplicateCommandMismatch(stream_id, command_id)
+            raise self._ended(DuplicateCommandMismatch(stream_id, command_id))
+
+    def _contradiction(self, participant: Participant, remembered: tuple[str, ...]) -> EventStoreError:
+        """Why one participant remembers the transaction, and those before it have taken it for new."""
+        before = self._participants.values()
+        hasty = [earlier for earlier in before if earlier.is_taken_for_new]
+        for earlier in hasty:
+            # Another process has stored it: next time, the journal is asked.
+            earlier.cell.forget_commands()
+        if hasty:
+            return ConcurrencyError(hasty[0].stream_id, "", None)
+        command_id = self.command_id or ""
+        forgetful = [earlier.stream_id for earlier in before if earlier.stream_id in remembered]
+        if self._remembered is None and forgetful:
+            return CommandForgotten(forgetful[0], command_id)
+        return DuplicateCommandMismatch(participant.stream_id, command_id)
 
     def _give_way(self, cell: Cell) -> None:
         """Let nobody wait in a circle: of the transactions in it, the youngest ends.
@@ -286,7 +325,7 @@ class Transaction:
             waiting = [run.transaction for run in runs if isinstance(run, _Run) and run.transaction.is_waiting]
             youngest = max([self, *waiting], key=lambda transaction: transaction.age)
             if youngest is self:
-                raise TransactionOvertaken(cell.stream_id)
+                raise self._ended(TransactionOvertaken(cell.stream_id))
             youngest.abort(TransactionOvertaken(circle[-1].stream_id))
 
     @property
@@ -297,12 +336,11 @@ class Transaction:
     # What is decided
 
     async def _decide(self, participant: Participant, route: CommandRoute, command: Command[Any]) -> Any:
+        participant.check_sound()
         version = participant.cell.version
         if route.is_async:
             self.ran_async = True
-            # A task, so that it can be ended when the time is up, whatever its caller does.
-            self._handler = self._runtime.loop.create_task(participant.handle(route, command, self._metadata))
-            reply, events = await finished(self._handler)
+            reply, events = await self._in_time(participant.handle(route, command, self._metadata))
         else:
             reply, events = participant.decide(route, command, self._metadata)
         if events:
@@ -311,17 +349,49 @@ class Transaction:
             self._writes.append(participant.write(together, version))
         return reply
 
+    async def _decide_once(
+        self, participant: Participant, route: CommandRoute, command: Command[Any], identity: CommandIdentity
+    ) -> Any:
+        if participant.is_repeated:
+            return participant.repeat(command, identity)
+        try:
+            reply = await self._decide(participant, route, command)
+        except CommandRejected as rejection:
+            # The block may go on without it, and must be told the same when it comes again.
+            participant.remember_rejection(rejection, identity)
+            raise
+        try:
+            participant.remember(command, identity, reply)
+        except CodecError as error:
+            # Its events are in the state, and cannot be stored without it.
+            raise self._ended(error) from None
+        return reply
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what must be awaited, in a task: so it can be ended when the time is up, whatever its caller does."""
+        self._work = task = self._runtime.loop.create_task(work)
+        try:
+            await finished(task)
+            if task.cancelled():
+                raise self._end or TransactionError("what the transaction waited for was cancelled")
+            return task.result()
+        finally:
+            self._work = None
+
     # How it ends
+
+    def _ended(self, reason: EventStoreError) -> EventStoreError:
+        """End it, also if the block catches what is raised."""
+        self.abort(reason)
+        return reason
 
     async def _conclude(self) -> None:
         if self._end is not None:
             raise self._end
+        if self._is_asking:
+            raise TransactionError("the block has ended before an ask of it: await every one")
         for participant in self._participants.values():
-            if participant.cell.is_spoilt:
-                raise TransactionError(
-                    f"{participant.stream_id!r}: a command failed after it had persisted, so the transaction was not "
-                    "stored; let the error leave the block"
-                )
+            participant.check_sound()
         if self._remembered is not None:
             if set(self._participants) != set(self._remembered):
                 raise DuplicateCommandMismatch(self._remembered[0], self.command_id or "")
@@ -361,8 +431,8 @@ class Transaction:
             self._settle(outcome)
             stored.set_result(outcome)
 
-        self._is_committing = True
         commits.submit(PendingAppend(writes, size_of(writes), settle))
+        self._is_committing = True
         return await finish_then_cancel(stored)
 
     def _settle(self, outcome: AppendOutcome | EventStoreError) -> None:
@@ -406,6 +476,8 @@ class Transaction:
             )
         if self._end is not None:
             raise self._end
+        if self._run.is_over:
+            raise TransactionError("the block has ended: what it has left running can ask no more by its transaction")
         if self._is_asking:
             raise TransactionError("the asks of one transaction follow each other: await one before the next")
 

@@ -107,7 +107,7 @@ class Group:
         if not events:
             return Appended(0, (version,))
         rows = self.rows
-        for event_id, type_, schema_version, payload, metadata, batch_id, checksum in events:
+        for event_id, type_, schema_version, payload, metadata, batch_id, checksum, _ in events:
             version += 1
             first_of = None if batch_id == event_id else batch_id
             rows.append(
@@ -139,7 +139,7 @@ class Group:
                 if refused is not None:
                     return refused
             epoch = write.epoch or 0
-            for event_id, type_, schema_version, payload, metadata, batch_id, checksum in write.events:
+            for event_id, type_, schema_version, payload, metadata, batch_id, checksum, _ in write.events:
                 version += 1
                 first_of = None if batch_id == event_id else batch_id
                 rows.append(

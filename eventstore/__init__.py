@@ -42,6 +42,9 @@ from eventstore.errors import (
     StorageFull,
     StoreBusy,
     StoreClosed,
+    TransactionConflict,
+    TransactionExpired,
+    TransactionRefused,
     UnknownEventType,
 )
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
@@ -100,5 +103,8 @@ __all__ = [
     "StoreBusy",
     "StoreClosed",
     "StreamInfo",
+    "TransactionConflict",
+    "TransactionExpired",
+    "TransactionRefused",
     "UnknownEventType",
 ]

@@ -158,6 +158,18 @@ class StoreBusy(BackendUnavailable):
     """Another writer was in the way for the whole time allowed. Nothing was stored: retry."""
 
 
+class TransactionConflict(StoreBusy):
+    """The transaction and another one stood in each other's way: a deadlock, or rows that changed under it.
+
+    It is rolled back, nothing of it was stored: run it again from its beginning.
+    """
+
+
+class TransactionRefused(EventStoreError):
+    """The database would not commit the user's own statements: one of them had failed, or a constraint that is checked
+    at the commit does not hold. Nothing was stored. The cause is chained."""
+
+
 class StorageFull(BackendUnavailable):
     """The disk, or the database's size limit, is full. Nothing of this call was stored: free space and retry."""
 
@@ -391,7 +403,17 @@ class TransactionError(ActorError):
 
 
 class TransactionExpired(TransactionError):
-    """A transaction took longer than it may hold others up. Nothing of it was stored: do less in it, or allow more."""
+    """The transaction was open for longer than it was given, so it was rolled back: nothing of it was stored.
+
+    Run it again, and do what takes long before it begins. `seconds` is what it was given.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the transaction was open for more than {seconds:g} s, for which it may hold others up, and was rolled "
+            "back: nothing was stored; run it again, and do what takes long before it"
+        )
+        self.seconds = seconds
 
 
 class TransactionRepeated(TransactionError):

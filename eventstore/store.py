@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from datetime import datetime
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
@@ -53,8 +53,10 @@ from eventstore.finishing import finish_then_cancel
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
 from eventstore.guarded_backend import GuardedBackend
+from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import pack, unpack
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl, parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -72,8 +74,6 @@ _BACKENDS = {
 }
 _ENTRY_POINTS = "eventstore.backends"
 _CREATE_SCHEMA = "eventstore.schema:upgrade"
-
-_T = TypeVar("_T")
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
@@ -115,6 +115,7 @@ class EventStore:
         self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
         self._calls: _GroupCalls | None = None
+        self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
 
     @classmethod
     def open(
@@ -189,6 +190,8 @@ class EventStore:
             await commits.close()
             for group_call in calls:
                 await group_call.close()
+            if self._sql_commits:
+                await asyncio.wait(self._sql_commits)
         finally:
             await self._backend.close()
 
@@ -246,9 +249,10 @@ class EventStore:
             encoded = encode_batch(events, limit=self.max_payload_bytes, batch_id=batch_id)
             batch_id = batch_id or (encoded[0].batch_id if encoded else None)
             writes.append(StreamWrite(checked_stream_id(stream_id), int(expected_version), encoded))
-        return self._append(writes)
+        return self.append_writes(writes)
 
-    async def _append(self, writes: list[StreamWrite]) -> Appended:
+    async def append_writes(self, writes: list[StreamWrite]) -> Appended:
+        """Store events that are encoded already, together, or none. For the actor runtime. Raises as `append` does."""
         outcome = await self._outcome_of(writes)
         if isinstance(outcome, Appended):
             return outcome
@@ -271,6 +275,17 @@ class EventStore:
 
         commits.submit(PendingAppend(writes, size_of(writes), settle))
         return await finish_then_cancel(outcome)
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        """Begin a transaction for SQL statements of the user's own and one batch of events, in one commit.
+
+        It may hold others up, so it is rolled back by itself after `seconds`. On SQLite everybody who writes waits for
+        it, and it gets at most four fifths of the `busy_timeout`. Raises `CapabilityError` where
+        `capabilities.user_sql` is off.
+        """
+        transaction = await self._open.begin_sql(seconds=seconds)
+        breaker = self._open_commits.breaker
+        return GuardedSqlTransaction(transaction, breaker, self._sql_commits, resolve_within=self._resolve_within)
 
     @property
     def commits(self) -> GroupCommit:
