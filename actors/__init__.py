@@ -8,6 +8,7 @@ from actors.handlers import command_handler, event_handler
 from actors.recovery import Folded, fold
 from actors.ref import ActorRef
 from actors.replicated_actor import ReplicatedActor
+from actors.replicated_ref import ReplicatedRef
 from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.stats import SystemStats
@@ -67,6 +68,7 @@ __all__ = [
     "PersistentActor",
     "RecoveryError",
     "ReplicatedActor",
+    "ReplicatedRef",
     "Restart",
     "Resume",
     "SnapshotPolicy",

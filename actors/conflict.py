@@ -60,8 +60,9 @@ def last_writer_wins(*fields: str) -> Callable[[Any, Conflict], Resolution]:
         class Profile(ReplicatedActor[ProfileState]):
             resolve = last_writer_wins("name", "email")
 
-    Events and state must name them alike; an event that has None for a field, or no such field, does not set it. What an event does besides stays with its handler. The last is the last in
-    the canonical order: by hybrid time, and of two at one time that of the lower replica.
+    Events and state must name them alike; an event that has None for a field, or no such field, does not set it. What
+    an event does besides stays with its handler. The last is the last in the canonical order: by hybrid time, and of
+    two at one time that of the lower replica.
     """
     if not fields:
         raise DefinitionError('last_writer_wins: name the fields of the state: last_writer_wins("name", …)')

@@ -71,7 +71,7 @@ class History:
     many events as the late one overtakes, and `CHECKPOINT_EVERY` more. `applied` counts what was applied, for tests.
     """
 
-    __slots__ = ("_actor", "_by_origin", "_checkpoints", "_counts", "applied", "base", "clock", "entries")
+    __slots__ = ("_actor", "_by_origin", "_checkpoints", "_counts", "_settled", "applied", "base", "clock", "entries")
 
     def __init__(self, actor: ReplicatedActor[Any], base: Base = NOTHING) -> None:
         """Goes on from a base, whose state the actor is given. Raises `SnapshotUnusable` if it does not fit."""
@@ -80,6 +80,8 @@ class History:
         self.clock = base.clock
         self.entries: list[Entry] = []
         self.applied = 0
+        # What all were known to know when it was last looked: while that is the same, nothing else is stable.
+        self._settled = EMPTY
         self._counts: dict[str, int] = dict(base.clock.items())
         # The entries of each replica, which are in the order of their sequence numbers too.
         self._by_origin: dict[str, list[Entry]] = {}
@@ -163,7 +165,9 @@ class History:
         else that comes from it was written after that. `through` is the version that the journal is known to have
         reached. Without `is_forced` nothing is done while few events are held.
         """
-        if self.entries and (is_forced or len(self.entries) >= _SETTLE_FROM):
+        is_many = len(self.entries) >= _SETTLE_FROM and known_everywhere != self._settled
+        if self.entries and (is_forced or is_many):
+            self._settled = known_everywhere
             self._move_base(self._stable(known_everywhere, through))
         return self.base
 
