@@ -110,6 +110,8 @@ class CellRuntime(Protocol):
 
     def owns_streams(self, lease: int) -> bool: ...
 
+    def is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool: ...
+
     def forget(self, cell: Cell) -> None: ...
 
     def supervise(self, cell: Cell, error: BaseException) -> None: ...
@@ -461,6 +463,13 @@ class Cell:
         self.handling = hold.handling
         granted.set_result(None)
         return True
+
+    def only_reads_before(self, hold: Hold) -> bool:
+        """Whether the actor only has to be read from the journal before it serves a transaction that waits."""
+        mailbox = self._mailbox
+        is_next = mailbox is not None and len(mailbox) > 0 and mailbox.first is hold
+        # To own it is a write.
+        return is_next and self.phase is Phase.RECOVERING and not self._runtime.is_exclusive(self.cls)
 
     def begin_decision(self, metadata: Metadata) -> None:
         """From here on the actor may persist, for a command of the transaction."""

@@ -50,13 +50,16 @@ class Participant:
         self.cell = cell
         self.version = cell.version
         """The version that the journal must have for all of it to be stored."""
+        self.is_asked = False
         self.is_touched = False
+        self.remembered: tuple[str, ...] | None = None
+        """The streams of all participants, where the transaction was stored before."""
         self.told: list[Told] = []
         self.outcome: CommandOutcome | None = None
         self.is_taken_for_new = False
         """Whether the journal was not asked for the transaction's id, because this process knew of no such command."""
         self._limit = limit
-        self._remembered: list[Told] | None = None
+        self._told_before: list[Told] | None = None
 
     @property
     def stream_id(self) -> str:
@@ -65,7 +68,7 @@ class Participant:
     @property
     def is_repeated(self) -> bool:
         """Whether the transaction was stored before, so that this actor's part of it is known."""
-        return self._remembered is not None
+        return self._told_before is not None
 
     def expect_new(self, command_id: str, issued_at: int) -> None:
         """Go by what this process knows of commands, if it says that there was none with this id."""
@@ -75,23 +78,21 @@ class Participant:
         """Whether the journal must be asked before anything is decided."""
         return (command_id is not None and not self.is_taken_for_new) or not self.cell.is_certain
 
-    async def prepare(self, command_id: str | None, issued_at: int) -> tuple[str, ...] | None:
+    async def prepare(self, command_id: str | None, issued_at: int) -> None:
         """Bring the state up to date, or find out that there is nothing to decide.
 
-        Returns the streams of all participants where the transaction was stored before. Raises `CommandForgotten`, and
-        `DuplicateCommandMismatch` where the id belongs to something else.
+        Raises `CommandForgotten`, and `DuplicateCommandMismatch` where the id belongs to something else.
         """
         cell = self.cell
         if command_id is not None and not self.is_taken_for_new:
             found = await cell.memory().look_up(command_id)
             if found.outcome is not None:
-                streams, self._remembered = _read(found.outcome, self.stream_id)
-                return streams
+                self.remembered, self._told_before = _read(found.outcome, self.stream_id)
+                return
             if 0 < issued_at <= found.forgotten:
                 raise CommandForgotten(self.stream_id, command_id)
         await cell.catch_up()
         self.version = cell.version
-        return None
 
     def check_sound(self) -> None:
         """Raises `TransactionError` if the state is not what the events have made of it."""
@@ -134,7 +135,7 @@ class Participant:
 
     def repeat(self, command: Command[Any], identity: CommandIdentity) -> Any:
         """The reply that the command was given when the transaction was stored. Raises the rejection if it was one."""
-        remembered = self._remembered or []
+        remembered = self._told_before or []
         if len(remembered) <= len(self.told) or remembered[len(self.told)].fingerprint != identity.fingerprint:
             raise DuplicateCommandMismatch(self.stream_id, identity.command_id)
         told = remembered[len(self.told)]
@@ -145,7 +146,7 @@ class Participant:
 
     def check_repeated(self, command_id: str) -> None:
         """Raises `DuplicateCommandMismatch` unless every command was asked again."""
-        if self.told != self._remembered:
+        if self.told != self._told_before:
             raise DuplicateCommandMismatch(self.stream_id, command_id)
 
     def conclude(self, command_id: str, issued_at: int, streams: Sequence[str]) -> None:

@@ -62,7 +62,8 @@ class _Source:
 class Replication:
     """What makes a system one of several replicas. `ActorSystem.replication` is it.
 
-    Each log of another replica is read to its end, then again when there may be more, at the latest after `seconds`.
+    Each log of another replica is read to its end, then again when there may be more, at the latest after `seconds`;
+    without `seconds`, only when `pull_from` is called.
     What was read is stored here before it is noted how far that was: after a crash some comes twice, and is known.
     """
 
@@ -73,7 +74,7 @@ class Replication:
         *,
         replica: str,
         peers: Mapping[str, str | EventStore | Peer],
-        seconds: float,
+        seconds: float | None,
         page_timeout: float,
         wall: WallClock = wall_clock,
     ) -> None:
@@ -108,7 +109,9 @@ class Replication:
 
     def start(self) -> None:
         """Begin to read what others have, in the background."""
-        self._tasks = [asyncio.create_task(self._follow(source)) for source in self._sources.values()]
+        if self._seconds is not None:
+            follow = [self._follow(source, self._seconds) for source in self._sources.values()]
+            self._tasks = [asyncio.create_task(each, name="eventstore-replication") for each in follow]
 
     async def close(self) -> None:
         """Read nothing more. What is being stored is stored or not, and is read again in the latter case."""
@@ -167,19 +170,19 @@ class Replication:
 
     # Reading
 
-    async def _follow(self, source: _Source) -> None:
+    async def _follow(self, source: _Source, seconds: float) -> None:
         failures = 0
         while not source.is_refused:
             await self._has_kinds.wait()
             try:
                 if not await self.pull_from(source.name):
                     position = min(cursor.position for cursor in source.cursors.values())
-                    await source.peer.wait(max(position, *source.ends.values()), self._seconds)
+                    await source.peer.wait(max(position, *source.ends.values()), seconds)
                 failures = 0
             except StoreClosed:
                 if not self._runtime.is_open:
                     return
-                await asyncio.sleep(self._seconds)
+                await asyncio.sleep(seconds)
             except ReplicaRefused as error:
                 self._refuse(source, error)
             except Exception as error:
@@ -188,7 +191,7 @@ class Replication:
                 if source.trouble is None or failures == 1:
                     logger.warning("replica %r: nothing could be merged from %r: %s", self.replica, source.name, error)
                 source.trouble = str(error)
-                pause = min(_LONGEST_PAUSE, self._seconds * 2 ** min(failures, 10))
+                pause = min(_LONGEST_PAUSE, seconds * 2 ** min(failures, 10))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
 
     def _refuse(self, source: _Source, error: ReplicaRefused) -> None:

@@ -53,7 +53,7 @@ class ActorSystem:
     With a `replica` name the system is one of several that change the same actors, those of classes that are a
     `ReplicatedActor`; docs/replication.md says how. `peers` are the others, by name: the URL of each one's store, the
     store itself, or a `Peer`. Events are fetched from them of the classes that are `replicated` or were given to `ref`,
-    at the latest `replication_seconds` after they were stored.
+    at the latest `replication_seconds` after they were stored; with None, when `replication.pull_from` is called.
 
     `supervision` says what becomes of failed actors whose class does not say it. `dead_letters` is how many failed
     tells are kept, the newest, and `on_dead_letter` a function that is called with each.
@@ -79,7 +79,7 @@ class ActorSystem:
         replica: str | None = None,
         peers: Mapping[str, str | EventStore | Peer] | None = None,
         replicated: Iterable[type[ReplicatedActor[Any]]] = (),
-        replication_seconds: float = 0.5,
+        replication_seconds: float | None = 0.5,
         supervision: Supervision = Restart(),  # noqa: B008 (it is frozen)
         dead_letters: int = 1000,
         on_dead_letter: Callable[[DeadLetter], object] | None = None,
