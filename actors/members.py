@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -46,8 +46,10 @@ class Cursor:
 class Members:
     """Kept in the replica's own journal, in the stream `MEMBERS`, which every process of the replica reads."""
 
-    def __init__(self, store: EventStore, replica: str) -> None:
+    def __init__(self, store: EventStore, replica: str, expected: Iterable[str]) -> None:
+        """The `expected` count from the start, whether they could be reached or not."""
         self.replica = checked_replica(replica)
+        self._expected = [checked_replica(name) for name in expected]
         self._store = store
         self._journal: UUID | None = None
         self._joined: dict[str, UUID] = {}
@@ -57,7 +59,7 @@ class Members:
     @property
     def others(self) -> Sequence[str]:
         """The other replicas that take part, by name."""
-        return [name for name in sorted(self._joined) if name not in self._left]
+        return [name for name in sorted({*self._joined, *self._expected}) if name not in self._left]
 
     @property
     def is_first(self) -> bool:

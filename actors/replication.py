@@ -86,7 +86,7 @@ class Replication:
         self._store = store
         self._peers = peers
         self._seconds = seconds
-        self._members = Members(store, replica)
+        self._members = Members(store, replica, peers)
         self._kinds: dict[str, type[ReplicatedActor[Any]]] = {}
         self._sources: dict[str, _Source] = {}
         self._stack = AsyncExitStack()

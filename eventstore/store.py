@@ -47,6 +47,7 @@ from eventstore.errors import (
     SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
+    TruncationRefused,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
 from eventstore.finishing import finish_then_cancel
@@ -305,8 +306,13 @@ class EventStore:
 
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
-        With an `epoch` it raises `FencedError` once a newer one has been claimed.
+        With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `TruncationRefused` for the
+        stream of a replicated actor.
         """
+        checked_stream_id(stream_id)
+        newest = await self._open.read_stream(stream_id, after=0, through=None, limit=1, backwards=True)
+        if any(event.origin is not None for event in newest.events):
+            raise TruncationRefused(stream_id)
         return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason, epoch=epoch)
 
     # Commands that are remembered

@@ -43,9 +43,7 @@ class Replicas:
         for name in names:
             others: dict[str, Any] = {other: self.stores[other] for other in names if other != name}
             others |= (peers or {}).get(name, {})
-            system = ActorSystem(
-                self.stores[name], replica=name, peers=others, replicated=actors, **options
-            )
+            system = ActorSystem(self.stores[name], replica=name, peers=others, replicated=actors, **options)
             await self._stack.enter_async_context(system)
             self.systems[name] = system
             started.append(system)
