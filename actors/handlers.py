@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pydantic import TypeAdapter
+
 from actors.command import Command, reply_type
 from eventstore.codec import checksum_seed
 from eventstore.errors import DefinitionError
@@ -46,14 +48,26 @@ class CommandRoute(NamedTuple):
     is_async: bool
 
 
-class EventRoute(NamedTuple):
+class EventRoute:
     """Where a type of event goes, and how it is read. `seed` is what its checksums go on from."""
 
-    cls: type[Event]
-    schema_version: int
-    seed: int
-    validate: Callable[..., Event]
-    apply: Callable[[Any, Any], None]
+    __slots__ = ("_validate_many", "apply", "cls", "schema_version", "seed", "validate")
+
+    def __init__(self, cls: type[Event], apply: Callable[[Any, Any], None]) -> None:
+        self.cls = cls
+        self.schema_version = cls.__schema_version__
+        self.seed = checksum_seed(cls.__event_type__, cls.__schema_version__)
+        self.validate: Callable[..., Event] = cls.__pydantic_validator__.validate_json
+        self.apply = apply
+        self._validate_many: Callable[..., list[Event]] | None = None
+
+    @property
+    def validate_many(self) -> Callable[..., list[Event]]:
+        """The same for a JSON array of events: a tenth to a fifth faster. Made when it is needed, because not every
+        class that has handlers is ever replayed."""
+        if self._validate_many is None:
+            self._validate_many = TypeAdapter(list[self.cls]).validator.validate_json
+        return self._validate_many
 
 
 class Handlers(NamedTuple):
@@ -90,16 +104,7 @@ def collect_handlers(cls: type) -> Handlers:
         commands,
         {command: route.handle for command, route in commands.items() if not route.is_async},
         events,
-        {
-            event.__event_type__: EventRoute(
-                event,
-                event.__schema_version__,
-                checksum_seed(event.__event_type__, event.__schema_version__),
-                event.__pydantic_validator__.validate_json,
-                apply,
-            )
-            for event, apply in events.items()
-        },
+        {event.__event_type__: EventRoute(event, apply) for event, apply in events.items()},
     )
 
 

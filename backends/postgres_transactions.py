@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection as EngineConnection
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool
 
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, Connection
@@ -203,6 +203,7 @@ class PostgresTransactions:
         event.listen(sync, "commit", _check_end)
         event.listen(sync, "rollback", _check_end)
         event.listen(sync, "handle_error", _on_error, retval=True)
+        event.listen(sync, "checkin", _check_in)
         return engine
 
     async def _driver_connection(self, **_: Any) -> Connection:
@@ -219,8 +220,15 @@ def _check_statement(connection: EngineConnection, *_: Any) -> None:
 
 
 def _check_end(connection: EngineConnection) -> None:
-    if (transaction := transaction_of(connection)) is not None:
+    # Where SQLAlchemy has begun none it tidies up after an error, and the user has asked for nothing.
+    if (transaction := transaction_of(connection)) is not None and connection.in_transaction():
         transaction.check_end()
+
+
+def _check_in(connection: object | None, record: ConnectionPoolEntry) -> None:
+    """The user has closed the connection in the middle of the transaction: nobody else is to get it."""
+    if connection is not None and cast("Connection", record.driver_connection).is_in_transaction():
+        cast("Connection", record.driver_connection).terminate()
 
 
 def _on_error(context: ExceptionContext) -> BaseException | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import orjson
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
+from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome
 from eventstore.errors import JournalCorrupt
 from eventstore.events import stream_kind
@@ -110,7 +111,7 @@ _STORED_COMMANDS = """
 SELECT s.stream_id, c.command_id, c.outcome_id, c.version
 FROM json_each(?) w
     CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
-    CROSS JOIN journal_commands c ON c.stream = s.id AND c.command_id = w.value ->> '$[1]'
+    CROSS JOIN journal_commands c ON c.command_id = w.value ->> '$[1]' AND c.stream = s.id
 """
 
 _T = TypeVar("_T")
@@ -127,6 +128,7 @@ class SQLiteAppend:
         self._removals = 0
         self._last_position = 0
         self._last_recorded_at = 0
+        self._unfiled = 0
 
     @property
     def last_position(self) -> int:
@@ -137,6 +139,7 @@ class SQLiteAppend:
         """Prepare a connection that was just opened, and start anew on it."""
         for statement in (_VIEW, _STORE_EVENT, _STORE_COMMAND):
             connection.execute(statement)
+        self._unfiled = unfiled(connection)
         self.forget()
 
     def forget(self, stream_ids: Iterable[str] | None = None) -> None:
@@ -151,6 +154,9 @@ class SQLiteAppend:
     def append(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Store the batches in one commit. On any error nothing is stored, and nothing is remembered."""
         try:
+            if self._unfiled >= MOST_UNFILED:
+                file_all(connection)
+                self._unfiled = 0
             outcomes = self._append_guarded(connection, batches)
             return outcomes or self._append_verified(connection, batches)
         except BaseException:
@@ -279,6 +285,7 @@ class SQLiteAppend:
             )
         self._last_position = position
         self._last_recorded_at = recorded_at
+        self._unfiled += len(commands)
         return True
 
     def _now(self) -> int:

@@ -87,8 +87,11 @@ class SQLiteTurn:
         try:
             self._loop.call_soon_threadsafe(_settle, self.begun, connection)
             return self._until_ordered(connection)
-        finally:
-            connection.close()
+        except RuntimeError:
+            # The loop is gone, and nobody will give an order.
+            with connection.taken_back(_ended, patience=0):
+                self._close(connection)
+            raise
 
     def _until_ordered(self, connection: UserConnection) -> AppendOutcome | None:
         deadline = time.monotonic() + self._seconds
@@ -192,6 +195,10 @@ class SQLiteTransaction:
                 return found
             if not self._is_open:
                 raise self._ended()
+            if self.connection.closed:
+                self._turn.end()
+                await self._end()
+                raise TransactionRefused("its connection was closed before the commit: nothing was stored")
             self._turn.commit(batch)
             outcome: AppendOutcome | None = None
             try:
@@ -363,7 +370,8 @@ async def _driver_connection(**_: Any) -> aiosqlite.Connection:
 
 def _check_end(connection: EngineConnection) -> None:
     transaction = connection.get_execution_options().get("eventstore_transaction")
-    if isinstance(transaction, SQLiteTransaction):
+    # Where SQLAlchemy has begun none it tidies up after an error, and the user has asked for nothing.
+    if isinstance(transaction, SQLiteTransaction) and connection.in_transaction():
         transaction.check_end()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["idempotency", "ownership", "supervision"]
+PAGES = ["idempotency", "ownership", "supervision", "transactions"]
 
 # A part of a program is run with what the page's first program defines, and a system that is open.
 FRAME = """

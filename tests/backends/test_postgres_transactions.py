@@ -418,24 +418,6 @@ class TestWhatTheUserDoes:
             await begun.commit([])
         assert await fetch(postgres_url, "SELECT * FROM seen") == [("on",)]
 
-    async def test_a_connection_that_the_user_closed_commits_nothing(
-        self, postgres_url: str, store: EventStore
-    ) -> None:
-        begun = await store.begin_sql(seconds=2)
-        await enter(begun, 1)
-        for _ in range(2):
-            # The first time SQLAlchemy rolls back, which is refused.
-            try:
-                await begun.connection.close()
-            except Exception:
-                pass
-        with pytest.raises(BackendUnavailable, match="nothing of it was stored"):
-            await begun.commit([write("a", b"1")])
-        await begun.rollback()
-        assert await entered(postgres_url) == []
-        assert isinstance(await commit(store, [write("a", b"1")]), Appended)
-        await nothing_is_open(postgres_url)
-
     async def test_no_error_shows_the_password(self, postgres_url: str, proxy: FaultProxy) -> None:
         parts = urlsplit(via(proxy, postgres_url))
         user, host = (parts.username or "postgres"), parts.netloc.rpartition("@")[2]
