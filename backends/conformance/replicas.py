@@ -24,7 +24,7 @@ ODD = (
 def replicated(stream_id: str, expected: int, *replicas: ReplicaFields | None, epoch: int | None = None) -> StreamWrite:
     """One event for each of them, all of one batch."""
     payloads = (b'{"number":%d}' % number for number in range(len(replicas)))
-    made = write(stream_id, expected, *payloads, epoch=epoch)
+    made = write(stream_id, *payloads, expected=expected, epoch=epoch)
     events = [event._replace(replica=replica) for event, replica in zip(made.events, replicas, strict=True)]
     return made._replace(events=events)
 
