@@ -11,7 +11,7 @@ import orjson
 
 from actors.peer import MEMBERS, Mark, Peer, ReplicaJoined, ReplicaLeft, ReplicaNamed
 from eventstore.errors import ConcurrencyError, ReplicaRefused, ReplicationError
-from eventstore.events import Event, RecordedEvent
+from eventstore.events import Event, RecordedEvent, Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 from eventstore.vector_clock import checked_replica
@@ -131,16 +131,19 @@ class Members:
     async def cursor(self, replica: str, kind: str) -> Cursor:
         """How far a log was read; from its start, if it never was."""
         cursor = Cursor(replica, kind)
-        with suppress(ConcurrencyError):
-            begun = CursorBegun(replica=replica, kind=kind)
-            await self._store.append(cursor.stream_id, [begun], expected_version=0)
-        for snapshot in await self._store.snapshots(cursor.stream_id, limit=1):
+        kept = await self._store.snapshots(cursor.stream_id, limit=1)
+        if not kept:
+            with suppress(ConcurrencyError):
+                begun = CursorBegun(replica=replica, kind=kind)
+                await self._store.append(cursor.stream_id, [begun], expected_version=0)
+        for snapshot in kept:
             # One that cannot be read is none: what was read before is read again, and known.
-            with suppress(AttributeError, ValueError, LookupError, TypeError):
-                kept: dict[str, Any] = orjson.loads(snapshot.data)  # type: ignore[union-attr]
-                mark = kept["mark"]
-                cursor.mark = None if mark is None else Mark(mark[0], bytes.fromhex(mark[1]))
-                cursor.position = kept["position"]
+            if isinstance(snapshot, Snapshot):
+                with suppress(ValueError, LookupError, TypeError):
+                    data: dict[str, Any] = orjson.loads(snapshot.data)
+                    mark = data["mark"]
+                    cursor.mark = None if mark is None else Mark(mark[0], bytes.fromhex(mark[1]))
+                    cursor.position = data["position"]
         return cursor
 
     async def advance(self, cursor: Cursor, position: int, events: Sequence[RecordedEvent]) -> None:

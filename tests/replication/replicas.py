@@ -16,14 +16,16 @@ from eventstore.vector_clock import VectorClock
 class Replicas:
     """Made by name; each knows those that are named with it."""
 
-    def __init__(self, stack: AsyncExitStack) -> None:
+    def __init__(self, stack: AsyncExitStack, urls: dict[str, str]) -> None:
         self._stack = stack
+        self._urls = urls
         self.stores: dict[str, EventStore] = {}
         self.systems: dict[str, ActorSystem] = {}
 
-    async def store(self, name: str, url: str = "memory://") -> EventStore:
+    async def store(self, name: str) -> EventStore:
         """The store of a replica, which outlives its systems."""
         if name not in self.stores:
+            url = self._urls.get(name, "memory://")
             self.stores[name] = await self._stack.enter_async_context(EventStore.open(url))
         return self.stores[name]
 
@@ -31,13 +33,12 @@ class Replicas:
         self,
         *names: str,
         actors: Iterable[type[ReplicatedActor[Any]]],
-        urls: dict[str, str] | None = None,
         peers: dict[str, dict[str, Peer]] | None = None,
         **options: Any,
     ) -> list[ActorSystem]:
         """Start a system for each name. In the background it reads nothing."""
         for name in names:
-            await self.store(name, (urls or {}).get(name, "memory://"))
+            await self.store(name)
         started: list[ActorSystem] = []
         options = {"replication_seconds": None, "name": "test", **options}
         for name in names:
