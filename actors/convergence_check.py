@@ -11,7 +11,7 @@ from actors.actor import new_actor, stream_id_of
 from actors.convergence import Entry, History
 from actors.replay import ReadOnlyStage
 from actors.replicated_actor import ReplicatedActor
-from actors.testing import KitFailure
+from actors.kit_failure import KitFailure
 from eventstore.codec import checksum_of, encode_payload, new_event_id
 from eventstore.events import Event
 from eventstore.stamp import Stamp

@@ -56,7 +56,7 @@ from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, Pending
 from eventstore.guarded_backend import GuardedBackend
 from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
-from eventstore.snapshots import pack, unpack
+from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -516,7 +516,11 @@ class EventStore:
         an optimisation: a failure here loses nothing.
         """
         checked_stream_id(snapshot.stream_id)
-        stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
+        if len(snapshot.data) < COMPRESS_FROM_BYTES:
+            # It takes less time than the way to a thread and back.
+            stored = pack(snapshot, limit=self.max_snapshot_bytes)
+        else:
+            stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
         await self._open.save_snapshot(stored._replace(epoch=epoch or 0), keep=keep)
 
     async def snapshots(

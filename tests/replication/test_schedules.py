@@ -57,12 +57,17 @@ async def run(urls: dict[str, str], seeds: range) -> None:
         assert replicas.refused > len(seeds)
 
 
-@pytest.mark.parametrize("part", range(8))
-async def test_random_schedules_converge(part: int, tmp_path: Path) -> None:
-    await run({"us": new_journal("sqlite", tmp_path)}, range(240 * part, 240 * (part + 1)))
+@pytest.mark.parametrize("part", range(9))
+async def test_random_schedules_converge(part: int) -> None:
+    await run({}, range(200 * part, 200 * (part + 1)))
 
 
 @pytest.mark.parametrize("part", range(4))
+async def test_random_schedules_beside_a_file_converge(part: int, tmp_path: Path) -> None:
+    await run({"us": new_journal("sqlite", tmp_path)}, range(5_000 + 35 * part, 5_000 + 35 * (part + 1)))
+
+
+@pytest.mark.parametrize("part", range(3))
 async def test_random_schedules_on_three_databases_converge(
     part: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -76,13 +81,15 @@ async def test_a_rule_that_throws_dice_is_caught() -> None:
             try:
                 await check(replicas, seed, Forgetful)
             except AssertionError as error:
-                assert "Forgetful ended in" in str(error)
-                caught += 1
+                caught += "Forgetful ended in" in str(error)
         assert caught > 10
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(100))
 async def test_a_hundred_thousand_schedules_converge(part: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    urls = mixed_urls(request, tmp_path) if part % 10 == 0 else {"us": new_journal("sqlite", tmp_path)}
+    # On three databases some, beside a file more, and most where nothing but the replicas takes time.
+    urls = {"us": new_journal("sqlite", tmp_path)} if part % 10 < 2 else {}
+    if part % 10 == 0:
+        urls = mixed_urls(request, tmp_path)
     await run(urls, range(1_000_000 + 1000 * part, 1_000_000 + 1000 * (part + 1)))
