@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, cast
 
 from actors.actor import new_actor, stream_id_of
 from actors.convergence import Entry, History
+from actors.kit_failure import KitFailure
 from actors.replay import ReadOnlyStage
 from actors.replicated_actor import ReplicatedActor
-from actors.kit_failure import KitFailure
 from eventstore.codec import checksum_of, encode_payload, new_event_id
 from eventstore.events import Event
 from eventstore.stamp import Stamp

@@ -6,7 +6,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -66,7 +66,8 @@ class EventRoute:
         """The same for a JSON array of events: a tenth to a fifth faster. Made when it is needed, because not every
         class that has handlers is ever replayed."""
         if self._validate_many is None:
-            self._validate_many = TypeAdapter(list[self.cls]).validator.validate_json
+            events: TypeAdapter[list[Event]] = TypeAdapter(cast("Any", types.GenericAlias(list, (self.cls,))))
+            self._validate_many = events.validator.validate_json
         return self._validate_many
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -173,20 +174,25 @@ class SQLiteAppend:
             for stream_id in stream_ids:
                 self._streams.pop(stream_id, None)
 
-    def append(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        """Store the batches in one commit. On any error nothing is stored, and nothing is remembered."""
+    def append(
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], begun: threading.Lock | None = None
+    ) -> Sequence[AppendOutcome]:
+        """Store the batches in one commit. On any error nothing is stored, and nothing is remembered.
+
+        `begun` is released when all is done that needs the interpreter's lock.
+        """
         try:
             if self._unfiled >= MOST_UNFILED:
                 file_all(connection)
                 self._unfiled = 0
-            outcomes = self._append_guarded(connection, batches)
+            outcomes = self._append_guarded(connection, batches, begun)
             return outcomes or self._append_verified(connection, batches)
         except BaseException:
             self.forget()
             raise
 
     def _append_guarded(
-        self, connection: sqlite3.Connection, batches: Sequence[Batch]
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], begun: threading.Lock | None
     ) -> Sequence[AppendOutcome] | None:
         """Decide on what is remembered, and store in one statement. None: it takes more than that to decide."""
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
@@ -197,7 +203,7 @@ class SQLiteAppend:
         if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
             return None
         try:
-            is_stored = self._insert(connection, group.rows, group.commands, self._now(), group.replicas)
+            is_stored = self._insert(connection, group.rows, group.commands, self._now(), group.replicas, begun)
         except sqlite3.IntegrityError:
             # Another connection has appended, or an event or a command is stored already: the verified path finds out.
             return None
@@ -277,6 +283,7 @@ class SQLiteAppend:
         commands: Sequence[_Outcome],
         recorded_at: int,
         replicas: Mapping[int, ReplicaFields],
+        begun: threading.Lock | None = None,
     ) -> bool:
         """Store events that go on where the log ends, and outcomes. False: the guard held them back."""
         count = len(rows) + len(commands)
@@ -305,6 +312,8 @@ class SQLiteAppend:
             inserts = _EVENTS_AND_COMMANDS if commands else _FENCED_EVENTS
             parameters.append(self._data_version)
         before = connection.total_changes
+        if begun is not None:
+            begun.release()
         stored = connection.execute(inserts[size], parameters).rowcount
         if commands or replicas:
             # What triggers store is in the connection's count alone.

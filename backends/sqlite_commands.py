@@ -31,7 +31,7 @@ SELECT json_array(
         FROM journal_commands c CROSS JOIN wanted w ON w.stream = c.stream AND w.recent > 0
         WHERE ?2 > 1 AND c.id > {FILED_THROUGH}))
 )
-"""
+"""  # noqa: S608 - a constant
 
 
 def parameters(lookups: Sequence[CommandLookup]) -> tuple[str, int]:

@@ -250,6 +250,8 @@ class SQLiteTransactions:
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
+        # Who connects first on a NullPool does so in a lock of threads: one more in it would stop the event loop.
+        self._connecting = asyncio.Lock()
         self._open: set[SQLiteTransaction] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._is_closed = False
@@ -303,7 +305,8 @@ class SQLiteTransactions:
             if self._is_closed or served.done():
                 raise StoreClosed("the store was closed: nothing was done")
             _handed_over.set(turn.begun.result())
-            connection = await self._open_engine.connect()
+            async with self._connecting:
+                connection = await self._open_engine.connect()
         except RuntimeError as error:
             turn.end()
             raise thread_missing(error) from error
