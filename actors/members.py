@@ -16,7 +16,8 @@ from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 from eventstore.vector_clock import checked_replica
 
-_CURSOR = "replication.cursor"
+CURSOR = "replication.cursor"
+"""The kind of the streams in which it is kept how far logs were read."""
 
 
 class CursorBegun(Event, name="replication.cursor_begun"):
@@ -40,7 +41,7 @@ class Cursor:
     @property
     def stream_id(self) -> str:
         """Where it is kept."""
-        return f"{_CURSOR}-{self.replica}-{self.kind}"
+        return f"{CURSOR}-{self.replica}-{self.kind}"
 
 
 class Members:
@@ -62,6 +63,11 @@ class Members:
         return [name for name in sorted({*self._joined, *self._expected}) if name not in self._left]
 
     @property
+    def left(self) -> Sequence[str]:
+        """Those that took part, and never will again."""
+        return sorted(self._left)
+
+    @property
     def is_first(self) -> bool:
         """Whether no other replica that takes part stands before this one by name."""
         return all(self.replica < name for name in self.others)
@@ -72,7 +78,7 @@ class Members:
 
     async def open(self) -> None:
         """Read who takes part, and name the journal if it is new. Raises `ReplicaRefused` if it is another's."""
-        await self._read()
+        await self.read()
         if self._journal is None:
             await self._append(ReplicaNamed(replica=self.replica, journal=uuid4()))
 
@@ -109,9 +115,10 @@ class Members:
         # Another process of this replica may have been faster with the same.
         with suppress(ConcurrencyError):
             await self._store.append(MEMBERS, [event], expected_version=self._version)
-        await self._read()
+        await self.read()
 
-    async def _read(self) -> None:
+    async def read(self) -> None:
+        """Learn what is new in the journal. Raises `ReplicaRefused` if it is another replica's."""
         async for recorded in self._store.read(MEMBERS, after=self._version):
             self._version = recorded.version
             match self._store.decode(recorded):
@@ -130,13 +137,19 @@ class Members:
 
     async def cursor(self, replica: str, kind: str) -> Cursor:
         """How far a log was read; from its start, if it never was."""
+        kept = await self.kept_cursor(replica, kind)
+        if kept is not None:
+            return kept
         cursor = Cursor(replica, kind)
-        kept = await self._store.snapshots(cursor.stream_id, limit=1)
-        if not kept:
-            with suppress(ConcurrencyError):
-                begun = CursorBegun(replica=replica, kind=kind)
-                await self._store.append(cursor.stream_id, [begun], expected_version=0)
-        for snapshot in kept:
+        with suppress(ConcurrencyError):
+            begun = CursorBegun(replica=replica, kind=kind)
+            await self._store.append(cursor.stream_id, [begun], expected_version=0)
+        return cursor
+
+    async def kept_cursor(self, replica: str, kind: str) -> Cursor | None:
+        """The same, if it was ever kept; nothing is written."""
+        cursor = Cursor(replica, kind)
+        for snapshot in await self._store.snapshots(cursor.stream_id, limit=1):
             # One that cannot be read is none: what was read before is read again, and known.
             if isinstance(snapshot, Snapshot):
                 with suppress(ValueError, LookupError, TypeError):
@@ -144,7 +157,8 @@ class Members:
                     mark = data["mark"]
                     cursor.mark = None if mark is None else Mark(mark[0], bytes.fromhex(mark[1]))
                     cursor.position = data["position"]
-        return cursor
+                    return cursor
+        return None
 
     async def advance(self, cursor: Cursor, position: int, events: Sequence[RecordedEvent]) -> None:
         """Keep that a log was read up to a position, once all of it is stored here."""
@@ -153,4 +167,4 @@ class Members:
         cursor.position = position
         mark = None if cursor.mark is None else (cursor.mark.position, cursor.mark.event_id.hex())
         data = orjson.dumps({"position": position, "mark": mark})
-        await self._store.save_snapshot(new_snapshot(cursor.stream_id, 1, _CURSOR, data), keep=1)
+        await self._store.save_snapshot(new_snapshot(cursor.stream_id, 1, CURSOR, data), keep=1)
