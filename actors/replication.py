@@ -183,8 +183,8 @@ class Replication:
                 if not self._runtime.is_open:
                     return
                 await asyncio.sleep(seconds)
-            except ReplicaRefused as error:
-                self._refuse(source, error)
+            except ReplicaRefused:
+                pass  # It was said, and nothing is read from it any more.
             except Exception as error:
                 # Whatever it was, the others' events must come here in the end.
                 failures += 1
@@ -206,6 +206,14 @@ class Replication:
         source = self._sources[name]
         if source.is_refused:
             raise ReplicaRefused(name, source.trouble or "it was refused before")
+        try:
+            return await self._pull(source, limit)
+        except ReplicaRefused as error:
+            self._refuse(source, error)
+            raise
+
+    async def _pull(self, source: _Source, limit: int) -> bool:
+        name = source.name
         if not source.has_joined:
             await self._members.join(name, source.peer)
             source.has_joined = True
