@@ -262,7 +262,7 @@ def _shorter(
         is_shorter = False
         for index, (name, source) in enumerate(steps):
             fewer = [*steps[:index], *steps[index + 1 :]]
-            given = dict(histories)
+            given: dict[str, Sequence[Event]] = dict(histories)
             if source is None:
                 number = sum(step == (name, None) for step in steps[:index])
                 given[name] = [*histories[name][:number], *histories[name][number + 1 :]]

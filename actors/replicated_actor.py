@@ -39,8 +39,8 @@ class ReplicatedActor(PersistentActor[S]):
         for rule in (cls.resolve, cls.after_merge):
             if inspect.iscoroutinefunction(rule):
                 raise DefinitionError(f"{cls.__qualname__}.{rule.__name__} cannot be async: it is part of the fold")
-        cls.has_rule = cls.resolve is not ReplicatedActor.resolve
-        cls.has_afterthought = cls.after_merge is not ReplicatedActor.after_merge
+        cls.has_rule = cls.resolve is not _DEFAULT.resolve
+        cls.has_afterthought = cls.after_merge is not _DEFAULT.after_merge
 
     @property
     def stamp(self) -> Stamp:
@@ -66,6 +66,9 @@ class ReplicatedActor(PersistentActor[S]):
         It looks at the state, as a command handler does, and persists what is to be made good, once: the state should
         show that it was. Where it raises, nothing is merged, and it is tried again later.
         """
+
+
+_DEFAULT: Any = ReplicatedActor
 
 
 def stamping(actor: ReplicatedActor[Any], stamp: Stamp | None) -> None:

@@ -70,6 +70,9 @@ class ReplicatedCell(Cell):
 
     __slots__ = ("_durable", "_membership", "_saver", "_waiting", "heard", "history")
 
+    version: int
+    _durable: int
+
     def __init__(
         self,
         runtime: CellRuntime,

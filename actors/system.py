@@ -180,7 +180,7 @@ class ActorSystem:
     def ref(self, actor: type[RA], key: str) -> ReplicatedRef[RA]: ...
     @overload
     def ref(self, actor: type[A], key: str) -> ActorRef[A]: ...
-    def ref(self, actor: type[Any], key: str) -> ActorRef[Any]:
+    def ref(self, actor: type[PersistentActor[Any]], key: str) -> ActorRef[Any]:
         """A reference to one actor. It costs nothing: the actor comes to life with its first message.
 
         Raises `InvalidStreamId` for a key that cannot be part of a stream's id, `DefinitionError` when another class of

@@ -57,6 +57,7 @@ class Entry(NamedTuple):
             verify_checksum(checksum, type_, schema_version, payload, metadata)
         except ValueError as error:
             raise damaged(error, stream_id=self.stream_id, version=self.version, position=self.position) from error
+        origin, sequence, clock, concurrent = (None, None, None, False) if replica is None else replica
         return RecordedEvent(
             self.position,
             self.stream_id,
@@ -71,7 +72,10 @@ class Entry(NamedTuple):
             self.recorded_at,
             checksum,
             "",
-            *(replica or ()),
+            origin,
+            sequence,
+            clock,
+            concurrent,
         )
 
 

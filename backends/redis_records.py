@@ -129,9 +129,9 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
         if type_bytes & _HAS_BATCH:
             batch = UUID(bytes=record[at : at + _ID_BYTES])
             at += _ID_BYTES
-        replica: tuple[str, int, bytes, bool] | tuple[()] = ()
+        origin, sequence, clock, concurrent = None, None, None, False
         if type_bytes & _HAS_REPLICA:
-            replica, at = _replica(record, at)
+            (origin, sequence, clock, concurrent), at = _replica(record, at)
         start = at + (type_bytes & _MAX_TYPE_BYTES)
         metadata = None
         payload = start
@@ -156,7 +156,10 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             _EPOCH_START + timedelta(microseconds=time),
             checksum,
             "",
-            *replica,
+            origin,
+            sequence,
+            clock,
+            concurrent,
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -51,10 +51,14 @@ class Stamp(NamedTuple):
 
 def parse_stamp(origin: str, sequence: int, clock: bytes) -> Stamp:
     """The stamp of a row. Raises `ValueError` for one that `Stamp.fields` did not write."""
-    stored = orjson.loads(clock)
-    if not isinstance(stored, dict) or stored.keys() != {"clock", "time"} or not isinstance(stored["clock"], dict):
-        raise ValueError("its clock is not one")
-    known, at = VectorClock(stored["clock"]), stored["time"]
+    stored: Any = orjson.loads(clock)
+    try:
+        counts, at = stored.pop("clock"), stored.pop("time")
+        known = VectorClock(counts)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("its clock is not one") from error
+    if stored:
+        raise ValueError("there is more than a clock and a time")
     if type(at) is not int or not 0 < at <= MAX_COUNT:
         raise ValueError("its time is not one")
     if sequence < 1 or known[origin] != sequence:
