@@ -249,14 +249,21 @@ class ReplicatedCell(Cell):
 
     @property
     def clock(self) -> VectorClock:
-        """What is known here; nothing while there is no history."""
+        """What is known here, stored or on its way; nothing while there is no history."""
         return self.history.clock if hasattr(self, "history") else EMPTY
 
-    async def be_recovered(self, age: int) -> None:
-        """Wait until there is a history. Raises why there cannot be one."""
-        if self.phase not in (Phase.LIVE, Phase.HANDLING, Phase.HELD):
-            await self._be_held(age)
-            self.release()
+    @property
+    def certain_clock(self) -> VectorClock | None:
+        """What of other replicas is stored here. None while that is not certain: it is being merged or recovered."""
+        is_certain = self.phase in (Phase.LIVE, Phase.HANDLING) and not self.is_spoilt
+        return self.history.clock if is_certain else None
+
+    async def stored_clock(self, age: int) -> VectorClock:
+        """What is stored here once all is that was decided before. Raises why the actor cannot serve."""
+        await self._be_held(age)
+        clock = self.history.clock
+        self.release()
+        return clock
 
     def differs(self, events: Sequence[RecordedEvent], stamps: Sequence[Stamp]) -> bool:
         """Whether others than those that are known here came under their numbers."""

@@ -55,11 +55,11 @@ class ReplicatedRef(ActorRef[A], Generic[A]):
         return reply
 
     async def clock(self) -> VectorClock:
-        """What is known of the actor here: for `ask(…, after=clock)` on another replica."""
-        return (await self._recovered()).clock
+        """What is stored of the actor here, once all is that was asked before: for `ask(…, after=clock)` elsewhere."""
+        return (await self._stored())[1]
 
     async def _wait_for(self, clock: VectorClock, seconds: float) -> None:
-        cell = await self._recovered()
+        cell, _ = await self._stored()
         try:
             await cell.until(lambda: cell.clock.covers(clock), seconds)
         except TimeoutError:
@@ -69,8 +69,7 @@ class ReplicatedRef(ActorRef[A], Generic[A]):
             ) from None
 
     async def _spread(self, replicated: Literal["all"] | int, seconds: float, reply: object) -> None:
-        cell = await self._recovered()
-        clock = cell.clock
+        cell, clock = await self._stored()
         others = cell.others
         wanted = len(others) + 1 if replicated == "all" else replicated
         if wanted > len(others) + 1:
@@ -90,7 +89,6 @@ class ReplicatedRef(ActorRef[A], Generic[A]):
             missing = [name for name in cell.others if name not in known]
             raise NotReplicated(self.stream_id, clock, known=known, missing=missing, reply=reply) from None
 
-    async def _recovered(self) -> ReplicatedCell:
+    async def _stored(self) -> tuple[ReplicatedCell, VectorClock]:
         cell = cast("ReplicatedCell", self._live_cell())
-        await cell.be_recovered(self._runtime.next_age())
-        return cell
+        return cell, await cell.stored_clock(self._runtime.next_age())

@@ -260,20 +260,17 @@ class Replication:
         for stamp in stamps:
             clock = clock.merge(stamp.clock)
         cell = self._runtime.live_cell(stream_id)
+        if cell is None and (await self._newest(stream_id)).covers(clock):
+            return 0  # All of it is known, and nobody in memory wants to know that they know.
+        live = cast("ReplicatedCell", cell or self._runtime.cell_of(actor, stream_id))
+        known = live.certain_clock
         merged = 0
-        is_live = isinstance(cell, ReplicatedCell) and hasattr(cell, "history")
-        known = cast("ReplicatedCell", cell).history.clock if is_live else await self._newest(stream_id)
-        if is_live or not known.covers(clock):
-            # Of a live one it is looked closely: are these the very events that are known here.
-            if cell is None:
-                cell = self._runtime.cell_of(actor, stream_id)
-            live = cast("ReplicatedCell", cell)
-            if not known.covers(clock) or live.differs(events, stamps):
-                merged = await live.merge(self._store, events, self._runtime.next_age())
-            live.hear(source, clock)
-            for stamp in stamps:
-                live.hear(stamp.origin, stamp.clock)
-            live.heard_more()
+        if known is None or not known.covers(clock) or live.differs(events, stamps):
+            merged = await live.merge(self._store, events, self._runtime.next_age())
+        live.hear(source, clock)
+        for stamp in stamps:
+            live.hear(stamp.origin, stamp.clock)
+        live.heard_more()
         return merged
 
     async def _newest(self, stream_id: str) -> VectorClock:
