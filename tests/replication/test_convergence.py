@@ -171,9 +171,9 @@ def test_a_base_and_what_follows_it_are_the_whole(monkeypatch: pytest.MonkeyPatc
     bases = 0
     chance = random.Random(5)
     for cls in (Ledger, Ruled):
-        for _ in range(20):
+        for _ in range(6):
             sites = [Listener(cls, name, "abc") for name in "abc"]
-            for wall in range(120):
+            for wall in range(90):
                 one, other = chance.sample(sites, 2)
                 if chance.random() < 0.6:
                     one.write(Noted(text=f"{one.name}{wall}"), wall)
@@ -190,7 +190,7 @@ def test_a_base_and_what_follows_it_are_the_whole(monkeypatch: pytest.MonkeyPatc
                 assert again.state == one.state
                 assert again.history.clock == one.history.clock
                 assert all(base.clock[entry.stamp.origin] >= entry.stamp.sequence for entry in one.log[: base.version])
-    assert bases > 100
+    assert bases > 50
 
 
 # Rules
@@ -381,7 +381,7 @@ def test_a_bad_rule_that_needs_causes_is_found_by_drawn_schedules() -> None:
 
 
 def test_good_actors_converge() -> None:
-    assert converges(Ledger, *(Noted(text=text) for text in "abcd")) > 24 * 24
+    assert converges(Ledger, *(Noted(text=text) for text in "abc")) > 6 * 6 + 199
     assert (
         converges(Ruled, eu=[Noted(text=text) for text in "abcdef"], us=[Noted(text=text) for text in "ghijkl"]) > 200
     )
