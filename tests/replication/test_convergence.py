@@ -122,6 +122,11 @@ def test_a_late_event_costs_what_it_overtakes(size: int, overtaken: int) -> None
     again = Site(Ledger, "again")
     again.receive(a.log)
     assert again.state == a.state
+    # What was folded from the journal has its checkpoints too.
+    third = Site(Ledger, "c").write(Noted(text="of a third"), place + 7)
+    before = again.history.applied
+    again.receive([third])
+    assert again.history.applied - before <= 1 + 2 * (overtaken + 21) + CHECKPOINT_EVERY
 
 
 def test_few_checkpoints_are_kept() -> None:
