@@ -136,8 +136,8 @@ class ReadOnlyStage:
 
 def apply_stored(actor: PersistentActor[Any], stage: Stage, page: EventPage, *, through: int) -> None:
     """Apply events that follow the actor's version. A hole, a damaged, unknown or unreadable event is an error."""
-    if stage.version + len(page) > through:
-        page = page[: max(0, through - stage.version)]
+    if page and page.versions[-1] > through:
+        page = page[: bisect_right(page.versions, through)]
     if page and not _apply_sound(actor, stage, page):
         _apply_one_by_one(actor, stage, page, through)
 

@@ -182,13 +182,22 @@ async def test_a_handler_that_raises_is_told_and_not_the_page_that_failed_meanwh
     ("wrong", "reason"),
     [
         (altered(stored(COUNTED, b'{"number":0}')), "do not match its checksum"),
+        (stored(COUNTED, b'{"number":0}')._replace(schema_version=2), "do not match its checksum"),
         (stored("replay-pages.unheard-of", b"{}"), "unheard-of"),
         (stored(COUNTED, b'{"number":0}', schema_version=2), "schema version 2"),
         (stored(COUNTED, b'{"number":"none"}'), "number: Input should be a valid integer"),
         (stored(COUNTED, b'{"number":0},{"number":0}'), "Invalid JSON"),
         (stored(COUNTED, b""), "Invalid JSON"),
     ],
-    ids=["damaged", "of an unknown type", "of a newer schema", "not valid", "two in one", "empty"],
+    ids=[
+        "damaged",
+        "of another schema by damage",
+        "of an unknown type",
+        "of a newer schema",
+        "not valid",
+        "two in one",
+        "empty",
+    ],
 )
 async def test_the_events_before_one_that_cannot_be_read_are_applied_and_no_others(
     faults: Faults, neighbours: list[str], wrong: EncodedEvent, reason: str

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar, assert_type
 
 from pydantic import BaseModel
+from sqlalchemy import Connection, CursorResult, text
 
 from actors import (
     ActorRef,
@@ -172,6 +173,10 @@ async def asking(system: ActorSystem) -> None:
     number = alice.ask(Deposit(amount=1))  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
 
 
+def len_of(connection: Connection) -> int:
+    return len(str(connection))
+
+
 async def transactions(system: ActorSystem) -> None:
     alice, list_ = system.ref(Account, "alice"), system.ref(Derived, "list")
     block = system.transaction(command_id=new_command_id(), timeout=1.5, metadata=Metadata(user="ann"))
@@ -186,8 +191,13 @@ async def transactions(system: ActorSystem) -> None:
         assert_type(tx.expect(list_, version=3), None)
         assert_type(tx.replies, tuple[Any, ...])
         assert_type(tx.is_repeated, bool)
+        assert_type(await tx.hold(alice, list_), None)
+        assert_type(await tx.connection.execute(text("SELECT 1")), CursorResult[Any])
+        assert_type(await tx.connection.run_sync(len_of), int)
+        await tx.hold("alice")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        await tx.connection.execute("SELECT 1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         nothing: None = await tx.ask(alice, Rename(name="x"))  # type: ignore[func-returns-value]
-        text: str = await tx.ask(alice, Deposit(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportAssignmentType]
+        words: str = await tx.ask(alice, Deposit(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportAssignmentType]
         number: int = tx.ask(alice, Deposit(amount=1))  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
         await tx.ask(alice, Deposited(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         await tx.ask(alice, Deposit)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
@@ -196,7 +206,7 @@ async def transactions(system: ActorSystem) -> None:
         await tx.ask(alice, Deposit(amount=1), command_id="one")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
         tx.expect(list_, 3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
         tx.expect(list_, version="3")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        print(nothing, text, number)
+        print(nothing, words, number)
     system.transaction(command_id=17)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     system.transaction("transfer-17")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     with system.transaction():  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
