@@ -29,7 +29,10 @@ class Ledger(ReplicatedActor[Lines]):
 
     @command_handler
     def note(self, command: Note) -> int:
-        self.persist(*(Noted(text=text) for text in command.text.split("+")))
+        first, *more = command.text.split("+")
+        self.persist(Noted(text=first))
+        if more:
+            self.persist(*(Noted(text=text) for text in more))
         return len(self.state.lines)
 
     @command_handler
