@@ -305,19 +305,3 @@ class _LazyPeer:
             await self._stack.enter_async_context(store)
             self._peer = StorePeer(self._name, store)
         return self._peer
-
-
-async def settled(replications: Sequence[Replication], *, rounds: int = 100) -> None:
-    """Pull from everyone to everyone until nothing new comes. For tests."""
-    for _ in range(rounds):
-        merged = 0
-        for replication in replications:
-            for status in replication.status():
-                if not status.is_refused:
-                    before = status.merged
-                    while await replication.pull_from(status.replica):
-                        pass
-                    after = next(each.merged for each in replication.status() if each.replica == status.replica)
-                    merged += after - before
-        if merged == 0:
-            return

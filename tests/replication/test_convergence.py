@@ -13,6 +13,7 @@ from actors.conflict import Resolution
 from actors.convergence import CHECKPOINT_EVERY, Base, History
 from actors.convergence_check import Site, converges, entry_of
 from actors.testing import KitFailure
+from backends.conformance.cases import case
 from eventstore import Event
 from eventstore.stamp import Stamp, parse_stamp
 from eventstore.vector_clock import VectorClock
@@ -25,8 +26,9 @@ def lines(site: Site) -> list[str]:
     return state.lines
 
 
+@case("C254")
 def test_ties_go_to_the_lower_replica() -> None:
-    # C254: at one time the lower replica has the last word, at both.
+    # At one time the lower replica has the last word, at both.
     a, b = Site(Ledger, "a"), Site(Ledger, "b")
     a.write(Noted(text="from a"), 100)
     b.write(Noted(text="from b"), 100)
@@ -59,8 +61,9 @@ def test_the_later_time_stands_last_and_causality_beats_the_clock() -> None:
     assert not second.is_concurrent_with(a.log[0].stamp)
 
 
+@case("C248")
 def test_a_batch_is_not_torn() -> None:
-    # C248: the events of one command have one time.
+    # The events of one command have one time.
     a, b = Site(Ledger, "a"), Site(Ledger, "b")
     for site in (a, b):
         site.write(Noted(text=f"{site.name}1"), 100)
@@ -170,8 +173,9 @@ def test_the_journal_must_hold_what_is_let_go() -> None:
     assert site.history.settle(site.history.clock, through=500, is_forced=True).clock["a"] == 500
 
 
+@case("C264")
 def test_a_base_and_what_follows_it_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C264, and rule 7 of recovery: from every base that is ever taken, the rest leads to the same state."""
+    """Rule 7 of recovery: from every base that is ever taken, the rest leads to the same state."""
     monkeypatch.setattr("actors.convergence.CHECKPOINT_EVERY", 3)
     bases = 0
     chance = random.Random(5)
@@ -305,8 +309,8 @@ def test_the_last_writer_of_each_field_wins() -> None:
     assert converges(FirstCome, Renamed(name="a"), Renamed(email="b"), Renamed(name="c", email="c")) > 200
 
 
+@case("C265")
 def test_a_stamp_is_there_only_while_an_event_is_applied() -> None:
-    # C265
     site = Site(Ledger, "a")
     with pytest.raises(ActorError, match="only while an event is applied"):
         _ = site.actor.stamp

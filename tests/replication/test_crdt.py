@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from actors import ReplicatedActor, event_handler
 from actors.convergence_check import converges
 from actors.crdt import GCounter, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+from backends.conformance.cases import case
 from eventstore import Event
 from eventstore.stamp import Stamp
 from eventstore.vector_clock import VectorClock
@@ -111,8 +112,8 @@ def stamps(*names: str) -> list[Stamp]:
     return [Stamp(name, 1, VectorClock({name: 1}), 5) for name in names]
 
 
+@case("C256")
 def test_a_counter_counts_every_replica() -> None:
-    # C256
     a, b = stamps("a", "b")
     counter, both = GCounter(), PNCounter()
     counter.add(2, a)
@@ -126,8 +127,8 @@ def test_a_counter_counts_every_replica() -> None:
         counter.add(-1, a)
 
 
+@case("C254")
 def test_the_lower_replica_wins_at_one_time() -> None:
-    # C254
     a, b = stamps("a", "b")
     for order in ((a, b), (b, a)):
         register = LWWRegister[str]()
@@ -146,8 +147,8 @@ def test_values_that_did_not_know_each_other_stay_both() -> None:
     assert register.values == ["agreed"]
 
 
+@case("C257")
 def test_an_addition_wins_over_a_removal_that_did_not_know_it() -> None:
-    # C257
     first = Stamp("a", 1, VectorClock({"a": 1}), 1)
     again = Stamp("a", 2, VectorClock({"a": 2}), 2)
     removal = Stamp("b", 1, VectorClock({"a": 1, "b": 1}), 9)

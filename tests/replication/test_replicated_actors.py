@@ -9,6 +9,7 @@ import pytest
 
 from actors import ActorSystem, CommandRejected, DefinitionError, fold
 from actors.peer import Peer, Pull, Pulled, StorePeer
+from backends.conformance.cases import case
 from eventstore import (
     AskTimeout,
     EventStore,
@@ -45,8 +46,9 @@ def reading(replicas: Replicas, name: str, *others: str) -> dict[str, dict[str, 
     return {name: {other: StorePeer(other, replicas.stores[other]) for other in others}}
 
 
+@case("C245", "C249")
 async def test_two_replicas_come_to_the_union_and_a_third_gets_all(replicas: Replicas) -> None:
-    # C245, C249: what the third could get from either comes once.
+    # What the third could get from either comes once.
     eu, us = await replicas.start("eu", "us", actors=[Ledger])
     await note(eu, "a")
     await note(us, "b")
@@ -59,8 +61,8 @@ async def test_two_replicas_come_to_the_union_and_a_third_gets_all(replicas: Rep
     assert len(await journaled(replicas.stores["ap"], "Ledger-x")) == 2
 
 
+@case("C246")
 async def test_each_journal_says_what_was_concurrent_there(replicas: Replicas) -> None:
-    # C246
     eu, us = await replicas.start("eu", "us", actors=[Ledger])
     await note(eu, "a")
     await replicas.sync_all()
@@ -96,8 +98,8 @@ async def test_a_remote_event_is_the_same_event(replicas: Replicas) -> None:
     assert here[0].metadata.command_id == "id-1"
 
 
+@case("C248")
 async def test_a_batch_stays_together(replicas: Replicas) -> None:
-    # C248
     eu, us = await replicas.start("eu", "us", actors=[Ledger])
     for system in (eu, us):
         # At one time, so that they would mingle if each event had a time of its own.
@@ -108,8 +110,8 @@ async def test_a_batch_stays_together(replicas: Replicas) -> None:
 
 
 @pytest.mark.parametrize("actor", [Ledger, KeptLedger])
+@case("C247", "C256", "C264")
 async def test_live_replay_and_snapshot_with_tail_agree(replicas: Replicas, actor: type[Ledger]) -> None:
-    # C247, C264
     eu, us, ap = await replicas.start("eu", "us", "ap", actors=[actor])
     for number in range(30):
         await note(eu, f"eu{number}", actor)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.conformance.cases import case
 from eventstore.errors import InvalidReplica
 from eventstore.vector_clock import MAX_COUNT, Order, VectorClock
 
@@ -34,11 +35,13 @@ clocks = st.dictionaries(st.sampled_from(ODD[:5]), st.integers(0, 3), max_size=4
         ({"n2": 2}, {"n1": 1, "n2": 2, "n3": 1}, BEFORE),
     ],
 )
+@case("C235", "C238", "C239")
 def test_cases_that_a_known_system_gets_wrong(one: dict[str, int], other: dict[str, int], order: Order) -> None:
     assert VectorClock(one).compare(VectorClock(other)) is order
     assert VectorClock(other).compare(VectorClock(one)) is OPPOSITE[order]
 
 
+@case("C240")
 def test_a_merge_is_the_least_upper_bound() -> None:
     one, other = VectorClock({"A": 3, "B": 1}), VectorClock({"B": 2, "C": 1})
     merged = one.merge(other)
@@ -49,6 +52,7 @@ def test_a_merge_is_the_least_upper_bound() -> None:
         assert not (less.covers(one) and less.covers(other))
 
 
+@case("C236")
 def test_an_increment_raises_its_own_entry_alone() -> None:
     clock = VectorClock({"A": 1})
     assert clock.incremented("B") == VectorClock({"A": 1, "B": 1})
@@ -57,8 +61,9 @@ def test_an_increment_raises_its_own_entry_alone() -> None:
     assert VectorClock().incremented("B").compare(VectorClock()) is AFTER
 
 
+@case("C237")
 def test_two_replicas_that_write_in_turn() -> None:
-    # C237: each writes on what the other wrote.
+    # Each writes on what the other wrote.
     a = VectorClock().incremented("a")
     b = a.incremented("b")
     a = b.incremented("a")
