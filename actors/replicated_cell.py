@@ -402,7 +402,7 @@ class ReplicatedCell(Cell):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being done or waited for, so that the actor may leave memory."""
-        return super().is_idle and not self._waiting
+        return super().is_idle and all(future.done() for _, future in self._waiting)
 
     def _let_go(self) -> None:
         super()._let_go()
