@@ -2,10 +2,13 @@
 
 from actors.actor import PersistentActor
 from actors.command import Command, new_command_id
+from actors.conflict import Conflict, last_writer_wins
 from actors.dead_letters import DeadLetter
 from actors.handlers import command_handler, event_handler
 from actors.recovery import Folded, fold
 from actors.ref import ActorRef
+from actors.replicated_actor import ReplicatedActor
+from actors.replicated_ref import ReplicatedRef
 from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.stats import SystemStats
@@ -49,6 +52,7 @@ __all__ = [
     "CommandRejected",
     "CommandRetention",
     "ConcurrencyError",
+    "Conflict",
     "DeadLetter",
     "DefinitionError",
     "DuplicateCommandMismatch",
@@ -63,6 +67,8 @@ __all__ = [
     "OwnedElsewhere",
     "PersistentActor",
     "RecoveryError",
+    "ReplicatedActor",
+    "ReplicatedRef",
     "Restart",
     "Resume",
     "SnapshotPolicy",
@@ -77,5 +83,6 @@ __all__ = [
     "command_handler",
     "event_handler",
     "fold",
+    "last_writer_wins",
     "new_command_id",
 ]

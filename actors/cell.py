@@ -561,7 +561,7 @@ class Cell:
         batch_id = staged[0].batch_id if staged else None
         metadata = None
         if self._metadata is not None or self._identity is not None:
-            metadata = _encoded(self._metadata, self._identity)
+            metadata = encoded_metadata(self._metadata, self._identity)
         added: list[EncodedEvent] = []
         for event in events:
             if event.__class__ not in handlers:
@@ -588,7 +588,7 @@ class Cell:
         self._is_deciding = True
         staged.extend(added)
         self._staged = staged
-        return _Durable(self)
+        return Durable(self)
 
     async def until_durable(self) -> None:
         """Store what is staged now, and return when everything the actor persisted is durable."""
@@ -803,7 +803,7 @@ class Cell:
             self.deliver(envelope)
 
 
-class _Durable:
+class Durable:
     """What `persist` returns: awaiting it waits until the events are durable; not awaiting it costs nothing."""
 
     __slots__ = ("_cell",)
@@ -815,7 +815,7 @@ class _Durable:
         return self._cell.until_durable().__await__()
 
 
-def _encoded(metadata: Metadata | bytes | None, identity: CommandIdentity | None) -> bytes | None:
+def encoded_metadata(metadata: Metadata | bytes | None, identity: CommandIdentity | None) -> bytes | None:
     """The metadata that a command's events are stored with: they name the command. A transaction has encoded them."""
     if isinstance(metadata, bytes):
         return metadata

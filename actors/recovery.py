@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from actors.actor import PersistentActor, Stage, new_actor, stream_id_of
 from actors.replay import ReadOnlyStage, Replay
+from actors.replicated_actor import ReplicatedActor
+from actors.replicated_recovery import read_history
 from eventstore.errors import CodecError, DefinitionError, JournalCorrupt, RecoveryError, SnapshotUnusable
 from eventstore.events import Snapshot
 from eventstore.snapshots import unpack
@@ -60,6 +62,11 @@ async def recover(
     `page_timeout` bounds the wait for each page of events, not the whole: a long replay that makes progress goes on.
     """
     stream_id = stage.stream_id
+    if isinstance(actor, ReplicatedActor):
+        found = await read_history(
+            store, actor, stage, through=through, use_snapshots=use_snapshots, page_timeout=page_timeout
+        )
+        return found.snapshot_version
     replay = Replay(store, actor, stage, page_timeout=page_timeout)
     try:
         snapshot_version, end = await _start(store, actor, stage, replay, through, use_snapshots)

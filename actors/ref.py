@@ -46,6 +46,8 @@ class RefRuntime(Protocol):
 
     def restart(self, stream_id: str) -> None: ...
 
+    def next_age(self) -> int: ...
+
     async def transact(
         self,
         work: Callable[[Transaction], Awaitable[R]],

@@ -25,6 +25,8 @@ from actors.ownership import Ownership
 from actors.permits import Permits
 from actors.recovery import catch_up, recover
 from actors.ref import give_up
+from actors.replicated_actor import ReplicatedActor
+from actors.replicated_cell import Membership, ReplicatedCell
 from actors.retention import CommandRetention
 from actors.settings import Settings
 from actors.stats import SystemStats
@@ -33,8 +35,8 @@ from actors.supervisor import NAMED_ACTORS, Supervisor, described
 from actors.transacting import RETRIES, transact
 from actors.transaction import Transaction
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
-from eventstore.errors import ActorStopped, EventStoreError, RecoveryError
-from eventstore.events import Metadata
+from eventstore.errors import ActorStopped, DefinitionError, EventStoreError, RecoveryError
+from eventstore.events import Metadata, Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
@@ -70,6 +72,7 @@ class Runtime:
         self.is_open = True
         self.is_shut = False
         self.has_user_sql = store.capabilities.user_sql
+        self.membership: Membership | None = None
         self.transactions: set[Transaction] = set()
         self._next_age = count(1).__next__
         self._permits = Permits(settings.recoveries_at_once, store.commits.breaker)
@@ -143,7 +146,7 @@ class Runtime:
                 raise ActorStopped("the actor system is closed: the command was not accepted")
             if len(self._cells) >= self._settings.max_live:
                 self._make_room()
-            cell = Cell(self, cls, stream_id)
+            cell = self._new_cell(cls, stream_id)
             cell.used = self.next_use()
             self._cells[stream_id] = cell
             cell.activate(self._supervisor.pause_left(stream_id))
@@ -154,6 +157,27 @@ class Runtime:
             if self._sweeper is None and self.is_open:
                 self._schedule_sweep()
         return cell
+
+    def _new_cell(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell:
+        if issubclass(cls, ReplicatedActor):
+            if self.membership is None:
+                raise DefinitionError(
+                    f"{cls.__qualname__} is replicated: give this replica a name, ActorSystem(…, replica=…)"
+                )
+            return ReplicatedCell(self, cls, stream_id, membership=self.membership, saver=self.save_packed)
+        return Cell(self, cls, stream_id)
+
+    def live_cell(self, stream_id: str) -> Cell | None:
+        """An actor that is in memory now."""
+        return self._cells.get(stream_id)
+
+    def live_cells(self) -> list[Cell]:
+        """All that are."""
+        return list(self._cells.values())
+
+    def next_age(self) -> int:
+        """A place among transactions: behind all that have begun."""
+        return self._next_age()
 
     def transaction(
         self, *, timeout: float | None, metadata: Metadata | None, command_id: str | None, age: int | None = None
@@ -266,6 +290,8 @@ class Runtime:
 
     async def _rebuild(self, cell: Cell) -> PersistentActor[Any]:
         timeout = self._settings.recovery_timeout
+        if isinstance(cell, ReplicatedCell):
+            return await cell.rebuild(self._store)
         actor = cell.start_anew()
         if not cell.is_overtaken:
             cell.base = None
@@ -292,6 +318,9 @@ class Runtime:
 
     async def catch_up(self, cell: Cell) -> None:
         """Bring a live cell's state to what the journal holds at this moment."""
+        if isinstance(cell, ReplicatedCell):
+            await cell.catch_up_with(self._store)
+            return
         await catch_up(self._store, cell.actor, cell, page_timeout=self._settings.recovery_timeout)
 
     async def find_command(self, lookup: CommandLookup) -> CommandsFound:
@@ -330,20 +359,22 @@ class Runtime:
 
     def save_snapshot(self, cell: Cell, version: int, data: bytes) -> None:
         """Store a state. One save per actor at a time: while one is under way, the next is left out."""
-        if cell.stream_id in self._saving:
-            return
-        work = self._save(cell.cls, cell.stream_id, version, data, cell.epoch)
-        self._saving[cell.stream_id] = self.start_task(work, None)
+        if cell.stream_id not in self._saving:
+            self.save_packed(cell, new_snapshot(cell.stream_id, version, cell.cls.state_type.fingerprint, data))
 
-    async def _save(
-        self, cls: type[PersistentActor[Any]], stream_id: str, version: int, data: bytes, epoch: int | None
-    ) -> None:
-        snapshot = new_snapshot(stream_id, version, cls.state_type.fingerprint, data)
+    def save_packed(self, cell: Cell, snapshot: Snapshot) -> None:
+        """The same for a state that is a snapshot already."""
+        if cell.stream_id not in self._saving:
+            work = self._save(cell.cls, snapshot, cell.epoch)
+            self._saving[cell.stream_id] = self.start_task(work, None)
+
+    async def _save(self, cls: type[PersistentActor[Any]], snapshot: Snapshot, epoch: int | None) -> None:
+        stream_id = snapshot.stream_id
         try:
             await self._store.save_snapshot(snapshot, keep=cls.snapshot_policy.keep, epoch=epoch)
         except EventStoreError:
             # It is only an optimisation: the next one will do as well.
-            logger.exception("%s: the snapshot at version %d was not saved", stream_id, version)
+            logger.exception("%s: the snapshot at version %d was not saved", stream_id, snapshot.version)
         finally:
             self._saving.pop(stream_id, None)
 

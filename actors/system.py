@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from socket import gethostname
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.dead_letters import DeadLetter, DeadLetters
+from actors.peer import Peer
 from actors.ref import ActorRef
+from actors.replicated_actor import ReplicatedActor
+from actors.replicated_ref import ReplicatedRef
+from actors.replication import Replication
 from actors.runtime import Runtime
 from actors.settings import Settings
 from actors.stats import SystemStats
@@ -20,8 +24,10 @@ from actors.transaction import Transaction
 from eventstore.errors import DefinitionError, StoreClosed
 from eventstore.events import Metadata
 from eventstore.store import EventStore
+from eventstore.vector_clock import checked_replica
 
 A = TypeVar("A", bound=PersistentActor[Any])
+RA = TypeVar("RA", bound=ReplicatedActor[Any])
 T = TypeVar("T")
 
 
@@ -44,6 +50,11 @@ class ActorSystem:
 
     A `transaction` may hold up whoever asks its actors for `transaction_timeout` seconds; then it ends.
 
+    With a `replica` name the system is one of several that change the same actors, those of classes that are a
+    `ReplicatedActor`; docs/replication.md says how. `peers` are the others, by name: the URL of each one's store, the
+    store itself, or a `Peer`. Events are fetched from them of the classes that are `replicated` or were given to `ref`,
+    at the latest `replication_seconds` after they were stored; with None, when `replication.pull_from` is called.
+
     `supervision` says what becomes of failed actors whose class does not say it. `dead_letters` is how many failed
     tells are kept, the newest, and `on_dead_letter` a function that is called with each.
     """
@@ -65,6 +76,10 @@ class ActorSystem:
         catch_up_seconds: float = 0.5,
         transaction_timeout: float = 5.0,
         name: str | None = None,
+        replica: str | None = None,
+        peers: Mapping[str, str | EventStore | Peer] | None = None,
+        replicated: Iterable[type[ReplicatedActor[Any]]] = (),
+        replication_seconds: float | None = 0.5,
         supervision: Supervision = Restart(),  # noqa: B008 (it is frozen)
         dead_letters: int = 1000,
         on_dead_letter: Callable[[DeadLetter], object] | None = None,
@@ -90,6 +105,13 @@ class ActorSystem:
         self._dead_letters = DeadLetters(dead_letters, on_dead_letter)
         self._classes: dict[str, type[PersistentActor[Any]]] = {}
         self._runtime: Runtime | None = None
+        if replica is None and (peers or tuple(replicated)):
+            raise DefinitionError("ActorSystem: peers and replicated classes need a name for this replica: replica=…")
+        self._replica = None if replica is None else checked_replica(replica)
+        self._peers = dict(peers or {})
+        self._replicated = tuple(replicated)
+        self._replication_seconds = replication_seconds
+        self._replication: Replication | None = None
 
     async def __aenter__(self) -> Self:
         """Open the store, if it was given as a URL. Raises as `EventStore` does."""
@@ -98,7 +120,28 @@ class ActorSystem:
         if self._owns_store:
             await self._store.__aenter__()
         self._runtime = Runtime(self._store, self._settings, self._dead_letters)
+        if self._replica is not None:
+            try:
+                await self._open_replication(self._runtime, self._replica)
+            except BaseException:
+                await self.close()
+                raise
         return self
+
+    async def _open_replication(self, runtime: Runtime, replica: str) -> None:
+        self._replication = Replication(
+            runtime,
+            self._store,
+            replica=replica,
+            peers=self._peers,
+            seconds=self._replication_seconds,
+            page_timeout=self._settings.recovery_timeout,
+        )
+        await self._replication.open()
+        runtime.membership = self._replication
+        for actor in self._replicated:
+            self.ref(actor, "any")
+        self._replication.start()
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -114,6 +157,8 @@ class ActorSystem:
         if self._runtime is None or not self._runtime.is_open:
             return
         try:
+            if self._replication is not None:
+                await self._replication.close()
             await self._runtime.close()
         finally:
             if self._owns_store:
@@ -124,7 +169,18 @@ class ActorSystem:
         """The journal the actors live on."""
         return self._store
 
-    def ref(self, actor: type[A], key: str) -> ActorRef[A]:
+    @property
+    def replication(self) -> Replication:
+        """What makes this system one of several replicas. Raises `DefinitionError` if it is none."""
+        if self._replication is None:
+            raise DefinitionError("this system is no replica: give it a name, ActorSystem(…, replica=…), and enter it")
+        return self._replication
+
+    @overload
+    def ref(self, actor: type[RA], key: str) -> ReplicatedRef[RA]: ...
+    @overload
+    def ref(self, actor: type[A], key: str) -> ActorRef[A]: ...
+    def ref(self, actor: type[PersistentActor[Any]], key: str) -> ActorRef[Any]:
         """A reference to one actor. It costs nothing: the actor comes to life with its first message.
 
         Raises `InvalidStreamId` for a key that cannot be part of a stream's id, `DefinitionError` when another class of
@@ -137,6 +193,9 @@ class ActorSystem:
                 f"{actor.__qualname__} and {known.__module__}.{known.__qualname__} are both of kind {actor.kind!r}: "
                 "their events would share streams; give one of them another: class …(PersistentActor[…], kind=…)"
             )
+        if issubclass(actor, ReplicatedActor):
+            self.replication.replicate(actor)
+            return ReplicatedRef(runtime, actor, stream_id_of(actor, key))
         return ActorRef(runtime, actor, stream_id_of(actor, key))
 
     def transaction(

@@ -15,22 +15,18 @@ from typing import Any, Generic, TypeVar, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.command import Command
+from actors.convergence_check import converges
+from actors.kit_failure import KitFailure
 from actors.replay import apply_stored
 from eventstore.backend import EventPage, ReplayedEvent
 from eventstore.codec import checksum_of, decode_payload, encode_payload
 from eventstore.errors import ActorError, CodecError, DefinitionError
 from eventstore.events import Event
 
+__all__ = ["KitFailure", "Outcome", "Scenario", "converges"]
+
 S = TypeVar("S")
 R = TypeVar("R")
-
-
-class KitFailure(ActorError, AssertionError):
-    """An actor breaks a rule that its recovery rests on. `handler` names the method, or the class, to correct."""
-
-    def __init__(self, handler: str, message: str) -> None:
-        super().__init__(f"{handler}: {message}")
-        self.handler = handler
 
 
 class Outcome(Generic[S, R]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, StreamWrite, refusal
+from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields, StreamWrite, refusal
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError
 
 
@@ -54,6 +54,8 @@ class Group:
         self.versions: dict[str, int] = {}
         """The version that each stream with new events has after them."""
         self.rows: list[tuple[Any, ...]] = []
+        self.replicas: dict[int, ReplicaFields] = {}
+        """What replicas say of events, by the event's place among `rows`."""
         self.commands: list[tuple[Head, int, CommandOutcome]] = []
         """What is to be remembered: stream, its version after the write, outcome."""
         self.command_streams: set[str] = set()
@@ -118,8 +120,10 @@ class Group:
             self.asserts_epochs = self.asserts_epochs or epoch is not None
             return Appended(0, (version,))
         rows = self.rows
-        for event_id, type_, schema_version, payload, metadata, batch_id, checksum in events:
+        for event_id, type_, schema_version, payload, metadata, batch_id, checksum, replica in events:
             version += 1
+            if replica is not None:
+                self.replicas[len(rows)] = replica
             first_of = None if batch_id == event_id else batch_id
             rows.append(
                 (stream, version, type_, schema_version, payload, metadata, event_id, first_of, checksum, epoch or 0)
@@ -135,6 +139,7 @@ class Group:
         versions: dict[str, int] = {}
         after: list[int] = []
         rows: list[tuple[Any, ...]] = []
+        replicas: dict[int, ReplicaFields] = {}
         taken: set[CommandKey] = set()
         for write in batch:
             stream_id = write.stream_id
@@ -150,8 +155,10 @@ class Group:
                 if refused is not None:
                     return refused
             epoch = write.epoch or 0
-            for event_id, type_, schema_version, payload, metadata, batch_id, checksum in write.events:
+            for event_id, type_, schema_version, payload, metadata, batch_id, checksum, replica in write.events:
                 version += 1
+                if replica is not None:
+                    replicas[len(self.rows) + len(rows)] = replica
                 first_of = None if batch_id == event_id else batch_id
                 rows.append(
                     (stream, version, type_, schema_version, payload, metadata, event_id, first_of, checksum, epoch)
@@ -174,6 +181,7 @@ class Group:
                 self._remember(write.stream_id, self._streams[write.stream_id], version, write.commands)
         self.versions.update(versions)
         self.rows.extend(rows)
+        self.replicas.update(replicas)
         return Appended(self.last_position + len(self.rows) if rows else 0, tuple(after))
 
     def _refused_command(self, write: StreamWrite, stream: Head, taken: set[CommandKey] | None) -> AppendOutcome | None:

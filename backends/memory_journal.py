@@ -52,11 +52,12 @@ class Entry(NamedTuple):
     recorded_at: datetime
 
     def recorded(self) -> RecordedEvent:
-        event_id, type_, schema_version, payload, metadata, batch_id, checksum = self.event
+        event_id, type_, schema_version, payload, metadata, batch_id, checksum, replica = self.event
         try:
             verify_checksum(checksum, type_, schema_version, payload, metadata)
         except ValueError as error:
             raise damaged(error, stream_id=self.stream_id, version=self.version, position=self.position) from error
+        origin, sequence, clock, concurrent = (None, None, None, False) if replica is None else replica
         return RecordedEvent(
             self.position,
             self.stream_id,
@@ -70,6 +71,11 @@ class Entry(NamedTuple):
             self.epoch,
             self.recorded_at,
             checksum,
+            "",
+            origin,
+            sequence,
+            clock,
+            concurrent,
         )
 
 

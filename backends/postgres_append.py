@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
-from backends.postgres_columns import command_columns, event_columns, forgotten_column, head_columns
+from backends.postgres_columns import command_columns, event_columns, forgotten_column, head_columns, replica_columns
 from backends.postgres_driver import DRIVER_ERRORS, InternalClientError
 from backends.postgres_errors import may_be_decided_again, translated
 from backends.postgres_session import PostgresSession
@@ -208,7 +208,7 @@ class PostgresAppend:
         """The statement that stores the group, its parameters, and the streams that it makes."""
         with_commands = bool(group.commands)
         is_one_each = len(group.rows) == len(group.versions) == len(stream_ids) and not group.has_new_streams
-        if is_one_each and (not group.has_epochs or _is_by_owners(group.rows)):
+        if is_one_each and not group.replicas and (not group.has_epochs or _is_by_owners(group.rows)):
             parameters = [*event_columns(group.rows, {}), self._last_recorded_at]
             if with_commands:
                 heads = [row[0] for row in group.rows]
@@ -223,13 +223,14 @@ class PostgresAppend:
         new = [stream_id for stream_id, head in found.items() if not head.id]
         places = {id(found[stream_id]): -place for place, stream_id in enumerate(new, start=1)}
         parameters = [*event_columns(group.rows, places), self._last_recorded_at, *head_columns(known)]
-        statement = self._sql.append_with_commands if with_commands else self._sql.append
+        statement = self._sql.append_to(new=bool(new), commands=with_commands, replicas=bool(group.replicas))
         if new:
-            statement = self._sql.append_new_with_commands if with_commands else self._sql.append_new
             versions = [group.versions.get(stream_id, 0) for stream_id in new]
             parameters += [new, [stream_kind(stream_id) for stream_id in new], versions]
         if with_commands:
             parameters += [forgotten_column([head for head, _ in known]), *command_columns(group.commands, places)]
+        if group.replicas:
+            parameters += replica_columns(group.replicas)
         return statement, parameters, new
 
     async def _usable_session(self) -> PostgresSession:

@@ -25,10 +25,10 @@ WITH lock AS MATERIALIZED (
     RETURNING s.id
 ), stored AS (
     INSERT INTO {schema}.journal_events (position, stream, version, type, schema_version, payload, metadata, event_id,
-        batch_id, checksum, epoch, recorded_at)
+        batch_id, checksum, epoch, recorded_at{replica_columns})
     SELECT nextval('{schema}.journal_events_position_seq'), e.stream, e.version, e.type, coalesce(e.schema_version, 1),
         e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, e.checksum,
-        coalesce(e.epoch, 0), {recorded_at}
+        coalesce(e.epoch, 0), {recorded_at}{replica_values}
     FROM {events}
     WHERE {holds}
     RETURNING position, recorded_at
@@ -148,18 +148,31 @@ _COMMAND_PARAMETERS = (
 _MEMORIES = ", (SELECT count(*) FROM remembered)"
 _LATEST_OF_BOTH = "greatest(max(recorded_at), (SELECT max(recorded_at) FROM remembered))"
 
+# Few events come with what a replica says of them, and the others do without these arrays.
+_REPLICA_COLUMNS = ", origin, origin_sequence, clock, concurrent"
+_REPLICA_VALUES = ", e.origin, e.origin_sequence, e.clock, e.concurrent"
+_EVENTS_AND_REPLICAS = """(
+        SELECT e.*, r.origin, r.origin_sequence, r.clock, r.concurrent
+        FROM {single_events}
+        LEFT JOIN unnest({places}::bigint[], {origins}::text[], {sequences}::bigint[], {clocks}::text[],
+            {concurrent}::bool[]) AS r (number, origin, origin_sequence, clock, concurrent) ON r.number = e.number
+        ORDER BY e.number
+    ) e"""
+# In the order of `replica_columns`.
+_REPLICA_PARAMETERS = ("places", "origins", "sequences", "clocks", "concurrent")
+
 Streams = Literal["one each", "one each, owned", "known", "new"]
 """Which streams a statement is for: with one event each, any that have rows, or some that have none yet."""
 
 
-def append_statement(streams: Streams, *, with_commands: bool = False) -> str:
+def append_statement(streams: Streams, *, with_commands: bool = False, with_replicas: bool = False) -> str:
     """The statement, with the names of the schema and of the lock still to be filled in.
 
     Its parameters are an event's columns and the time of the last append, then the heads of streams that are not
-    told by one event each, then the new streams, then the commands' columns.
+    told by one event each, then the new streams, then the commands' columns, then the replicas' columns.
     """
     parts = {"events": _EVENTS, "recorded_at": _RECORDED_AT, "latest": "max(recorded_at)"}
-    parts |= dict.fromkeys(("created", "ids", "remembered", "memories"), "")
+    parts |= dict.fromkeys(("created", "ids", "remembered", "memories", "replica_columns", "replica_values"), "")
     parameters = _EVENT_PARAMETERS
     match streams:
         case "one each" | "one each, owned" if with_commands:
@@ -179,6 +192,11 @@ def append_statement(streams: Streams, *, with_commands: bool = False) -> str:
         parts |= {"remembered": _REMEMBERED, "memories": _MEMORIES, "latest": _LATEST_OF_BOTH}
         parts |= {"commands": _COMMANDS_OF_NEW if streams == "new" else _COMMANDS, "all_commands": _COMMANDS}
         parts |= {name: f"${number}" for number, name in enumerate(_COMMAND_PARAMETERS, start=parameters + 1)}
+        parameters += len(_COMMAND_PARAMETERS)
+    if with_replicas:
+        parts |= {"replica_columns": _REPLICA_COLUMNS, "replica_values": _REPLICA_VALUES}
+        parts |= {"single_events": parts["events"], "events": _EVENTS_AND_REPLICAS}
+        parts |= {name: f"${number}" for number, name in enumerate(_REPLICA_PARAMETERS, start=parameters + 1)}
     return _filled(_APPEND, parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from backends.deciding import Head
-from eventstore.backend import CommandOutcome
+from eventstore.backend import CommandOutcome, ReplicaFields
 from eventstore.errors import EventEncodeError
 
 # What stands between texts that are strung together.
@@ -62,6 +62,16 @@ def command_columns(commands: Sequence[tuple[Head, int, CommandOutcome]], places
         texts,
         numbers(issued) if any(issued) else "{}",
     ]
+
+
+def replica_columns(replicas: Mapping[int, ReplicaFields]) -> list[object]:
+    """The columns of what replicas say of events, after the events' places, which count from 1."""
+    origins, sequences, clocks, concurrent = zip(*replicas.values(), strict=True)
+    try:
+        texts = [clock.decode() for clock in clocks]
+    except UnicodeDecodeError as error:
+        raise EventEncodeError(f"a clock holds bytes that are no UTF-8 text, nothing was stored: {error}") from error
+    return [[place + 1 for place in replicas], origins, sequences, texts, concurrent]
 
 
 def head_columns(heads: Iterable[tuple[Head, int]]) -> list[Sequence[int]]:

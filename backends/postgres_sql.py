@@ -174,10 +174,14 @@ class PostgresSQL:
         self.append_one_each = self.named(append_statement("one each"))
         self.append_one_each_owned = self.named(append_statement("one each, owned"))
         self.append_one_each_with_commands = self.named(append_statement("one each", with_commands=True))
-        self.append = self.named(append_statement("known"))
-        self.append_with_commands = self.named(append_statement("known", with_commands=True))
-        self.append_new = self.named(append_statement("new"))
-        self.append_new_with_commands = self.named(append_statement("new", with_commands=True))
+        self._appends = {
+            (new, commands, replicas): self.named(
+                append_statement("new" if new else "known", with_commands=commands, with_replicas=replicas)
+            )
+            for new in (False, True)
+            for commands in (False, True)
+            for replicas in (False, True)
+        }
         self.streams = self.named(_STREAMS)
         self.lock_streams = self.named(_STREAMS + "FOR NO KEY UPDATE")
         self.places = self.named(_PLACES)
@@ -195,6 +199,10 @@ class PostgresSQL:
         self.statistics = self.named(_STATISTICS)
         self.server = self.named(_SERVER)
         self.revision = self.named(_REVISION)
+
+    def append_to(self, *, new: bool, commands: bool, replicas: bool) -> str:
+        """The append to any streams that have rows, or to some that have none; with commands, or what replicas say."""
+        return self._appends[new, commands, replicas]
 
     def named(self, statement: str, **parts: str) -> str:
         """A statement for this journal: with the names of its schema and of its lock, and with its parts."""

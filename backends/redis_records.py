@@ -32,7 +32,8 @@ MAX_GROUP_BYTES = 256 * 1024 * 1024
 """Redis closes a connection that sends it much more at once."""
 
 # What the script puts in front, position and time; then event id, epoch, checksum, schema version, bytes of the type
-# (the highest bit set: a batch id follows the header), bytes of the metadata plus one (0: there is none).
+# (the highest bit set: a batch id follows the header; the next one set: then what a replica says of it), bytes of the
+# metadata plus one (0: there is none).
 _HEADER = struct.Struct(">QQ16sQQIHI")
 _GIVEN = struct.Struct(">16sQQIHI")
 _REPLAYED = struct.Struct(">IHI")
@@ -40,7 +41,10 @@ _SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
 _CHECKSUM = slice(_SIZES.start - 8, _SIZES.start)
 _WRITE = struct.Struct(">IqqII?")
 _HAS_BATCH = 0x8000
-_MAX_TYPE_BYTES = _HAS_BATCH - 1
+_HAS_REPLICA = 0x4000
+_MAX_TYPE_BYTES = _HAS_REPLICA - 1
+# Bytes of the origin's name and of the clock, which follow; the origin's sequence, and whether it was concurrent.
+_REPLICA = struct.Struct(">HIQ?")
 _ID_BYTES = 16
 
 _SNAPSHOT = struct.Struct(">QqQHHH")
@@ -125,6 +129,9 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
         if type_bytes & _HAS_BATCH:
             batch = UUID(bytes=record[at : at + _ID_BYTES])
             at += _ID_BYTES
+        origin, sequence, clock, concurrent = None, None, None, False
+        if type_bytes & _HAS_REPLICA:
+            (origin, sequence, clock, concurrent), at = _replica(record, at)
         start = at + (type_bytes & _MAX_TYPE_BYTES)
         metadata = None
         payload = start
@@ -148,6 +155,11 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             epoch,
             _EPOCH_START + timedelta(microseconds=time),
             checksum,
+            "",
+            origin,
+            sequence,
+            clock,
+            concurrent,
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position) from error
@@ -168,6 +180,10 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPag
                 sizes = record[_SIZES]
                 schema_version, type_bytes, metadata_bytes = _REPLAYED.unpack(sizes)
                 start = _HEADER.size + (_ID_BYTES if type_bytes & _HAS_BATCH else 0)
+                if type_bytes & _HAS_REPLICA:
+                    _, start = _replica(record, start)
+                    # The next one may have it in another place.
+                    sizes = b""
                 end = start + (type_bytes & _MAX_TYPE_BYTES)
                 payload = end + metadata_bytes - 1 if metadata_bytes else end
                 name = record[start:end]
@@ -224,11 +240,17 @@ def unpacked_snapshot(stream_id: str, packed: bytes) -> StoredSnapshot:
 
 
 def _packed(event: EncodedEvent, epoch: int) -> bytes:
-    event_id, type_, schema_version, payload, metadata, batch_id, checksum = event
+    event_id, type_, schema_version, payload, metadata, batch_id, checksum, replica = event
     name = type_.encode()
     size = len(name)
     if size > _MAX_TYPE_BYTES:
         raise PayloadTooLarge("an event's stored name", size, _MAX_TYPE_BYTES)
+    if replica is not None:
+        # Few events have it: all of what comes before the name goes in its place.
+        size |= _HAS_REPLICA
+        origin, sequence, clock, concurrent = replica
+        encoded = origin.encode()
+        name = b"".join((_REPLICA.pack(len(encoded), len(clock), sequence, concurrent), encoded, clock, name))
     # Most events are the first of their batch.
     if batch_id == event_id:
         if metadata is None:
@@ -240,6 +262,15 @@ def _packed(event: EncodedEvent, epoch: int) -> bytes:
         event_id, epoch, checksum, schema_version, size | _HAS_BATCH, 0 if metadata is None else len(metadata) + 1
     )
     return b"".join((given, batch_id, name, metadata or b"", payload))
+
+
+def _replica(record: bytes, at: int) -> tuple[tuple[str, int, bytes, bool], int]:
+    """What a replica says of an event, and where that ends in the record."""
+    origin_bytes, clock_bytes, sequence, concurrent = _REPLICA.unpack_from(record, at)
+    origin = at + _REPLICA.size
+    clock = origin + origin_bytes
+    end = clock + clock_bytes
+    return (record[origin:clock].decode(), sequence, record[clock:end], concurrent), end
 
 
 def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch) -> AppendOutcome:

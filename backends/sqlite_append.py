@@ -6,14 +6,14 @@ import sqlite3
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
 from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
-from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome
+from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields
 from eventstore.errors import JournalCorrupt
 from eventstore.events import stream_kind
 
@@ -57,23 +57,23 @@ _EVENTS_AND_COMMANDS = _inserts("journal_appends", _COMMITS)
 # statements they took three times as long beside a busy event loop. View and triggers are this connection's own, so
 # that nobody else can change them.
 _VIEW = """
-CREATE TEMP VIEW journal_appends AS
+CREATE TEMP VIEW {view} AS
 SELECT position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
-    recorded_at
+    recorded_at{columns}
 FROM journal_events
 """
 _STORE_EVENT = """
-CREATE TEMP TRIGGER journal_appends_event INSTEAD OF INSERT ON journal_appends WHEN NEW.position IS NOT NULL
+CREATE TEMP TRIGGER {view}_event INSTEAD OF INSERT ON {view} WHEN NEW.position IS NOT NULL
 BEGIN
     INSERT INTO journal_events
         (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
-        recorded_at)
+        recorded_at{columns})
     VALUES (NEW.position, NEW.stream, NEW.version, NEW.type, NEW.schema_version, NEW.payload, NEW.metadata,
-        NEW.event_id, NEW.batch_id, NEW.checksum, NEW.epoch, NEW.recorded_at);
+        NEW.event_id, NEW.batch_id, NEW.checksum, NEW.epoch, NEW.recorded_at{new_columns});
 END
 """
 _STORE_COMMAND = """
-CREATE TEMP TRIGGER journal_appends_command INSTEAD OF INSERT ON journal_appends WHEN NEW.position IS NULL
+CREATE TEMP TRIGGER {view}_command INSTEAD OF INSERT ON {view} WHEN NEW.position IS NULL
 BEGIN
     INSERT INTO journal_commands
         (stream, version, command_id, is_rejection, payload, fingerprint, outcome_id, issued_at, recorded_at)
@@ -81,6 +81,28 @@ BEGIN
         NEW.epoch, NEW.recorded_at);
 END
 """
+
+# Few events come with what a replica says of them, and the others shall not bind four columns in vain: these have
+# statements of their own.
+_REPLICA = (", origin", ", origin_sequence", ", clock", ", concurrent")
+_REPLICA_COLUMNS = _COLUMNS + len(_REPLICA)
+_WITH_REPLICAS = {
+    size: _INSERT.replace("recorded_at)", f"recorded_at{''.join(_REPLICA)})")
+    .replace("column11, ?", "column11, ?, column12, column13, CAST(column14 AS TEXT), column15")
+    .format(
+        table="journal_replica_appends",
+        rows=",".join(["(" + ",".join("?" * _REPLICA_COLUMNS) + ")"] * size),
+        guard=_COMMITS,
+    )
+    for size in _SIZES
+}
+_TEMPORARY = [
+    statement.format(
+        view=view, columns="".join(columns), new_columns="".join(column.replace(" ", " NEW.") for column in columns)
+    )
+    for view, columns in (("journal_appends", ()), ("journal_replica_appends", _REPLICA))
+    for statement in (_VIEW, _STORE_EVENT, _STORE_COMMAND)
+]
 
 LOG_END = """
 SELECT max(
@@ -138,7 +160,7 @@ class SQLiteAppend:
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Prepare a connection that was just opened, and start anew on it."""
-        for statement in (_VIEW, _STORE_EVENT, _STORE_COMMAND):
+        for statement in _TEMPORARY:
             connection.execute(statement)
         self._unfiled = unfiled(connection)
         self.forget()
@@ -182,7 +204,13 @@ class SQLiteAppend:
             return None
         try:
             is_stored = self._insert(
-                connection, group.rows, group.commands, self._now(), begun, has_epochs=group.asserts_epochs
+                connection,
+                group.rows,
+                group.commands,
+                self._now(),
+                group.replicas,
+                begun,
+                has_epochs=group.asserts_epochs,
             )
         except sqlite3.IntegrityError:
             # Another connection has appended, or an event or a command is stored already: the verified path finds out.
@@ -211,8 +239,8 @@ class SQLiteAppend:
         now = self._now()
         if group.has_new_streams:
             self._create_streams(connection, group.new_streams(), now)
-        for rows, outcomes in _portions(group):
-            if not self._insert(connection, rows, outcomes, now):
+        for rows, outcomes, replicas in _portions(group):
+            if not self._insert(connection, rows, outcomes, now, replicas):
                 raise sqlite3.OperationalError("another connection committed inside a write transaction")
         return group
 
@@ -262,6 +290,7 @@ class SQLiteAppend:
         rows: Sequence[_Row],
         commands: Sequence[_Outcome],
         recorded_at: int,
+        replicas: Mapping[int, ReplicaFields],
         begun: threading.Lock | None = None,
         *,
         has_epochs: bool = False,
@@ -284,16 +313,21 @@ class SQLiteAppend:
             parameters += (None, stream.id, version, command_id, is_rejection, payload, None)
             parameters += (fingerprint, outcome_id, None, issued_at)
         parameters += _PADDING * (size - count)
+        if replicas:
+            parameters = _with_replicas(parameters, size, replicas)
         parameters.append(self._removals)
         inserts = _EVENTS
-        if commands or has_epochs:
+        if replicas:
+            inserts = _WITH_REPLICAS
+            parameters.append(self._data_version)
+        elif commands or has_epochs:
             inserts = _EVENTS_AND_COMMANDS if commands else _FENCED_EVENTS
             parameters.append(self._data_version)
         before = connection.total_changes
         if begun is not None:
             begun.release()
         stored = connection.execute(inserts[size], parameters).rowcount
-        if commands:
+        if commands or replicas:
             # What triggers store is in the connection's count alone.
             stored = connection.total_changes - before
         if stored == 0:
@@ -334,12 +368,30 @@ def _stored_commands(connection: sqlite3.Connection, batches: Sequence[Batch]) -
     return {(stream_id, command_id): (outcome_id, version) for stream_id, command_id, outcome_id, version in rows}
 
 
-def _portions(group: Group) -> Iterable[tuple[Sequence[_Row], Sequence[_Outcome]]]:
+def _portions(group: Group) -> Iterable[tuple[Sequence[_Row], Sequence[_Outcome], Mapping[int, ReplicaFields]]]:
     """What a group stores, in parts that fit one statement each."""
+    if group.is_empty:
+        return
     if len(group.rows) + len(group.commands) <= _SIZES[-1]:
-        return [(group.rows, group.commands)] if not group.is_empty else []
-    events: list[tuple[Sequence[_Row], Sequence[_Outcome]]] = [(rows, ()) for rows in _chunks(group.rows)]
-    return [*events, *(((), commands) for commands in _chunks(group.commands))]
+        yield group.rows, group.commands, group.replicas
+        return
+    first = 0
+    for rows in _chunks(group.rows):
+        places = range(first, first + len(rows))
+        yield rows, (), {place - first: group.replicas[place] for place in places if place in group.replicas}
+        first += len(rows)
+    for commands in _chunks(group.commands):
+        yield (), commands, {}
+
+
+def _with_replicas(parameters: Sequence[Any], size: int, replicas: Mapping[int, ReplicaFields]) -> list[Any]:
+    """The parameters of a statement's rows, each with what a replica says of it, or with nothing."""
+    recorded_at, *given = parameters
+    wider: list[Any] = [recorded_at]
+    for place in range(size):
+        wider += given[place * _COLUMNS : (place + 1) * _COLUMNS]
+        wider += replicas.get(place, (None,) * len(_REPLICA))
+    return wider
 
 
 def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:

@@ -35,11 +35,21 @@ class Expected(IntEnum):
     NO_STREAM = 0
 
 
+class ReplicaFields(NamedTuple):
+    """What a replicated event is stored with, as in `RecordedEvent`. `clock` is JSON in UTF-8."""
+
+    origin: str
+    origin_sequence: int
+    clock: bytes
+    concurrent: bool
+
+
 class EncodedEvent(NamedTuple):
     """One event on its way into the journal. `payload` and `metadata` are JSON in UTF-8.
 
     Ids are the 16 bytes of a UUID. `batch_id` is the id of the first event of the command or append it belongs to.
-    `checksum` (`codec.checksum_of`) is 0 or more and below 2**63; it is stored as it is given.
+    `checksum` (`codec.checksum_of`) is 0 or more and below 2**63; it is stored as it is given. So is `replica`, which
+    only the events of replicated actors have.
     """
 
     event_id: bytes
@@ -49,6 +59,7 @@ class EncodedEvent(NamedTuple):
     metadata: bytes | None
     batch_id: bytes
     checksum: int
+    replica: ReplicaFields | None = None
 
 
 class CommandOutcome(NamedTuple):

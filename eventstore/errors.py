@@ -21,6 +21,10 @@ class InvalidCommandId(EventStoreError, ValueError):
     """The id cannot name a command. Nothing was done: choose another id."""
 
 
+class InvalidReplica(EventStoreError, ValueError):
+    """A replica cannot be named so: the message says what is wrong with it."""
+
+
 class StoreClosed(EventStoreError):
     """The store is not open here: not entered yet, already closed, or carried over a fork or to another loop.
 
@@ -248,6 +252,35 @@ class JournalLost(JournalCorrupt):
     """
 
 
+class ReplicationError(EventStoreError):
+    """Replicas cannot work together as they are. Nothing was lost: the message says what to do."""
+
+
+class ReplicaRefused(ReplicationError):
+    """A replica is not the one that was known by its name, or has lost what others have seen of it. Nothing is taken
+    from it any more, because it would number other events as it numbered those.
+
+    `replica` names it. Give what is there a name that was never used, and let it join as a new replica.
+    """
+
+    def __init__(self, replica: str, reason: str) -> None:
+        super().__init__(
+            f"replica {replica!r} is refused: {reason}; let it join anew, with an empty journal and a name that was "
+            "never used"
+        )
+        self.replica = replica
+        self.reason = reason
+
+
+class TruncationRefused(ReplicationError):
+    """The stream belongs to a replicated actor, whose events other replicas may still have to be put in order with.
+    Nothing was removed: take snapshots instead, which shorten its recovery."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(f"{stream_id!r} is replicated: its events stay, and nothing was removed")
+        self.stream_id = stream_id
+
+
 class CodecError(EventStoreError):
     """An event, snapshot or command could not be turned into bytes, or back."""
 
@@ -359,6 +392,28 @@ class CommandRejected(ActorError):
 
 class AskTimeout(ActorError):
     """The reply did not come in time. The command is not undone: it may still be handled and stored."""
+
+
+class NotReplicated(AskTimeout):
+    """Fewer replicas than asked for are known to have stored it in time. It is stored here, and will reach the others:
+    do not send it again.
+
+    `clock` is what the others were waited for to have, `known` the replicas that have it, this one included, and
+    `missing` those of which that is not known. `reply` is the command's own.
+    """
+
+    def __init__(
+        self, stream_id: str, clock: object, *, known: Sequence[str], missing: Sequence[str], reply: object
+    ) -> None:
+        super().__init__(
+            f"{stream_id!r} at {clock} is stored by {', '.join(known)}; of {', '.join(missing) or 'no other replica'} "
+            "it is not known yet: it is not undone, and will reach them"
+        )
+        self.stream_id = stream_id
+        self.clock = clock
+        self.known = tuple(known)
+        self.missing = tuple(missing)
+        self.reply = reply
 
 
 class MailboxFull(ActorError):

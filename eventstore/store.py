@@ -47,6 +47,7 @@ from eventstore.errors import (
     SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
+    TruncationRefused,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
 from eventstore.finishing import finish_then_cancel
@@ -55,7 +56,7 @@ from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, Pending
 from eventstore.guarded_backend import GuardedBackend
 from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
-from eventstore.snapshots import pack, unpack
+from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -249,9 +250,10 @@ class EventStore:
             encoded = encode_batch(events, limit=self.max_payload_bytes, batch_id=batch_id)
             batch_id = batch_id or (encoded[0].batch_id if encoded else None)
             writes.append(StreamWrite(checked_stream_id(stream_id), int(expected_version), encoded))
-        return self._append(writes)
+        return self.append_writes(writes)
 
-    async def _append(self, writes: list[StreamWrite]) -> Appended:
+    async def append_writes(self, writes: list[StreamWrite]) -> Appended:
+        """Store events that are encoded already, together, or none. For the actor runtime. Raises as `append` does."""
         outcome = await self._outcome_of(writes)
         if isinstance(outcome, Appended):
             return outcome
@@ -304,8 +306,13 @@ class EventStore:
 
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
-        With an `epoch` it raises `FencedError` once a newer one has been claimed.
+        With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `TruncationRefused` for the
+        stream of a replicated actor.
         """
+        checked_stream_id(stream_id)
+        newest = await self._open.read_stream(stream_id, after=0, through=None, limit=1, backwards=True)
+        if any(event.origin is not None for event in newest.events):
+            raise TruncationRefused(stream_id)
         return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason, epoch=epoch)
 
     # Commands that are remembered
@@ -509,7 +516,11 @@ class EventStore:
         an optimisation: a failure here loses nothing.
         """
         checked_stream_id(snapshot.stream_id)
-        stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
+        if len(snapshot.data) < COMPRESS_FROM_BYTES:
+            # It takes less time than the way to a thread and back.
+            stored = pack(snapshot, limit=self.max_snapshot_bytes)
+        else:
+            stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
         await self._open.save_snapshot(stored._replace(epoch=epoch or 0), keep=keep)
 
     async def snapshots(

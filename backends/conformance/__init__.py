@@ -31,6 +31,7 @@ _PARTS = (
     "reading",
     "recovery",
     "repeats",
+    "replicas",
     "snapshots",
     "sql",
     "subscriptions",

@@ -15,6 +15,7 @@ from backends.conformance.ownership import Ownership
 from backends.conformance.reading import Reading
 from backends.conformance.recovery import RecoveryContract
 from backends.conformance.repeats import Repeats
+from backends.conformance.replicas import ReplicatedEvents
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
@@ -35,6 +36,7 @@ class BackendContract(
     Reading,
     RecoveryContract,
     Repeats,
+    ReplicatedEvents,
     Snapshots,
     SQLCapability,
     Subscriptions,

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from eventstore.cli.conflicts import conflicts
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
@@ -20,6 +21,7 @@ from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
 from eventstore.cli.replay import replay
+from eventstore.cli.replication import replication
 from eventstore.cli.show import show
 from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
@@ -67,6 +69,8 @@ for _command, _summary in (
     (doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(short_help=_summary)(_command)
+app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
+app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,6 +10,7 @@ import typer
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.recovery import fold
+from actors.replicated_actor import ReplicatedActor
 from eventstore.cli.arguments import Full, Json, Target, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
@@ -39,7 +40,10 @@ def snapshot(
     if bool(keys) == all:
         raise WrongUsage("name the actors by their keys, or all of the class with --all")
     rows = listing(_OUTCOMES, json=json)
-    return asyncio.run(_snapshot(url, actor_class(target), keys or (), rows, full=full))
+    cls = actor_class(target)
+    if issubclass(cls, ReplicatedActor):
+        raise WrongUsage(f"{target} is replicated: its replica takes snapshots, because it knows what the others have")
+    return asyncio.run(_snapshot(url, cls, keys or (), rows, full=full))
 
 
 class Outcome(NamedTuple):

@@ -59,7 +59,9 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
         columns = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], [])
         event = (*columns, f"{{{checksum}}}", 0)
         stream = ([stream_id], [stream_id], [1])
-        ((count, *_),) = await connection.fetch(PostgresSQL(schema).append_new, *event, [], [], [], [], *stream)
+        ((count, *_),) = await connection.fetch(
+            PostgresSQL(schema).append_to(new=True, commands=False, replicas=False), *event, [], [], [], [], *stream
+        )
         assert count == 1
         yield connection
 

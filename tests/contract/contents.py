@@ -38,6 +38,7 @@ COMMAND_IDS = [
     ),
 ]
 OWNER_NAMES = ("alice", "bob", "Carol")
+REPLICAS = ("eu", "us", "caf\u00e9", "'", '"', "\\", "\U0001f600", "x" * 64)
 TYPES = ("placed", "Placed", "order.placed", "ge\u00f6ffnet", "type with spaces", "100%")
 TAGS = ("x", "X", "x y", 'say "x"', "back\\slash", "50%", "\u00e9", "e\u0301", "\U0001f600", "[1,2]", "")
 TEXTS = (

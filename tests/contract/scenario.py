@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from eventstore.backend import (
     Expected,
     Load,
     Owner,
+    ReplicaFields,
     StoredSnapshot,
     StreamWrite,
 )
@@ -26,7 +28,7 @@ from eventstore.codec import encode_metadata, encoded_event
 from eventstore.errors import FencedError, LeaseLost
 from eventstore.url import parse_store_url
 
-from .contents import COMMAND_IDS, KINDS, OWNER_NAMES, STREAM_IDS, TAGS, TEXTS, TYPES, metadata, payload
+from .contents import COMMAND_IDS, KINDS, OWNER_NAMES, REPLICAS, STREAM_IDS, TAGS, TEXTS, TYPES, metadata, payload
 from .operations import (
     AppendGroup,
     ClaimMany,
@@ -238,7 +240,7 @@ class Artist:
         return current if self._random.random() < 0.7 else self._random.randrange(current)
 
     def _event(self, batch_id: bytes) -> EncodedEvent:
-        return encoded_event(
+        event = encoded_event(
             self._id(),
             self._random.choice(TYPES),
             self._random.choice((1, 1, 1, 2, 1000)),
@@ -246,6 +248,13 @@ class Artist:
             encode_metadata(metadata(self._random)),
             batch_id,
         )
+        return event if self._random.random() < 0.8 else event._replace(replica=self._replica())
+
+    def _replica(self) -> ReplicaFields:
+        origin = self._random.choice(REPLICAS)
+        sequence = self._random.choice((1, 2, 2**63 - 1))
+        clock = json.dumps({"clock": {origin: sequence}, "time": sequence}, ensure_ascii=False).encode()
+        return ReplicaFields(origin, sequence, clock, self._random.random() < 0.5)
 
     def _id(self) -> bytes:
         return self._random.randbytes(16)

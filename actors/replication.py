@@ -1,0 +1,307 @@
+"""Replication: reads the logs of other replicas, and has their events merged into this one's actors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple, cast
+
+from actors.members import Cursor, Members
+from actors.peer import Peer, Pull, StorePeer, in_order
+from actors.replicated_actor import ReplicatedActor
+from actors.replicated_cell import ReplicatedCell
+from actors.replicated_recovery import stamp_of
+from actors.runtime import Runtime
+from eventstore.errors import ReplicaRefused, ReplicationError, StoreClosed
+from eventstore.events import RecordedEvent, stream_kind
+from eventstore.stamp import WallClock, wall_clock
+from eventstore.store import EventStore
+from eventstore.vector_clock import EMPTY, VectorClock
+
+logger = logging.getLogger(__name__)
+
+_PAGE = 500
+
+# So many actors have something merged at the same time.
+_ACTORS_AT_ONCE = 32
+
+# So many of a stream's newest events are looked at to find that all of what came is known.
+_NEWEST = 20
+
+_LONGEST_PAUSE = 10.0
+
+
+class PeerStatus(NamedTuple):
+    """What is known of another replica. `behind` is how many positions of its log are still to be read, None if that is
+    not known; `trouble` why it cannot be read now, or is refused."""
+
+    replica: str
+    is_refused: bool
+    trouble: str | None
+    behind: int | None
+    merged: int
+
+
+class _Source:
+    """One other replica, and how it is going with it."""
+
+    def __init__(self, name: str, peer: Peer) -> None:
+        self.name = name
+        self.peer = peer
+        self.cursors: dict[str, Cursor] = {}
+        self.ends: dict[str, int] = {}
+        self.has_joined = False
+        self.is_refused = False
+        self.trouble: str | None = None
+        self.merged = 0
+
+
+class Replication:
+    """What makes a system one of several replicas. `ActorSystem.replication` is it.
+
+    Each log of another replica is read to its end, then again when there may be more, at the latest after `seconds`;
+    without `seconds`, only when `pull_from` is called.
+    What was read is stored here before it is noted how far that was: after a crash some comes twice, and is known.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: EventStore,
+        *,
+        replica: str,
+        peers: Mapping[str, str | EventStore | Peer],
+        seconds: float | None,
+        page_timeout: float,
+        wall: WallClock = wall_clock,
+    ) -> None:
+        self.replica = replica
+        self.wall = wall
+        self.page_timeout = page_timeout
+        self.refusal: ReplicationError | None = None
+        self._runtime = runtime
+        self._store = store
+        self._peers = peers
+        self._seconds = seconds
+        self._members = Members(store, replica, peers)
+        self._kinds: dict[str, type[ReplicatedActor[Any]]] = {}
+        self._sources: dict[str, _Source] = {}
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._has_kinds = asyncio.Event()
+
+    # Life cycle
+
+    async def open(self) -> None:
+        """Find out whose journal it is, and open what the peers are reached by. Raises `ReplicaRefused`."""
+        await self._members.open()
+        for name, given in self._peers.items():
+            self._sources[name] = _Source(name, await self._reached(name, given))
+
+    async def _reached(self, name: str, given: str | EventStore | Peer) -> Peer:
+        if isinstance(given, str):
+            # What another replica has is never made here.
+            return _LazyPeer(name, given, self._stack)
+        return StorePeer(name, given) if isinstance(given, EventStore) else given
+
+    def start(self) -> None:
+        """Begin to read what others have, in the background."""
+        if self._seconds is not None:
+            follow = [self._follow(source, self._seconds) for source in self._sources.values()]
+            self._tasks = [asyncio.create_task(each, name="eventstore-replication") for each in follow]
+
+    async def close(self) -> None:
+        """Read nothing more. What is being stored is stored or not, and is read again in the latter case."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._stack.aclose()
+
+    def replicate(self, actor: type[ReplicatedActor[Any]]) -> None:
+        """Read the events of a class of actors too."""
+        self._kinds.setdefault(actor.kind, actor)
+        self._has_kinds.set()
+
+    # Who takes part
+
+    @property
+    def others(self) -> Sequence[str]:
+        """The other replicas that take part, by name."""
+        return self._members.others
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this replica is the first by name: it is the one whose actors run `after_merge`."""
+        return self._members.is_first
+
+    async def remove(self, replica: str) -> None:
+        """Let a replica take no part any more, for good. What it wrote and others have is still taken from them.
+
+        Nobody waits for it any more: `replicated="all"` does without it, and snapshots move on. Its name cannot come
+        back. Each replica that stays is told so by itself.
+        """
+        await self._members.remove(replica)
+        source = self._sources.get(replica)
+        if source is not None:
+            source.is_refused = True
+            source.trouble = "it has left for good"
+        for cell in self._runtime.live_cells():
+            if isinstance(cell, ReplicatedCell):
+                cell.heard_more()
+
+    def status(self) -> list[PeerStatus]:
+        """How it is going with each peer."""
+        return [
+            PeerStatus(
+                source.name,
+                source.is_refused,
+                source.trouble,
+                sum(max(0, source.ends[kind] - source.cursors[kind].position) for kind in source.ends)
+                if source.ends
+                else None,
+                source.merged,
+            )
+            for source in self._sources.values()
+        ]
+
+    # Reading
+
+    async def _follow(self, source: _Source, seconds: float) -> None:
+        failures = 0
+        while not source.is_refused:
+            await self._has_kinds.wait()
+            try:
+                if not await self.pull_from(source.name):
+                    position = min(cursor.position for cursor in source.cursors.values())
+                    await source.peer.wait(max(position, *source.ends.values()), seconds)
+                failures = 0
+            except StoreClosed:
+                if not self._runtime.is_open:
+                    return
+                await asyncio.sleep(seconds)
+            except ReplicaRefused:
+                pass  # It was said, and nothing is read from it any more.
+            except Exception as error:
+                # Whatever it was, the others' events must come here in the end.
+                failures += 1
+                if source.trouble is None or failures == 1:
+                    logger.warning("replica %r: nothing could be merged from %r: %s", self.replica, source.name, error)
+                source.trouble = str(error)
+                pause = min(_LONGEST_PAUSE, seconds * 2 ** min(failures, 10))
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
+
+    def _refuse(self, source: _Source, error: ReplicaRefused) -> None:
+        logger.error("replica %r: %s", self.replica, error)
+        source.trouble = str(error)
+        source.is_refused = True
+        if error.replica == self.replica:
+            self.refusal = error
+
+    async def pull_from(self, name: str, *, limit: int = _PAGE) -> bool:
+        """Read one part of another replica's log for each kind. Returns whether there may be more at once."""
+        source = self._sources[name]
+        if source.is_refused:
+            raise ReplicaRefused(name, source.trouble or "it was refused before")
+        try:
+            return await self._pull(source, limit)
+        except ReplicaRefused as error:
+            self._refuse(source, error)
+            raise
+
+    async def _pull(self, source: _Source, limit: int) -> bool:
+        name = source.name
+        if not source.has_joined:
+            await self._members.join(name, source.peer)
+            source.has_joined = True
+        is_more = False
+        for kind, actor in list(self._kinds.items()):
+            cursor = source.cursors.get(kind)
+            if cursor is None:
+                cursor = source.cursors[kind] = await self._members.cursor(name, kind)
+            wish = Pull(kind, cursor.position, cursor.mark, limit)
+            pulled = await source.peer.pull(wish)
+            events = in_order(wish, pulled)
+            await self._merge(source, actor, events)
+            source.ends[kind] = pulled.end
+            if pulled.through > cursor.position:
+                await self._members.advance(cursor, pulled.through, events)
+                is_more = is_more or pulled.through < pulled.end
+        source.trouble = None
+        return is_more
+
+    async def _merge(self, source: _Source, actor: type[ReplicatedActor[Any]], events: Sequence[RecordedEvent]) -> None:
+        streams: dict[str, list[RecordedEvent]] = {}
+        for recorded in events:
+            if stream_kind(recorded.stream_id) != actor.kind:
+                raise ReplicationError(f"an event of {recorded.stream_id!r} came with those of {actor.kind!r}")
+            streams.setdefault(recorded.stream_id, []).append(recorded)
+        at_once = asyncio.Semaphore(_ACTORS_AT_ONCE)
+
+        async def merge_one(stream_id: str, new: Sequence[RecordedEvent]) -> None:
+            async with at_once:
+                source.merged += await self._merge_stream(source.name, actor, stream_id, new)
+
+        results = await asyncio.gather(
+            *(merge_one(stream_id, new) for stream_id, new in streams.items()), return_exceptions=True
+        )
+        failures = [result for result in results if isinstance(result, BaseException)]
+        for failure in sorted(failures, key=lambda each: not isinstance(each, ReplicaRefused)):
+            raise failure
+
+    async def _merge_stream(
+        self, source: str, actor: type[ReplicatedActor[Any]], stream_id: str, events: Sequence[RecordedEvent]
+    ) -> int:
+        stamps = [stamp_of(recorded) for recorded in events]
+        clock = EMPTY
+        for stamp in stamps:
+            clock = clock.merge(stamp.clock)
+        cell = self._runtime.live_cell(stream_id)
+        if cell is None and (await self._newest(stream_id)).covers(clock):
+            return 0  # All of it is known, and nobody in memory wants to know that they know.
+        live = cast("ReplicatedCell", cell or self._runtime.cell_of(actor, stream_id))
+        known = live.certain_clock
+        merged = 0
+        if known is None or not known.covers(clock) or live.differs(events, stamps):
+            merged = await live.merge(self._store, events, self._runtime.next_age())
+        live.hear(source, clock)
+        for stamp in stamps:
+            live.hear(stamp.origin, stamp.clock)
+        live.heard_more()
+        return merged
+
+    async def _newest(self, stream_id: str) -> VectorClock:
+        """What the newest events of a stream know. It may know more, if one replica has not written for long."""
+        clock = EMPTY
+        async for recorded in self._store.read(stream_id, backwards=True, limit=_NEWEST):
+            clock = clock.merge(stamp_of(recorded).clock)
+        return clock
+
+
+class _LazyPeer:
+    """A peer by URL, which is opened when it can be: it may be away when this replica starts."""
+
+    def __init__(self, name: str, url: str, stack: AsyncExitStack) -> None:
+        self._name = name
+        self._url = url
+        self._stack = stack
+        self._peer: StorePeer | None = None
+
+    async def journal(self) -> Any:
+        return await (await self._opened()).journal()
+
+    async def pull(self, wish: Pull) -> Any:
+        return await (await self._opened()).pull(wish)
+
+    async def wait(self, after: int, timeout: float) -> None:
+        await (await self._opened()).wait(after, timeout)
+
+    async def _opened(self) -> StorePeer:
+        if self._peer is None:
+            store = EventStore.open(self._url, create=False)
+            await self._stack.enter_async_context(store)
+            self._peer = StorePeer(self._name, store)
+        return self._peer

@@ -1,0 +1,115 @@
+"""Actors for the tests of replication: one whose state shows in what order its events were applied, and others."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from actors import Command, CommandRejected, ReplicatedActor, SnapshotPolicy, command_handler, event_handler
+from eventstore import Event
+
+
+class Note(Command[int]):
+    text: str
+
+
+class Read(Command[list[str]]):
+    pass
+
+
+class Noted(Event):
+    text: str
+
+
+class Lines(BaseModel):
+    lines: list[str] = []
+
+
+class Ledger(ReplicatedActor[Lines]):
+    """No two orders of its events lead to the same state."""
+
+    @command_handler
+    def note(self, command: Note) -> int:
+        first, *more = command.text.split("+")
+        self.persist(Noted(text=first))
+        if more:
+            self.persist(*(Noted(text=text) for text in more))
+        return len(self.state.lines)
+
+    @command_handler
+    def read(self, command: Read) -> list[str]:
+        return list(self.state.lines)
+
+    @event_handler
+    def noted(self, event: Noted) -> None:
+        self.state.lines.append(event.text)
+
+
+class KeptLedger(Ledger, kind="KeptLedger"):
+    """The same, with snapshots."""
+
+    snapshot_policy = SnapshotPolicy(every=5, on_passivation=True)
+
+
+class Deposit(Command[int]):
+    amount: int
+
+
+class Withdraw(Command[int]):
+    amount: int
+
+
+class Balance(Command[int]):
+    pass
+
+
+class Deposited(Event):
+    amount: int
+
+
+class Withdrawn(Event):
+    amount: int
+
+
+class OverdraftFound(Event):
+    amount: int
+
+
+class Account(BaseModel):
+    amount: int = 0
+    found: int = 0
+
+
+class Accounts(ReplicatedActor[Account], kind="account"):
+    """Overdrawn where two replicas allow what one would not have; then one of them says so."""
+
+    @command_handler
+    def deposit(self, command: Deposit) -> int:
+        self.persist(Deposited(amount=command.amount))
+        return self.state.amount
+
+    @command_handler
+    def withdraw(self, command: Withdraw) -> int:
+        if command.amount > self.state.amount:
+            raise CommandRejected("not enough")
+        self.persist(Withdrawn(amount=command.amount))
+        return self.state.amount
+
+    @command_handler
+    def balance(self, command: Balance) -> int:
+        return self.state.amount
+
+    def after_merge(self) -> None:
+        if self.state.amount < -self.state.found:
+            self.persist(OverdraftFound(amount=-self.state.amount))
+
+    @event_handler
+    def deposited(self, event: Deposited) -> None:
+        self.state.amount += event.amount
+
+    @event_handler
+    def withdrawn(self, event: Withdrawn) -> None:
+        self.state.amount -= event.amount
+
+    @event_handler
+    def overdraft_found(self, event: OverdraftFound) -> None:
+        self.state.found = event.amount
