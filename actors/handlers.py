@@ -57,7 +57,8 @@ class EventRoute(NamedTuple):
 
 
 class Handlers(NamedTuple):
-    """One class's tables. `decisions` holds the sync command handlers alone; `stored` is keyed by stored event name."""
+    """One class's tables. `decisions` holds the sync command handlers alone; `stored` is keyed by stored event name,
+    former ones too."""
 
     commands: Mapping[type[Command[Any]], CommandRoute]
     decisions: Mapping[type[Command[Any]], Callable[[Any, Any], Any]]
@@ -91,14 +92,15 @@ def collect_handlers(cls: type) -> Handlers:
         {command: route.handle for command, route in commands.items() if not route.is_async},
         events,
         {
-            event.__event_type__: EventRoute(
+            name: EventRoute(
                 event,
                 event.__schema_version__,
-                checksum_seed(event.__event_type__, event.__schema_version__),
+                checksum_seed(name, event.__schema_version__),
                 event.__pydantic_validator__.validate_json,
                 apply,
             )
             for event, apply in events.items()
+            for name in (event.__event_type__, *event.__aliases__)
         },
     )
 

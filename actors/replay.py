@@ -11,18 +11,12 @@ from zlib import crc32
 from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
+from actors.older_events import apply_older, handler_raised
 from actors.state import collector_paused
 from eventstore.backend import Load, Loaded
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged, decode_payload
-from eventstore.errors import (
-    ActorError,
-    DefinitionError,
-    EventStoreError,
-    JournalCorrupt,
-    RecoveryError,
-    UnknownEventType,
-)
-from eventstore.events import Event, event_class
+from eventstore.errors import ActorError, JournalCorrupt, RecoveryError
+from eventstore.events import Event
 from eventstore.store import EventStore
 
 # The first page is small, because the size of the events is not known yet; then so many as fit the target. A trip takes
@@ -161,37 +155,22 @@ def apply_stored(actor: PersistentActor[Any], stage: Stage, page: _Page, *, thro
                 stream_id=stage.stream_id,
                 version=version,
             )
-        if route is None:
-            raise _no_route(actor, type_, stage.stream_id, version)
-        cls, known_version, _, validate, apply = route
+        if route is None or schema_version != route[1]:
+            apply_older(actor, stage, type_, schema_version, payload, version)
+            continue
+        cls, _, _, validate, apply = route
         try:
-            if schema_version != known_version:
-                event = decode_payload(cls, schema_version, payload, stream_id=stage.stream_id, version=version)
-            else:
-                event = validate(payload, extra="allow")
+            event = validate(payload, extra="allow")
         except ValidationError:
-            event = decode_payload(cls, schema_version, payload, stream_id=stage.stream_id, version=version)
+            event = decode_payload(cls, payload, stream_id=stage.stream_id, version=version)
         stage.version = version
         try:
             apply(actor, event)
         except Exception as error:
-            raise RecoveryError(
-                stage.stream_id,
-                f"its handler for {type_!r} raised {type(error).__name__} at version {version}: {error}",
-            ) from error
+            raise handler_raised(error, stage, event) from error
 
 
 def _next_limit(page: _Page) -> int:
     """As many events as fit the target if they are like those of the last page."""
     size = sum(len(event[3]) for event in page)
     return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE
-
-
-def _no_route(actor: PersistentActor[Any], type_: str, stream_id: str, version: int) -> EventStoreError:
-    known = event_class(type_)
-    if known is None:
-        return UnknownEventType(type_, stream_id=stream_id, version=version)
-    return DefinitionError(
-        f"{type(actor).__qualname__} has no @event_handler for {known.__qualname__} "
-        f"(stored as {type_!r}, version {version})"
-    )

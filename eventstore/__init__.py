@@ -22,6 +22,7 @@ from eventstore.errors import (
     EventDecodeError,
     EventEncodeError,
     EventStoreError,
+    EventTooNew,
     FencedError,
     InvalidCommandId,
     InvalidStoreUrl,
@@ -43,9 +44,12 @@ from eventstore.errors import (
     StoreBusy,
     StoreClosed,
     UnknownEventType,
+    UpcasterError,
+    UpcasterMissing,
 )
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
 from eventstore.store import Append, EventStore
+from eventstore.upcasters import stored_names, upcaster
 
 __all__ = [
     "ActorError",
@@ -74,6 +78,7 @@ __all__ = [
     "EventFilter",
     "EventStore",
     "EventStoreError",
+    "EventTooNew",
     "Expected",
     "FencedError",
     "InvalidCommandId",
@@ -101,4 +106,8 @@ __all__ = [
     "StoreClosed",
     "StreamInfo",
     "UnknownEventType",
+    "UpcasterError",
+    "UpcasterMissing",
+    "stored_names",
+    "upcaster",
 ]

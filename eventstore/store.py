@@ -38,7 +38,7 @@ from eventstore.backend import (
     StreamWrite,
 )
 from eventstore.circuit_breaker import CircuitBreaker
-from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, encode_batch
+from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.errors import (
     BackendUnavailable,
     EventStoreError,
@@ -55,6 +55,7 @@ from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, Pending
 from eventstore.guarded_backend import GuardedBackend
 from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import pack, unpack
+from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -143,10 +144,11 @@ class EventStore:
         """Connect. A new, empty embedded database gets its journal, unless the store was opened with `create=False`;
         no other schema is ever changed here.
 
-        Raises `SchemaError`, `DurabilityError` or `BackendUnavailable`.
+        Raises `SchemaError`, `DurabilityError` or `BackendUnavailable`; `UpcasterError` if upcasters lead nowhere.
         """
         if self._commits is not None:
             raise StoreClosed("this store is already open: enter it once")
+        UPCASTERS.check()
         try:
             await self._backend.open()
         except SchemaMissing as error:
@@ -463,8 +465,19 @@ class EventStore:
         return await self._open.start_of_last(count, where)
 
     def decode(self, recorded: RecordedEvent) -> Event:
-        """The event of a record, as its class has it now. Raises `UnknownEventType` or `EventDecodeError`."""
+        """The event of a record, as its class has it now: older versions are read through their upcasters.
+
+        Raises `UnknownEventType` or `EventDecodeError`, the latter too for one that an upcaster has split
+        (`decode_parts`).
+        """
         return decode_event(recorded)
+
+    def decode_parts(self, recorded: RecordedEvent) -> Sequence[Event]:
+        """The event of a record as it is today: several, in order, if an upcaster has split it.
+
+        Raises `UnknownEventType` or `EventDecodeError`.
+        """
+        return decode_parts(recorded)
 
     async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncGenerator[StreamInfo, None]:
         """Every stream once, in the order of the ids' bytes; of one kind if given."""

@@ -1,0 +1,51 @@
+"""Events that older code has stored, on their way into an actor: through their upcasters, then its event handlers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.actor import PersistentActor, Stage
+from eventstore.codec import decode_stored
+from eventstore.errors import DefinitionError, RecoveryError
+from eventstore.events import Event, event_class
+
+
+def apply_older(
+    actor: PersistentActor[Any], stage: Stage, type_: str, schema_version: int, payload: bytes, version: int
+) -> None:
+    """Apply one stored event that no handler's class has the name or the version of.
+
+    If upcasters make several events of it, all have its version, and their handlers run in their order. Raises the
+    codec's errors, `DefinitionError` for an event without a handler, and `RecoveryError` for a handler that raises.
+    """
+    handlers = actor.handlers
+
+    def class_of(name: str) -> type[Event] | None:
+        # The class that is handled, should its module have been loaded again since.
+        route = handlers.stored.get(name)
+        return event_class(name) if route is None else route.cls
+
+    events = decode_stored(
+        type_, schema_version, payload, class_of=class_of, stream_id=stage.stream_id, version=version
+    )
+    # Before the first is applied: a state that has half of an event in it is of no version.
+    for event in events:
+        if event.__class__ not in handlers.events:
+            raise DefinitionError(
+                f"{type(actor).__qualname__} has no @event_handler for {type(event).__qualname__} "
+                f"(stored as {type_!r}, version {version})"
+            )
+    stage.version = version
+    for event in events:
+        try:
+            handlers.events[event.__class__](actor, event)
+        except Exception as error:
+            raise handler_raised(error, stage, event) from error
+
+
+def handler_raised(error: Exception, stage: Stage, event: Event) -> RecoveryError:
+    """What a recovery fails with then."""
+    return RecoveryError(
+        stage.stream_id,
+        f"its handler for {event.__event_type__!r} raised {type(error).__name__} at version {stage.version}: {error}",
+    )
