@@ -20,6 +20,7 @@ from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
 from eventstore.cli.replay import replay
+from eventstore.cli.schema import schema
 from eventstore.cli.show import show
 from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
@@ -67,6 +68,7 @@ for _command, _summary in (
     (doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(short_help=_summary)(_command)
+app.add_typer(schema, name="schema", short_help="Check that what is stored can be read.")
 
 
 @app.callback(invoke_without_command=True)

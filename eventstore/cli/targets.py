@@ -22,7 +22,7 @@ def actor_class(target: str) -> type[PersistentActor[Any]]:
         raise WrongUsage(f"{target!r} names no class: write MODULE:CLASS, such as bank:Account")
     if "/" in module_name or module_name.endswith(".py"):
         raise WrongUsage(f"{module_name!r} is a file: name the module, such as {_module_for(module_name)}:{path}")
-    module = _imported(module_name)
+    module = imported_module(module_name)
     found: Any = module
     for name in path.split("."):
         if not hasattr(found, name):
@@ -48,7 +48,8 @@ async def actor_keys(store: EventStore, cls: type[PersistentActor[Any]], keys: S
             yield key
 
 
-def _imported(name: str) -> ModuleType:
+def imported_module(name: str) -> ModuleType:
+    """A module of the current directory, or an installed one. Raises `WrongUsage`, which says what is wrong with it."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
