@@ -7,7 +7,7 @@ import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import orjson
 from uuid_utils import uuid7
@@ -93,6 +93,7 @@ class CellRuntime(Protocol):
     loop: asyncio.AbstractEventLoop
     commits: GroupCommit
     mailbox_size: int
+    mailbox_overflow: Literal["reject", "wait"]
     max_payload_bytes: int
     is_open: bool
     is_shut: bool
@@ -108,6 +109,8 @@ class CellRuntime(Protocol):
     def find_command(self, lookup: CommandLookup) -> Coroutine[Any, Any, CommandsFound]: ...
 
     def owns_streams(self, lease: int) -> bool: ...
+
+    def is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool: ...
 
     def forget(self, cell: Cell) -> None: ...
 
@@ -247,7 +250,8 @@ class Cell:
         if self._mailbox is None:
             self._mailbox = Mailbox(self._runtime.mailbox_size)
         if isinstance(envelope, Hold):
-            self._mailbox.put_hold(envelope, self.stream_id)
+            # Where others wait for room, a transaction waits in here: of those it is known who waits for whom.
+            self._mailbox.put_hold(envelope, self.stream_id, is_bounded=self._runtime.mailbox_overflow == "reject")
         else:
             self._mailbox.put(envelope, self.stream_id)
         self.is_ready = False
@@ -264,6 +268,11 @@ class Cell:
     def is_idle(self) -> bool:
         """Whether nothing is being done or waited for, so that the actor may leave memory."""
         return self.phase is Phase.LIVE and self._pipeline.head is None and not self._mailbox and self._failure is None
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the state may be decided on as it is, as far as this process knows."""
+        return self.epoch is not None or not (self.is_doubtful or self.cls.always_fresh)
 
     @property
     def is_quiet(self) -> bool:
@@ -310,8 +319,7 @@ class Cell:
             self._mailbox = None
             if mailbox is not None:
                 mailbox.close()
-            is_certain = self.epoch is not None or not (self.is_doubtful or self.cls.always_fresh)
-            self.is_ready = is_certain and self._runtime.is_open and not self._pipeline.is_congested
+            self.is_ready = self.is_certain and self._runtime.is_open and not self._pipeline.is_congested
 
     def _must_look(self, route: CommandRoute, envelope: Envelope) -> bool:
         """Whether the journal must be asked first: is the command remembered, is the state the newest."""
@@ -396,16 +404,20 @@ class Cell:
 
     async def catch_up(self, *, is_fresh: bool = False) -> None:
         """Bring the state up to the journal, where another process may have moved on, or if the newest is asked for."""
-        if self.epoch is not None or not (self.is_doubtful or is_fresh or self.cls.always_fresh):
+        if self.is_certain and (self.epoch is not None or not is_fresh):
             return
         self.is_doubtful = False
         try:
             await self._runtime.catch_up(self)
-        except BackendUnavailable:
-            # What has been caught up is right as far as it goes.
+        except (BackendUnavailable, asyncio.CancelledError):
             self.is_doubtful = True
             raise
-        self._pipeline.sent_version = self.version
+        except Exception as error:
+            self._failure = error
+            raise
+        finally:
+            # What has been caught up is right as far as it goes.
+            self._pipeline.sent_version = self.version
 
     def _outcome(self, envelope: Envelope) -> CommandOutcome:
         command = cast("Command[Any]", envelope.command)
@@ -447,9 +459,17 @@ class Cell:
         if granted.done():
             return False  # Whoever wanted it has given up.
         self.phase = Phase.HELD
+        self.is_ready = False
         self.handling = hold.handling
         granted.set_result(None)
         return True
+
+    def only_reads_before(self, hold: Hold) -> bool:
+        """Whether the actor only has to be read from the journal before it serves a transaction that waits."""
+        mailbox = self._mailbox
+        is_next = mailbox is not None and len(mailbox) > 0 and mailbox.first is hold
+        # To own it is a write.
+        return is_next and self.phase is Phase.RECOVERING and not self._runtime.is_exclusive(self.cls)
 
     def begin_decision(self, metadata: Metadata) -> None:
         """From here on the actor may persist, for a command of the transaction."""
@@ -756,7 +776,7 @@ class Cell:
             self._runtime.forget(self)
         elif isinstance(failure, (*_OVERTAKEN, *_NOT_ITS_OWN, CommandRejected)):
             # Nothing is wrong with the actor: it was overtaken, or changed its mind, or the database was away.
-            self.is_overtaken = isinstance(failure, _OVERTAKEN)
+            self.is_overtaken = isinstance(failure, (*_OVERTAKEN, TransactionError))
             self.activate(0)
         else:
             self._runtime.supervise(self, failure)

@@ -33,10 +33,13 @@ class Handling:
 
     @contextmanager
     def waiting_for(self, target: Awaited) -> Generator[None]:
-        """Count as one that waits for the target. Raises `AskCycle` if that waits, in turn, for this run to end."""
-        if circle := self.circle(target):
-            raise AskCycle([actor.stream_id for actor in (*circle, target)])
+        """Count as one that waits for the target. If that waits, in turn, for this run to end, a transaction in between
+        gives way; where there is none, raises `AskCycle`."""
         lineage = list(self.lineage())
+        while circle := self.circle(target):
+            others = [actor.handling for actor in circle if actor.handling not in lineage]
+            if not any(other is not None and other.give_way() for other in others):
+                raise AskCycle([actor.stream_id for actor in (*circle, target)])
         for handling in lineage:
             handling.asking.append(target)
         try:
@@ -63,6 +66,10 @@ class Handling:
             seen.add(id(path[-1]))
             paths.extend([*path, waited_for] for waited_for in handling.asking)
         return []
+
+    def give_way(self) -> bool:
+        """End now, so that others need not wait for it. Returns whether it does: only what can be run again may."""
+        return False
 
     def lineage(self) -> Iterator[Handling]:
         """This run, and those it is a part of."""

@@ -117,10 +117,13 @@ class Mailbox:
             raise MailboxFull(f"actor {stream_id!r} has {self._limit} commands waiting: this one was not accepted")
         self._envelopes.append(envelope)
 
-    def put_hold(self, hold: Hold, stream_id: str) -> None:
+    def put_hold(self, hold: Hold, stream_id: str, *, is_bounded: bool) -> None:
         """Keep a transaction's place. Commands are served in their order, and transactions have their places among
-        them by age, so that the oldest gets through. Raises `MailboxFull`."""
-        self.put(hold, stream_id)
+        them by age, so that the oldest gets through. Raises `MailboxFull` if it is bounded."""
+        if is_bounded:
+            self.put(hold, stream_id)
+        else:
+            self._envelopes.append(hold)
         places = [(index, held) for index, held in enumerate(self._envelopes) if isinstance(held, Hold)]
         by_age = sorted((held for _, held in places), key=lambda held: held.age)
         for (index, _), held in zip(places, by_age, strict=True):

@@ -13,10 +13,11 @@ from actors.cell import Cell
 from actors.command import Command
 from actors.command_identity import CommandIdentity
 from actors.handlers import CommandRoute
-from actors.replies import decode_reply, encode_reply, outcome_of
+from actors.replies import decode_rejection, decode_reply, encode_rejection, encode_reply, outcome_of
 from eventstore.backend import CommandOutcome, EncodedEvent, StoredCommand, StreamWrite
 from eventstore.errors import (
     CommandForgotten,
+    CommandRejected,
     ConcurrencyError,
     DuplicateCommand,
     DuplicateCommandMismatch,
@@ -31,10 +32,11 @@ _PERSON = b"eventstore-parts"
 
 
 class Told(NamedTuple):
-    """One command of a transaction with an id: the digest of what was asked, and its reply as JSON."""
+    """One command of a transaction with an id: the digest of what was asked, and its reply or rejection as JSON."""
 
     fingerprint: bytes
     reply: str
+    is_rejection: bool
 
 
 class Participant:
@@ -48,11 +50,16 @@ class Participant:
         self.cell = cell
         self.version = cell.version
         """The version that the journal must have for all of it to be stored."""
+        self.is_asked = False
         self.is_touched = False
+        self.remembered: tuple[str, ...] | None = None
+        """The streams of all participants, where the transaction was stored before."""
         self.told: list[Told] = []
         self.outcome: CommandOutcome | None = None
+        self.is_taken_for_new = False
+        """Whether the journal was not asked for the transaction's id, because this process knew of no such command."""
         self._limit = limit
-        self._remembered: list[Told] | None = None
+        self._told_before: list[Told] | None = None
 
     @property
     def stream_id(self) -> str:
@@ -61,25 +68,39 @@ class Participant:
     @property
     def is_repeated(self) -> bool:
         """Whether the transaction was stored before, so that this actor's part of it is known."""
-        return self._remembered is not None
+        return self._told_before is not None
 
-    async def prepare(self, command_id: str | None, issued_at: int) -> tuple[str, ...] | None:
+    def expect_new(self, command_id: str, issued_at: int) -> None:
+        """Go by what this process knows of commands, if it says that there was none with this id."""
+        self.is_taken_for_new = self.cell.knows_new(CommandIdentity(command_id, b"", issued_at))
+
+    def must_prepare(self, command_id: str | None) -> bool:
+        """Whether the journal must be asked before anything is decided."""
+        return (command_id is not None and not self.is_taken_for_new) or not self.cell.is_certain
+
+    async def prepare(self, command_id: str | None, issued_at: int) -> None:
         """Bring the state up to date, or find out that there is nothing to decide.
 
-        Returns the streams of all participants where the transaction was stored before. Raises `CommandForgotten`, and
-        `DuplicateCommandMismatch` where the id belongs to something else.
+        Raises `CommandForgotten`, and `DuplicateCommandMismatch` where the id belongs to something else.
         """
         cell = self.cell
-        if command_id is not None and not cell.knows_new(CommandIdentity(command_id, b"", issued_at)):
+        if command_id is not None and not self.is_taken_for_new:
             found = await cell.memory().look_up(command_id)
             if found.outcome is not None:
-                streams, self._remembered = _read(found.outcome, self.stream_id)
-                return streams
+                self.remembered, self._told_before = _read(found.outcome, self.stream_id)
+                return
             if 0 < issued_at <= found.forgotten:
                 raise CommandForgotten(self.stream_id, command_id)
         await cell.catch_up()
         self.version = cell.version
-        return None
+
+    def check_sound(self) -> None:
+        """Raises `TransactionError` if the state is not what the events have made of it."""
+        if self.cell.is_spoilt:
+            raise TransactionError(
+                f"{self.stream_id!r}: a command failed after it had persisted, so nothing of the transaction can be "
+                "stored; let the error leave the block"
+            )
 
     def decide(self, route: CommandRoute, command: Command[Any], metadata: Metadata) -> tuple[Any, list[EncodedEvent]]:
         """Let a plain handler decide. Returns its reply, and what it persisted."""
@@ -106,25 +127,31 @@ class Participant:
 
     def remember(self, command: Command[Any], identity: CommandIdentity, reply: object) -> None:
         """Keep a reply for the outcome that is stored under the transaction's id."""
-        self.told.append(Told(identity.fingerprint, encode_reply(command, reply).decode()))
+        self.told.append(Told(identity.fingerprint, encode_reply(command, reply).decode(), is_rejection=False))
+
+    def remember_rejection(self, rejection: CommandRejected, identity: CommandIdentity) -> None:
+        """The same for a command that the block may go on without."""
+        self.told.append(Told(identity.fingerprint, encode_rejection(rejection).decode(), is_rejection=True))
 
     def repeat(self, command: Command[Any], identity: CommandIdentity) -> Any:
-        """The reply that the command was given when the transaction was stored."""
-        remembered = self._remembered or []
+        """The reply that the command was given when the transaction was stored. Raises the rejection if it was one."""
+        remembered = self._told_before or []
         if len(remembered) <= len(self.told) or remembered[len(self.told)].fingerprint != identity.fingerprint:
             raise DuplicateCommandMismatch(self.stream_id, identity.command_id)
         told = remembered[len(self.told)]
         self.told.append(told)
+        if told.is_rejection:
+            raise decode_rejection(type(command), told.reply, identity.command_id)
         return decode_reply(type(command), told.reply, identity.command_id)
 
     def check_repeated(self, command_id: str) -> None:
         """Raises `DuplicateCommandMismatch` unless every command was asked again."""
-        if self.told != self._remembered:
+        if self.told != self._told_before:
             raise DuplicateCommandMismatch(self.stream_id, command_id)
 
     def conclude(self, command_id: str, issued_at: int, streams: Sequence[str]) -> None:
         """Write out what is remembered of this part. Raises `PayloadTooLarge`."""
-        told = [(told.fingerprint.hex(), told.reply) for told in self.told]
+        told = [(told.fingerprint.hex(), told.reply, told.is_rejection) for told in self.told]
         payload = orjson.dumps({"participants": streams, "told": told})
         identity = CommandIdentity(command_id, _fingerprint(self.told), issued_at)
         self.outcome = outcome_of(identity, payload, is_rejection=False, limit=self._limit)
@@ -147,7 +174,8 @@ class Participant:
 
     def refused(self, error: Exception) -> None:
         """The append was not stored, or nobody knows: release the actor, which goes on as after one of its own."""
-        if isinstance(error, (DuplicateCommand, CommandForgotten)):
+        if isinstance(error, (DuplicateCommand, CommandForgotten, OutcomeUnknown)):
+            # Also where it was only read: its part of the outcome may be stored.
             self.cell.forget_commands()
         is_own = isinstance(error, (ConcurrencyError, FencedError)) and error.stream_id == self.stream_id
         self.abandon(error if is_own or (self.is_touched and isinstance(error, OutcomeUnknown)) else None)
@@ -179,7 +207,7 @@ def _read(stored: StoredCommand, stream_id: str) -> tuple[tuple[str, ...], list[
     """The participants, and this one's commands. Raises `DuplicateCommandMismatch` for what no transaction stored."""
     try:
         payload = orjson.loads(stored.payload)
-        told = [Told(bytes.fromhex(fingerprint), reply) for fingerprint, reply in payload["told"]]
+        told = [Told(bytes.fromhex(fingerprint), *reply) for fingerprint, *reply in payload["told"]]
         participants = tuple(payload["participants"])
     except (ValueError, TypeError, LookupError):
         raise DuplicateCommandMismatch(stream_id, stored.command_id) from None
@@ -188,12 +216,17 @@ def _read(stored: StoredCommand, stream_id: str) -> tuple[tuple[str, ...], list[
     return participants, told
 
 
-async def finished(task: asyncio.Task[Any]) -> Any:
-    """The result of a handler's task. Whoever waits for it and is cancelled cancels it, and waits for its end."""
-    try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait([task])
-        raise
-    return task.result()
+async def finished(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task. Whoever waits and is cancelled cancels it, and waits for its end all the same,
+    however often that happens: as long as it runs, it has the actor's state."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            task.cancel()
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # Nobody is left to be told.
+        raise cancelled

@@ -42,26 +42,23 @@ def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: in
 
     What JSON cannot hold of that is left out.
     """
+    return outcome_of(identity, encode_rejection(rejection), is_rejection=True, limit=limit)
+
+
+def encode_rejection(rejection: CommandRejected) -> bytes:
+    """A rejection as JSON."""
     name, message = type(rejection).__name__, str(rejection)
     try:
-        payload = to_json({"error": name, "message": message, "args": rejection.args, "attributes": vars(rejection)})
+        return to_json({"error": name, "message": message, "args": rejection.args, "attributes": vars(rejection)})
     except (PydanticSerializationError, ValueError, TypeError, RecursionError):
-        payload = to_json({"error": name, "message": message, "args": [message], "attributes": {}})
-    return outcome_of(identity, payload, is_rejection=True, limit=limit)
+        return to_json({"error": name, "message": message, "args": [message], "attributes": {}})
 
 
 def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
     """The remembered reply. Raises the rejection if it was one, and `ReplyDecodeError` if the reply's type has changed
     so that it does not fit, or what was stored is damaged."""
     if stored.is_rejection:
-        try:
-            rejection = _rejection(orjson.loads(stored.payload))
-        except (ValueError, TypeError, LookupError) as error:
-            raise ReplyDecodeError(
-                f"the remembered rejection of {cls.__qualname__} (command {stored.command_id!r}) is damaged: the "
-                "command was handled, and nothing was done again"
-            ) from error
-        raise rejection
+        raise decode_rejection(cls, stored.payload, stored.command_id)
     return decode_reply(cls, stored.payload, stored.command_id)
 
 
@@ -73,6 +70,17 @@ def decode_reply(cls: type[Command[Any]], payload: bytes | str, command_id: str)
         raise ReplyDecodeError(
             f"the remembered reply to {cls.__qualname__} (command {command_id!r}) does not fit "
             f"{reply_type(cls)!r} any more: the command was handled, and nothing was done again"
+        ) from error
+
+
+def decode_rejection(cls: type[Command[Any]], payload: bytes | str, command_id: str) -> CommandRejected:
+    """A rejection out of its JSON. Raises `ReplyDecodeError`."""
+    try:
+        return _rejection(orjson.loads(payload))
+    except (ValueError, TypeError, LookupError) as error:
+        raise ReplyDecodeError(
+            f"the remembered rejection of {cls.__qualname__} (command {command_id!r}) is damaged: the command was "
+            "handled, and nothing was done again"
         ) from error
 
 

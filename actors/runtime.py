@@ -36,6 +36,7 @@ from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
 from eventstore.errors import ActorStopped, EventStoreError, RecoveryError
 from eventstore.events import Metadata
 from eventstore.snapshots import new_snapshot
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Runtime:
         self.next_use = count(1).__next__
         self.is_open = True
         self.is_shut = False
+        self.has_user_sql = store.capabilities.user_sql
         self.transactions: set[Transaction] = set()
         self._next_age = count(1).__next__
         self._permits = Permits(settings.recoveries_at_once, store.commits.breaker)
@@ -145,7 +147,7 @@ class Runtime:
             cell.used = self.next_use()
             self._cells[stream_id] = cell
             cell.activate(self._supervisor.pause_left(stream_id))
-            if self._following is None and self.is_open and not self._is_exclusive(cls):
+            if self._following is None and self.is_open and not self.is_exclusive(cls):
                 follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
                 self._following = self.start_task(follower.run(), None)
                 self._following.add_done_callback(self._following_ended)
@@ -164,6 +166,10 @@ class Runtime:
             command_id=command_id,
             metadata=metadata,
         )
+
+    async def begin_sql(self, seconds: float) -> SqlTransaction:
+        """A transaction of the database's, for statements of the user's own."""
+        return await self._store.begin_sql(seconds=seconds)
 
     async def transact(
         self,
@@ -249,7 +255,7 @@ class Runtime:
             cell.recovered()
 
     async def _claim(self, cell: Cell) -> tuple[int | None, int]:
-        if not self._is_exclusive(cell.cls):
+        if not self.is_exclusive(cell.cls):
             return None, 0
         if self._ownership is None:
             settings = self._settings
@@ -296,7 +302,8 @@ class Runtime:
         """Whether what was claimed under a lease is still this process's."""
         return self._ownership is not None and self._ownership.holds(lease)
 
-    def _is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool:
+    def is_exclusive(self, cls: type[PersistentActor[Any]]) -> bool:
+        """Whether one process at a time owns the actors of a class."""
         return (cls.ownership or self._settings.ownership) == "exclusive"
 
     def _report(self) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -10,7 +12,7 @@ from uuid_utils import uuid7
 
 from actors.cell import Cell, outcome_unknown
 from actors.command import Command
-from actors.command_identity import check_command_id, identify, issued_at
+from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
 from actors.mailbox import Hold
@@ -20,7 +22,10 @@ from eventstore.backend import Appended, AppendOutcome, StreamWrite
 from eventstore.errors import (
     ActorStopped,
     AskCycle,
+    CapabilityError,
+    CodecError,
     CommandForgotten,
+    CommandRejected,
     ConcurrencyError,
     DuplicateCommand,
     DuplicateCommandMismatch,
@@ -35,8 +40,11 @@ from eventstore.errors import (
 from eventstore.events import Metadata
 from eventstore.finishing import finish_then_cancel
 from eventstore.group_commit import GroupCommit, PendingAppend, size_of
+from eventstore.sql_connection import SqlConnection
+from eventstore.sql_transaction import SqlTransaction
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class TransactionRuntime(Protocol):
@@ -47,7 +55,12 @@ class TransactionRuntime(Protocol):
     max_payload_bytes: int
     is_open: bool
     is_shut: bool
+    has_user_sql: bool
     transactions: set[Transaction]
+
+    def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> object: ...
+
+    async def begin_sql(self, seconds: float) -> SqlTransaction: ...
 
 
 class _Run(Handling):
@@ -58,6 +71,13 @@ class _Run(Handling):
     def __init__(self, transaction: Transaction, parent: Handling | None) -> None:
         super().__init__(parent)
         self.transaction = transaction
+
+    def give_way(self) -> bool:
+        transaction = self.transaction
+        if not transaction.is_waiting:
+            return False
+        transaction.abort(_overtaken(self.asking[-1].stream_id))
+        return True
 
 
 class Transaction:
@@ -94,6 +114,8 @@ class Transaction:
         self._timer: asyncio.TimerHandle | None = None
         self._participants: dict[str, Participant] = {}
         self._expected: dict[str, int] = {}
+        self.wanted: dict[str, ActorRef[Any]] = {}
+        """The actors it has taken, or has tried to."""
         self._writes: list[StreamWrite] = []
         self._batch_id: bytes | None = None
         self._replies: list[Any] = []
@@ -103,10 +125,12 @@ class Transaction:
         self._is_asking = False
         self._is_committing = False
         self._end: EventStoreError | None = None
-        # While it asks: the actor it waits for, that which decides, and the task of its async handler.
+        self._connection = SqlConnection(self._begin_sql)
+        self._sql: SqlTransaction | None = None
+        # While it asks: the actor it waits for, that which decides, and the task that prepares that or decides.
         self._hold: Hold | None = None
         self._deciding: Participant | None = None
-        self._handler: asyncio.Task[Any] | None = None
+        self._work: asyncio.Task[Any] | None = None
         self.ran_async = False
         """Whether an `async def` handler took part, which the runtime never runs twice."""
 
@@ -150,12 +174,15 @@ class Transaction:
         Raises `ConcurrencyError` where another process was faster, `TransactionExpired`, and what an append raises.
         """
         serving.set(self._outer)
+        # What the block has left running asks for itself.
+        self._run.is_over = True
         try:
             if exc is None:
                 await self._conclude()
         finally:
-            self._run.is_over = True
             self.abort(TransactionError("the transaction is over"))
+            if self._sql is not None:
+                await self._sql.rollback()
         # What was stored before is not done again: the rest of the block was passed over.
         return isinstance(exc, TransactionRepeated) and exc.command_id == self.command_id
 
@@ -175,46 +202,87 @@ class Transaction:
         identity = None if self.command_id is None else identify(command, self.command_id)
         self._is_asking = True
         try:
-            participant = self._participants.get(ref.stream_id)
-            if participant is None:
-                participant = await self._join(ref.cell_in(self._runtime))
+            participant = self._participants.get(ref.stream_id) or await self._join(ref)
             self._deciding = participant
-            if identity is not None and participant.is_repeated:
-                reply: Any = participant.repeat(command, identity)
+            if not participant.is_asked:
+                self._compare(participant)
+                participant.is_asked = True
+            if identity is None:
+                reply: Any = await self._decide(participant, route, command)
             else:
-                reply = await self._decide(participant, route, command)
-                if identity is not None:
-                    participant.remember(command, identity, reply)
-        except asyncio.CancelledError:
-            if self._end is not None and self._handler is not None:
-                # It was the handler that was cancelled, because the time was up.
-                raise self._end from None
-            raise
+                reply = await self._decide_once(participant, route, command, identity)
         finally:
-            self._is_asking = False
-            self._handler = None
-            deciding, self._deciding = self._deciding, None
-            if self._end is not None and deciding is not None:
-                # It could not be released as long as it was in use here.
-                deciding.abandon()
+            self._asked()
         if self._end is not None:
             raise self._end
         self._replies.append(reply)
         result: R = reply
         return result
 
+    async def hold(self, *refs: ActorRef[Any]) -> None:
+        """Have actors for this transaction before anything is decided. Raises as `ask` does.
+
+        They are taken in one order, so that transactions which begin like this do not wait for each other in circles.
+        It asks nothing: who is not asked afterwards has no part in what is stored.
+        """
+        self._check_open()
+        self._is_asking = True
+        try:
+            for ref in sorted(refs, key=_stream_id):
+                if ref.stream_id not in self._participants:
+                    await self._join(ref)
+        finally:
+            self._asked()
+        if self._end is not None:
+            raise self._end
+
+    def _asked(self) -> None:
+        self._is_asking = False
+        deciding, self._deciding = self._deciding, None
+        if self._end is not None and deciding is not None:
+            # It could not be released as long as it was in use here.
+            deciding.abandon()
+
     def expect(self, ref: ActorRef[Any], *, version: int) -> None:
         """Store everything only if an actor's stream, which is only read, is at this version then.
 
-        Raises `ConcurrencyError` at once where an actor that takes part was at another.
+        Raises `ConcurrencyError` at once where an actor that takes part was at another, and nothing is stored then.
         """
         self._check_open()
+        if version < 0:
+            raise ValueError(f"a stream is at version 0 or a later one, not {version}")
         participant = self._participants.get(ref.stream_id)
         found = self._expected.get(ref.stream_id, version) if participant is None else participant.version
         if found != version and not self.is_repeated:
-            raise ConcurrencyError(ref.stream_id, version, found)
+            raise self._ended(ConcurrencyError(ref.stream_id, version, found))
         if participant is None:
             self._expected[ref.stream_id] = version
+
+    @property
+    def connection(self) -> SqlConnection:
+        """Where statements of your own are executed, with SQLAlchemy: stored together with the events, or not at all.
+
+            await tx.connection.execute(insert(transfers).values(id=17, amount=50))
+
+        The database's transaction begins with the first statement, and holds up whoever wants the same rows; on SQLite,
+        everybody who writes. So ask the actors first, or `hold` them: from the first statement on, nobody is waited for
+        any more who has an actor, and `TransactionOvertaken` is raised instead.
+
+        Raises `CapabilityError` where the store's capabilities do not have `user_sql`. In a transaction with an id, ask
+        an actor first. If it was stored before, `TransactionRepeated` is raised, which passes over the rest of the
+        block: look at `is_repeated` first if that is not what you want.
+        """
+        self._check_open()
+        if not self._runtime.has_user_sql:
+            raise CapabilityError("this store cannot commit statements of your own together with events")
+        if self._remembered is not None:
+            raise TransactionRepeated(self.command_id or "", self._replies)
+        if self.command_id is not None and not any(each.is_asked for each in self._participants.values()):
+            raise TransactionError(
+                "in a transaction with an id, ask an actor before using the connection: only then is it known whether "
+                "the transaction was stored before"
+            )
+        return self._connection
 
     def abort(self, reason: EventStoreError) -> None:
         """End it, unless it is over or being stored: nothing of it is stored, and its actors serve others."""
@@ -224,22 +292,35 @@ class Transaction:
         granted = None if self._hold is None else self._hold.reply
         if granted is not None and not granted.done():
             granted.set_exception(reason)
-        if self._handler is not None:
-            self._handler.cancel()
+            # Whoever waited may have been cancelled at this moment.
+            granted.exception()
+        if self._work is not None:
+            self._work.cancel()
+        if self._sql is not None:
+            self._runtime.start_task(self._sql.rollback(), None)
         for participant in self._participants.values():
             if participant is not self._deciding:
                 participant.abandon()
 
     # Who gets which actor
 
-    async def _join(self, cell: Cell) -> Participant:
+    async def _join(self, ref: ActorRef[Any]) -> Participant:
         """Wait for an actor, and have it for this transaction alone."""
+        self.wanted[ref.stream_id] = ref
+        cell = ref.cell_in(self._runtime)
         self._give_way(cell)
         granted: asyncio.Future[None] = self._runtime.loop.create_future()
-        self._hold = Hold(granted, self._run, self.age)
+        self._hold = hold = Hold(granted, self._run, self.age)
         try:
-            cell.accept(self._hold)
+            cell.accept(hold)
             if not granted.done():
+                if self._sql is not None and not cell.only_reads_before(hold):
+                    # Whoever has the actor may wait in the database for what these statements hold.
+                    raise self._ended(
+                        TransactionOvertaken(
+                            cell.stream_id, "it has begun statements, and others have that actor; ask the actors first"
+                        )
+                    )
                 with self._run.waiting_for(cell):
                     await granted
             granted.result()
@@ -253,25 +334,53 @@ class Transaction:
             cell.release()
             raise self._end
         participant = self._deciding = Participant(cell, limit=self._runtime.max_payload_bytes)
+        try:
+            await self._prepare(participant)
+            if self._end is not None:
+                raise self._end
+        except BaseException:
+            self._deciding = None
+            participant.abandon()
+            raise
         self._participants[cell.stream_id] = participant
-        self._compare(participant, await participant.prepare(self.command_id, self._issued_at))
         return participant
 
-    def _compare(self, participant: Participant, remembered: tuple[str, ...] | None) -> None:
-        """Raise unless what one more participant knows goes with what is known already."""
-        stream_id, command_id = participant.stream_id, self.command_id or ""
+    async def _prepare(self, participant: Participant) -> None:
+        if self.command_id is not None and self._remembered is None:
+            participant.expect_new(self.command_id, self._issued_at)
+        if participant.must_prepare(self.command_id):
+            await self._in_time(participant.prepare(self.command_id, self._issued_at))
+
+    def _compare(self, participant: Participant) -> None:
+        """End unless what one more participant knows goes with what is known already."""
+        stream_id, command_id, remembered = participant.stream_id, self.command_id or "", participant.remembered
         if remembered is not None:
-            if self._replies and remembered != self._remembered:
-                raise DuplicateCommandMismatch(stream_id, command_id)
+            if remembered != self._remembered and any(earlier.is_asked for earlier in self._participants.values()):
+                raise self._ended(self._contradiction(participant, remembered))
             self._remembered = remembered
         elif self._remembered is None:
             expected = self._expected.pop(stream_id, participant.version)
             if expected != participant.version:
-                raise ConcurrencyError(stream_id, expected, participant.version)
+                raise self._ended(ConcurrencyError(stream_id, expected, participant.version))
         elif stream_id in self._remembered:
-            raise CommandForgotten(stream_id, command_id)
+            raise self._ended(CommandForgotten(stream_id, command_id))
         else:
-            raise DuplicateCommandMismatch(stream_id, command_id)
+            raise self._ended(DuplicateCommandMismatch(stream_id, command_id))
+
+    def _contradiction(self, participant: Participant, remembered: tuple[str, ...]) -> EventStoreError:
+        """Why one participant remembers the transaction, and those before it have taken it for new."""
+        before = [earlier for earlier in self._participants.values() if earlier.is_asked]
+        hasty = [earlier for earlier in before if earlier.is_taken_for_new]
+        for earlier in hasty:
+            # Another process has stored it: next time, the journal is asked.
+            earlier.cell.forget_commands()
+        if hasty:
+            return ConcurrencyError(hasty[0].stream_id, "", None)
+        command_id = self.command_id or ""
+        forgetful = [earlier.stream_id for earlier in before if earlier.stream_id in remembered]
+        if self._remembered is None and forgetful:
+            return CommandForgotten(forgetful[0], command_id)
+        return DuplicateCommandMismatch(participant.stream_id, command_id)
 
     def _give_way(self, cell: Cell) -> None:
         """Let nobody wait in a circle: of the transactions in it, the youngest ends.
@@ -286,8 +395,8 @@ class Transaction:
             waiting = [run.transaction for run in runs if isinstance(run, _Run) and run.transaction.is_waiting]
             youngest = max([self, *waiting], key=lambda transaction: transaction.age)
             if youngest is self:
-                raise TransactionOvertaken(cell.stream_id)
-            youngest.abort(TransactionOvertaken(circle[-1].stream_id))
+                raise self._ended(_overtaken(cell.stream_id))
+            youngest.abort(_overtaken(circle[-1].stream_id))
 
     @property
     def is_waiting(self) -> bool:
@@ -297,12 +406,11 @@ class Transaction:
     # What is decided
 
     async def _decide(self, participant: Participant, route: CommandRoute, command: Command[Any]) -> Any:
+        participant.check_sound()
         version = participant.cell.version
         if route.is_async:
             self.ran_async = True
-            # A task, so that it can be ended when the time is up, whatever its caller does.
-            self._handler = self._runtime.loop.create_task(participant.handle(route, command, self._metadata))
-            reply, events = await finished(self._handler)
+            reply, events = await self._in_time(participant.handle(route, command, self._metadata))
         else:
             reply, events = participant.decide(route, command, self._metadata)
         if events:
@@ -311,24 +419,58 @@ class Transaction:
             self._writes.append(participant.write(together, version))
         return reply
 
+    async def _decide_once(
+        self, participant: Participant, route: CommandRoute, command: Command[Any], identity: CommandIdentity
+    ) -> Any:
+        if participant.is_repeated:
+            return participant.repeat(command, identity)
+        try:
+            reply = await self._decide(participant, route, command)
+        except CommandRejected as rejection:
+            # The block may go on without it, and must be told the same when it comes again.
+            participant.remember_rejection(rejection, identity)
+            raise
+        try:
+            participant.remember(command, identity, reply)
+        except CodecError as error:
+            # Its events are in the state, and cannot be stored without it.
+            raise self._ended(error) from None
+        return reply
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what must be awaited, in a task: so it can be ended when the time is up, whatever its caller does."""
+        self._work = task = self._runtime.loop.create_task(work)
+        try:
+            await finished(task)
+            if task.cancelled():
+                raise self._end or TransactionError("what the transaction waited for was cancelled")
+            return task.result()
+        finally:
+            self._work = None
+
     # How it ends
+
+    def _ended(self, reason: EventStoreError) -> EventStoreError:
+        """End it, also if the block catches what is raised."""
+        self.abort(reason)
+        return reason
 
     async def _conclude(self) -> None:
         if self._end is not None:
             raise self._end
-        for participant in self._participants.values():
-            if participant.cell.is_spoilt:
-                raise TransactionError(
-                    f"{participant.stream_id!r}: a command failed after it had persisted, so the transaction was not "
-                    "stored; let the error leave the block"
-                )
+        if self._is_asking:
+            raise TransactionError("the block has ended before an ask of it: await every one")
+        asked = {stream_id: each for stream_id, each in self._participants.items() if each.is_asked}
+        for participant in asked.values():
+            participant.check_sound()
         if self._remembered is not None:
-            if set(self._participants) != set(self._remembered):
+            if set(asked) != set(self._remembered):
                 raise DuplicateCommandMismatch(self._remembered[0], self.command_id or "")
-            for participant in self._participants.values():
+            for participant in asked.values():
                 participant.check_repeated(self.command_id or "")
-        elif self._participants or self._expected:
-            outcome = await self._store(self._completed_writes())
+        elif asked or self._expected or self._sql is not None:
+            writes = self._completed_writes(asked)
+            outcome = await (self._store(writes) if self._sql is None else self._store_with_sql(self._sql, writes))
             if not isinstance(outcome, Appended):
                 try:
                     raise self._told(outcome)
@@ -336,11 +478,11 @@ class Transaction:
                     # The error keeps this frame, which need not keep the error.
                     del outcome
 
-    def _completed_writes(self) -> list[StreamWrite]:
+    def _completed_writes(self, asked: Mapping[str, Participant]) -> list[StreamWrite]:
         """The events, and what else must be true or is to be remembered."""
-        streams = sorted(self._participants)
+        streams = sorted(asked)
         writes = self._writes
-        for participant in self._participants.values():
+        for participant in asked.values():
             if self.command_id is not None:
                 participant.conclude(self.command_id, self._issued_at, streams)
             last = participant.last_write()
@@ -361,9 +503,44 @@ class Transaction:
             self._settle(outcome)
             stored.set_result(outcome)
 
-        self._is_committing = True
         commits.submit(PendingAppend(writes, size_of(writes), settle))
+        self._is_committing = True
         return await finish_then_cancel(stored)
+
+    async def _store_with_sql(self, sql: SqlTransaction, writes: list[StreamWrite]) -> AppendOutcome | EventStoreError:
+        stored: asyncio.Future[AppendOutcome | EventStoreError] = self._runtime.loop.create_future()
+
+        async def commit() -> None:
+            outcome: AppendOutcome | EventStoreError
+            try:
+                outcome = await sql.commit(writes)
+            except EventStoreError as error:
+                outcome = error
+            except BaseException as error:
+                outcome = OutcomeUnknown("the transaction's commit was broken off: its outcome is unknown")
+                outcome.__cause__ = error
+            self._settle(outcome)
+            stored.set_result(outcome)
+
+        self._is_committing = True
+        # A task of the runtime's, so that the actors are released whatever becomes of the block.
+        self._runtime.start_task(commit(), None)
+        return await finish_then_cancel(stored)
+
+    async def _begin_sql(self) -> SqlTransaction:
+        self._check_open()
+        if self._sql is None:
+            loop = self._runtime.loop
+            left = self._seconds if self._timer is None else self._timer.when() - loop.time()
+            self._is_asking = True
+            try:
+                self._sql = await self._runtime.begin_sql(left)
+            finally:
+                self._is_asking = False
+            if self._end is not None:
+                await self._sql.rollback()
+                raise self._end
+        return self._sql
 
     def _settle(self, outcome: AppendOutcome | EventStoreError) -> None:
         """It is stored, or it is not: release every actor, with the state that the journal has."""
@@ -385,12 +562,7 @@ class Transaction:
         return outcome  # type: ignore[return-value]
 
     def _expire(self) -> None:
-        self.abort(
-            TransactionExpired(
-                f"the transaction took longer than {self._seconds:g} s, for which it may hold others up: nothing of it "
-                "was stored; do less in it, or give it another timeout"
-            )
-        )
+        self.abort(TransactionExpired(self._seconds))
 
     def _over(self, reason: EventStoreError) -> None:
         self._end = reason
@@ -406,8 +578,20 @@ class Transaction:
             )
         if self._end is not None:
             raise self._end
+        if self._run.is_over:
+            raise TransactionError("the block has ended: what it has left running can ask no more by its transaction")
         if self._is_asking:
-            raise TransactionError("the asks of one transaction follow each other: await one before the next")
+            raise TransactionError(
+                "the asks and statements of one transaction follow each other: await one before the next"
+            )
+
+
+def _stream_id(ref: ActorRef[Any]) -> str:
+    return ref.stream_id
+
+
+def _overtaken(stream_id: str) -> TransactionOvertaken:
+    return TransactionOvertaken(stream_id, "an older one waits for what it holds")
 
 
 def _completed(metadata: Metadata | None, command_id: str | None) -> Metadata:

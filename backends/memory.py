@@ -30,8 +30,9 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
-from eventstore.errors import InvalidStoreUrl, JournalCorrupt, StoreClosed
+from eventstore.errors import CapabilityError, InvalidStoreUrl, JournalCorrupt, StoreClosed
 from eventstore.events import RecordedEvent, stream_kind
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl
 
 
@@ -65,6 +66,11 @@ class MemoryBackend:
         outcomes = [journal.append(batch) for batch in batches]
         journal.wake()
         return outcomes
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        raise CapabilityError(
+            "memory:// has no SQL: nothing was done; SQL goes with a batch on Postgres and SQLite alone"
+        )
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
         journal = self._opened

@@ -18,6 +18,8 @@ from backends.postgres_reading import PostgresReader
 from backends.postgres_server import PostgresServer, check_server
 from backends.postgres_session import PostgresSession, connect
 from backends.postgres_sql import PostgresSQL
+from backends.postgres_transaction import PostgresTransaction
+from backends.postgres_transactions import PostgresTransactions
 from backends.postgres_wakeup import PostgresWakeUp
 from eventstore.backend import (
     AppendOutcome,
@@ -53,11 +55,11 @@ _SHORTEST_RENEWAL_SECONDS = 0.5
 class PostgresBackend:
     """`postgresql://user:password@host/database`; docs/postgres.md has its parameters, and the rights its role needs.
 
-    Any number of processes may use one journal. Each has one connection that appends, up to `pool_size` others, and
-    one that listens once somebody waits for new events.
+    Any number of processes may use one journal. Each has one connection that appends, up to `pool_size` others, as
+    many for transactions with the user's own statements, and one that listens once somebody waits for new events.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True)
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
@@ -98,6 +100,9 @@ class PostgresBackend:
         parts.appends.add(task)
         task.add_done_callback(parts.appended)
         return task
+
+    async def begin_sql(self, *, seconds: float) -> PostgresTransaction:
+        return await self._open.transactions.begin(seconds)
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         parts = self._open
@@ -201,8 +206,7 @@ class _Parts:
         async def session(target: PostgresTarget = target) -> PostgresSession:
             return await connect(target, is_pooled=server.is_pooled, settings=server.session_settings)
 
-        async def writer() -> PostgresSession:
-            opened = await session()
+        async def checked(opened: PostgresSession) -> PostgresSession:
             try:
                 # After a fail-over it is another server.
                 await check_server(opened, sql, target, url)
@@ -210,6 +214,14 @@ class _Parts:
                 opened.cut()
                 raise
             return opened
+
+        async def writer() -> PostgresSession:
+            return await checked(await session())
+
+        async def users_session() -> PostgresSession:
+            # How the user's own statements are planned is the server's matter.
+            settings = server.session_settings
+            return await checked(await connect(target, is_pooled=server.is_pooled, settings=settings, planning={}))
 
         self.pid = os.getpid()
         self.loop = asyncio.get_running_loop()
@@ -221,6 +233,15 @@ class _Parts:
         self.reader = PostgresReader(sql, self.pool, settle_seconds=target.command_timeout)
         # A proxy that pools connections gives the one that listens to somebody else.
         self.wakeup = PostgresWakeUp(sql.channel, self.pool, session, listens=not server.is_pooled)
+        self.transactions = PostgresTransactions(
+            target,
+            sql,
+            self.append,
+            users_session,
+            server_version=server.version,
+            is_pooled=server.is_pooled,
+            stored=self._wake,
+        )
         self._sql = sql
         self._target = target
         self._connect = session
@@ -230,8 +251,7 @@ class _Parts:
         """Tell the readers."""
         self.appends.discard(append)
         if not append.cancelled() and append.exception() is None:
-            self.wakeup.wake()
-            self.wakeup.notify_soon()
+            self._wake()
 
     def lease(self, owner: Owner) -> PostgresLease:
         """A lease whose connection is given up early enough that another one can renew it before it runs out."""
@@ -243,10 +263,15 @@ class _Parts:
         )
         return PostgresLease(self._sql, lambda: self._connect(hasty), owner)
 
+    def _wake(self) -> None:
+        self.wakeup.wake()
+        self.wakeup.notify_soon()
+
     async def close(self) -> None:
-        """Finish the appends, and close every connection."""
+        """Finish the appends, roll back the transactions, and close every connection."""
         if self.appends:
             await asyncio.wait(self.appends)
+        await self.transactions.close()
         await self.wakeup.close()
         # At once: each says goodbye to the server, which takes time where nobody answers.
         await asyncio.gather(self.pool.close(), self.append.close())

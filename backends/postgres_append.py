@@ -72,6 +72,21 @@ class PostgresAppend:
                 self._streams.clear()
                 raise
 
+    async def append_within(self, session: PostgresSession, batch: Batch) -> AppendOutcome | None:
+        """Store a batch in the transaction that somebody else's session is in, and that has locked its streams' rows.
+
+        None: it cannot be stored there. Raises the driver's errors too. What comes of it is not known here (`stored`).
+        """
+        apart = PostgresAppend(self._sql, self._connect)
+        apart._last_recorded_at = self._last_recorded_at
+        outcomes = await apart._append_looked_up(session, [batch], {write.stream_id for write in batch})
+        return None if outcomes is None else outcomes[0]
+
+    def stored(self, batch: Batch, outcome: Appended) -> None:
+        """A batch was committed by another session."""
+        self._outdated.update(write.stream_id for write in batch)
+        self.last_position = max(self.last_position, outcome.position)
+
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         stream_ids = {write.stream_id for batch in batches for write in batch}
         for number in range(_ROUNDS):

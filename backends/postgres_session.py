@@ -43,6 +43,11 @@ class PostgresSession:
         """Whether the connection is there, as far as is known here, and outside of any transaction."""
         return not self.connection.is_closed() and not self.connection.is_in_transaction()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection is there, as far as is known here."""
+        return not self.connection.is_closed()
+
     async def fetch(self, statement: str, *parameters: object) -> Sequence[Any]:
         """The rows of a statement."""
         if self.is_pooled and not self.connection.is_in_transaction():
@@ -117,19 +122,34 @@ class PostgresSession:
             timer.cancel()
 
 
+# How the journal's own statements are planned.
+PLANNING = {
+    # Planning an append anew takes about as long as running it, and compiling it much longer.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    # A plan that was made while the journal was small is kept when it has grown. Without this it went through all
+    # streams for each that was wanted, which was the larger part of an append and a thousandfold that of a claim.
+    "enable_seqscan": "off",
+}
+
+
 async def connect(
-    target: PostgresTarget, *, is_pooled: bool, settings: Mapping[str, str] | None = None
+    target: PostgresTarget,
+    *,
+    is_pooled: bool,
+    settings: Mapping[str, str] | None = None,
+    planning: Mapping[str, str] = PLANNING,
 ) -> PostgresSession:
     """Connect to the server; one that starts or recovers is waited for. Raises this package's errors.
 
-    `settings` are the session's, beside those that every session gets.
+    `settings` are the session's, beside those that every session gets. Behind a proxy it gets none.
     """
     arguments = target.connect_arguments()
     if is_pooled:
         arguments["statement_cache_size"] = 0
     else:
         arguments["max_cached_statement_lifetime"] = 0
-        arguments["server_settings"].update(_session_settings(target), **(settings or {}))
+        arguments["server_settings"].update(_time_limits(target), **planning, **(settings or {}))
     deadline = time.monotonic() + target.connect_timeout
     while True:
         try:
@@ -141,19 +161,13 @@ async def connect(
         await asyncio.sleep(_STARTING_SECONDS)
 
 
-def _session_settings(target: PostgresTarget) -> dict[str, str]:
-    """A session's settings. They go with the request to connect, so they cost no round trip."""
+def _time_limits(target: PostgresTarget) -> dict[str, str]:
+    """A session's time limits. They go with the request to connect, so they cost no round trip."""
     milliseconds = str(max(1, int(target.command_timeout * _SERVER_SHARE * 1000)))
     return {
         "statement_timeout": milliseconds,
         # A client that vanished inside a transaction must not keep its locks.
         "idle_in_transaction_session_timeout": milliseconds,
-        # Planning an append anew takes about as long as running it, and compiling it much longer.
-        "plan_cache_mode": "force_generic_plan",
-        "jit": "off",
-        # A plan that was made while the journal was small is kept when it has grown. Without this it went through all
-        # streams for each that was wanted, which was the larger part of an append and a thousandfold that of a claim.
-        "enable_seqscan": "off",
     }
 
 

@@ -36,6 +36,7 @@ from eventstore.backend import (
     StoredSnapshot,
 )
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.url import StoreUrl
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ class RedisBackend(RedisReader):
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._tasks.finish(self._forget_commands(stream_id, keep, before))
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        raise CapabilityError(
+            "Redis knows no SQL: nothing was done; SQL goes with a batch on Postgres and SQLite alone"
+        )
 
     def lease(self, owner: Owner) -> RedisLease:
         # It is made in another event loop than the store was opened in.

@@ -13,6 +13,7 @@ from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_reading import SQLiteReader
+from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.backend import (
     AppendOutcome,
@@ -52,7 +53,7 @@ class SQLiteBackend(SQLiteReader):
     within the busy timeout raises `StoreBusy`. Network file systems are refused by SQLite's WAL mode or unsafe.
     """
 
-    capabilities = Capabilities(creates_schema=True, survives_restart=True)
+    capabilities = Capabilities(creates_schema=True, survives_restart=True, user_sql=True)
     database = f"SQLite {sqlite3.sqlite_version}"
 
     def __init__(self, url: StoreUrl) -> None:
@@ -61,6 +62,7 @@ class SQLiteBackend(SQLiteReader):
         self.schema_revision: str | None = None
         self._append = SQLiteAppend()
         self._writer: SQLiteWriter | None = None
+        self._transactions: SQLiteTransactions | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
@@ -83,11 +85,22 @@ class SQLiteBackend(SQLiteReader):
             await writer.close()
             raise
         self._writer = writer
+        self._transactions = SQLiteTransactions(
+            self._path,
+            writer,
+            self._append,
+            synchronous=_SYNCHRONOUS[self.durability],
+            busy_timeout=self._busy_timeout,
+        )
+        self._transactions.on_end = self._wake
         self.open_readers()
 
     async def close(self) -> None:
         writer, self._writer = self._writer, None
+        transactions, self._transactions = self._transactions, None
         self._wake()
+        if transactions is not None and writer is not None:
+            await transactions.close()
         await self.close_readers()
         if writer is not None:
             await writer.close()
@@ -100,6 +113,10 @@ class SQLiteBackend(SQLiteReader):
         )
         future.add_done_callback(self._wake)
         return future
+
+    async def begin_sql(self, *, seconds: float) -> SQLiteTransaction:
+        self.check_open()
+        return await cast("SQLiteTransactions", self._transactions).begin(seconds)
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(

@@ -182,18 +182,7 @@ class SQLiteAppend:
         """Decide on what the file holds, inside the transaction that stores."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            self.forget()
-            self._look_up(connection, {write.stream_id for batch in batches for write in batch})
-            stored, commands = _stored_ids(connection, batches), _stored_commands(connection, batches)
-            group = Group(self._streams, self._last_position, stored, commands)
-            for batch in batches:
-                group.decide(batch)
-            now = self._now()
-            if group.has_new_streams:
-                self._create_streams(connection, group.new_streams(), now)
-            for rows, outcomes in _portions(group):
-                if not self._insert(connection, rows, outcomes, now):
-                    raise sqlite3.OperationalError("another connection committed inside a write transaction")
+            group = self.append_within(connection, batches)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -201,6 +190,32 @@ class SQLiteAppend:
             raise
         group.adopt()
         return group.outcomes
+
+    def append_within(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Group:
+        """Decide on what the file holds, and store, inside the write transaction that the connection is in."""
+        group = self.decided(connection, batches)
+        now = self._now()
+        if group.has_new_streams:
+            self._create_streams(connection, group.new_streams(), now)
+        for rows, outcomes in _portions(group):
+            if not self._insert(connection, rows, outcomes, now):
+                raise sqlite3.OperationalError("another connection committed inside a write transaction")
+        return group
+
+    def decided(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Group:
+        """The decision about batches on what the file holds. It is true while nobody else can write."""
+        self.forget()
+        self._look_up(connection, {write.stream_id for batch in batches for write in batch})
+        stored, commands = _stored_ids(connection, batches), _stored_commands(connection, batches)
+        group = Group(self._streams, self._last_position, stored, commands)
+        for batch in batches:
+            group.decide(batch)
+        return group
+
+    def moved(self, position: int) -> None:
+        """Another connection of this process has stored up to a position."""
+        self.forget()
+        self._last_position = max(self._last_position, position)
 
     def _look_up(self, connection: sqlite3.Connection, stream_ids: set[str]) -> None:
         """Remember the streams, and find out whether what was remembered of others still holds."""

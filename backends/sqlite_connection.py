@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from backends.tables import SCHEMA_REVISION
@@ -20,6 +21,8 @@ from eventstore.errors import (
     StoreBusy,
 )
 
+_Connection = TypeVar("_Connection", bound=sqlite3.Connection)
+
 # What a hostile file could smuggle in (functions called by its views and triggers, malformed cells) is refused,
 # and no other file can be attached to the connection.
 HARDENING = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
@@ -31,6 +34,13 @@ _TRIGGERS = frozenset({"journal_events_no_update", "journal_events_no_delete"})
 
 def connect_writer(path: Path, *, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
     """The connection that writes and checkpoints: one per file and process. The file must exist."""
+    return connect_for_writing(path, sqlite3.Connection, synchronous=synchronous, busy_timeout=busy_timeout)
+
+
+def connect_for_writing(
+    path: Path, factory: type[_Connection], *, synchronous: str, busy_timeout: float
+) -> _Connection:
+    """A connection of a class that writes. The file must exist."""
     connection = sqlite3.connect(
         _uri(path, "rw"),
         uri=True,
@@ -38,6 +48,7 @@ def connect_writer(path: Path, *, synchronous: str, busy_timeout: float) -> sqli
         timeout=busy_timeout,
         check_same_thread=False,
         cached_statements=64,
+        factory=factory,
     )
     try:
         for pragma in (*HARDENING, _WRITING):

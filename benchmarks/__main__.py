@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import asks, commits, growth, memory, order, replay, report, trust
+from benchmarks import asks, commits, growth, memory, order, replay, report, transfers, trust
 from benchmarks.harness import Plan, Ratio, progress
 
 # By their numbers in the table of goals, with the database where there are several; rows 14 and 16 are to come.
@@ -38,6 +38,9 @@ ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
     "17-postgres": trust.owned_on_postgres,
     "18-sqlite": trust.remembered_on_sqlite,
     "18-postgres": trust.remembered_on_postgres,
+    "19-sqlite": transfers.on_sqlite,
+    "19-postgres": transfers.on_postgres,
+    "19-redis": transfers.on_redis,
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,6 +30,10 @@ INSERT = """
 INSERT INTO bare.events (stream, version, type, schema_version, payload, event_id, recorded_at)
 SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::int[], $5::text[], $6::bytea[], $7::bigint[])
 """
+_INSERT_ONE = """
+INSERT INTO bare.events (stream, version, type, schema_version, payload, event_id, recorded_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+"""
 _EVENTS_OF_STREAM = """
 SELECT version, type, schema_version, payload FROM journal_events
 WHERE stream = (SELECT id FROM journal_streams WHERE stream_id = $1) AND version > $2 ORDER BY version LIMIT $3
@@ -40,9 +45,19 @@ Columns = tuple[Sequence[object], ...]
 class BarePostgres:
     """Commits rows of so many streams, one row of each at a time."""
 
-    def __init__(self, connection: Any, streams: range) -> None:
+    def __init__(self, connection: Any, streams: range, dsn: str) -> None:
         self._connection = connection
         self._rows = rows(streams)
+        self._dsn = dsn
+        self._others: list[Any] = []
+
+    async def create(self) -> None:
+        """Make the table."""
+        await self._connection.execute(_TABLE)
+
+    async def close(self) -> None:
+        for connection in (self._connection, *self._others):
+            await connection.close(timeout=5)
 
     async def commits(self, seconds: float, *, rows: int) -> list[float]:
         """Commit `rows` rows at a time, for so long. Returns how long each commit took."""
@@ -57,6 +72,21 @@ class BarePostgres:
                 taken.append(time.perf_counter() - start)
                 total += taken[-1]
         return taken
+
+    async def pairs(self, seconds: float, *, connections: int) -> float:
+        """Commit two rows at a time, each by an insert of its own, for so long. Returns commits per second."""
+        while len(self._others) < connections:
+            self._others.append(await asyncpg.connect(self._dsn, timeout=10, command_timeout=60))
+        # `executemany` is a transaction, whose inserts reach the server in one trip.
+        inserts = [(await each.prepare(_INSERT_ONE)).executemany for each in self._others[:connections]]
+        total, committed = 0.0, 0
+        while total < seconds:
+            made = [[list(itertools.islice(self._rows, 2)) for _ in range(50)] for _ in inserts]
+            start = time.perf_counter()
+            await asyncio.gather(*map(_each, inserts, made))
+            total += time.perf_counter() - start
+            committed += 50 * connections
+        return committed / total
 
     async def analyze(self) -> None:
         """Tell the server how large the journal is: believing it nearly empty, it sorts all the rest for each page."""
@@ -74,12 +104,17 @@ class BarePostgres:
 @asynccontextmanager
 async def bare_postgres(dsn: str, *, streams: int = 1) -> AsyncGenerator[BarePostgres, None]:
     """In the same database as the journal, in a schema of its own."""
-    connection = await asyncpg.connect(dsn, timeout=10, command_timeout=60)
+    bare = BarePostgres(await asyncpg.connect(dsn, timeout=10, command_timeout=60), range(1, streams + 1), dsn)
     try:
-        await connection.execute(_TABLE)
-        yield BarePostgres(connection, range(1, streams + 1))
+        await bare.create()
+        yield bare
     finally:
-        await connection.close(timeout=5)
+        await bare.close()
+
+
+async def _each(insert: Callable[[Any], Awaitable[None]], groups: Sequence[object]) -> None:
+    for group in groups:
+        await insert(group)
 
 
 def columns_of(made: Sequence[tuple[object, ...]]) -> Columns:

@@ -62,6 +62,12 @@ class BareRedis:
                 total += taken[-1]
         return taken
 
+    async def pairs(self, seconds: float, *, connections: int) -> float:
+        """Append two records at a time, for so long. Returns scripts per second."""
+        assert connections == 1, "the client blocks"
+        taken = await self.commits(seconds, rows=2)
+        return len(taken) / sum(taken)
+
     def fill(self, payload: bytes, count: int) -> None:
         """A list of so many payloads, to be read."""
         for _ in range(0, count, 1000):

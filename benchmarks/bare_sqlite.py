@@ -58,6 +58,12 @@ class BareSQLite:
             taken += batch
         return taken
 
+    async def pairs(self, seconds: float, *, connections: int) -> float:
+        """Commit two rows at a time, each by an insert of its own, for so long. Returns commits per second."""
+        assert connections == 1, "SQLite has one writer at a time"
+        taken = await self.commits(seconds, rows=2)
+        return len(taken) / sum(taken)
+
     def _many(self, group: list[_Row]) -> float:
         execute = self._connection.execute
         start = time.perf_counter()

@@ -20,6 +20,10 @@ class Bare(Protocol):
         """Commit `rows` rows at a time, for so long. Returns how long each commit took."""
         ...
 
+    async def pairs(self, seconds: float, *, connections: int) -> float:
+        """Commit two rows at a time, each by an insert of its own, for so long. Returns commits per second."""
+        ...
+
 
 class Journal(NamedTuple):
     """An empty journal. `bare` opens the same database beside it, for rows of so many streams."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, IntEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eventstore.errors import (
     CommandForgotten,
@@ -22,6 +22,9 @@ from eventstore.errors import (
     JournalCorrupt,
 )
 from eventstore.events import RecordedEvent
+
+if TYPE_CHECKING:
+    from eventstore.sql_transaction import SqlTransaction
 
 
 class Expected(IntEnum):
@@ -311,11 +314,12 @@ class Capabilities:
     """What a backend can do. What it cannot, it refuses with `CapabilityError`; it never pretends.
 
     `creates_schema`: a new, empty database gets its journal by itself. `survives_restart`: what is stored can be
-    opened again.
+    opened again. `user_sql`: the user's own SQL statements can be committed together with a batch.
     """
 
     creates_schema: bool
     survives_restart: bool
+    user_sql: bool = False
 
 
 class Statistics(NamedTuple):
@@ -384,6 +388,14 @@ class Backend(Protocol):
         batch and with the same ids in the same streams, is answered with its original place; so is one without events
         whose commands are all stored already with the same outcome ids. Else its writes are looked at in their order:
         the owner first, then the commands, then the version.
+        """
+        ...
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        """Begin a transaction for the user's own statements and one batch. It is rolled back by itself after `seconds`.
+
+        A backend may give it less where others would otherwise not wait that long for what it holds up. Raises
+        `CapabilityError` where `capabilities.user_sql` is off. A cancelled call leaves nothing open.
         """
         ...
 

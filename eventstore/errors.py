@@ -44,15 +44,15 @@ class ConcurrencyError(EventStoreError):
 
 
 class TransactionOvertaken(ConcurrencyError):
-    """An older transaction waited for an actor that this one had, and this one for one that the older had. Nothing of
-    this one was stored: run it again. `ActorSystem.transact` does so by itself."""
+    """A transaction gave way to others, so that nobody waits in a circle: to an older one, which wants what it holds
+    while it wants what that one holds; or, once it has begun statements of its own, to whoever has an actor.
 
-    def __init__(self, stream_id: str) -> None:
+    Nothing of it was stored: run it again. `ActorSystem.transact` does so by itself.
+    """
+
+    def __init__(self, stream_id: str, reason: str) -> None:
         super().__init__(stream_id, "", None)
-        self.args = (
-            f"an older transaction waits for what this one holds, while this one waited for {stream_id!r}: "
-            "nothing of it was stored; run it again",
-        )
+        self.args = (f"the transaction gave way at {stream_id!r}: {reason}; nothing of it was stored, run it again",)
 
 
 class FencedError(EventStoreError):
@@ -152,6 +152,50 @@ class LeaseLost(BackendUnavailable):
 
 class StoreBusy(BackendUnavailable):
     """Another writer was in the way for the whole time allowed. Nothing was stored: retry."""
+
+
+class TransactionError(EventStoreError):
+    """A transaction is over, or is used in a way that it cannot serve. Nothing of it was stored."""
+
+
+class TransactionExpired(TransactionError):
+    """The transaction was open for longer than it was given, so it was rolled back: nothing of it was stored.
+
+    Run it again, and do what takes long before it begins. `seconds` is what it was given.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the transaction was open for more than {seconds:g} s, for which it may hold others up, and was rolled "
+            "back: nothing was stored; run it again, and do what takes long before it"
+        )
+        self.seconds = seconds
+
+
+class TransactionRepeated(TransactionError):
+    """A transaction with an id was stored before, so its own statements must not be run again. Nothing was done.
+
+    `replies` are those of its commands. Ask `Transaction.is_repeated` before using its connection.
+    """
+
+    def __init__(self, command_id: str, replies: Sequence[object]) -> None:
+        super().__init__(
+            f"the transaction {command_id!r} was stored before: its statements were run then, and are not run again"
+        )
+        self.command_id = command_id
+        self.replies = tuple(replies)
+
+
+class TransactionConflict(StoreBusy):
+    """The transaction and another one stood in each other's way: a deadlock, or rows that changed under it.
+
+    It is rolled back, nothing of it was stored: run it again from its beginning.
+    """
+
+
+class TransactionRefused(EventStoreError):
+    """The database would not commit the user's own statements: one of them had failed, or a constraint that is checked
+    at the commit does not hold. Nothing was stored. The cause is chained."""
 
 
 class StorageFull(BackendUnavailable):
@@ -366,28 +410,6 @@ class AskCycle(ActorError):
             f"asking would wait for itself: {' -> '.join(chain)}; use tell, or decide with the state at hand"
         )
         self.chain = tuple(chain)
-
-
-class TransactionError(ActorError):
-    """A transaction is over, or is used in a way that it cannot serve. Nothing of it was stored."""
-
-
-class TransactionExpired(TransactionError):
-    """A transaction took longer than it may hold others up. Nothing of it was stored: do less in it, or allow more."""
-
-
-class TransactionRepeated(TransactionError):
-    """A transaction with an id was stored before, so its own statements must not be run again. Nothing was done.
-
-    `replies` are those of its commands. Ask `Transaction.is_repeated` before using its connection.
-    """
-
-    def __init__(self, command_id: str, replies: Sequence[object]) -> None:
-        super().__init__(
-            f"the transaction {command_id!r} was stored before: its statements were run then, and are not run again"
-        )
-        self.command_id = command_id
-        self.replies = tuple(replies)
 
 
 class RecoveryError(ActorError):

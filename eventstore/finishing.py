@@ -1,4 +1,4 @@
-"""Finishing: what was begun is waited for, whoever is cancelled meanwhile."""
+"""Finishing: what has begun comes to its end, whatever becomes of the task that waits for it."""
 
 from __future__ import annotations
 
@@ -17,5 +17,7 @@ async def finish_then_cancel(future: asyncio.Future[_T]) -> _T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
+        if not future.cancelled():
+            future.exception()  # Nobody else will look at it.
         raise cancelled
     return future.result()

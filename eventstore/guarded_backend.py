@@ -31,6 +31,7 @@ from eventstore.backend import (
 )
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import JournalCorrupt
+from eventstore.sql_transaction import SqlTransaction
 
 
 class GuardedBackend:
@@ -68,6 +69,9 @@ class GuardedBackend:
 
     def append(self, batches: Sequence[Batch]) -> Awaitable[Sequence[AppendOutcome]]:
         return self._backend.append(batches)
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        return await self._call(self._backend.begin_sql, seconds=seconds)
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound]:
         return await self._call(self._backend.find_commands, lookups)

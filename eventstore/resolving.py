@@ -1,4 +1,4 @@
-"""Resolving: finding out what became of an append whose outcome is unknown, by appending the same again."""
+"""Resolving: finding out what became of an append or a transaction whose outcome is unknown, by trying again."""
 
 from __future__ import annotations
 
@@ -28,14 +28,8 @@ async def resolve(
         # A backend may return any awaitable; what is retried must be a coroutine function.
         return await append(batches)
 
-    attempts = AsyncRetrying(
-        retry=retry_if_exception_type((OutcomeUnknown, BackendUnavailable)),
-        wait=wait_random_exponential(multiplier=0.05, max=RETRY_SECONDS),
-        stop=stop_after_delay(within),
-        reraise=True,
-    )
     try:
-        outcomes: Sequence[AppendOutcome] = await attempts(append_again)
+        outcomes: Sequence[AppendOutcome] = await _attempts(within, OutcomeUnknown, BackendUnavailable)(append_again)
     except OutcomeUnknown:
         raise
     except EventStoreError as error:
@@ -44,6 +38,28 @@ async def resolve(
             f"the database could not say whether the events were stored ({type(error).__name__}: {error})"
         ) from error
     return [_of_every_try(outcome) for outcome in outcomes]
+
+
+async def find_out(commit: Callable[[], Awaitable[AppendOutcome]], *, within: float) -> AppendOutcome:
+    """Ask a transaction what became of its commit until it knows (`SqlTransaction.commit`). Raises as it does then.
+
+    No try begins after `within` seconds: then it stays with `OutcomeUnknown`.
+    """
+
+    async def ask() -> AppendOutcome:
+        return await commit()
+
+    outcome: AppendOutcome = await _attempts(within, OutcomeUnknown)(ask)
+    return outcome
+
+
+def _attempts(within: float, *unsettled: type[EventStoreError]) -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception_type(unsettled),
+        wait=wait_random_exponential(multiplier=0.05, max=RETRY_SECONDS),
+        stop=stop_after_delay(within),
+        reraise=True,
+    )
 
 
 def _of_every_try(outcome: AppendOutcome) -> AppendOutcome | EventStoreError:

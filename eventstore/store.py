@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from datetime import datetime
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
@@ -53,8 +53,10 @@ from eventstore.finishing import finish_then_cancel
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
 from eventstore.guarded_backend import GuardedBackend
+from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import pack, unpack
+from eventstore.sql_transaction import SqlTransaction
 from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -73,8 +75,6 @@ _BACKENDS = {
 }
 _ENTRY_POINTS = "eventstore.backends"
 _CREATE_SCHEMA = "eventstore.schema:upgrade"
-
-_T = TypeVar("_T")
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
@@ -116,6 +116,7 @@ class EventStore:
         self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
         self._calls: _GroupCalls | None = None
+        self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
 
     @classmethod
     def open(
@@ -191,6 +192,8 @@ class EventStore:
             await commits.close()
             for group_call in calls:
                 await group_call.close()
+            if self._sql_commits:
+                await asyncio.wait(self._sql_commits)
         finally:
             await self._backend.close()
 
@@ -273,6 +276,17 @@ class EventStore:
 
         commits.submit(PendingAppend(writes, size_of(writes), settle))
         return await finish_then_cancel(outcome)
+
+    async def begin_sql(self, *, seconds: float) -> SqlTransaction:
+        """Begin a transaction for SQL statements of the user's own and one batch of events, in one commit.
+
+        It may hold others up, so it is rolled back by itself after `seconds`. On SQLite everybody who writes waits for
+        it, and it gets at most four fifths of the `busy_timeout`. Raises `CapabilityError` where
+        `capabilities.user_sql` is off.
+        """
+        transaction = await self._open.begin_sql(seconds=seconds)
+        breaker = self._open_commits.breaker
+        return GuardedSqlTransaction(transaction, breaker, self._sql_commits, resolve_within=self._resolve_within)
 
     @property
     def commits(self) -> GroupCommit:

@@ -32,11 +32,13 @@ _PARTS = (
     "recovery",
     "repeats",
     "snapshots",
+    "sql",
     "subscriptions",
     "truncation",
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from backends.conformance.contract import BackendContract  # noqa: E402
+from backends.conformance.sql import SQLTransactions  # noqa: E402
 
-__all__ = ["BackendContract"]
+__all__ = ["BackendContract", "SQLTransactions"]

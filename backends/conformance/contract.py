@@ -16,6 +16,7 @@ from backends.conformance.reading import Reading
 from backends.conformance.recovery import RecoveryContract
 from backends.conformance.repeats import Repeats
 from backends.conformance.snapshots import Snapshots
+from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
 from backends.conformance.truncation import Truncation
 
@@ -35,6 +36,7 @@ class BackendContract(
     RecoveryContract,
     Repeats,
     Snapshots,
+    SQLCapability,
     Subscriptions,
     Truncation,
 ):

@@ -29,6 +29,8 @@ _ON_EVERY_DATABASE = {
     "test_recovery",
     "test_replies",
     "test_snapshots",
+    "test_transaction_ids",
+    "test_transactions",
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from backends.conformance import BackendContract
+from backends.conformance import BackendContract, SQLTransactions
 
 
-class TestPostgres(BackendContract):
+class TestPostgres(SQLTransactions, BackendContract):
     @pytest.fixture
     def url(self, postgres_url: str) -> str:
         return postgres_url

@@ -12,6 +12,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import pytest_asyncio
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
 from backends.conformance.batches import Batches
 from backends.conformance.commands import Commands, remembered, stored
@@ -22,6 +24,7 @@ from backends.conformance.forgetting import Forgetting
 from backends.conformance.log import Log
 from backends.conformance.ownership import Ownership
 from backends.conformance.snapshots import Snapshots
+from backends.conformance.sql import TRANSFERS, SQLTransactions
 from backends.conformance.truncation import Truncation
 from eventstore import EventStore, SchemaError
 from eventstore.errors import CapabilityError
@@ -78,6 +81,19 @@ class TestTheApplicationsRole(Batches, Commands, Concurrency, Log, Ownership, Sn
     @pytest.fixture
     def url(self, roles: Roles) -> str:
         return roles.app_url
+
+
+class TestTheApplicationsRoleWithStatementsOfItsOwn(SQLTransactions):
+    """Beside the journal's rights it needs those to the user's tables."""
+
+    @pytest.fixture
+    def url(self, roles: Roles) -> str:
+        return roles.app_url
+
+    @pytest_asyncio.fixture(autouse=True)
+    async def transfers(self, roles: Roles) -> None:
+        table = CreateTable(TRANSFERS).compile(dialect=postgresql.dialect())
+        await execute(roles.owner_url, f"{table}; GRANT SELECT, INSERT ON {TRANSFERS.name} TO {roles.app}")
 
 
 class TestTheKeepersRole(Epochs, Forgetting, Truncation):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.conformance import BackendContract
+from backends.conformance import BackendContract, SQLTransactions
 
 
-class TestSQLite(BackendContract):
+class TestSQLite(SQLTransactions, BackendContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/journal.db"

@@ -38,7 +38,10 @@ def fresh_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.mark.parametrize("arguments", [("permits.py", "log.csv", "--store"), ("bank.py",), ("demo.py", "--store")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("permits.py", "log.csv", "--store"), ("bank.py",), ("demo.py", "--store"), ("transfers.py", "--store")],
+)
 def test_a_fresh_database_is_refused_in_one_line_that_names_the_command(
     run_example: Run, fresh_url: str, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:

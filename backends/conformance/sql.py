@@ -1,0 +1,366 @@
+"""SQLTransactions: statements of the user's own, in one commit with a batch. For backends with that capability."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
+
+from backends.conformance.events import collect, happened, numbers, outcome, write
+from backends.conformance.fixtures import StoreFixtures
+from eventstore.backend import Appended, AppendOutcome, Backend, Batch, CommandLookup, Expected, StreamWrite
+from eventstore.codec import new_event_id
+from eventstore.errors import (
+    CapabilityError,
+    CommandForgotten,
+    ConcurrencyError,
+    DuplicateCommand,
+    DuplicateEventError,
+    FencedError,
+    StoreClosed,
+    TransactionExpired,
+)
+from eventstore.sql_transaction import SqlTransaction
+from eventstore.store import EventStore
+
+TRANSFERS = Table(
+    "conformance_transfers", MetaData(), Column("id", Integer, primary_key=True), Column("amount", Integer)
+)
+
+# Long enough for whatever a test does, and short enough that others wait.
+SECONDS = 3.0
+PATIENCE = 20.0
+
+
+class SQLCapability(StoreFixtures):
+    """For every backend: what it says it can do, it does."""
+
+    async def test_a_transaction_for_sql_is_begun_or_refused_as_the_capabilities_say(self, store: EventStore) -> None:
+        if store.capabilities.user_sql:
+            assert isinstance(self, SQLTransactions), "inherit from backends.conformance.SQLTransactions too"
+            transaction = await store.begin_sql(seconds=SECONDS)
+            await transaction.rollback()
+        else:
+            with pytest.raises(CapabilityError):
+                await store.begin_sql(seconds=SECONDS)
+        await store.append("a", happened(1))
+
+
+class SQLTransactions(StoreFixtures):
+    @pytest_asyncio.fixture(autouse=True)
+    async def transfers(self, store: EventStore) -> None:
+        """The user's table."""
+        async with transaction(store) as begun:
+            await begun.connection.execute(CreateTable(TRANSFERS))
+            assert await begun.commit([]) == Appended(0, ())
+
+    async def test_statements_and_events_are_committed_together(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            appended = await begun.commit([write("a", b"1", b"2", expected=0), write("b", b"3", expected=0)])
+
+        assert isinstance(appended, Appended)
+        assert appended.versions == (2, 1)
+        assert [record.payload for record in await collect(store.read_all())] == [b"1", b"2", b"3"]
+        assert (await collect(store.read("b")))[-1].position == appended.position
+        assert await transferred(store) == [1]
+
+    async def test_nothing_is_seen_before_the_commit(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            assert await collect(store.read_all()) == []
+            assert (await begun.connection.execute(select(TRANSFERS.c.id))).scalars().all() == [1]
+
+    async def test_what_is_rolled_back_is_gone(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            await begun.rollback()
+        assert await transferred(store) == []
+
+    async def test_statements_without_events_are_committed(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            assert isinstance(await begun.commit([]), Appended)
+        assert await transferred(store) == [1]
+
+    async def test_events_without_statements_are_committed(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            assert isinstance(await begun.commit([write("a", b"1")]), Appended)
+        assert await store.version("a") == 1
+
+    async def test_a_refused_batch_rolls_the_statements_back(self, store: EventStore, backend: Backend) -> None:
+        await store.append("a", happened(1))
+        await store.claim("owned")
+        await store.claim("owned")
+        taken = new_event_id()
+        await backend.append([[write("b", b"1", ids=[taken])], [write("c", commands=[outcome("known")])]])
+        await backend.append([[write("old", commands=[outcome("gone", issued_at=1000)])]])
+        await store.forget_commands("old")
+        refused: list[tuple[StreamWrite, type[Exception]]] = [
+            (write("a", b"2", expected=0), ConcurrencyError),
+            (write("z", b"2", expected=Expected.STREAM_EXISTS), ConcurrencyError),
+            (write("owned", b"2", epoch=1), FencedError),
+            (write("d", b"2", ids=[taken]), DuplicateEventError),
+            (write("c", b"2", commands=[outcome("known")]), DuplicateCommand),
+            (write("old", b"2", commands=[outcome("late", issued_at=999)]), CommandForgotten),
+        ]
+        for number, (one, error) in enumerate(refused):
+            async with transaction(store) as begun:
+                await transfer(begun, number)
+                assert isinstance(await begun.commit([write("fine", b"1"), one]), error)
+
+        assert await transferred(store) == []
+        assert await store.version("fine") == 0
+        assert {info.stream_id for info in await collect(store.streams())} == {"a", "b"}
+
+    async def test_an_asserted_version_decides_about_the_statements(self, store: EventStore) -> None:
+        await store.append("read", happened(1, 2))
+        for number, (expected, holds) in enumerate([(2, True), (1, False), (Expected.STREAM_EXISTS, True), (0, False)]):
+            async with transaction(store) as begun:
+                await transfer(begun, number)
+                answer = await begun.commit([write("read", expected=expected)])
+                assert isinstance(answer, Appended if holds else ConcurrencyError)
+        assert await transferred(store) == [0, 2]
+
+    async def test_a_stream_that_is_asserted_not_to_be_there_is_not_made(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            assert isinstance(await begun.commit([write("absent", expected=0)]), Appended)
+        async with transaction(store) as begun:
+            await transfer(begun, 2)
+            answer = await begun.commit([write("absent", expected=Expected.STREAM_EXISTS)])
+            assert isinstance(answer, ConcurrencyError)
+        assert await transferred(store) == [1]
+        assert await collect(store.streams()) == []
+        assert (await store.append("absent", happened(1), expected_version=0)).versions == (1,)
+
+    async def test_outcomes_of_commands_are_remembered_with_the_statements(
+        self, store: EventStore, backend: Backend
+    ) -> None:
+        await store.append("a", happened(1))
+        batch = [write("a", commands=[outcome("c")]), write("new", commands=[outcome("d")])]
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            appended = await begun.commit(batch)
+        assert isinstance(appended, Appended)
+        assert appended.versions == (1, 0)
+        found = await backend.find_commands([CommandLookup("a", "c"), CommandLookup("new", "d")])
+        assert all(each.outcome is not None for each in found)
+        assert await transferred(store) == [1]
+
+    async def test_a_batch_that_was_stored_before_takes_no_statements_with_it(self, store: EventStore) -> None:
+        batch = [write("a", b"1", expected=0)]
+        for number in (1, 2):
+            async with transaction(store) as begun:
+                await transfer(begun, number)
+                appended = await begun.commit(batch)
+                assert isinstance(appended, Appended)
+                assert appended.is_duplicate is (number == 2)
+        assert await transferred(store) == [1]
+        assert await store.version("a") == 1
+
+    async def test_appends_go_on_where_a_transaction_has_ended(self, store: EventStore) -> None:
+        await store.append("a", happened(1), expected_version=0)
+        for version in (1, 3):
+            async with transaction(store) as begun:
+                assert isinstance(await begun.commit([write("a", b'{"number":9}', expected=version)]), Appended)
+            await store.append("a", happened(2), expected_version=version + 1)
+        assert await numbers(store.read("a")) == [1, 9, 2, 9, 2]
+        positions = [record.position for record in await collect(store.read_all())]
+        assert positions == sorted(set(positions))
+
+    async def test_who_waits_for_events_hears_of_the_commit(self, store: EventStore) -> None:
+        await store.append("a", happened(1))
+        end = (await store.read_page()).end
+        async with transaction(store) as begun:
+            waiting = asyncio.create_task(store.wait(end, PATIENCE))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            await begun.commit([write("a", b"2")])
+            async with asyncio.timeout(PATIENCE / 2):
+                await waiting
+        # Who comes later need not wait either.
+        async with asyncio.timeout(PATIENCE / 2):
+            await store.wait(end, PATIENCE)
+
+    async def test_a_statements_own_error_is_sqlalchemys(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            with pytest.raises(IntegrityError):
+                await transfer(begun, 1)
+        assert await transferred(store) == []
+
+    async def test_a_savepoint_undoes_a_part(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            savepoint = await begun.connection.begin_nested()
+            await transfer(begun, 2)
+            with pytest.raises(IntegrityError):
+                await transfer(begun, 1)
+            await savepoint.rollback()
+            async with begun.connection.begin_nested():
+                await transfer(begun, 3)
+            assert isinstance(await begun.commit([write("a", b"1")]), Appended)
+        assert await transferred(store) == [1, 3]
+
+    async def test_the_user_cannot_end_the_transaction_on_the_connection(self, store: EventStore) -> None:
+        for number, end in enumerate(["commit", "rollback", "commit"]):
+            async with transaction(store) as begun:
+                await transfer(begun, number)
+                with pytest.raises(CapabilityError):
+                    await getattr(begun.connection, end)()
+                if number < 2:
+                    assert isinstance(await begun.commit([write("a", b"1")]), Appended)
+        assert await transferred(store) == [0, 1]
+        assert await store.version("a") == 2
+
+    async def test_it_is_rolled_back_when_its_time_is_over(self, store: EventStore) -> None:
+        begun = await store.begin_sql(seconds=0.3)
+        await transfer(begun, 1)
+        await asyncio.sleep(0.6)
+        # Whoever waited for it is served, although nobody has ended it.
+        async with asyncio.timeout(PATIENCE):
+            await store.append("a", happened(1))
+            assert await transferred(store) == []
+        with pytest.raises(TransactionExpired, match=r"0\.3 s"):
+            await transfer(begun, 2)
+        with pytest.raises(TransactionExpired):
+            await begun.commit([write("a", b"2")])
+        with pytest.raises(TransactionExpired):
+            await begun.commit([write("a", b"2")])
+        await begun.rollback()
+        assert await transferred(store) == []
+        assert await numbers(store.read_all()) == [1]
+
+    async def test_after_its_end_it_does_nothing(self, store: EventStore) -> None:
+        committed = await store.begin_sql(seconds=SECONDS)
+        await committed.commit([write("a", b"1")])
+        undone = await store.begin_sql(seconds=SECONDS)
+        await undone.rollback()
+        for ended in (committed, undone):
+            with pytest.raises(StoreClosed):
+                await ended.commit([write("a", b"2")])
+            await ended.rollback()
+            await ended.rollback()
+            with pytest.raises(SQLAlchemyError):
+                await transfer(ended, 1)
+        assert await store.version("a") == 1
+
+    async def test_a_cancelled_commit_is_finished(self, store: EventStore) -> None:
+        for turns in range(12):
+            begun = await store.begin_sql(seconds=SECONDS)
+            await transfer(begun, turns)
+            committing = asyncio.create_task(begun.commit([write("a", b"1")]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            committing.cancel()
+            await asyncio.wait([committing])
+            assert committing.cancelled()
+            # Where it was cancelled before it began, it was never asked for.
+            await begun.rollback()
+            assert len(await transferred(store)) == await store.version("a")
+        assert await store.version("a") >= 8
+
+    async def test_a_cancelled_begin_leaves_nothing_open(self, store: EventStore) -> None:
+        for turns in range(40):
+            beginning = asyncio.create_task(store.begin_sql(seconds=SECONDS))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            beginning.cancel()
+            await asyncio.wait([beginning])
+            if not beginning.cancelled():
+                await beginning.result().rollback()
+        async with asyncio.timeout(SECONDS):
+            await store.append("a", happened(1))
+            async with transaction(store) as begun:
+                await begun.commit([write("a", b"2")])
+        assert await store.version("a") == 2
+
+    async def test_a_cancelled_statement_leaves_nothing_open(self, store: EventStore) -> None:
+        for turns in range(12):
+            begun = await store.begin_sql(seconds=SECONDS)
+            executing = asyncio.create_task(transfer(begun, turns))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            executing.cancel()
+            await asyncio.wait([executing])
+            await begun.rollback()
+        async with asyncio.timeout(SECONDS):
+            await store.append("a", happened(1))
+        assert await transferred(store) == []
+
+    async def test_closing_the_store_rolls_back_what_is_open(self, store: EventStore) -> None:
+        begun = await store.begin_sql(seconds=SECONDS)
+        await transfer(begun, 1)
+        async with asyncio.timeout(PATIENCE):
+            await store.close()
+        with pytest.raises(StoreClosed):
+            await begun.commit([write("a", b"1")])
+        await begun.rollback()
+        async with EventStore.open(store.url.raw) as again:
+            assert await transferred(again) == []
+            assert await again.version("a") == 0
+
+    async def test_a_closing_store_finishes_the_commit_that_is_under_way(self, store: EventStore) -> None:
+        begun = await store.begin_sql(seconds=SECONDS)
+        await transfer(begun, 1)
+        committing = asyncio.create_task(begun.commit([write("a", b"1")]))
+        await asyncio.sleep(0)
+        await store.close()
+        assert isinstance(await committing, Appended)
+        async with EventStore.open(store.url.raw) as again:
+            assert (await transferred(again), await again.version("a")) == ([1], 1)
+
+    async def test_others_are_served_while_it_is_open_or_soon_after(self, store: EventStore, other: EventStore) -> None:
+        begun = await store.begin_sql(seconds=0.5)
+        await transfer(begun, 1)
+        async with asyncio.timeout(PATIENCE):
+            appends = [one.append(f"s-{number}", happened(number)) for number in range(5) for one in (store, other)]
+            await asyncio.gather(*appends)
+        await begun.rollback()
+        assert len(await collect(store.read_all())) == 10
+
+    async def test_many_at_once_are_all_served(self, store: EventStore, other: EventStore) -> None:
+        async def one(number: int) -> AppendOutcome:
+            async with transaction((store, other)[number % 2]) as begun:
+                await transfer(begun, number)
+                return await begun.commit([write("a", b"1"), write(f"s-{number % 3}", b"2")])
+
+        outcomes = await asyncio.gather(*(one(number) for number in range(20)))
+        assert [type(each) for each in outcomes] == [Appended] * 20
+        assert await transferred(store) == list(range(20))
+        assert await store.version("a") == 20
+
+
+@asynccontextmanager
+async def transaction(store: EventStore, seconds: float = SECONDS) -> AsyncGenerator[SqlTransaction, None]:
+    """One that is rolled back at the end of the block, unless it was committed in it."""
+    begun = await store.begin_sql(seconds=seconds)
+    try:
+        yield begun
+    finally:
+        await begun.rollback()
+
+
+async def transfer(begun: SqlTransaction, number: int) -> None:
+    await begun.connection.execute(insert(TRANSFERS).values(id=number, amount=10 * number))
+
+
+async def transferred(store: EventStore) -> Sequence[int]:
+    """The numbers of what was transferred, as a transaction that comes later sees it."""
+    async with transaction(store) as begun:
+        return (await begun.connection.execute(select(TRANSFERS.c.id).order_by(TRANSFERS.c.id))).scalars().all()
+
+
+async def commit(store: EventStore, batch: Batch, *statements: str) -> AppendOutcome:
+    """Execute statements, and commit them with a batch."""
+    async with transaction(store) as begun:
+        for statement in statements:
+            await begun.connection.execute(text(statement))
+        return await begun.commit(batch)

@@ -1,0 +1,369 @@
+"""PostgresTransaction: statements of the user's own and a batch of events, in one transaction of one session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import Enum
+from typing import NamedTuple
+
+from sqlalchemy.engine import Connection, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from backends.deciding import Group, Head
+from backends.postgres_append import PostgresAppend
+from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
+from backends.postgres_errors import is_lost, translated
+from backends.postgres_session import PLANNING, PostgresSession
+from backends.postgres_sql import PostgresSQL
+from eventstore.backend import Appended, AppendOutcome, Batch
+from eventstore.errors import (
+    BackendUnavailable,
+    CapabilityError,
+    EventStoreError,
+    OutcomeUnknown,
+    StoreClosed,
+    TransactionConflict,
+    TransactionExpired,
+    TransactionRefused,
+)
+from eventstore.events import stream_kind
+from eventstore.finishing import finish_then_cancel
+
+# One trip: the journal's own statements are planned as in its own sessions, the user's were not; what the server calls
+# this transaction, if it must be asked later what became of it (a server that was started since may have given that
+# name to another one); and whether there are streams to be made.
+_PREPARE = """
+SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, EXISTS (
+    SELECT FROM unnest($1::text[]) AS w (stream_id) WHERE NOT EXISTS (
+        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = w.stream_id)
+), set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
+    {planning}
+"""
+_PLANNING = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in PLANNING.items())
+_STATUS = "SELECT pg_postmaster_start_time()::text, pg_xact_status($1::text::xid8)"
+
+# A stream that is not there can be neither locked nor be kept from being made, so its row is made. One that another
+# transaction is making at this moment is waited for.
+_MAKE_STREAMS = """
+INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
+SELECT n.stream_id, n.kind, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
+ORDER BY n.stream_id COLLATE "C"
+ON CONFLICT DO NOTHING
+"""
+_TRUNCATED = (
+    "SELECT stream_id, truncated FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = ANY ($1::text[])"
+)
+
+# How often streams that do not exist yet are looked for again because others make them.
+_ROUNDS = 12
+
+# The server's word for a transaction that took too long: idle inside it, or altogether.
+_EXPIRED = ("25P03", "25P04")
+_CONFLICTS = ("40001", "40P01")
+# A lock that was not to be had, a statement that took too long.
+_TIMEOUTS = ("55P03", "57014")
+
+_NOTHING_STORED = "the transaction was rolled back, nothing of it was stored: run it again"
+
+
+class _State(Enum):
+    OPEN = "open"
+    # COMMIT was sent, and no answer came.
+    IN_DOUBT = "in doubt"
+    ENDED = "ended"
+
+
+class _InDoubt(NamedTuple):
+    """What is known of a transaction that was told to commit. All that is still to be told is whether it has."""
+
+    outcome: Appended
+    xid: str
+    server_started: str
+
+
+class PostgresTransaction:
+    """Uses one session, which is inside a transaction already, until it gives it back with `let_go`."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        session: PostgresSession,
+        sql: PostgresSQL,
+        append: PostgresAppend,
+        *,
+        seconds: float,
+        connect: Callable[[], asyncio.Future[PostgresSession]],
+        let_go: Callable[[PostgresTransaction, bool], asyncio.Future[None]],
+        stored: Callable[[], None],
+    ) -> None:
+        self.connection = connection
+        self.session = session
+        self._sql = sql
+        self._append = append
+        self._seconds = seconds
+        self._connect = connect
+        self._let_go = let_go
+        self._stored = stored
+        self._state = _State.OPEN
+        self._doubt: _InDoubt | None = None
+        self._is_expired = False
+        self._turn = asyncio.Lock()
+        self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(seconds, self._expire)
+
+    async def commit(self, batch: Batch) -> AppendOutcome:
+        self._check_place()
+        return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+
+    async def rollback(self) -> None:
+        self._check_place()
+        await finish_then_cancel(asyncio.ensure_future(self._roll_back()))
+
+    # What SQLAlchemy tells of the connection
+
+    def check_statement(self) -> None:
+        """Called before each of the user's statements."""
+        if self._is_expired:
+            raise TransactionExpired(self._seconds)
+
+    def check_end(self) -> None:
+        """Called when the connection is told to commit or to roll back."""
+        if self._state is _State.OPEN:
+            raise CapabilityError(
+                "nothing was done: the connection's transaction is committed with the events, or rolled back, by "
+                "whoever began it; use begin_nested() for a part of it that may be undone"
+            )
+
+    def on_error(self, context: ExceptionContext) -> EventStoreError | None:
+        """The error of a statement, where it is not the statement's own."""
+        error = context.original_exception
+        if not isinstance(error, Exception):
+            return None
+        # Else SQLAlchemy would make a new connection for the next statement, outside of this transaction.
+        context.is_disconnect = False
+        cause = error.__cause__
+        return self._not_the_statements(cause if isinstance(cause, ServerError) else error)
+
+    def _not_the_statements(self, error: BaseException) -> EventStoreError | None:
+        state = sqlstate(error)
+        if self._is_expired or state in _EXPIRED:
+            self._is_expired = True
+            return TransactionExpired(self._seconds)
+        if state in _CONFLICTS:
+            return TransactionConflict(f"{_NOTHING_STORED}; {_line(error)} (SQLSTATE {state})")
+        if state in _TIMEOUTS:
+            return translated(error, writing=False)
+        if is_lost(error) or not self.session.is_connected:
+            return BackendUnavailable(f"the connection was lost; {_NOTHING_STORED}; {_line(error)}")
+        return None
+
+    # Committing
+
+    async def _commit(self, batch: Batch) -> AppendOutcome:
+        async with self._turn:
+            if self._doubt is not None:
+                return await self._find_out(batch, self._doubt)
+            if self._state is _State.ENDED:
+                raise self._ended()
+            committed = False
+            try:
+                outcome = await self._store_and_commit(batch)
+                committed = isinstance(outcome, Appended) and not outcome.is_duplicate
+                return outcome
+            finally:
+                if self._state is _State.OPEN:
+                    await self._end(committed=committed)
+
+    async def _store_and_commit(self, batch: Batch) -> AppendOutcome:
+        try:
+            stream_ids = _streams(batch)
+            prepare = self._sql.named(_PREPARE, planning=_PLANNING)
+            ((xid, server_started, is_new, *_),) = await self.session.fetch(prepare, stream_ids)
+            await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
+            outcome = await self._append.append_within(self.session, batch)
+            if outcome is None:
+                raise TransactionConflict(f"another append was in the way; {_NOTHING_STORED}")
+        except DRIVER_ERRORS as error:
+            raise self._refusal(error) from error
+        except BackendUnavailable as error:
+            # The lookups of an append translate by themselves.
+            cause = error.__cause__
+            if cause is not None and (typed := self._not_the_statements(cause)) is not None:
+                raise typed from cause
+            raise
+        if not isinstance(outcome, Appended) or outcome.is_duplicate:
+            return outcome
+        if self._is_expired:
+            raise TransactionExpired(self._seconds)
+        # From here on nobody can tell that nothing was stored because the time is over.
+        self._timer.cancel()
+        try:
+            await self.session.execute("COMMIT")
+        except DRIVER_ERRORS as error:
+            if isinstance(error, ServerError) and not is_lost(error):
+                raise self._refusal(error) from error
+            self._doubt = _InDoubt(outcome, xid, server_started)
+            self._state = _State.IN_DOUBT
+            await self._let_go(self, False)
+            raise translated(error, writing=True) from error
+        self._is_stored(batch, outcome)
+        return outcome
+
+    def _is_stored(self, batch: Batch, outcome: Appended) -> None:
+        self._append.stored(batch, outcome)
+        self._stored()
+
+    def _refusal(self, error: BaseException) -> EventStoreError:
+        """What an error before the end of the transaction means. Whatever it is, nothing was stored."""
+        if (typed := self._not_the_statements(error)) is not None:
+            return typed
+        state = sqlstate(error)
+        if state.startswith(("23", "25P02", "P0", "44")):
+            return TransactionRefused(
+                f"the user's own statements cannot be committed, nothing was stored; Postgres: {_line(error)} "
+                f"(SQLSTATE {state})"
+            )
+        return translated(error, writing=False)
+
+    # Finding out
+
+    async def _find_out(self, batch: Batch, doubt: _InDoubt) -> AppendOutcome:
+        """Whether the transaction was committed. It has locked the rows of the batch's streams, so who locks them next
+        has waited for its end: only then is looked."""
+        try:
+            session = await self._connect()
+        except EventStoreError as error:
+            raise _still_unknown(error) from error
+        try:
+            async with session.transaction():
+                await _lock(session, self._sql, _streams(batch), are_made=False)
+                is_stored = await self._has_committed(session, batch, doubt)
+                # Nothing of this is to stay.
+                raise _Found(is_stored)
+        except _Found as found:
+            is_stored = found.is_stored
+        except DRIVER_ERRORS as error:
+            raise _still_unknown(error) from error
+        finally:
+            await session.close()
+        if is_stored is None:
+            raise OutcomeUnknown("the server was started anew since it was told to commit, and nothing tells now")
+        self._doubt, self._state = None, _State.ENDED
+        if not is_stored:
+            raise BackendUnavailable(f"the connection was lost while it committed; {_NOTHING_STORED}")
+        self._is_stored(batch, doubt.outcome)
+        return doubt.outcome
+
+    async def _has_committed(self, session: PostgresSession, batch: Batch, doubt: _InDoubt) -> bool | None:
+        """None: it cannot be told, yet or any more."""
+        ((server_started, status),) = await session.fetch(_STATUS, doubt.xid)
+        if server_started == doubt.server_started and status is not None:
+            return {"committed": True, "aborted": False}.get(status)
+        # It is another server, or the same one started anew: no session of that time is left. What is stored decides.
+        events = [event.event_id for write in batch for event in write.events]
+        keys = [(write.stream_id, command.command_id) for write in batch for command in write.commands]
+        if not events and not keys:
+            return None
+        stream_ids = list({write.stream_id for write in batch})
+        streams = {row[0]: Head(*row[1:]) for row in await session.fetch(self._sql.streams, stream_ids)}
+        places = {row[0]: tuple(row[1:]) for row in await session.fetch(self._sql.places, events)}
+        columns: Sequence[Sequence[str]] = list(zip(*keys, strict=True)) or [(), ()]
+        remembered = {
+            (stream_id, command_id): (outcome_id, version)
+            for stream_id, command_id, outcome_id, version in await session.fetch(self._sql.remembered, *columns)
+        }
+        outcome = Group(streams, 0, places, remembered).decide(batch)
+        if isinstance(outcome, Appended) and outcome.is_duplicate:
+            return True
+        # What was stored may have been removed since, with its ids.
+        versions = dict(zip([write.stream_id for write in batch], doubt.outcome.versions, strict=True))
+        truncated = await session.fetch(self._sql.named(_TRUNCATED), stream_ids)
+        return None if any(through >= versions[stream_id] > 0 for stream_id, through in truncated) else False
+
+    # The end
+
+    async def _roll_back(self) -> None:
+        async with self._turn:
+            if self._state is _State.OPEN:
+                await self._end(committed=False)
+
+    async def _end(self, *, committed: bool) -> None:
+        self._timer.cancel()
+        self._state = _State.ENDED
+        if not committed and not self.session.is_usable:
+            # What cannot be rolled back is cut off, and the server rolls it back.
+            with suppress(*DRIVER_ERRORS):
+                await self.session.execute("ROLLBACK")
+        is_clean = self.session.is_usable
+        if not is_clean:
+            self.session.cut()
+        letting_go = self._let_go(self, is_clean)
+        if not committed:
+            # Nobody who has committed waits for what is only tidying up.
+            await letting_go
+
+    def _expire(self) -> None:
+        self._is_expired = True
+        # The server rolls back. It has been told to do so by itself as well, should this process not get to it.
+        self.session.cut()
+
+    def _ended(self) -> EventStoreError:
+        if self._is_expired:
+            return TransactionExpired(self._seconds)
+        return StoreClosed("the transaction has ended: nothing was stored by this call; begin another one")
+
+    def _check_place(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreClosed("this transaction was begun before a fork: begin another one in the child process")
+        if asyncio.get_running_loop() is not self._loop:
+            raise StoreClosed("this transaction was begun in another event loop: begin one in each")
+
+
+class _Found(Exception):
+    """Ends the transaction that was begun only to look."""
+
+    def __init__(self, is_stored: bool | None) -> None:
+        super().__init__()
+        self.is_stored = is_stored
+
+
+async def _lock(session: PostgresSession, sql: PostgresSQL, stream_ids: list[str], *, are_made: bool) -> None:
+    """Lock the rows of streams until the end of the transaction, in the order of all appends: those that are there by
+    their ids, then new ones by their names. Raises the driver's errors."""
+    if are_made:
+        await session.fetch(sql.lock_streams, stream_ids)
+        return
+    await session.execute("SAVEPOINT eventstore_streams")
+    for _ in range(_ROUNDS):
+        found = {row[0] for row in await session.fetch(sql.lock_streams, stream_ids)}
+        missing = [stream_id for stream_id in stream_ids if stream_id not in found]
+        kinds = [stream_kind(stream_id) for stream_id in missing]
+        if not missing or await session.execute(sql.named(_MAKE_STREAMS), missing, kinds) == len(missing):
+            return
+        # Others have made some of them meanwhile. To lock these now would be out of order, so it begins anew.
+        await session.execute("ROLLBACK TO SAVEPOINT eventstore_streams")
+    raise TransactionConflict(f"others were faster every time; {_NOTHING_STORED}")
+
+
+def _streams(batch: Batch) -> list[str]:
+    return sorted({write.stream_id for write in batch}, key=str.encode)
+
+
+def transaction_of(connection: Connection) -> PostgresTransaction | None:
+    """The transaction whose connection it is."""
+    found = connection.get_execution_options().get("eventstore_transaction")
+    return found if isinstance(found, PostgresTransaction) else None
+
+
+def _still_unknown(error: BaseException) -> OutcomeUnknown:
+    return OutcomeUnknown(f"whether the transaction was committed could not be found out: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    # The lines after the first can quote a row's values.
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,229 @@
+"""PostgresTransactions: the connections on which users execute statements of their own, and the transactions there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection as EngineConnection
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+
+from backends.postgres_append import PostgresAppend
+from backends.postgres_driver import DRIVER_ERRORS, Connection
+from backends.postgres_errors import is_lost, translated
+from backends.postgres_session import PostgresSession
+from backends.postgres_sql import PostgresSQL
+from backends.postgres_transaction import PostgresTransaction, transaction_of
+from eventstore.errors import ConnectionsBusy, StoreClosed
+from eventstore.postgres_url import PostgresTarget
+
+_T = TypeVar("_T")
+
+# The first server that ends a transaction by itself when it is too old, also while a statement runs.
+_TRANSACTION_TIMEOUT = 17
+
+# What a user's statements may have left in a session. Its prepared statements stay: they are the driver's.
+_RESET = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    "DISCARD TEMP; DISCARD SEQUENCES"
+)
+
+
+class PostgresTransactions:
+    """At most `pool_size` at a time, on connections that nothing else uses; who finds none free waits, with a deadline.
+
+    The connections are made as all others are, and SQLAlchemy is told to leave their transactions alone.
+    """
+
+    def __init__(
+        self,
+        target: PostgresTarget,
+        sql: PostgresSQL,
+        append: PostgresAppend,
+        connect: Callable[[], Awaitable[PostgresSession]],
+        *,
+        server_version: str,
+        is_pooled: bool,
+        stored: Callable[[], None],
+    ) -> None:
+        self._target = target
+        self._sql = sql
+        self._append = append
+        self._connect = connect
+        self._has_transaction_timeout = int(server_version.partition(".")[0]) >= _TRANSACTION_TIMEOUT
+        self._is_pooled = is_pooled
+        self._stored = stored
+        self._engine: AsyncEngine | None = None
+        self._places = asyncio.Semaphore(target.pool_size)
+        self._open: set[PostgresTransaction] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._is_closed = False
+
+    async def begin(self, seconds: float) -> PostgresTransaction:
+        """Begin a transaction. If the caller is cancelled it is rolled back, in the background."""
+        await self._place()
+        beginning = self._owned(self._begin(seconds))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(self._abandon)
+            raise
+
+    async def close(self) -> None:
+        """Roll back what is open, finish what is being committed, close every connection."""
+        self._is_closed = True
+        while self._open or self._tasks:
+            await asyncio.gather(*(transaction.rollback() for transaction in self._open))
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def _place(self) -> None:
+        seconds = self._target.command_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise ConnectionsBusy(
+                f"{self._target.pool_size} transactions with SQL of the user's own were open for {seconds:g} s: try "
+                "again, or give the URL a larger pool_size"
+            ) from error
+
+    async def _begin(self, seconds: float) -> PostgresTransaction:
+        try:
+            connection, session = await self._begun(self._begin_statement(seconds))
+        except BaseException:
+            self._places.release()
+            raise
+        transaction = PostgresTransaction(
+            connection,
+            session,
+            self._sql,
+            self._append,
+            seconds=seconds,
+            connect=lambda: self._owned(self._connected()),
+            let_go=lambda transaction, is_clean: self._owned(self._let_go(transaction, is_clean)),
+            stored=self._stored,
+        )
+        await connection.execution_options(eventstore_transaction=transaction)
+        self._open.add(transaction)
+        return transaction
+
+    async def _begun(self, statement: str) -> tuple[AsyncConnection, PostgresSession]:
+        """A connection inside a new transaction. Those in the pool may have been lost since they were used."""
+        for tries_left in reversed(range(self._target.pool_size + 1)):
+            if self._is_closed:
+                raise StoreClosed("the store was closed: nothing was done")
+            connection = await self._open_engine.connect()
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            session = PostgresSession(driver, self._target, is_pooled=self._is_pooled)
+            try:
+                await session.execute(statement)
+                return connection, session
+            except BaseException as error:
+                session.cut()
+                await connection.invalidate()
+                await connection.close()
+                if not isinstance(error, DRIVER_ERRORS):
+                    raise
+                if not tries_left or not is_lost(error) or isinstance(error, TimeoutError):
+                    raise translated(error, writing=False) from error
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _begin_statement(self, seconds: float) -> str:
+        milliseconds = max(1, int(seconds * 1000))
+        limits = {"idle_in_transaction_session_timeout": milliseconds, "statement_timeout": milliseconds}
+        if self._has_transaction_timeout:
+            limits["transaction_timeout"] = milliseconds
+        # Behind a proxy the connection is inside the transaction already.
+        begin = [] if self._is_pooled else ["BEGIN"]
+        return "; ".join(begin + [f"SET LOCAL {name} = {value}" for name, value in limits.items()])
+
+    async def _let_go(self, transaction: PostgresTransaction, is_clean: bool) -> None:
+        connection, session = transaction.connection, transaction.session
+        try:
+            if self._is_pooled:
+                # The proxy keeps the server's sessions, and tidies them up.
+                await session.close()
+            elif is_clean:
+                with suppress(*DRIVER_ERRORS):
+                    await session.execute(_RESET)
+            if not session.is_usable and not connection.closed:
+                await connection.invalidate()
+            await connection.close()
+        finally:
+            self._open.discard(transaction)
+            self._places.release()
+
+    async def _connected(self) -> PostgresSession:
+        return await self._connect()
+
+    def _abandon(self, beginning: asyncio.Future[PostgresTransaction]) -> None:
+        if not beginning.cancelled() and beginning.exception() is None:
+            self._owned(beginning.result().rollback())
+
+    def _owned(self, work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @property
+    def _open_engine(self) -> AsyncEngine:
+        if self._engine is None:
+            self._engine = self._new_engine()
+        return self._engine
+
+    def _new_engine(self) -> AsyncEngine:
+        options: dict[str, Any] = {"poolclass": NullPool}
+        if not self._is_pooled:
+            options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": self._target.pool_size, "max_overflow": 0}
+        arguments: dict[str, Any] = {}
+        if self._is_pooled:
+            # A name could be one that another client has given in the same session of the server.
+            arguments = {"prepared_statement_name_func": str, "prepared_statement_cache_size": 0}
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._driver_connection,
+            isolation_level="AUTOCOMMIT",
+            skip_autocommit_rollback=True,
+            pool_reset_on_return=None,
+            connect_args=arguments,
+            **options,
+        )
+        sync = engine.sync_engine
+        event.listen(sync, "before_cursor_execute", _check_statement)
+        event.listen(sync, "commit", _check_end)
+        event.listen(sync, "rollback", _check_end)
+        event.listen(sync, "handle_error", _on_error, retval=True)
+        return engine
+
+    async def _driver_connection(self, **_: Any) -> Connection:
+        session = await self._connect()
+        if self._is_pooled:
+            # What SQLAlchemy asks of a new connection takes several trips, which must not part.
+            await session.connection.execute("BEGIN")
+        return session.connection
+
+
+def _check_statement(connection: EngineConnection, *_: Any) -> None:
+    if (transaction := transaction_of(connection)) is not None:
+        transaction.check_statement()
+
+
+def _check_end(connection: EngineConnection) -> None:
+    if (transaction := transaction_of(connection)) is not None:
+        transaction.check_end()
+
+
+def _on_error(context: ExceptionContext) -> BaseException | None:
+    connection = context.connection
+    transaction = None if connection is None else transaction_of(connection)
+    return None if transaction is None else transaction.on_error(context)

@@ -1,0 +1,386 @@
+"""SQLiteTransaction: statements of the user's own and a batch of events, in one transaction of the file.
+
+There is one writer at a time, so the transaction takes a turn of the writer's thread: appends wait for it in the order
+in which they came, and it holds the lock that keeps processes apart as any other job does. The thread begins it, waits
+for its end, and brings that about; so its time is over when it is over, whatever the event loop is busy with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+from sqlalchemy import event
+from sqlalchemy.engine import Connection as EngineConnection
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from backends.sqlite_append import SQLiteAppend
+from backends.sqlite_connection import thread_missing, translated
+from backends.sqlite_user_connection import UserConnection, connect_user
+from backends.sqlite_writer import SQLiteWriter
+from eventstore.backend import Appended, AppendOutcome, Batch
+from eventstore.errors import (
+    BackendUnavailable,
+    CapabilityError,
+    EventStoreError,
+    OutcomeUnknown,
+    StoreBusy,
+    StoreClosed,
+    TransactionExpired,
+    TransactionRefused,
+)
+from eventstore.finishing import finish_then_cancel
+
+_T = TypeVar("_T")
+
+# The longest part of the busy timeout that a transaction may have: who waits for it as long as that must get his turn.
+_SHARE = 0.8
+
+_NOTHING_STORED = "the transaction was rolled back, nothing of it was stored"
+
+_handed_over: ContextVar[UserConnection] = ContextVar("handed_over")
+
+
+class SQLiteTurn:
+    """The writer's turn that a transaction has, as a job of the writer's thread."""
+
+    def __init__(
+        self, path: Path, append: SQLiteAppend, *, seconds: float, synchronous: str, busy_timeout: float
+    ) -> None:
+        self._path = path
+        self._append = append
+        self._seconds = seconds
+        self._synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._orders: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._is_withdrawn = False
+        self._loop = asyncio.get_running_loop()
+        self.begun: asyncio.Future[UserConnection] = self._loop.create_future()
+        self.outcome: AppendOutcome | None = None
+        """What came of the batch, should nobody get to know whether it was committed."""
+
+    def commit(self, batch: Batch) -> None:
+        """Order the thread to store the batch, and commit."""
+        self._orders.put(batch)
+
+    def end(self) -> None:
+        """Order it to roll back, or not to begin."""
+        self._is_withdrawn = True
+        self._orders.put(None)
+
+    def serve(self, _: sqlite3.Connection) -> AppendOutcome | None:
+        """The job. None: it was rolled back as ordered."""
+        if self._is_withdrawn:
+            return None
+        connection = self._begin()
+        try:
+            self._loop.call_soon_threadsafe(_settle, self.begun, connection)
+            return self._until_ordered(connection)
+        finally:
+            connection.close()
+
+    def _until_ordered(self, connection: UserConnection) -> AppendOutcome | None:
+        deadline = time.monotonic() + self._seconds
+        refusal: Callable[[], EventStoreError] = _ended
+        batch: Batch | None = None
+        try:
+            batch = self._orders.get(timeout=self._seconds)
+        except queue.Empty:
+            refusal = self._expired
+        with connection.taken_back(refusal, patience=deadline - time.monotonic()) as is_interrupted:
+            try:
+                if is_interrupted or refusal == self._expired:
+                    raise self._expired()
+                return None if batch is None else self._commit(connection, batch)
+            finally:
+                self._close(connection)
+
+    def _expired(self) -> TransactionExpired:
+        return TransactionExpired(self._seconds)
+
+    def _begin(self) -> UserConnection:
+        connection = connect_user(self._path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
+        try:
+            SQLiteAppend().begin(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            connection.hand_over()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _commit(self, connection: UserConnection, batch: Batch) -> AppendOutcome:
+        if not connection.in_transaction:
+            raise TransactionRefused(f"an error of a statement has ended it: {_NOTHING_STORED}")
+        try:
+            group = SQLiteAppend().append_within(connection, [batch])
+        except sqlite3.Error as error:
+            raise translated(error, writing=False) from error
+        (outcome,) = group.outcomes
+        if not isinstance(outcome, Appended) or outcome.is_duplicate:
+            return outcome
+        self.outcome = outcome
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.IntegrityError as error:
+            raise TransactionRefused(
+                f"SQLite would not commit the user's own statements: {error}; nothing was stored"
+            ) from error
+        self._append.moved(outcome.position)
+        return outcome
+
+    def _close(self, connection: UserConnection) -> None:
+        # What was not committed is rolled back by it. The lock that keeps processes apart is still held.
+        with suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        connection.close()
+
+
+class SQLiteTransaction:
+    """One transaction, in the event loop."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        turn: SQLiteTurn,
+        served: asyncio.Future[AppendOutcome | None],
+        find_out: Callable[[Batch, Appended], asyncio.Future[AppendOutcome]],
+    ) -> None:
+        self.connection = connection
+        self._turn = turn
+        self._served = served
+        self._find_out = find_out
+        self._using = asyncio.Lock()
+        self._is_open = True
+        self._doubt: Appended | None = None
+        self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
+
+    async def commit(self, batch: Batch) -> AppendOutcome:
+        self._check_place()
+        return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+
+    async def rollback(self) -> None:
+        self._check_place()
+        await finish_then_cancel(asyncio.ensure_future(self._roll_back()))
+
+    def check_end(self) -> None:
+        """Called when the connection is told to commit or to roll back."""
+        if self._is_open:
+            raise CapabilityError(
+                "nothing was done: the connection's transaction is committed with the events, or rolled back, by "
+                "whoever began it; use begin_nested() for a part of it that may be undone"
+            )
+
+    async def _commit(self, batch: Batch) -> AppendOutcome:
+        async with self._using:
+            if self._doubt is not None:
+                found = await self._find_out(batch, self._doubt)
+                self._doubt = None
+                return found
+            if not self._is_open:
+                raise self._ended()
+            self._turn.commit(batch)
+            outcome: AppendOutcome | None = None
+            try:
+                outcome = await self._served
+            except OutcomeUnknown:
+                assert isinstance(self._turn.outcome, Appended)  # noqa: S101 - it is set before the only way here
+                self._doubt = self._turn.outcome
+                raise
+            finally:
+                await self._end()
+            if outcome is None:
+                raise self._ended()
+            return outcome
+
+    async def _roll_back(self) -> None:
+        async with self._using:
+            if self._is_open:
+                self._turn.end()
+                with suppress(EventStoreError):
+                    await self._served
+                await self._end()
+
+    async def _end(self) -> None:
+        self._is_open = False
+        await self.connection.close()
+
+    def _ended(self) -> EventStoreError:
+        error = self._served.exception() if self._served.done() else None
+        if isinstance(error, TransactionExpired):
+            return error
+        return _ended()
+
+    def _check_place(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreClosed("this transaction was begun before a fork: begin another one in the child process")
+        if asyncio.get_running_loop() is not self._loop:
+            raise StoreClosed("this transaction was begun in another event loop: begin one in each")
+
+
+class SQLiteTransactions:
+    """Begins transactions on one file, and ends those that are open when the store is closed."""
+
+    def __init__(
+        self, path: Path, writer: SQLiteWriter, append: SQLiteAppend, *, synchronous: str, busy_timeout: float
+    ) -> None:
+        self._path = path
+        self._writer = writer
+        self._append = append
+        self._synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._engine: AsyncEngine | None = None
+        self._open: set[SQLiteTransaction] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._is_closed = False
+        self.on_end: Callable[[object], None] = lambda _: None
+        """Called when a turn has ended, whatever came of it."""
+
+    async def begin(self, seconds: float) -> SQLiteTransaction:
+        """Begin a transaction. If the caller is cancelled it is rolled back, in the background."""
+        seconds = min(seconds, _SHARE * self._busy_timeout)
+        if seconds <= 0:
+            raise CapabilityError("with busy_timeout=0 nobody waits for a transaction: nothing was done")
+        turn = SQLiteTurn(
+            self._path, self._append, seconds=seconds, synchronous=self._synchronous, busy_timeout=self._busy_timeout
+        )
+        served = self._writer.run(turn.serve)
+        self._keep(served)
+        served.add_done_callback(_retrieve)
+        served.add_done_callback(self.on_end)
+        try:
+            async with asyncio.timeout(self._busy_timeout):
+                either: list[asyncio.Future[Any]] = [turn.begun, served]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            connecting = self._owned(self._connect(turn, served))
+        except TimeoutError as error:
+            turn.end()
+            raise StoreBusy(
+                f"others have been writing for {self._busy_timeout:g} s: nothing was done, try again"
+            ) from error
+        except BaseException:
+            turn.end()
+            raise
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(self._abandon)
+            raise
+
+    async def close(self) -> None:
+        """Roll back what is open, and finish what is being committed."""
+        self._is_closed = True
+        while self._open or self._tasks:
+            await asyncio.gather(*(transaction.rollback() for transaction in self._open))
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    async def _connect(self, turn: SQLiteTurn, served: asyncio.Future[AppendOutcome | None]) -> SQLiteTransaction:
+        try:
+            if served.done():
+                # It has failed to begin, or is over already.
+                await served
+            if self._is_closed or served.done():
+                raise StoreClosed("the store was closed: nothing was done")
+            _handed_over.set(turn.begun.result())
+            connection = await self._open_engine.connect()
+        except RuntimeError as error:
+            turn.end()
+            raise thread_missing(error) from error
+        except BaseException:
+            turn.end()
+            raise
+        transaction = SQLiteTransaction(connection, turn, served, self._find_out)
+        await connection.execution_options(eventstore_transaction=transaction)
+        self._open.add(transaction)
+        served.add_done_callback(lambda _: self._open.discard(transaction))
+        return transaction
+
+    def _find_out(self, batch: Batch, outcome: Appended) -> asyncio.Future[AppendOutcome]:
+        """Whether a commit that failed with the disk was stored all the same. The writer's connection is a new one
+        since, and has made durable what it found in the log."""
+
+        def look(connection: sqlite3.Connection) -> AppendOutcome:
+            (found,) = self._append.decided(connection, [batch]).outcomes
+            if isinstance(found, Appended) and found.is_duplicate:
+                return outcome
+            if not any(write.events or write.commands for write in batch):
+                raise OutcomeUnknown("the batch has no event and no command, so nothing tells whether it was committed")
+            raise BackendUnavailable(f"the disk failed at the commit: {_NOTHING_STORED}")
+
+        async def find_out() -> AppendOutcome:
+            try:
+                return await self._writer.run(look)
+            except BackendUnavailable as error:
+                if error.__cause__ is None and not isinstance(error, StoreBusy):
+                    raise
+                raise OutcomeUnknown(f"whether it was committed could not be found out: {error}") from error
+
+        return self._owned(find_out())
+
+    def _abandon(self, connecting: asyncio.Future[SQLiteTransaction]) -> None:
+        if not connecting.cancelled() and connecting.exception() is None:
+            self._owned(connecting.result().rollback())
+
+    def _owned(self, work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
+        return self._keep(asyncio.ensure_future(work))
+
+    def _keep(self, task: asyncio.Future[_T]) -> asyncio.Future[_T]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @property
+    def _open_engine(self) -> AsyncEngine:
+        if self._engine is None:
+            self._engine = create_async_engine(
+                "sqlite+aiosqlite://", async_creator=_driver_connection, poolclass=NullPool
+            )
+            sync = self._engine.sync_engine
+            event.listen(sync, "commit", _check_end)
+            event.listen(sync, "rollback", _check_end)
+            event.listen(sync, "handle_error", _on_error, retval=True)
+        return self._engine
+
+
+async def _driver_connection(**_: Any) -> aiosqlite.Connection:
+    connection = _handed_over.get()
+    return await aiosqlite.Connection(lambda: connection, 64)
+
+
+def _check_end(connection: EngineConnection) -> None:
+    transaction = connection.get_execution_options().get("eventstore_transaction")
+    if isinstance(transaction, SQLiteTransaction):
+        transaction.check_end()
+
+
+def _ended() -> StoreClosed:
+    return StoreClosed("the transaction has ended: nothing was stored by this call; begin another one")
+
+
+def _on_error(context: ExceptionContext) -> BaseException | None:
+    # Else SQLAlchemy makes an error of its own of it.
+    return context.original_exception if isinstance(context.original_exception, EventStoreError) else None
+
+
+def _settle(future: asyncio.Future[UserConnection], connection: UserConnection) -> None:
+    if not future.done():
+        future.set_result(connection)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()  # Whoever waits for it has it.

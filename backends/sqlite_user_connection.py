@@ -1,0 +1,185 @@
+"""UserConnection: statements of the user's own run on it, inside a transaction that is not theirs to end."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Self, cast
+
+from backends.sqlite_connection import connect_for_writing
+from eventstore.errors import CapabilityError, EventStoreError, TransactionRefused
+
+_INTERRUPT_SECONDS = 0.01
+
+_READING = frozenset(
+    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+    | {sqlite3.SQLITE_SAVEPOINT, sqlite3.SQLITE_ANALYZE, sqlite3.SQLITE_REINDEX}
+)
+_FORBIDDEN = frozenset({sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH})
+_ASKING_PRAGMAS = frozenset(
+    {"foreign_key_check", "foreign_key_list", "index_info", "index_list", "index_xinfo", "integrity_check"}
+    | {"quick_check", "table_info", "table_list", "table_xinfo"}
+)
+
+
+class _Ignored:
+    """An attribute that is None, whatever it is set to."""
+
+    def __get__(self, instance: object, owner: object) -> None:
+        return None
+
+    def __set__(self, instance: object, value: object) -> None:
+        pass
+
+
+class UserConnection(sqlite3.Connection):
+    """It is used in two threads, never at once: a statement holds the gate, and so does whoever ends the transaction.
+
+    SQLAlchemy commits and rolls back at times of its own. Here that does nothing; only the journal's own SQL does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gate = threading.RLock()
+        self._is_ours = True
+        self._refusal: Callable[[], EventStoreError] | None = None
+
+    def hand_over(self) -> None:
+        """From now on the statements are the user's."""
+        self.set_authorizer(self._authorize)
+        self._is_ours = False
+
+    @contextmanager
+    def taken_back(self, refusal: Callable[[], EventStoreError], *, patience: float) -> Generator[bool]:
+        """Where the statements are the journal's again. The user's are refused from now on.
+
+        One that is under way is waited for, and after so many seconds interrupted: that is what is given.
+        """
+        self._refusal = refusal
+        deadline = time.monotonic() + patience
+        is_interrupted = False
+        while not self._gate.acquire(timeout=_INTERRUPT_SECONDS):
+            if time.monotonic() >= deadline:
+                self.interrupt()
+                is_interrupted = True
+        try:
+            self._is_ours = True
+            self.set_authorizer(None)
+            yield is_interrupted
+        finally:
+            self._is_ours = False
+            self._gate.release()
+
+    @contextmanager
+    def statement(self) -> Generator[None]:
+        """Around whatever the user's statements do in SQLite."""
+        with self._gate:
+            self._check()
+            try:
+                yield
+            except sqlite3.Error as error:
+                if self._is_ours:
+                    raise
+                if self._refusal is not None:
+                    raise self._refusal() from error
+                if getattr(error, "sqlite_errorname", "") == "SQLITE_AUTH":
+                    raise CapabilityError(
+                        "this statement was not executed: the user's own SQL may neither change the journal nor end "
+                        "the transaction that it shares with events"
+                    ) from error
+                raise
+
+    def cursor(self, factory: Any = None) -> Any:
+        with self._gate:
+            self._check()
+            return super().cursor(UserCursor)
+
+    def commit(self) -> None:
+        pass
+
+    def rollback(self) -> None:
+        pass
+
+    # To set it is to commit, for the driver. The property hides the driver's own from SQLAlchemy.
+    isolation_level: Any = _Ignored()
+
+    def _check(self) -> None:
+        if self._is_ours:
+            return
+        if self._refusal is not None:
+            raise self._refusal()
+        if not self.in_transaction:
+            # The next statement would be committed by itself.
+            raise TransactionRefused(
+                "an error of an earlier statement has made SQLite roll back the whole transaction: nothing of it was "
+                "stored"
+            )
+
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, database: str | None, _: str | None
+    ) -> int:
+        if self._is_ours or action in _READING:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA:
+            is_allowed = second is None or (first or "").lower() in _ASKING_PRAGMAS
+        elif action == sqlite3.SQLITE_ALTER_TABLE:
+            # A temporary table that gets one of the journal's names would stand before it.
+            is_allowed = (first or "").lower() != "temp" and not _is_of_journal(second)
+        else:
+            is_allowed = action not in _FORBIDDEN and not (_is_of_journal(first) or _is_of_journal(second))
+        return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
+
+
+class UserCursor(sqlite3.Cursor):
+    """Every call goes through the connection's gate."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        with self._statement():
+            return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
+        with self._statement():
+            return super().executemany(sql, parameters)
+
+    def executescript(self, sql_script: str, /) -> Self:
+        raise CapabilityError("a script commits what is under way: nothing was done; execute its statements one by one")
+
+    def fetchone(self) -> Any:
+        with self._statement():
+            return super().fetchone()
+
+    def fetchmany(self, size: int | None = 1) -> list[Any]:
+        with self._statement():
+            return super().fetchmany(size)
+
+    def fetchall(self) -> list[Any]:
+        with self._statement():
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        with self._statement():
+            return super().__next__()
+
+    def _statement(self) -> AbstractContextManager[None]:
+        return cast("UserConnection", self.connection).statement()
+
+
+def connect_user(path: Path, *, synchronous: str, busy_timeout: float) -> UserConnection:
+    """A connection as the writer's is, but for checkpoints: these are the writer's alone."""
+    connection = connect_for_writing(path, UserConnection, synchronous=synchronous, busy_timeout=busy_timeout)
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_of_journal(name: str | None) -> bool:
+    lower = (name or "").lower()
+    return lower.startswith("journal_") or lower == "eventstore_version"

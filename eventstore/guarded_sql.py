@@ -1,0 +1,62 @@
+"""GuardedSqlTransaction: a backend's transaction as the store gives it out: its commit always has an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from eventstore.backend import AppendOutcome, Batch
+from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.errors import EventStoreError, OutcomeUnknown
+from eventstore.finishing import finish_then_cancel
+from eventstore.resolving import find_out
+from eventstore.sql_transaction import SqlTransaction
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class GuardedSqlTransaction:
+    """A commit runs in a task of the store's own (one of `commits`), so that it ends when its caller does not wait.
+
+    It is not refused while the breaker is open, because the transaction is: it has to come to an end either way. But
+    the breaker learns from it.
+    """
+
+    def __init__(
+        self,
+        transaction: SqlTransaction,
+        breaker: CircuitBreaker,
+        commits: set[asyncio.Future[AppendOutcome]],
+        *,
+        resolve_within: float,
+    ) -> None:
+        self._transaction = transaction
+        self._breaker = breaker
+        self._commits = commits
+        self._resolve_within = resolve_within
+
+    @property
+    def connection(self) -> AsyncConnection:
+        return self._transaction.connection
+
+    async def commit(self, batch: Batch) -> AppendOutcome:
+        task = asyncio.ensure_future(self._commit(batch))
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        return await finish_then_cancel(task)
+
+    async def rollback(self) -> None:
+        await self._transaction.rollback()
+
+    async def _commit(self, batch: Batch) -> AppendOutcome:
+        try:
+            outcome = await self._transaction.commit(batch)
+        except OutcomeUnknown as error:
+            self._breaker.failed(error)
+            return await find_out(lambda: self._transaction.commit(batch), within=self._resolve_within)
+        except EventStoreError as error:
+            self._breaker.failed(error)
+            raise
+        self._breaker.answered()
+        return outcome

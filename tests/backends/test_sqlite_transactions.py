@@ -1,0 +1,336 @@
+"""The user's own SQL and events in one commit on SQLite: the file's one writer, and what the user may not touch."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from backends import sqlite_transaction
+from backends.conformance.events import collect, happened, numbers, write
+from backends.conformance.sql import commit, transaction
+from backends.sqlite import SQLiteBackend
+from backends.sqlite_user_connection import UserConnection
+from eventstore import (
+    Appended,
+    BackendUnavailable,
+    CapabilityError,
+    EventStore,
+    OutcomeUnknown,
+    StoreBusy,
+    StoreClosed,
+    TransactionExpired,
+    TransactionRefused,
+)
+from eventstore.sql_transaction import SqlTransaction
+
+from .sql_kills import survives_kills
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest_asyncio.fixture
+async def store(path: Path) -> AsyncIterator[EventStore]:
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        await commit(store, [], "CREATE TABLE ledger (n INTEGER PRIMARY KEY, amount INTEGER)")
+        yield store
+
+
+async def enter(begun: SqlTransaction, number: int) -> None:
+    await begun.connection.execute(text("INSERT INTO ledger VALUES (:n, 0)"), {"n": number})
+
+
+def entered(path: Path) -> list[int]:
+    connection = sqlite3.connect(path)
+    try:
+        return [row[0] for row in connection.execute("SELECT n FROM ledger ORDER BY n")]
+    finally:
+        connection.close()
+
+
+class TestTheOneWriter:
+    async def test_no_thread_is_left(self, store: EventStore) -> None:
+        await collect(store.read_all())
+        before = threading.active_count()
+        for number in range(3):
+            async with transaction(store) as begun:
+                await enter(begun, number)
+                await begun.commit([write("a", b"1")])
+            async with transaction(store) as begun:
+                await enter(begun, 9)
+        with pytest.raises(TransactionExpired):
+            async with transaction(store, seconds=0.1) as begun:
+                await asyncio.sleep(0.3)
+                await enter(begun, 9)
+        async with asyncio.timeout(5):
+            while threading.active_count() > before:
+                await asyncio.sleep(0.01)
+
+    async def test_it_has_less_time_than_others_wait(self, path: Path, store: EventStore) -> None:
+        async with EventStore.open(f"sqlite:///{path}?busy_timeout=0.5") as hasty:
+            with pytest.raises(TransactionExpired, match=r"0\.4 s"):
+                async with transaction(hasty, seconds=60) as begun:
+                    started = time.monotonic()
+                    # Those of the same process, and of another one.
+                    await asyncio.gather(hasty.append("a", happened(1)), store.append("b", happened(1)))
+                    assert 0.3 < time.monotonic() - started < 3
+                    await enter(begun, 1)
+        assert len(await collect(store.read_all())) == 2
+
+    async def test_where_nobody_waits_there_is_no_transaction(self, path: Path, store: EventStore) -> None:
+        async with EventStore.open(f"sqlite:///{path}?busy_timeout=0") as store:
+            with pytest.raises(CapabilityError):
+                await store.begin_sql(seconds=1)
+
+    async def test_who_cannot_begin_in_time_is_told_so(self, path: Path, store: EventStore) -> None:
+        async with EventStore.open(f"sqlite:///{path}?busy_timeout=0.3") as hasty:
+            async with transaction(store, seconds=2) as begun:
+                await enter(begun, 1)
+                with pytest.raises(StoreBusy):
+                    await hasty.begin_sql(seconds=0.2)
+            assert isinstance(await commit(hasty, [write("a", b"1")]), Appended)
+
+    async def test_a_loop_that_is_kept_busy_holds_nobody_up_for_longer(self, path: Path, store: EventStore) -> None:
+        async with transaction(store, seconds=0.3) as begun:
+            await enter(begun, 1)
+            program = (
+                "import asyncio, sys, time\n"
+                "from eventstore import EventStore\n"
+                "from backends.conformance.events import happened\n"
+                "async def main():\n"
+                "    async with EventStore.open(sys.argv[1]) as store:\n"
+                "        await store.append('a', happened(1))\n"
+                "asyncio.run(main())\n"
+            )
+            # Nothing of this loop runs meanwhile.
+            subprocess.run([sys.executable, "-c", program, f"sqlite:///{path}"], cwd=ROOT, timeout=20, check=True)
+            with pytest.raises(TransactionExpired):
+                await enter(begun, 2)
+        assert await numbers(store.read_all()) == [1]
+        assert entered(path) == []
+
+    async def test_a_statement_that_takes_too_long_is_ended(self, path: Path, store: EventStore) -> None:
+        endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+        async with transaction(store, seconds=0.3) as begun:
+            await enter(begun, 1)
+            with pytest.raises(TransactionExpired):
+                await begun.connection.execute(text(endless))
+        async with asyncio.timeout(3):
+            await store.append("a", happened(1))
+        assert entered(path) == []
+
+    async def test_appends_and_transactions_take_turns(self, store: EventStore) -> None:
+        ended = False
+        slowest = 0.0
+
+        async def transfers(offset: int) -> None:
+            for number in range(30):
+                async with transaction(store) as begun:
+                    await enter(begun, offset + number)
+                    await begun.commit([write("a", b"1")])
+
+        async def appends() -> int:
+            nonlocal slowest
+            count = 0
+            while not ended:
+                started = time.monotonic()
+                await store.append("b", happened(count))
+                slowest = max(slowest, time.monotonic() - started)
+                count += 1
+            return count
+
+        appending = asyncio.create_task(appends())
+        await asyncio.gather(*(transfers(1000 * number) for number in range(4)))
+        ended = True
+        # The writer's thread takes what comes first: between two transactions at the latest.
+        assert await appending >= 30
+        assert slowest < 1
+        assert await store.version("a") == 120
+
+    async def test_it_belongs_to_its_event_loop(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+
+            def elsewhere() -> None:
+                asyncio.run(begun.commit([write("a", b"1")]))  # type: ignore[arg-type]
+
+            with pytest.raises(Exception, match="loop"):
+                await asyncio.to_thread(elsewhere)
+
+    async def test_the_log_is_checkpointed_by_the_writer_alone(self, path: Path, store: EventStore) -> None:
+        big = "INSERT INTO ledger SELECT value, zeroblob(4000) FROM json_each(:n)"
+        await commit(store, [], "CREATE TABLE big (n INTEGER PRIMARY KEY, blob BLOB)")
+        async with transaction(store) as begun:
+            rows = "[" + ",".join(map(str, range(3000))) + "]"
+            await begun.connection.execute(text(big.replace("ledger", "big")), {"n": rows})
+            await begun.commit([])
+        # 1,000 pages are what SQLite checkpoints at by itself.
+        assert Path(f"{path}-wal").stat().st_size > 3000 * 4096
+        size = path.stat().st_size
+        await store.append("a", happened(1))
+        assert path.stat().st_size > size
+
+    async def test_abandoned_transactions_end_with_the_store(self, path: Path) -> None:
+        async with EventStore.open(f"sqlite:///{path}") as store:
+            begun = await store.begin_sql(seconds=3)
+            await begun.connection.execute(text("CREATE TABLE ledger (n int)"))
+            del begun
+            gc.collect()
+        connection = sqlite3.connect(path)
+        assert connection.execute("SELECT * FROM sqlite_master WHERE name = 'ledger'").fetchall() == []
+        connection.close()
+
+
+class TestWhatTheUserMayNotDo:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "INSERT INTO journal_events (stream) VALUES (1)",
+            "UPDATE journal_streams SET epoch = 9",
+            "UPDATE JOURNAL_Streams SET epoch = 9",
+            "DELETE FROM journal_commands",
+            "DELETE FROM eventstore_version",
+            "DROP TABLE journal_snapshots",
+            "DROP TRIGGER journal_events_no_update",
+            "CREATE TRIGGER mine AFTER INSERT ON journal_events BEGIN SELECT 1; END",
+            "CREATE TEMP TRIGGER mine AFTER INSERT ON journal_events BEGIN SELECT 1; END",
+            "CREATE TEMP TABLE journal_events (n)",
+            "CREATE INDEX mine ON journal_events (type)",
+            "ALTER TABLE journal_events ADD COLUMN mine",
+            "CREATE TRIGGER mine AFTER INSERT ON ledger BEGIN DELETE FROM journal_commands; END",
+            "COMMIT",
+            "ROLLBACK",
+            "PRAGMA writable_schema = ON",
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+            "PRAGMA journal_mode = DELETE",
+            "ATTACH ':memory:' AS other",
+        ],
+    )
+    async def test_it_is_refused_and_the_rest_goes_on(self, path: Path, store: EventStore, statement: str) -> None:
+        await store.append("a", happened(1))
+        async with transaction(store) as begun:
+            await enter(begun, 1)
+            with pytest.raises((CapabilityError, DBAPIError)):
+                await begun.connection.execute(text(statement))
+                # A trigger's own statements are looked at when it is used.
+                await enter(begun, 2)
+            if "CREATE TRIGGER mine AFTER INSERT ON ledger" in statement:
+                await begun.connection.execute(text("DROP TRIGGER mine"))
+            assert isinstance(await begun.commit([write("a", b'{"number":2}', expected=1)]), Appended)
+        assert await numbers(store.read_all()) == [1, 2]
+        assert entered(path) == [1]
+
+    async def test_a_temporary_table_cannot_take_the_place_of_one_of_the_journals(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await begun.connection.execute(text("CREATE TEMP TABLE mine (n)"))
+            with pytest.raises(CapabilityError):
+                await begun.connection.execute(text("ALTER TABLE mine RENAME TO journal_events"))
+
+    async def test_it_may_read_the_journal_and_its_own_schema(self, store: EventStore) -> None:
+        await store.append("a", happened(1))
+        async with transaction(store) as begun:
+            counted = await begun.connection.execute(text("SELECT count(*) FROM journal_events"))
+            assert counted.scalar_one() == 1
+            columns = await begun.connection.execute(text("PRAGMA table_info(ledger)"))
+            assert [row.name for row in columns] == ["n", "amount"]
+
+    @pytest.mark.parametrize("statement", ["INSERT OR ROLLBACK INTO ledger VALUES (1, 1)"])
+    async def test_a_statement_that_rolls_everything_back_ends_it(
+        self, path: Path, store: EventStore, statement: str
+    ) -> None:
+        async with transaction(store) as begun:
+            await enter(begun, 1)
+            with pytest.raises(IntegrityError):
+                await begun.connection.execute(text(statement))
+            # This one would be committed by itself.
+            with pytest.raises(TransactionRefused):
+                await enter(begun, 2)
+            with pytest.raises(TransactionRefused):
+                await begun.commit([write("a", b"1")])
+        assert entered(path) == []
+        assert await store.version("a") == 0
+
+    async def test_a_foreign_key_that_is_checked_at_the_commit_refuses_it(self, path: Path, store: EventStore) -> None:
+        references = "REFERENCES ledger DEFERRABLE INITIALLY DEFERRED"
+        await commit(store, [], f"CREATE TABLE child (n INTEGER {references})")
+        async with transaction(store) as begun:
+            await begun.connection.execute(text("INSERT INTO child VALUES (9)"))
+            with pytest.raises(TransactionRefused, match="nothing was stored"):
+                await begun.commit([write("a", b"1")])
+        assert await store.version("a") == 0
+        assert isinstance(await commit(store, [write("a", b"1")]), Appended)
+
+
+class FailingConnection(UserConnection):
+    """Its COMMIT fails as if the disk did: before it is done, or after it."""
+
+    commits = False
+
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if sql == "COMMIT":
+            if self.commits:
+                super().execute(sql)
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_WRITE"
+            raise error
+        return super().execute(sql, *parameters)
+
+
+class CommittingConnection(FailingConnection):
+    commits = True
+
+
+class TestADiskThatFailsAtTheCommit:
+    @pytest.mark.parametrize("factory", [CommittingConnection, FailingConnection])
+    async def test_it_is_found_out_what_was_stored(
+        self, path: Path, store: EventStore, monkeypatch: pytest.MonkeyPatch, factory: type[FailingConnection]
+    ) -> None:
+        monkeypatch.setattr("backends.sqlite_user_connection.UserConnection", factory)
+        async with transaction(store) as begun:
+            await enter(begun, 1)
+            if factory.commits:
+                stored = await begun.commit([write("a", b"1", expected=0)])
+                assert isinstance(stored, Appended)
+                assert (stored.versions, stored.is_duplicate) == ((1,), False)
+            else:
+                with pytest.raises(BackendUnavailable, match="nothing of it was stored"):
+                    await begun.commit([write("a", b"1", expected=0)])
+        assert entered(path) == [1] * factory.commits
+        assert await store.version("a") == int(factory.commits)
+
+    async def test_without_any_id_it_stays_unknown(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with EventStore.open(f"sqlite:///{path}", resolve_within=0.3) as store:
+            monkeypatch.setattr("backends.sqlite_user_connection.UserConnection", CommittingConnection)
+            async with transaction(store) as begun:
+                with pytest.raises(OutcomeUnknown):
+                    await begun.commit([])
+
+
+async def test_a_kill_leaves_rows_and_events_together_or_neither(path: Path) -> None:
+    await survives_kills(f"sqlite:///{path}", 12)
+
+
+async def test_a_transaction_that_was_begun_before_a_fork_is_not_the_childs(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with transaction(store) as begun:
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite_transaction.os, "getpid", lambda: -1)
+            with pytest.raises(StoreClosed, match="fork"):
+                await begun.commit([write("a", b"1")])
+    assert isinstance(store._backend, SQLiteBackend)
