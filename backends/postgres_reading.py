@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 from pydantic import ValidationError
 
+from backends.checkpoints_sql import stored_checkpoint
 from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
@@ -24,6 +25,7 @@ from eventstore.backend import (
     LogPage,
     Moved,
     Statistics,
+    StoredCheckpoint,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -148,6 +150,9 @@ class PostgresReader:
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         rows = await self._rows(self._sql.snapshots, stream_id, _MAX_VERSION if through is None else through, limit)
         return [_snapshot(stream_id, *row) for row in rows]
+
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints)]
 
     async def statistics(self) -> Statistics:
         (row,) = await self._rows(self._sql.statistics)
