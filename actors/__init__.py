@@ -3,7 +3,7 @@
 from actors.actor import PersistentActor
 from actors.command import Command, new_command_id
 from actors.dead_letters import DeadLetter
-from actors.handlers import command_handler, event_handler
+from actors.handlers import command_handler
 from actors.recovery import Folded, fold
 from actors.ref import ActorRef
 from actors.retention import CommandRetention
@@ -35,6 +35,7 @@ from eventstore.errors import (
     TransactionOvertaken,
     TransactionRepeated,
 )
+from eventstore.event_handlers import event_handler
 
 __all__ = [
     "ActorError",

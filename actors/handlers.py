@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_ty
 from actors.command import Command, reply_type
 from eventstore.codec import checksum_seed
 from eventstore.errors import DefinitionError
+from eventstore.event_handlers import ROLE
 from eventstore.events import Event
 
 _H = TypeVar("_H", bound=Callable[..., Any])
-_ROLE = "__eventstore_role__"
-_COMMAND, _EVENT = "command_handler", "event_handler"
+_COMMAND = "command_handler"
 
 
 def command_handler(function: _H) -> _H:
@@ -24,17 +24,7 @@ def command_handler(function: _H) -> _H:
     A plain `def` is a pure decision: it may be run again after a version conflict, and takes the fast path. An
     `async def` may do I/O; it is never run twice by the runtime, and starts only when all earlier events are durable.
     """
-    setattr(function, _ROLE, _COMMAND)
-    return function
-
-
-def event_handler(function: _H) -> _H:
-    """Mark the method that changes the state for one type of event: that of its annotated argument.
-
-    It is run when the event is persisted and again at every recovery, so it uses the event and the state alone:
-    no I/O, no clock, no random numbers. It must not fail for an event that a command handler persists.
-    """
-    setattr(function, _ROLE, _EVENT)
+    setattr(function, ROLE, _COMMAND)
     return function
 
 
@@ -110,7 +100,7 @@ def _marked(cls: type) -> Iterator[tuple[str, Callable[..., Any], str]]:
     found: dict[str, tuple[Callable[..., Any], str]] = {}
     for klass in reversed(cls.__mro__):
         for name, value in vars(klass).items():
-            role = getattr(value, _ROLE, None)
+            role = getattr(value, ROLE, None)
             if role is not None:
                 found[name] = (value, role)
             elif name in found:

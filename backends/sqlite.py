@@ -124,14 +124,10 @@ class SQLiteBackend(SQLiteReader):
         return [checkpoints_sql.stored_checkpoint(*row) for row in await self._rows(checkpoints_sql.SELECT)]
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await self._change_checkpoint(
-            lambda transaction: checkpoints_sql.save_checkpoint(transaction.connection, checkpoint)
-        )
+        return await self._change_checkpoint(lambda transaction: transaction.save_checkpoint(checkpoint))
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._change_checkpoint(
-            lambda transaction: checkpoints_sql.delete_checkpoint(transaction.connection, name, version, revision)
-        )
+        return await self._change_checkpoint(lambda transaction: transaction.delete_checkpoint(name, version, revision))
 
     async def _change_checkpoint(self, change: Callable[[SQLiteTransaction], Awaitable[bool]]) -> bool:
         return await in_sql(await self.begin_sql(seconds=CHECKPOINT_SECONDS), change)

@@ -25,7 +25,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from backends.checkpoints_sql import save_checkpoint
+from backends.checkpoints_sql import delete_checkpoint, save_checkpoint
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import thread_missing, translated
 from backends.sqlite_user_connection import UserConnection, connect_user
@@ -175,6 +175,9 @@ class SQLiteTransaction:
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         return await save_checkpoint(self.connection, checkpoint)
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await delete_checkpoint(self.connection, name, version, revision)
 
     async def rollback(self) -> None:
         self._check_place()

@@ -34,6 +34,9 @@ from eventstore.errors import (
     OutcomeUnknown,
     OwnedElsewhere,
     PayloadTooLarge,
+    ProjectionBehind,
+    ProjectionError,
+    ProjectionStopped,
     RecoveryError,
     ReplyDecodeError,
     ReplyEncodeError,
@@ -50,7 +53,12 @@ from eventstore.errors import (
     UpcasterError,
     UpcasterMissing,
 )
+from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
+from eventstore.projection_control import caught_up
+from eventstore.projection_runner import ProjectionRunner
+from eventstore.projections import Projection
+from eventstore.rebuild import rebuild
 from eventstore.store import Append, EventStore
 from eventstore.upcasters import stored_names, upcaster
 
@@ -96,6 +104,11 @@ __all__ = [
     "OutcomeUnknown",
     "OwnedElsewhere",
     "PayloadTooLarge",
+    "Projection",
+    "ProjectionBehind",
+    "ProjectionError",
+    "ProjectionRunner",
+    "ProjectionStopped",
     "RecordedEvent",
     "RecoveryError",
     "ReplyDecodeError",
@@ -114,6 +127,9 @@ __all__ = [
     "UnknownEventType",
     "UpcasterError",
     "UpcasterMissing",
+    "caught_up",
+    "event_handler",
+    "rebuild",
     "stored_names",
     "upcaster",
 ]

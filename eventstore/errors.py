@@ -358,6 +358,35 @@ class UpcasterError(DefinitionError):
     """Upcasters contradict each other, or lead nowhere. Found when a store is opened, before anything is read."""
 
 
+class ProjectionError(EventStoreError):
+    """What concerns one projection, not the store."""
+
+
+class ProjectionStopped(ProjectionError):
+    """The projection is paused, by `eventstore projections pause` or by an event that it could not apply.
+
+    Mend what `reason` names, then resume it.
+    """
+
+    def __init__(self, projection: str, reason: str) -> None:
+        super().__init__(f"projection {projection!r} is stopped: {reason}")
+        self.projection = projection
+        self.reason = reason
+
+
+class ProjectionBehind(ProjectionError):
+    """A projection has not come to where it was waited for, or where it must have come before events are removed.
+
+    Nothing was done. `position` is where it is, `wanted` where it must come to.
+    """
+
+    def __init__(self, projection: str, position: int, wanted: int, what: str) -> None:
+        super().__init__(f"projection {projection!r} is at position {position}, not yet at {wanted}: {what}")
+        self.projection = projection
+        self.position = position
+        self.wanted = wanted
+
+
 class ActorError(EventStoreError):
     """What concerns one actor, not the store."""
 

@@ -49,6 +49,9 @@ class GuardedSqlTransaction:
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         return await self._transaction.save_checkpoint(checkpoint)
 
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await self._transaction.delete_checkpoint(name, version, revision)
+
     async def rollback(self) -> None:
         await self._transaction.rollback()
 

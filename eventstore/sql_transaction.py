@@ -50,6 +50,10 @@ class SqlTransaction(Protocol):
         the same one meanwhile waits for the end of this transaction. Raises what a statement raises."""
         ...
 
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        """As `Backend.delete_checkpoint`, in this transaction."""
+        ...
+
     async def rollback(self) -> None:
         """Undo everything that is not committed, and let go of the connection. Doing it again does nothing."""
         ...

@@ -37,6 +37,7 @@ from eventstore.backend import (
     StreamInfo,
     StreamWrite,
 )
+from eventstore.checkpoint import Checkpoint
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.errors import (
@@ -44,11 +45,12 @@ from eventstore.errors import (
     EventStoreError,
     InvalidStoreUrl,
     JournalCorrupt,
+    ProjectionBehind,
     SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
 )
-from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
+from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id, stream_kind
 from eventstore.finishing import finish_then_cancel
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
@@ -306,9 +308,28 @@ class EventStore:
 
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
-        With an `epoch` it raises `FencedError` once a newer one has been claimed.
+        With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `ProjectionBehind` while a
+        projection of that kind of streams has not passed the events: nothing was removed then.
         """
-        return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason, epoch=epoch)
+        await self._check_projections(checked_stream_id(stream_id), through)
+        return await self._open.truncate(stream_id, through, reason=reason, epoch=epoch)
+
+    async def _check_projections(self, stream_id: str, through: int) -> None:
+        kind = stream_kind(stream_id)
+        needy = [one for one in await self.checkpoints() if not one.kinds or kind in one.kinds]
+        if not needy:
+            return
+        page = await self._open.read_stream(stream_id, after=0, through=through, limit=1, backwards=True)
+        for last in page.events:
+            for checkpoint in needy:
+                if checkpoint.position < last.position:
+                    raise ProjectionBehind(
+                        checkpoint.name,
+                        checkpoint.position,
+                        last.position,
+                        f"{stream_id!r} cannot be truncated, nothing was removed; let the projection catch up first, "
+                        "or forget it",
+                    )
 
     # Commands that are remembered
 
@@ -508,6 +529,21 @@ class EventStore:
         """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
         checked_stream_id(load.stream_id)
         return await self._open_calls.loads.ask(load)
+
+    # Projections
+
+    async def checkpoints(self) -> Sequence[Checkpoint]:
+        """How far every projection has come, in each version of its read model."""
+        return [Checkpoint.of(stored) for stored in await self._open.checkpoints()]
+
+    async def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """Save a checkpoint in place of the one it was made of. False if that has been changed since: nothing was done
+        then."""
+        return await self._open.save_checkpoint(checkpoint.stored())
+
+    async def delete_checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """Forget a version of a read model. False if it has been changed since it was read."""
+        return await self._open.delete_checkpoint(checkpoint.name, checkpoint.version, checkpoint.revision)
 
     async def statistics(self) -> Statistics:
         """Counts of what the journal holds."""

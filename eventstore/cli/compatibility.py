@@ -217,7 +217,8 @@ class _Comparison:
         if isinstance(wanted, dict):
             for name in before.keys() - now.keys():
                 yield from self.misfits(before[name], wanted, f"{path}.{name}")
-            if others is not False:
+            # A class writes its own fields, and no others.
+            if isinstance(others, dict) or others is True or not before:
                 yield from self.misfits(others if isinstance(others, dict) else {}, wanted, f"{path}.*")
 
     def _items(self, old: Schema, new: Schema, path: str) -> Iterator[str]:
@@ -228,7 +229,8 @@ class _Comparison:
         if "items" in new and isinstance(new["items"], dict):
             for index in range(len(now), len(before)):
                 yield from self.misfits(before[index], new["items"], f"{path}[{index}]")
-            if isinstance(old.get("items", {}), dict):
+            is_open = old.get("maxItems", len(before) + 1) > len(before)
+            if is_open and isinstance(old.get("items", {}), dict):
                 yield from self.misfits(old.get("items", {}), new["items"], f"{path}[]")
 
     def _resolved(self, schema: Schema, definitions: Schema) -> Schema:

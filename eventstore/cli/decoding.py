@@ -10,7 +10,7 @@ from eventstore.backend import EventFilter
 from eventstore.cli.described import Modules
 from eventstore.codec import decode_parts
 from eventstore.errors import CodecError, JournalCorrupt
-from eventstore.events import RecordedEvent, stream_kind
+from eventstore.events import Event, RecordedEvent, stream_kind
 from eventstore.store import EventStore
 from eventstore.upcasters import stored_names
 
@@ -40,7 +40,10 @@ class JournalCheck:
     _found: dict[tuple[str, int, str], Broken] = field(default_factory=dict[tuple[str, int, str], Broken])
 
     def __post_init__(self) -> None:
-        self._actors = {actor.kind: actor for actor in self.modules.actors}
+        # Several classes may read the streams of one kind.
+        self._handled: dict[str, set[type[Event]]] = {}
+        for actor in self.modules.actors:
+            self._handled.setdefault(actor.kind, set()).update(actor.handlers.events)
 
     async def all(self, store: EventStore) -> None:
         """Look at the whole journal."""
@@ -83,11 +86,12 @@ class JournalCheck:
         except CodecError as error:
             self._add(recorded, str(error), of=type(error).__name__)
             return
-        actor = self._actors.get(stream_kind(recorded.stream_id))
-        for event in events if actor is not None else ():
-            if actor is not None and event.__class__ not in actor.handlers.events:
-                name = f"{actor.__qualname__} has no @event_handler for {event.__class__.__qualname__}"
-                self._add(recorded, name, of=name)
+        kind = stream_kind(recorded.stream_id)
+        handled = self._handled.get(kind)
+        for event in events if handled is not None else ():
+            if handled is not None and event.__class__ not in handled:
+                problem = f"no actor of kind {kind!r} has an @event_handler for {event.__class__.__qualname__}"
+                self._add(recorded, problem, of=problem)
 
     def _add(self, recorded: RecordedEvent, problem: str, *, of: str) -> None:
         key = (recorded.type, recorded.schema_version, of)

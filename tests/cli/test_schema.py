@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_listed_by_type_with_the_first_event_of_each(tmp_
     ]
     problems = [row[5] for row in rows]
     assert "colour: Field required" in problems[-3]
-    assert problems[-2] == "OrderActor has no @event_handler for Paid"
+    assert problems[-2] == "no actor of kind 'order' has an @event_handler for Paid"
     assert "in_cents from version 1 failed: KeyError" in problems[-1]
     # A sample of one event sees the types that the module knows, and need not see others.
     if how != ["--sample", "1"]:
