@@ -174,10 +174,12 @@ class SQLiteTransaction:
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await save_checkpoint(self.connection, checkpoint)
+        with self._turn.begun.result().for_checkpoints():
+            return await save_checkpoint(self.connection, checkpoint)
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await delete_checkpoint(self.connection, name, version, revision)
+        with self._turn.begun.result().for_checkpoints():
+            return await delete_checkpoint(self.connection, name, version, revision)
 
     async def rollback(self) -> None:
         self._check_place()

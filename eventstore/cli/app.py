@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from eventstore.cli.dead_letters import dead_letters
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
@@ -19,6 +20,7 @@ from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
+from eventstore.cli.projections import projections
 from eventstore.cli.replay import replay
 from eventstore.cli.schema import schema
 from eventstore.cli.show import show
@@ -68,6 +70,8 @@ for _command, _summary in (
     (doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(short_help=_summary)(_command)
+app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")
+app.add_typer(dead_letters, name="dead-letters", short_help="Events that projections could not apply.")
 app.add_typer(schema, name="schema", short_help="Check that what is stored can be read.")
 
 

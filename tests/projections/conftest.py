@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from eventstore import EventStore
 from tests.actors.journals import empty_postgres, new_journal
+from tests.projections.ledger import drop_tables
 from tests.servers.databases import Databases, asyncio_run
 
 SQL = ["sqlite", "postgres"]
@@ -51,6 +52,8 @@ def emptied_postgres_url(shared_projections_url: str) -> str:
 @pytest_asyncio.fixture
 async def store(url: str) -> AsyncIterator[EventStore]:
     async with EventStore.open(url) as store:
+        if store.capabilities.user_sql:
+            await drop_tables(store)
         yield store
 
 

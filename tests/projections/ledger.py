@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select
+from sqlalchemy import Column, Integer, MetaData, String, Table, insert, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore import Event, EventStore, Metadata, NewEvent, Projection, RecordedEvent, event_handler
@@ -102,5 +102,11 @@ async def entries(store: EventStore) -> list[tuple[int, str, int]]:
 async def drop_tables(store: EventStore) -> None:
     """What a test before this one has left in the database that they share."""
     transaction = await store.begin_sql(seconds=3.0)
-    await transaction.connection.run_sync(metadata.drop_all)
+    for name in await table_names(transaction.connection):
+        await transaction.connection.execute(text(f"DROP TABLE {name}"))
     await transaction.commit(())
+
+
+async def table_names(connection: AsyncConnection) -> set[str]:
+    found = await connection.run_sync(lambda connection: inspect(connection).get_table_names())
+    return {name for name in found if name.startswith("ledger")}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
 
 from eventstore import EventStore, ProjectionError, ProjectionRunner, ProjectionStopped
 from eventstore.projection_control import live_checkpoint, purge_letters, replay_letter, resume
 
-from .ledger import Ledger, PlainLedger, amounts, drop_tables, pay, write_raw
+from .ledger import Ledger, PlainLedger, amounts, pay, write_raw
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +17,6 @@ def nothing_fails() -> Iterator[None]:
     yield
     Ledger.fails_on = PlainLedger.fails_on = None
     PlainLedger.got.clear()
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def own_tables(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    if request.node.get_closest_marker("sql_alone") is not None:
-        await drop_tables(request.getfixturevalue("store"))
-    yield
 
 
 class Pausing(Ledger, name="ledger", kinds=("account",)):
@@ -112,8 +104,9 @@ async def test_a_dead_letter_is_applied_once_its_cause_is_mended(store: EventSto
     assert (await live_checkpoint(store, "plain")).letters == (letter,)
 
     PlainLedger.fails_on = None
+    PlainLedger.got.clear()
     assert await replay_letter(store, PlainLedger, letter) is None
-    assert PlainLedger.got == [("account-a", 1), ("account-a", 3), ("account-a", 2)]
+    assert PlainLedger.got == [("account-a", 2)]
     checkpoint = await live_checkpoint(store, "plain")
     assert (checkpoint.letters, checkpoint.events) == ((), 3)
     with pytest.raises(ProjectionError, match="no dead letter at position"):

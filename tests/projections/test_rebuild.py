@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from sqlalchemy import inspect, text
+from sqlalchemy import text
 
 from eventstore import EventStore, Projection, ProjectionRunner, ProjectionStopped, caught_up, event_handler, rebuild
 from eventstore.checkpoint import Status
@@ -17,7 +16,7 @@ from eventstore.completeness import check_completeness
 from eventstore.projection_control import live_checkpoint
 from eventstore.rebuild import give_up
 
-from .ledger import Ledger, Paid, amounts, drop_tables, entries, pay
+from .ledger import Ledger, Paid, amounts, entries, pay, table_names
 
 
 @pytest.fixture(autouse=True)
@@ -26,22 +25,12 @@ def nothing_fails() -> Iterator[None]:
     Ledger.fails_on = None
 
 
-@pytest_asyncio.fixture(autouse=True)
-async def own_tables(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    if request.node.get_closest_marker("sql_alone") is not None:
-        store = request.getfixturevalue("store")
-        await drop_tables(store)
-        yield
-        await give_up(store, Ledger)
-    else:
-        yield
-
-
 async def names(store: EventStore) -> set[str]:
     transaction = await store.begin_sql(seconds=3.0)
-    found = await transaction.connection.run_sync(lambda connection: inspect(connection).get_table_names())
-    await transaction.rollback()
-    return {name for name in found if name.startswith("ledger")}
+    try:
+        return await table_names(transaction.connection)
+    finally:
+        await transaction.rollback()
 
 
 async def execute(store: EventStore, statement: str) -> None:

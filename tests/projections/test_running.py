@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
 
 from eventstore import (
     CapabilityError,
@@ -25,7 +24,7 @@ from eventstore import (
 )
 from eventstore.projection_control import live_checkpoint, pause, resume, seek
 
-from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, drop_tables, entries, pay, write_raw
+from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, entries, pay, write_raw
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +32,6 @@ def nothing_fails() -> Iterator[None]:
     yield
     Ledger.fails_on = PlainLedger.fails_on = None
     PlainLedger.got.clear()
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def own_tables(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    if request.node.get_closest_marker("sql_alone") is not None:
-        await drop_tables(request.getfixturevalue("store"))
-    yield
 
 
 async def run(store: EventStore, projection: type[Projection] = Ledger) -> None:
