@@ -67,17 +67,27 @@ async def caught_up(
     """Wait until a projection has come to a position, by default to where the log ends now: then whoever reads the read
     model reads what he has written. Returns where it is.
 
-    Raises `ProjectionBehind` when that takes longer, `ProjectionError` if it has never been run.
+    Raises `ProjectionBehind` when that takes longer, `ProjectionError` if it has not been run at all by then.
     """
     name = projection if isinstance(projection, str) else projection.name
     wanted = (await store.read_page(limit=1)).end if position is None else position
     deadline = time.monotonic() + timeout
-    while (found := await live_checkpoint(store, name)).position < wanted:
-        if time.monotonic() >= deadline:
-            what = "it is paused" if found.pause is not None else f"waited for {timeout:g} s"
-            raise ProjectionBehind(name, found.position, wanted, what)
+    while True:
+        is_over = time.monotonic() >= deadline
+        try:
+            found = await live_checkpoint(store, name)
+            if found.position >= wanted:
+                return found.position
+            if is_over:
+                what = "it is paused" if found.pause is not None else f"waited for {timeout:g} s"
+                raise ProjectionBehind(name, found.position, wanted, what)
+        except ProjectionBehind:
+            raise
+        except ProjectionError:
+            # Its runner may have just been started.
+            if is_over:
+                raise
         await asyncio.sleep(poll_seconds)
-    return found.position
 
 
 async def replay_letter(store: EventStore, projection: type[Projection], letter: DeadLetter) -> str | None:

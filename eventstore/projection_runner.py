@@ -50,7 +50,7 @@ _P = TypeVar("_P", bound=Projection)
 
 class ProjectionRunner:
     """Runs one projection. Any number of runners may be started, in any number of processes: one of them works, the
-    others wait until it has not been heard of for `lease_seconds`, by their own clocks.
+    others wait until it has not been heard of for `lease_seconds`, by their own clocks, or was seen to have ended.
 
     That two never apply the same does not rest on the lease: whoever stores how far the projection has come names the
     revision that it has seen, and stores nothing, its read model neither, if somebody else has changed it.
@@ -87,16 +87,19 @@ class ProjectionRunner:
         """Apply what the log has, and with `follow` what comes then, until it is cancelled. While the database cannot
         be reached it waits.
 
-        Without `follow` it ends when it has reached the end that the log had meanwhile; also if another runner has.
+        Without `follow` it ends when it has reached the end that the log had when it began; also if another runner has.
         Raises `ProjectionStopped` if the projection is paused, or was while it worked (with `follow` it waits for
         `resume` instead), `JournalCorrupt` for a damaged event, `StoreClosed` when the store is closed.
         """
         failures = 0
+        end: int | None = None
         while True:
             try:
-                checkpoint = await self._take(follow=follow)
+                if not follow and end is None:
+                    end = (await self._store.read_page(limit=1)).end
+                checkpoint = await self._take(end)
                 failures = 0
-                if checkpoint is None or await self._work(checkpoint, follow=follow):
+                if checkpoint is None or await self._work(checkpoint, end):
                     return
             except Lost:
                 continue
@@ -108,9 +111,8 @@ class ProjectionRunner:
 
     # Whose turn it is
 
-    async def _take(self, *, follow: bool) -> Checkpoint | None:
+    async def _take(self, end: int | None) -> Checkpoint | None:
         """The checkpoint, once it is this runner's. None if another has come to the end in the meantime."""
-        end = (await self._store.read_page(limit=1)).end
         seen, since = -1, time.monotonic()
         while True:
             checkpoint = await self._current()
@@ -118,16 +120,16 @@ class ProjectionRunner:
                 await self._begin()
                 continue
             if checkpoint.pause is not None:
-                if not follow:
+                if end is not None:
                     raise ProjectionStopped(checkpoint.name, checkpoint.pause)
                 await asyncio.sleep(self._poll_seconds)
                 continue
             if checkpoint.revision != seen:
                 seen, since = checkpoint.revision, time.monotonic()
             is_free = checkpoint.runner in ("", self._id) or time.monotonic() - since >= self._lease_seconds
-            if is_free:
+            if is_free or _has_ended(checkpoint.runner_name):
                 return await self._save(replace(checkpoint, runner=self._id, runner_name=self._name))
-            if not follow and checkpoint.position >= end:
+            if end is not None and checkpoint.position >= end:
                 return None
             await asyncio.sleep(min(self._poll_seconds, self._lease_seconds / 4))
 
@@ -153,8 +155,8 @@ class ProjectionRunner:
 
     # Working
 
-    async def _work(self, checkpoint: Checkpoint, *, follow: bool) -> bool:
-        """Apply page after page. Returns True when there is nothing more to do."""
+    async def _work(self, checkpoint: Checkpoint, end: int | None) -> bool:
+        """Apply page after page. Returns True when there is nothing more to do up to an end, if there is one."""
         position = checkpoint.position
         while True:
             page = await self._store.read_page(after=position, limit=self._projection.batch_size, where=self._where)
@@ -162,18 +164,19 @@ class ProjectionRunner:
             if page.events:
                 checkpoint = await self._apply(checkpoint, page.events, position)
                 if checkpoint.pause is not None:
-                    if follow and checkpoint.status is Status.LIVE:
+                    if end is None and checkpoint.status is Status.LIVE:
                         return False
                     raise ProjectionStopped(checkpoint.name, checkpoint.pause)
                 if self._on_progress is not None:
                     self._on_progress(position, len(page.events))
             elif self._is_to_be_saved(checkpoint, position):
                 checkpoint = await self._save(replace(checkpoint, position=position))
-            if not page.is_end:
-                continue
-            if not follow:
+            # Who writes faster than this reads would keep it from ending.
+            if end is not None and (page.is_end or position >= end):
                 await self._save(replace(checkpoint, position=position, runner=""))
                 return True
+            if not page.is_end:
+                continue
             await self._store.wait(position, min(self._poll_seconds, self._lease_seconds / 4))
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
@@ -325,6 +328,20 @@ def new(projection: type[_P], checkpoint: Checkpoint) -> _P:
     made.version = checkpoint.version
     made.is_building = checkpoint.status is Status.BUILDING
     return made
+
+
+def _has_ended(runner_name: str) -> bool:
+    """Whether a runner was a process of this machine that is there no more: then its lease need not be waited for."""
+    node, _, pid = runner_name.rpartition(":")
+    if node != platform.node() or not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def _said(error: BaseException) -> str:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import count
 
 from eventstore import read_model_tables
 from eventstore.checkpoint import Checkpoint, Status
-from eventstore.errors import ProjectionError
+from eventstore.errors import BackendUnavailable, ProjectionError, TransactionExpired
 from eventstore.projection_runner import TRANSACTION_SECONDS, ProjectionRunner, begin, handle_events, new
 from eventstore.projections import Projection
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
+
+logger = logging.getLogger(__name__)
+
+_MOST_PAGES_LEFT = 4
+_ROUNDS = 20
 
 
 async def rebuild(
@@ -33,10 +40,21 @@ async def rebuild(
     if building is None:
         await begin(store, projection, version, Status.BUILDING)
     runner = ProjectionRunner(store, projection, version=version, on_progress=on_progress)
-    while True:
+    for round_ in count():
         await runner.run(follow=False)
-        if (switched := await _switch(store, projection, version)) is not None:
-            return switched
+        live, building = await _versions(store, projection)
+        behind = 0 if live is None or building is None else live.position - building.position
+        # What is left stands in the way of the live one while the places are changed.
+        if behind > _MOST_PAGES_LEFT * projection.batch_size and round_ < _ROUNDS:
+            continue
+        try:
+            if (switched := await _switch(store, projection, version)) is not None:
+                return switched
+        except (TransactionExpired, BackendUnavailable) as error:
+            if round_ >= _ROUNDS:
+                raise
+            logger.warning("projection %s: the rebuild tries again: %s", projection.name, error)
+    raise AssertionError("it is counted without an end")
 
 
 async def give_up(store: EventStore, projection: type[Projection]) -> bool:

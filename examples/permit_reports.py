@@ -1,14 +1,16 @@
-"""Two read models beside the journal of `permits.py`, in the same database: what each case is, and who hands over to whom.
+"""Two read models beside the journal of `permits.py`, in the same database: the cases, and who hands over to whom.
 
     python examples/permit_reports.py --store sqlite:///permits.db             # to the end of the journal
     python examples/permit_reports.py --store sqlite:///permits.db --follow    # and then on, until Ctrl-C
     python examples/permit_reports.py --store sqlite:///permits.db --rebuild   # made anew, beside what is read
 
 Tables: `permit_cases(case_id, events, first_at, last_at)`, times as ISO 8601 in UTC, and
-`handovers(from_resource, to_resource, n)`: consecutive events of one case, in the order of its stream, by two resources.
+`handovers(from_resource, to_resource, n)`: consecutive events of one case, in the order of its stream, by two
+resources.
 
-Each event changes a read model once, whenever this program is killed: the change, and how far the read model has come, are
-one transaction. It needs SQL: SQLite or Postgres. Start it as often as you like; one works, the others wait for its end.
+Each event changes a read model once, whenever this program is killed: the change, and how far the read model has come,
+are one transaction. It needs SQL: SQLite or Postgres. Start it as often as you like; one works, the others wait for
+its end.
 
 Exit code: 0, 1 if a read model is stopped by an event (`eventstore projections status` says which), 2 for wrong usage,
 3 if the store failed, 130 if it was interrupted.
@@ -21,6 +23,7 @@ import asyncio
 import sys
 from collections import Counter
 from datetime import UTC, datetime
+from typing import Any
 
 from permits import PermitCase, RowTaken
 from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, func, insert, select, update
@@ -86,7 +89,8 @@ class PermitCases(Projection, name="permit_cases", kinds=(PermitCase.kind,)):
         table = self.table(permit_cases)
         rows = await connection.execute(select(table).where(table.c.case_id.in_(self.cases)))
         known = {row.case_id: row for row in rows}
-        changed, new = [], []
+        changed: list[dict[str, Any]] = []
+        new: list[dict[str, Any]] = []
         for case, (events, first_at, last_at) in self.cases.items():
             if (row := known.get(case)) is None:
                 new.append({"case_id": case, "events": events, "first_at": first_at, "last_at": last_at})

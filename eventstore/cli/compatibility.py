@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from eventstore.cli.described import Description
 
@@ -213,31 +213,38 @@ class _Comparison:
                 yield f"{path}.{name} is required, and may be missing in what is stored"
         for name in before.keys() & now.keys():
             yield from self.misfits(before[name], now[name], f"{path}.{name}")
-        others, wanted = old.get("additionalProperties"), new.get("additionalProperties")
-        if isinstance(wanted, dict):
+        others, wanted = old.get("additionalProperties"), _schema_at(new, "additionalProperties")
+        if wanted is not None:
             for name in before.keys() - now.keys():
                 yield from self.misfits(before[name], wanted, f"{path}.{name}")
             # A class writes its own fields, and no others.
-            if isinstance(others, dict) or others is True or not before:
-                yield from self.misfits(others if isinstance(others, dict) else {}, wanted, f"{path}.*")
+            if others or not before:
+                yield from self.misfits(_schema_at(old, "additionalProperties") or {}, wanted, f"{path}.*")
 
     def _items(self, old: Schema, new: Schema, path: str) -> Iterator[str]:
         before, now = old.get("prefixItems", ()), new.get("prefixItems", ())
-        for index, wanted in enumerate(now):
-            item = before[index] if index < len(before) else old.get("items", {})
-            yield from self.misfits(item or {}, wanted, f"{path}[{index}]")
-        if "items" in new and isinstance(new["items"], dict):
-            for index in range(len(now), len(before)):
-                yield from self.misfits(before[index], new["items"], f"{path}[{index}]")
-            is_open = old.get("maxItems", len(before) + 1) > len(before)
-            if is_open and isinstance(old.get("items", {}), dict):
-                yield from self.misfits(old.get("items", {}), new["items"], f"{path}[]")
+        for index, item in enumerate(now):
+            was = before[index] if index < len(before) else _schema_at(old, "items")
+            yield from self.misfits(was or {}, item, f"{path}[{index}]")
+        wanted = _schema_at(new, "items")
+        if wanted is None:
+            return
+        for index in range(len(now), len(before)):
+            yield from self.misfits(before[index], wanted, f"{path}[{index}]")
+        if old.get("maxItems", len(before) + 1) > len(before):
+            yield from self.misfits(_schema_at(old, "items") or {}, wanted, f"{path}[]")
 
     def _resolved(self, schema: Schema, definitions: Schema) -> Schema:
         if "$ref" not in schema:
             return schema
         resolved: Schema = definitions[schema["$ref"].rpartition("/")[2]]
         return resolved
+
+
+def _schema_at(schema: Schema, key: str) -> Schema | None:
+    """The schema under a key, where there is no plain true or false."""
+    found = schema.get(key)
+    return cast("Schema", found) if isinstance(found, dict) else None
 
 
 def _values(schema: Schema) -> list[Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
@@ -205,8 +206,9 @@ def seek_(
 
 @projections.command(short_help="Compare a projection with the journal.")
 def check(url: Url, target: Target, json: Json = False) -> Exit:
-    """Read the journal up to where the projection is, and compare: how many events it was given, and a checksum of their
-    ids. The exit code is 1 if that is not what it should have been given; the first event that is missing is named.
+    """Read the journal up to where the projection is, and compare: how many events it was given, and a checksum of
+    their ids. The exit code is 1 if that is not what it should have been given; the first event that is missing is
+    named.
 
     \b
     Example:
@@ -259,7 +261,7 @@ def _verdict(found: Completeness) -> tuple[str, str]:
     return f"they are not the same ones behind position {found.after} and up to {found.through}", "bold red"
 
 
-async def _change(messages: Messages, url: str, name: str, work: Any) -> Exit:
+async def _change(messages: Messages, url: str, name: str, work: Callable[[EventStore], Awaitable[Any]]) -> Exit:
     async with EventStore.open(url, create=False) as store:
         await _found(store, name)
         await work(store)

@@ -219,7 +219,7 @@ async def test_events_that_a_projection_still_needs_are_not_truncated(store: Eve
 
 async def test_a_projection_that_was_never_run_is_waited_for_in_vain(store: EventStore):
     with pytest.raises(ProjectionError, match="never been run"):
-        await caught_up(store, PlainLedger)
+        await caught_up(store, PlainLedger, timeout=0.05)
 
 
 async def test_a_projection_with_tables_is_refused_where_there_is_no_sql():
