@@ -65,7 +65,8 @@ def test_a_missing_event_is_named(cli: Run, own_url: str, own_journal: Path) -> 
         (checksum,) = connection.execute("SELECT checksum FROM journal_checkpoints").fetchone()
         without = bytes(one ^ other for one, other in zip(checksum, event_id, strict=True))
         connection.execute(
-            "UPDATE journal_checkpoints SET checksum = ?, events = events - 1, state = json_set(state, '$.marks', json('[]'))",
+            "UPDATE journal_checkpoints SET checksum = ?, events = events - 1, "
+            "state = json_set(state, '$.marks', json('[]'))",
             (without,),
         )
         connection.commit()
