@@ -237,7 +237,10 @@ class Cell:
         # The context is for the case that it must be decided again.
         envelope = Envelope(command, self._runtime.new_reply(), metadata, contextvars.copy_context(), identity)
         envelope.result = result
-        self._decided(envelope, outcome)
+        if self._failure is None and self._refusal is None:
+            self._conclude(envelope, outcome)
+        else:
+            self._decided(envelope, outcome)
         return envelope
 
     def accept(self, envelope: Envelope) -> None:
@@ -612,7 +615,8 @@ class Cell:
                 self._runtime.save_snapshot(self, *stored.snapshot)
             for remembered in stored.commands:
                 self._runtime.command_remembered(self, remembered)
-        self._after_failure()
+        if self._failure is not None:
+            self._after_failure()
         if not self.is_ready:
             self.pump()
 

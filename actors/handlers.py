@@ -6,7 +6,9 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter
 
 from actors.command import Command, reply_type
 from eventstore.codec import checksum_seed
@@ -36,14 +38,27 @@ class CommandRoute(NamedTuple):
     is_async: bool
 
 
-class EventRoute(NamedTuple):
-    """Where a type of event goes, and how it is read. `seed` is what its checksums go on from."""
+class EventRoute:
+    """Where events of one stored name go, and how they are read. `seed` is what their checksums go on from."""
 
-    cls: type[Event]
-    schema_version: int
-    seed: int
-    validate: Callable[..., Event]
-    apply: Callable[[Any, Any], None]
+    __slots__ = ("_validate_many", "apply", "cls", "schema_version", "seed", "validate")
+
+    def __init__(self, cls: type[Event], apply: Callable[[Any, Any], None], name: str) -> None:
+        self.cls = cls
+        self.schema_version = cls.__schema_version__
+        self.seed = checksum_seed(name, cls.__schema_version__)
+        self.validate: Callable[..., Event] = cls.__pydantic_validator__.validate_json
+        self.apply = apply
+        self._validate_many: Callable[..., list[Event]] | None = None
+
+    @property
+    def validate_many(self) -> Callable[..., list[Event]]:
+        """The same for a JSON array of events: a tenth to a fifth faster. Made when it is needed, because not every
+        class that has handlers is ever replayed."""
+        if self._validate_many is None:
+            events: TypeAdapter[list[Event]] = TypeAdapter(cast("Any", types.GenericAlias(list, (self.cls,))))
+            self._validate_many = events.validator.validate_json
+        return self._validate_many
 
 
 class Handlers(NamedTuple):
@@ -82,13 +97,7 @@ def collect_handlers(cls: type) -> Handlers:
         {command: route.handle for command, route in commands.items() if not route.is_async},
         events,
         {
-            name: EventRoute(
-                event,
-                event.__schema_version__,
-                checksum_seed(name, event.__schema_version__),
-                event.__pydantic_validator__.validate_json,
-                apply,
-            )
+            name: EventRoute(event, apply, name)
             for event, apply in events.items()
             for name in (event.__event_type__, *event.__aliases__)
         },

@@ -109,16 +109,24 @@ class ActorRef(Generic[A]):
                 if decided.__class__ is not Envelope:
                     at_once: R = decided
                     return at_once
-                durable: R = await self._reply(decided.reply, timeout)  # type: ignore[arg-type]
-                return durable
+                # As `_reply` does it: one coroutine fewer.
+                reply: asyncio.Future[R] = decided.reply  # type: ignore[assignment]
+                seconds = runtime.ask_timeout if timeout is None else timeout
+                if seconds == math.inf:
+                    return await reply
+                due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
+                try:
+                    return await reply
+                finally:
+                    due.pop(reply, None)
         envelope = Envelope(command, None, metadata, contextvars.copy_context(), identity)
         envelope.is_fresh = fresh
         asker = current_handling()
         if asker is None:
-            reply: R = await self._ask_by_mailbox(envelope, timeout)
+            durable: R = await self._ask_by_mailbox(envelope, timeout)
         else:
-            reply = await self._ask_within(asker, envelope, timeout)
-        return reply
+            durable = await self._ask_within(asker, envelope, timeout)
+        return durable
 
     async def tell(
         self, command: Command[Any], *, metadata: Metadata | None = None, command_id: str | None = None

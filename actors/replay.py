@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from zlib import crc32
@@ -11,10 +12,10 @@ from zlib import crc32
 from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
-from actors.older_events import apply_older, handler_raised
 from actors.state import collector_paused
-from eventstore.backend import Load, Loaded
-from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged, decode_payload
+from actors.stored_events import apply_one, handler_raised
+from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
+from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
 from eventstore.errors import ActorError, JournalCorrupt, RecoveryError
 from eventstore.events import Event
 from eventstore.store import EventStore
@@ -26,9 +27,7 @@ _LARGEST_PAGE = 2000
 _PAGE_BYTES = 4 * 1024 * 1024
 
 # So many are applied without giving the event loop a turn.
-_EVENTS_AT_ONCE = 125
-
-_Page = Sequence[tuple[int, str, int, bytes, int]]
+_EVENTS_AT_ONCE = 160
 
 
 class Replay:
@@ -44,7 +43,7 @@ class Replay:
         self._actor = actor
         self._stage = stage
         self._page_timeout = page_timeout
-        self._page: _Page = ()
+        self._page: EventPage = NO_EVENTS
 
     async def look(self, *, use_snapshot: bool = False) -> Loaded:
         """What the journal says of the stream behind the actor's version, with the first page of events.
@@ -63,7 +62,7 @@ class Replay:
         """
         stage = self._stage
         # A page that was left in the middle is taken up again.
-        page: _Page = [event for event in self._page if event[0] > stage.version]
+        page = self._page[bisect_right(self._page.versions, stage.version) :]
         while (before := stage.version) < version:
             if not page:
                 page = (await self._within_time(self._ask(before, _next_limit(self._page)))).events
@@ -78,9 +77,9 @@ class Replay:
                 await self._apply(page, version)
                 if on_events is not None:
                     on_events(stage.version - before)
-                page = () if page_behind is None else (await self._within_time(page_behind)).events
+                page = NO_EVENTS if page_behind is None else (await self._within_time(page_behind)).events
 
-    async def _apply(self, page: _Page, version: int) -> None:
+    async def _apply(self, page: EventPage, version: int) -> None:
         """Apply a page part by part. Between two parts the event loop sends for the next page, and serves others."""
         for start in range(0, len(page), _EVENTS_AT_ONCE):
             if start:
@@ -89,9 +88,9 @@ class Replay:
                 apply_stored(self._actor, self._stage, page[start : start + _EVENTS_AT_ONCE], through=version)
 
     @asynccontextmanager
-    async def _page_behind(self, page: _Page, version: int) -> AsyncGenerator[asyncio.Task[Loaded] | None, None]:
+    async def _page_behind(self, page: EventPage, version: int) -> AsyncGenerator[asyncio.Task[Loaded] | None, None]:
         """The page that follows one, on its way while that is applied. None if no more is needed."""
-        last = page[-1][0]
+        last = page.versions[-1]
         if last >= version:
             yield None
             return
@@ -129,48 +128,73 @@ class ReadOnlyStage:
         raise ActorError(f"{self.stream_id!r} is only being looked at: it cannot persist {len(events)} events")
 
 
-def apply_stored(actor: PersistentActor[Any], stage: Stage, page: _Page, *, through: int) -> None:
+def apply_stored(actor: PersistentActor[Any], stage: Stage, page: EventPage, *, through: int) -> None:
     """Apply events that follow the actor's version. A hole, a damaged, unknown or unreadable event is an error."""
+    if page and page.versions[-1] > through:
+        page = page[: bisect_right(page.versions, through)]
+    if page and not _apply_sound(actor, stage, page):
+        _apply_one_by_one(actor, stage, page, through)
+
+
+def _apply_sound(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> bool:
+    """Look at each column as a whole, and apply the events if nothing is wrong with any. False, and nothing was done,
+    if something is."""
+    versions, types, payloads = page.versions, page.types, page.payloads
+    first, count = stage.version + 1, len(versions)
+    if versions != list(range(first, first + count)):
+        return False
     routes = actor.handlers.stored
-    expected = stage.version
-    for version, type_, schema_version, payload, checksum in page:
-        if version > through:
-            return
-        expected += 1
-        if version != expected:
-            raise JournalCorrupt(
-                f"the versions have a hole or a repeat: {version} follows {expected - 1}",
-                stream_id=stage.stream_id,
-                version=version,
-            )
-        route = routes.get(type_)
-        # First of all, so that no damage is taken for an unknown type or for another schema.
-        if route is not None and route[1] == schema_version:
-            check = crc32(payload, route[2])
+    is_of_one_type = types.count(types[0]) == count
+    try:
+        each = [routes[types[0]]] * count if is_of_one_type else [routes[type_] for type_ in types]
+    except KeyError:
+        return False
+    if page.schema_versions != [route.schema_version for route in each]:
+        return False
+    checks = list(map(crc32, payloads, [route.seed for route in each]))
+    # Above the payload's bits are those of the metadata, for events that have some.
+    if checks != page.checksums and checks != [checksum & PAYLOAD_BITS for checksum in page.checksums]:
+        return False
+    try:
+        if is_of_one_type:
+            events = each[0].validate_many(b"[%b]" % b",".join(payloads), extra="allow")
         else:
-            check = crc32(payload, checksum_seed(type_, schema_version))
-        if check != checksum and check != checksum & PAYLOAD_BITS:
-            raise damaged(
-                "its type, schema version or payload do not match its checksum",
-                stream_id=stage.stream_id,
-                version=version,
-            )
-        if route is None or schema_version != route[1]:
-            apply_older(actor, stage, type_, schema_version, payload, version)
-            continue
-        cls, _, _, validate, apply = route
-        try:
-            event = validate(payload, extra="allow")
-        except ValidationError:
-            event = decode_payload(cls, payload, stream_id=stage.stream_id, version=version)
+            events = [route.validate(payload, extra="allow") for route, payload in zip(each, payloads, strict=True)]
+    except ValidationError:
+        return False
+    if len(events) != count:
+        return False
+    for version, event, apply in zip(versions, events, [route.apply for route in each], strict=True):
         stage.version = version
         try:
             apply(actor, event)
         except Exception as error:
             raise handler_raised(error, stage, event) from error
+    return True
 
 
-def _next_limit(page: _Page) -> int:
+def _apply_one_by_one(actor: PersistentActor[Any], stage: Stage, page: EventPage, through: int) -> None:
+    """Apply the events before the one that something is wrong with, and say what that is."""
+    for version, type_, schema_version, payload, checksum in page:
+        if version > through:
+            return
+        if version != stage.version + 1:
+            raise JournalCorrupt(
+                f"the versions have a hole or a repeat: {version} follows {stage.version}",
+                stream_id=stage.stream_id,
+                version=version,
+            )
+        # First of all, so that no damage is taken for an unknown type or for another schema.
+        if crc32(payload, checksum_seed(type_, schema_version)) != checksum & PAYLOAD_BITS:
+            raise damaged(
+                "its type, schema version or payload do not match its checksum",
+                stream_id=stage.stream_id,
+                version=version,
+            )
+        apply_one(actor, stage, type_, schema_version, payload, version)
+
+
+def _next_limit(page: EventPage) -> int:
     """As many events as fit the target if they are like those of the last page."""
-    size = sum(len(event[3]) for event in page)
+    size = sum(map(len, page.payloads))
     return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +17,16 @@ from actors.command_identity import CommandIdentity
 from eventstore.backend import CommandOutcome, StoredCommand
 from eventstore.codec import new_event_id
 from eventstore.errors import CommandRejected, DefinitionError, PayloadTooLarge, ReplyDecodeError, ReplyEncodeError
+
+# A value of exactly such a type is one that its promise cannot be at odds with.
+_PLAIN_TYPES = (bool, int, str, NoneType)
+
+
+class _Writing(NamedTuple):
+    """How the replies to one class of commands are written. `plain` is their type if that says it all, else None."""
+
+    plain: type[object] | None
+    to_json: Callable[..., bytes]
 
 
 def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, limit: int) -> CommandOutcome:
@@ -29,8 +40,10 @@ def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, 
 def encode_reply(command: Command[Any], reply: object) -> bytes:
     """A reply as JSON. Raises `ReplyEncodeError`."""
     cls = command.__class__
+    plain, to_json_fast = _writing(cls)
     try:
-        return _adapter(cls).serializer.to_json(reply, warnings="error")
+        # To be asked for warnings takes pydantic as long as all the rest of a reply.
+        return to_json_fast(reply) if reply.__class__ is plain else to_json_fast(reply, warnings="error")
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise ReplyEncodeError(
             f"the reply to {cls.__qualname__} cannot be remembered as {reply_type(cls)!r}, nothing was stored: {error}"
@@ -90,6 +103,13 @@ def outcome_of(identity: CommandIdentity, payload: bytes, *, is_rejection: bool,
         raise PayloadTooLarge("the reply", len(payload), limit)
     command_id, fingerprint, issued_at = identity
     return CommandOutcome(command_id, fingerprint, new_event_id(), is_rejection, payload, issued_at)
+
+
+@cache
+def _writing(cls: type[Command[Any]]) -> _Writing:
+    promised = reply_type(cls)
+    plain = next((type_ for type_ in _PLAIN_TYPES if type_ is promised), None)
+    return _Writing(plain, _adapter(cls).serializer.to_json)
 
 
 @cache

@@ -16,15 +16,13 @@ from typing import Any, Generic, TypeVar, cast
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.command import Command
 from actors.replay import apply_stored
+from eventstore.backend import EventPage, ReplayedEvent
 from eventstore.codec import checksum_of, decode_payload, encode_payload
 from eventstore.errors import ActorError, CodecError, DefinitionError
 from eventstore.events import Event
 
 S = TypeVar("S")
 R = TypeVar("R")
-
-_Stored = tuple[int, str, int, bytes, int]
-"""An event as recovery gets it: version, stored name, schema version, JSON, checksum."""
 
 
 class KitFailure(ActorError, AssertionError):
@@ -75,7 +73,7 @@ class Scenario(Generic[S]):
     def __init__(self, actor: type[PersistentActor[S]], key: str = "test") -> None:
         self._cls = actor
         self._stream_id = stream_id_of(actor, key)
-        self._stored: list[_Stored] = []
+        self._stored: list[ReplayedEvent] = []
         self._live = self._rebuilt()
         self._is_recovered = False
 
@@ -184,7 +182,7 @@ class Scenario(Generic[S]):
     def _rebuilt(self, *, snapshot: bytes | None = None, version: int = 0) -> _Live[S]:
         return _Live(self._cls, self._stream_id, self._stored, snapshot=snapshot, version=version)
 
-    def _decoded(self, stored: _Stored) -> Event:
+    def _decoded(self, stored: ReplayedEvent) -> Event:
         version, type_, _, payload, _ = stored
         cls = self._cls.handlers.stored[type_].cls
         return decode_payload(cls, payload, stream_id=self._stream_id, version=version)
@@ -197,7 +195,7 @@ class _Live(Generic[S]):
         self,
         cls: type[PersistentActor[S]],
         stream_id: str,
-        stored: list[_Stored],
+        stored: list[ReplayedEvent],
         *,
         snapshot: bytes | None,
         version: int,
@@ -207,9 +205,9 @@ class _Live(Generic[S]):
         self.actor = new_actor(cls, self)
         if snapshot is not None:
             self.actor.state = cls.state_type.load(snapshot)
-        apply_stored(self.actor, self, stored[version:], through=len(stored))
+        apply_stored(self.actor, self, EventPage.of(stored[version:]), through=len(stored))
         self._stored = stored
-        self._staged: list[_Stored] = []
+        self._staged: list[ReplayedEvent] = []
         self._failure: Exception | None = None
         self._is_deciding = self._is_async = False
 
@@ -235,7 +233,7 @@ class _Live(Generic[S]):
         if not self._is_deciding:
             raise ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
         handlers = self.actor.handlers.events
-        encoded: list[_Stored] = []
+        encoded: list[ReplayedEvent] = []
         for event in events:
             if event.__class__ not in handlers:
                 raise DefinitionError(
@@ -280,6 +278,6 @@ def _short(dumped: bytes) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _stored(version: int, event: Event) -> _Stored:
+def _stored(version: int, event: Event) -> ReplayedEvent:
     type_, schema_version, payload = encode_payload(event)
     return version, type_, schema_version, payload, checksum_of(type_, schema_version, payload, None)

@@ -205,6 +205,10 @@ class Transaction:
             participant = self._participants.get(ref.stream_id) or await self._join(ref)
             self._deciding = participant
             if not participant.is_asked:
+                if participant.is_taken_for_new and self._remembered is not None:
+                    # It was held before it was known that another process has stored the transaction.
+                    participant.is_taken_for_new = False
+                    await self._in_time(participant.prepare(self.command_id, self._issued_at))
                 self._compare(participant)
                 participant.is_asked = True
             if identity is None:

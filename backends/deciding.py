@@ -96,8 +96,16 @@ class Group:
         stream_id, expected, events, epoch, commands = write
         stream = self._streams[stream_id]
         version = self.versions.get(stream_id, stream.version)
-        if commands and (refused := self._refused_command(write, stream, set() if len(commands) > 1 else None)):
-            return refused
+        if commands and (
+            # Nearly all are new, and of a stream that nobody has claimed or that has forgotten none.
+            len(commands) > 1
+            or (stream_id, commands[0].command_id) in self._commands
+            or stream.forgotten
+            or stream.epoch
+        ):
+            refused = self._refused_command(write, stream, set() if len(commands) > 1 else None)
+            if refused is not None:
+                return refused
         if version != expected or (epoch is not None and epoch < stream.epoch):
             refused = refusal(write, version, stream.epoch)
             if refused is not None:
@@ -180,8 +188,10 @@ class Group:
 
     def _remember(self, stream_id: str, stream: Head, version: int, commands: Sequence[CommandOutcome]) -> None:
         self.command_streams.add(stream_id)
-        self.has_new_streams = self.has_new_streams or not stream.id
-        self.has_epochs = self.has_epochs or bool(stream.epoch)
+        if not stream.id:
+            self.has_new_streams = True
+        if stream.epoch:
+            self.has_epochs = True
         for command in commands:
             self.commands.append((stream, version, command))
             self._commands[stream_id, command.command_id] = (command.outcome_id, version)

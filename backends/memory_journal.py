@@ -20,6 +20,7 @@ from eventstore.backend import (
     CommandOutcome,
     CommandsFound,
     EncodedEvent,
+    EventPage,
     Holder,
     Load,
     Loaded,
@@ -121,10 +122,10 @@ class Stream:
         newest = max(self.snapshots, default=0) if load.use_snapshot else 0
         snapshot = self.snapshots[newest] if newest > load.after else None
         after = load.after if snapshot is None else snapshot.version
-        events = [
+        events = EventPage.of(
             (version, event.type, event.schema_version, event.payload, event.checksum)
             for _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
-        ]
+        )
         return Loaded(snapshot, events, self.version, self.truncated)
 
     def check_epoch(self, stream_id: str, epoch: int | None) -> None:

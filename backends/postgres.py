@@ -22,6 +22,7 @@ from backends.postgres_sql import PostgresSQL
 from backends.postgres_transaction import PostgresTransaction
 from backends.postgres_transactions import PostgresTransactions
 from backends.postgres_wakeup import PostgresWakeUp
+from eventstore.appending import Appending
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -96,12 +97,14 @@ class PostgresBackend:
 
     # Writing
 
-    def append(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
+    def append(self, batches: Sequence[Batch]) -> Appending:
         parts = self._open
-        task = asyncio.ensure_future(parts.append.append(batches))
+        appending = Appending()
+        task = asyncio.ensure_future(appending.run(parts.append.append(batches)))
         parts.appends.add(task)
-        task.add_done_callback(parts.appended)
-        return task
+        task.add_done_callback(parts.appends.discard)
+        appending.add_done_callback(parts.appended)
+        return appending
 
     async def begin_sql(self, *, seconds: float) -> PostgresTransaction:
         return await self._open.transactions.begin(seconds)
@@ -259,11 +262,10 @@ class _Parts:
         self._sql = sql
         self._target = target
         self._connect = session
-        self.appends: set[asyncio.Future[Sequence[AppendOutcome]]] = set()
+        self.appends: set[asyncio.Future[None]] = set()
 
     def appended(self, append: asyncio.Future[Sequence[AppendOutcome]]) -> None:
         """Tell the readers."""
-        self.appends.discard(append)
         if not append.cancelled() and append.exception() is None:
             self._wake()
 

@@ -13,13 +13,16 @@ import orjson
 from pydantic import ValidationError
 
 from backends.checkpoints_sql import stored_checkpoint
+from backends.page_texts import SEPARATOR, names_of
 from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.times import nearest_time
 from eventstore.backend import (
+    NO_EVENTS,
     EventFilter,
+    EventPage,
     Load,
     Loaded,
     LogPage,
@@ -44,9 +47,6 @@ _LONGEST_LOOK_SECONDS = 0.05
 
 _CANDIDATES = 5000
 
-# What stands between the texts of a page.
-_SEPARATOR = "\x1e"
-
 # "program_limit_exceeded": a text has at most 1 GB, and so has an answer's row.
 _TOO_LARGE = "54000"
 
@@ -68,7 +68,7 @@ class PostgresReader:
             return await self._load_in_parts(loads)
         found = {row[0]: row for row in rows}
         return [
-            _loaded(load, *found[number][1:]) if number in found else Loaded(None, (), 0, 0)
+            _loaded(load, *found[number][1:]) if number in found else Loaded(None, NO_EVENTS, 0, 0)
             for number, load in enumerate(loads, start=1)
         ]
 
@@ -289,27 +289,22 @@ def _loaded(
 def _events(
     count: int,
     first_version: int,
-    versions: Sequence[int] | None,
+    versions: list[int] | None,
     types: str,
     schema_version: int,
-    schema_versions: Sequence[int] | None,
+    schema_versions: list[int] | None,
     payloads: str,
     checksums: str,
-) -> Sequence[tuple[int, str, int, bytes, int]]:
+) -> EventPage:
     """A page that came as strings. Raises `ValueError` if a text in it holds what stands between them."""
     if not count:
-        return ()
-    first_type = types.partition(_SEPARATOR)[0]
-    names = [first_type] * count
-    return list(
-        zip(
-            versions or range(first_version, first_version + count),
-            names if types == _SEPARATOR.join(names) else types.split(_SEPARATOR),
-            schema_versions or [schema_version] * count,
-            payloads.encode().split(_SEPARATOR.encode()),
-            orjson.loads(f"[{checksums}]"),
-            strict=True,
-        )
+        return NO_EVENTS
+    return EventPage(
+        versions or list(range(first_version, first_version + count)),
+        names_of(types, count),
+        schema_versions or [schema_version] * count,
+        payloads.encode().split(SEPARATOR.encode()),
+        orjson.loads(f"[{checksums}]"),
     )
 
 

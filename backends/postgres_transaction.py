@@ -177,6 +177,9 @@ class PostgresTransaction:
                 return await self._find_out(batch, self._doubt)
             if self._state is _State.ENDED:
                 raise self._ended()
+            if self.connection.closed:
+                await self._end(committed=False)
+                raise TransactionRefused("its connection was closed before the commit: nothing was stored")
             committed = False
             try:
                 outcome = await self._store_and_commit(batch)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection as EngineConnection
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, Connection
@@ -19,7 +19,7 @@ from backends.postgres_errors import is_lost, translated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.postgres_transaction import PostgresTransaction, transaction_of
-from eventstore.errors import ConnectionsBusy, StoreClosed
+from eventstore.errors import CapabilityError, ConnectionsBusy, StoreClosed
 from eventstore.postgres_url import PostgresTarget
 
 _T = TypeVar("_T")
@@ -66,6 +66,11 @@ class PostgresTransactions:
 
     async def begin(self, seconds: float) -> PostgresTransaction:
         """Begin a transaction. If the caller is cancelled it is rolled back, in the background."""
+        if self._is_pooled:
+            raise CapabilityError(
+                "behind a proxy that pools connections the user's own SQL cannot be committed with events: nothing was "
+                "done; give the store a URL that leads to the server itself"
+            )
         await self._place()
         beginning = self._owned(self._begin(seconds))
         try:
@@ -182,9 +187,6 @@ class PostgresTransactions:
         return self._engine
 
     def _new_engine(self) -> AsyncEngine:
-        options: dict[str, Any] = {"poolclass": NullPool}
-        if not self._is_pooled:
-            options = {"poolclass": AsyncAdaptedQueuePool, "pool_size": self._target.pool_size, "max_overflow": 0}
         arguments: dict[str, Any] = {}
         if self._is_pooled:
             # A name could be one that another client has given in the same session of the server.
@@ -196,13 +198,18 @@ class PostgresTransactions:
             skip_autocommit_rollback=True,
             pool_reset_on_return=None,
             connect_args=arguments,
-            **options,
+            # Also where no connection is used twice: the first ones to connect at once on a NullPool would wait for
+            # each other in a lock that stops the whole event loop.
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=self._target.pool_size,
+            max_overflow=0,
         )
         sync = engine.sync_engine
         event.listen(sync, "before_cursor_execute", _check_statement)
         event.listen(sync, "commit", _check_end)
         event.listen(sync, "rollback", _check_end)
         event.listen(sync, "handle_error", _on_error, retval=True)
+        event.listen(sync, "checkin", _check_in)
         return engine
 
     async def _driver_connection(self, **_: Any) -> Connection:
@@ -219,8 +226,15 @@ def _check_statement(connection: EngineConnection, *_: Any) -> None:
 
 
 def _check_end(connection: EngineConnection) -> None:
-    if (transaction := transaction_of(connection)) is not None:
+    # Where SQLAlchemy has begun none it tidies up after an error, and the user has asked for nothing.
+    if (transaction := transaction_of(connection)) is not None and connection.in_transaction():
         transaction.check_end()
+
+
+def _check_in(connection: object | None, record: ConnectionPoolEntry) -> None:
+    """The user has closed the connection in the middle of the transaction: nobody else is to get it."""
+    if connection is not None and cast("Connection", record.driver_connection).is_in_transaction():
+        cast("Connection", record.driver_connection).terminate()
 
 
 def _on_error(context: ExceptionContext) -> BaseException | None:

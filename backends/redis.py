@@ -25,6 +25,7 @@ from backends.redis_records import MAX_VERSION, microseconds, outcomes_of, packe
 from backends.redis_scripts import RIGHTS
 from backends.redis_server import check_server
 from backends.redis_url import parse_redis_url
+from eventstore.appending import Appending
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -100,9 +101,11 @@ class RedisBackend(RedisReader):
 
     # Writing
 
-    def append(self, batches: Sequence[Batch]) -> asyncio.Task[Sequence[AppendOutcome]]:
+    def append(self, batches: Sequence[Batch]) -> Appending:
         self.check_open()
-        return self._tasks.start(self._append(batches))
+        appending = Appending()
+        self._tasks.start(appending.run(self._append(batches)))
+        return appending
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._tasks.finish(self._forget_commands(stream_id, keep, before))
@@ -214,7 +217,10 @@ class RedisBackend(RedisReader):
     async def _writers_turn(self) -> AsyncGenerator[None, None]:
         seconds = self._target.command_timeout
         try:
-            async with asyncio.timeout(seconds):
+            if self._turn.locked():
+                async with asyncio.timeout(seconds):
+                    await self._turn.acquire()
+            else:
                 await self._turn.acquire()
         except TimeoutError as error:
             raise BackendUnavailable(

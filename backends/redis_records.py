@@ -11,7 +11,16 @@ from uuid import UUID
 from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from backends.times import nearest_time
-from eventstore.backend import Appended, AppendOutcome, Batch, EncodedEvent, StoredSnapshot, StreamWrite, refusal
+from eventstore.backend import (
+    Appended,
+    AppendOutcome,
+    Batch,
+    EncodedEvent,
+    EventPage,
+    StoredSnapshot,
+    StreamWrite,
+    refusal,
+)
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import RecordedEvent
@@ -26,10 +35,9 @@ MAX_GROUP_BYTES = 256 * 1024 * 1024
 # (the highest bit set: a batch id follows the header), bytes of the metadata plus one (0: there is none).
 _HEADER = struct.Struct(">QQ16sQQIHI")
 _GIVEN = struct.Struct(">16sQQIHI")
-_CHECKSUM = struct.Struct(">Q")
 _REPLAYED = struct.Struct(">IHI")
 _SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
-_CHECKSUM_AT = _SIZES.start - _CHECKSUM.size
+_CHECKSUM = slice(_SIZES.start - 8, _SIZES.start)
 _WRITE = struct.Struct(">IqqII?")
 _HAS_BATCH = 0x8000
 _MAX_TYPE_BYTES = _HAS_BATCH - 1
@@ -38,9 +46,6 @@ _ID_BYTES = 16
 _SNAPSHOT = struct.Struct(">QqQHHH")
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
-
-Replayed = tuple[int, str, int, bytes, int]
-"""What replay needs of an event: version, type, schema version, payload, checksum."""
 
 
 class Group(NamedTuple):
@@ -148,13 +153,14 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
         raise damaged(error, stream_id=stream_id, version=version, position=position) from error
 
 
-def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Replayed]:
+def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPage:
     """Stored records, of which the first has a version, as replay needs them. Raises `JournalCorrupt`."""
-    found: list[Replayed] = []
+    types: list[str] = []
+    schema_versions: list[int] = []
+    payloads: list[bytes] = []
     sizes = name = b""
     start = payload = end = schema_version = 0
     type_ = ""
-    unpack_checksum = _CHECKSUM.unpack_from
     try:
         for record in records:
             # Most have the type of the one before, and all else at the same place.
@@ -168,12 +174,14 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> list[Rep
                 type_ = name.decode()
             if payload > len(record):
                 raise ValueError("it is cut off")
-            (checksum,) = unpack_checksum(record, _CHECKSUM_AT)
-            found.append((version, type_, schema_version, record[payload:], checksum))
-            version += 1
+            types.append(type_)
+            schema_versions.append(schema_version)
+            payloads.append(record[payload:])
     except (struct.error, ValueError) as error:
-        raise damaged(error, stream_id=stream_id, version=version) from error
-    return found
+        raise damaged(error, stream_id=stream_id, version=version + len(payloads)) from error
+    count = len(records)
+    checksums = struct.unpack(f">{count}Q", b"".join([record[_CHECKSUM] for record in records]))
+    return EventPage(list(range(version, version + count)), types, schema_versions, payloads, list(checksums))
 
 
 def microseconds(time: datetime) -> int:

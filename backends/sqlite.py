@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar, cast
@@ -16,6 +17,7 @@ from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
+from eventstore.appending import Appending
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -94,7 +96,7 @@ class SQLiteBackend(SQLiteReader):
             synchronous=_SYNCHRONOUS[self.durability],
             busy_timeout=self._busy_timeout,
         )
-        self._transactions.on_end = self._wake
+        self._transactions.on_end = lambda _: self._wake()
         self.open_readers()
 
     async def close(self) -> None:
@@ -109,12 +111,19 @@ class SQLiteBackend(SQLiteReader):
 
     # Writing
 
-    def append(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
-        future = self._open_writer.run(
-            lambda connection: self._append.append(connection, batches), at_once=len(batches) >= _AT_ONCE
-        )
-        future.add_done_callback(self._wake)
-        return future
+    def append(self, batches: Sequence[Batch]) -> Appending:
+        appending = Appending()
+
+        def end(outcomes: Sequence[AppendOutcome] | None, error: BaseException | None) -> None:
+            self._wake()
+            appending.end(outcomes, error)
+
+        begun = None
+        if len(batches) >= _AT_ONCE:
+            begun = threading.Lock()
+            begun.acquire()
+        self._open_writer.submit(lambda connection: self._append.append(connection, batches, begun), end, begun=begun)
+        return appending
 
     async def begin_sql(self, *, seconds: float) -> SQLiteTransaction:
         self.check_open()
@@ -210,7 +219,7 @@ class SQLiteBackend(SQLiteReader):
         self.check_open()
         return cast("SQLiteWriter", self._writer)
 
-    def _wake(self, _: object = None) -> None:
+    def _wake(self) -> None:
         for waiter in self._waiters:
             _release(waiter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
+from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome
 from eventstore.errors import JournalCorrupt
 from eventstore.events import stream_kind
@@ -110,7 +112,7 @@ _STORED_COMMANDS = """
 SELECT s.stream_id, c.command_id, c.outcome_id, c.version
 FROM json_each(?) w
     CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
-    CROSS JOIN journal_commands c ON c.stream = s.id AND c.command_id = w.value ->> '$[1]'
+    CROSS JOIN journal_commands c ON c.command_id = w.value ->> '$[1]' AND c.stream = s.id
 """
 
 _T = TypeVar("_T")
@@ -127,6 +129,7 @@ class SQLiteAppend:
         self._removals = 0
         self._last_position = 0
         self._last_recorded_at = 0
+        self._unfiled = 0
 
     @property
     def last_position(self) -> int:
@@ -137,6 +140,7 @@ class SQLiteAppend:
         """Prepare a connection that was just opened, and start anew on it."""
         for statement in (_VIEW, _STORE_EVENT, _STORE_COMMAND):
             connection.execute(statement)
+        self._unfiled = unfiled(connection)
         self.forget()
 
     def forget(self, stream_ids: Iterable[str] | None = None) -> None:
@@ -148,17 +152,25 @@ class SQLiteAppend:
             for stream_id in stream_ids:
                 self._streams.pop(stream_id, None)
 
-    def append(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        """Store the batches in one commit. On any error nothing is stored, and nothing is remembered."""
+    def append(
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], begun: threading.Lock | None = None
+    ) -> Sequence[AppendOutcome]:
+        """Store the batches in one commit. On any error nothing is stored, and nothing is remembered.
+
+        `begun` is released when all is done that needs the interpreter's lock.
+        """
         try:
-            outcomes = self._append_guarded(connection, batches)
+            if self._unfiled >= MOST_UNFILED:
+                file_all(connection)
+                self._unfiled = 0
+            outcomes = self._append_guarded(connection, batches, begun)
             return outcomes or self._append_verified(connection, batches)
         except BaseException:
             self.forget()
             raise
 
     def _append_guarded(
-        self, connection: sqlite3.Connection, batches: Sequence[Batch]
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], begun: threading.Lock | None
     ) -> Sequence[AppendOutcome] | None:
         """Decide on what is remembered, and store in one statement. None: it takes more than that to decide."""
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
@@ -169,7 +181,7 @@ class SQLiteAppend:
         if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
             return None
         try:
-            is_stored = self._insert(connection, group.rows, group.commands, self._now())
+            is_stored = self._insert(connection, group.rows, group.commands, self._now(), begun)
         except sqlite3.IntegrityError:
             # Another connection has appended, or an event or a command is stored already: the verified path finds out.
             return None
@@ -243,7 +255,12 @@ class SQLiteAppend:
             self._streams[stream_id].id = id_
 
     def _insert(
-        self, connection: sqlite3.Connection, rows: Sequence[_Row], commands: Sequence[_Outcome], recorded_at: int
+        self,
+        connection: sqlite3.Connection,
+        rows: Sequence[_Row],
+        commands: Sequence[_Outcome],
+        recorded_at: int,
+        begun: threading.Lock | None = None,
     ) -> bool:
         """Store events that go on where the log ends, and outcomes. False: the guard held them back."""
         count = len(rows) + len(commands)
@@ -267,6 +284,8 @@ class SQLiteAppend:
             inserts = _EVENTS_AND_COMMANDS if commands else _FENCED_EVENTS
             parameters.append(self._data_version)
         before = connection.total_changes
+        if begun is not None:
+            begun.release()
         stored = connection.execute(inserts[size], parameters).rowcount
         if commands:
             # What triggers store is in the connection's count alone.
@@ -279,6 +298,7 @@ class SQLiteAppend:
             )
         self._last_position = position
         self._last_recorded_at = recorded_at
+        self._unfiled += len(commands)
         return True
 
     def _now(self) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from backends.sqlite_append import LOG_END
+from backends.sqlite_filing import OF_STREAM
 from eventstore.backend import StoredSnapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
@@ -19,16 +20,16 @@ _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 # An id may carry a time that lies ahead of this machine's clock: it counts as issued when it was stored, at the latest.
 _FORGOTTEN = """
 UPDATE journal_streams SET forgotten = max(forgotten, coalesce((
-    SELECT max(min(c.issued_at, c.recorded_at / 1000)) FROM journal_commands c WHERE {doomed}
+    SELECT max(min(c.issued_at, c.recorded_at / 1000)) FROM {of_stream} c WHERE {doomed}
 ), 0)) WHERE id = :stream
 """
-_FORGET = "DELETE FROM journal_commands AS c WHERE {doomed}"
+_FORGET = "DELETE FROM journal_commands WHERE id IN (SELECT c.id FROM {of_stream} c WHERE {doomed})"
 # Row ids rise in the order in which outcomes were stored.
 _OLD = (
-    "c.stream = :stream AND c.recorded_at < :before AND c.id NOT IN "
-    "(SELECT n.id FROM journal_commands n WHERE n.stream = :stream ORDER BY n.id DESC LIMIT :keep)"
+    "c.recorded_at < :before AND c.id NOT IN "  # noqa: S608 - a constant
+    f"(SELECT n.id FROM {OF_STREAM} n ORDER BY n.id DESC LIMIT :keep)"
 )
-_TRUNCATED = "c.stream = :stream AND c.version <= :through"
+_TRUNCATED = "c.version <= :through"
 
 
 @contextmanager
@@ -143,8 +144,9 @@ def stream_row(connection: sqlite3.Connection, stream_id: str) -> tuple[int, int
 
 
 def _forget(connection: sqlite3.Connection, doomed: str, **parameters: int) -> int:
-    connection.execute(_FORGOTTEN.format(doomed=doomed), parameters)
-    return connection.execute(_FORGET.format(doomed=doomed), parameters).rowcount
+    parts = {"of_stream": OF_STREAM, "doomed": doomed}
+    connection.execute(_FORGOTTEN.format(**parts), parameters)
+    return connection.execute(_FORGET.format(**parts), parameters).rowcount
 
 
 def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
+from backends.sqlite_loader import SQLiteLoader
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from backends.times import nearest_time
 from eventstore.backend import (
@@ -41,38 +42,6 @@ from eventstore.events import RecordedEvent
 _READERS = 2
 _READER_WAIT_SECONDS = 30.0
 _MAX_VERSION = 2**63 - 1
-
-# Between texts that are strung together: JSON holds no control character but white space.
-_SEPARATOR = "\x1e"
-
-# A page is ONE row: every row is one sqlite3_step, and each gives the interpreter's lock away. Beside a busy event
-# loop the reading thread may wait long to get it back, 500 times for 500 rows.
-_LOAD = """
-WITH wanted AS MATERIALIZED (
-    SELECT w.key AS number, s.id AS stream, s.truncated, w.value ->> '$[3]' AS size, w.value ->> '$[1]' AS after,
-        (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id) AS newest,
-        CASE WHEN w.value ->> '$[2]' THEN
-            (SELECT max(n.version) FROM journal_snapshots n WHERE n.stream = s.id AND n.version > w.value ->> '$[1]')
-        END AS snapshot
-    FROM json_each(?1) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
-)
-SELECT
-    (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
-            hex(n.payload), hex(n.checksum), n.recorded_at, n.epoch))
-        FROM wanted w LEFT JOIN journal_snapshots n ON n.stream = w.stream AND n.version = w.snapshot),
-    e.numbers, e.versions, e.types, e.schema_versions, e.payloads, e.checksums
-FROM (
-    SELECT group_concat(number) AS numbers, group_concat(version) AS versions, group_concat(type, ?2) AS types,
-        group_concat(schema_version) AS schema_versions,
-        CASE WHEN max(typeof(payload)) = min(typeof(payload)) THEN group_concat(payload, ?2) END AS payloads,
-        group_concat(checksum) AS checksums
-    FROM (SELECT w.number, e.version, e.type, e.schema_version, e.payload, e.checksum
-        FROM wanted w CROSS JOIN journal_events e
-        WHERE e.stream = w.stream AND e.version > max(coalesce(w.snapshot, w.after), w.truncated)
-            AND e.version <= max(coalesce(w.snapshot, w.after), w.truncated) + w.size
-        ORDER BY w.number, e.version)
-) e
-"""
 
 _DAMAGED = """
 SELECT s.stream_id, e.version, e.position FROM journal_events e JOIN journal_streams s ON s.id = e.stream
@@ -109,17 +78,15 @@ _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().w
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-_Event = tuple[int, str, int, bytes, int]
-_FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
-
-
 class SQLiteReader:
-    """The reading half of the backend. Two connections serve all reads; more wait their turn, with a deadline."""
+    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves.
+    Whoever finds none of the two free waits, with a deadline."""
 
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
         self._path = path
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
+        self._loader: SQLiteLoader | None = None
         self._places = asyncio.Semaphore(_READERS)
         self._reads: set[asyncio.Task[Sequence[Any]]] = set()
         self._pid = 0
@@ -136,21 +103,24 @@ class SQLiteReader:
             max_overflow=0,
             pool_reset_on_return=None,
         )
+        self._loader = SQLiteLoader(self._path, busy_timeout=self._busy_timeout)
         self._pid = os.getpid()
 
     async def close_readers(self) -> None:
         """Close the connections."""
         engine, self._engine = self._engine, None
+        loader, self._loader = self._loader, None
         if self._reads:
             await asyncio.wait(self._reads)
+        if loader is not None:
+            await loader.close()
         if engine is not None:
             await engine.dispose()
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
-        wanted = orjson.dumps([tuple(load) for load in loads]).decode()
+        self.check_open()
         try:
-            ((found, *events),) = await self._driver_rows(_LOAD, (wanted, _SEPARATOR))
-            return _loaded(loads, orjson.loads(found), _events(*events))
+            return await cast("SQLiteLoader", self._loader).load(loads)
         except JournalCorrupt as error:
             if len(loads) == 1:
                 return [await self._located(error, loads[0].stream_id)]
@@ -449,55 +419,6 @@ def _record(
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position) from error
-
-
-def _events(
-    numbers: str | None, versions: str, types: str, schema_versions: str, payloads: str, checksums: str
-) -> Mapping[int, Sequence[_Event]]:
-    """The events of each load, out of the columns that were strung together."""
-    if numbers is None:
-        return {}
-    try:
-        of_loads = orjson.loads(f"[{numbers}]")
-        events = list(
-            zip(
-                orjson.loads(f"[{versions}]"),
-                types.split(_SEPARATOR),
-                orjson.loads(f"[{schema_versions}]"),
-                payloads.encode().split(_SEPARATOR.encode()),
-                orjson.loads(f"[{checksums}]"),
-                strict=True,
-            )
-        )
-        if of_loads[0] == of_loads[-1]:
-            return {of_loads[0]: events}
-        pages: dict[int, list[_Event]] = {}
-        for number, event in zip(of_loads, events, strict=True):
-            pages.setdefault(number, []).append(event)
-    except (ValueError, AttributeError) as error:
-        raise JournalCorrupt(f"a stored event cannot be read: {error}") from error
-    return pages
-
-
-def _loaded(
-    loads: Sequence[Load], found: Sequence[_FoundRow], pages: Mapping[int, Sequence[_Event]]
-) -> Sequence[Loaded]:
-    answers: list[Loaded] = [Loaded(None, (), 0, 0)] * len(loads)
-    for number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch in found:
-        snapshot = None
-        if version is not None:
-            snapshot = StoredSnapshot(
-                loads[number].stream_id,
-                version,
-                fingerprint,
-                encoding,
-                bytes.fromhex(payload),
-                bytes.fromhex(checksum),
-                nearest_time(recorded_at),
-                epoch,
-            )
-        answers[number] = Loaded(snapshot, pages.get(number, ()), max(newest or 0, truncated), truncated)
-    return answers
 
 
 def _read_error(error: BaseException | None) -> EventStoreError:

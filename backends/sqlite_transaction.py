@@ -88,8 +88,11 @@ class SQLiteTurn:
         try:
             self._loop.call_soon_threadsafe(_settle, self.begun, connection)
             return self._until_ordered(connection)
-        finally:
-            connection.close()
+        except RuntimeError:
+            # The loop is gone, and nobody will give an order.
+            with connection.taken_back(_ended, patience=0):
+                self._close(connection)
+            raise
 
     def _until_ordered(self, connection: UserConnection) -> AppendOutcome | None:
         deadline = time.monotonic() + self._seconds
@@ -201,6 +204,10 @@ class SQLiteTransaction:
                 return found
             if not self._is_open:
                 raise self._ended()
+            if self.connection.closed:
+                self._turn.end()
+                await self._end()
+                raise TransactionRefused("its connection was closed before the commit: nothing was stored")
             self._turn.commit(batch)
             outcome: AppendOutcome | None = None
             try:
@@ -252,6 +259,8 @@ class SQLiteTransactions:
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
+        # Who connects first on a NullPool does so in a lock of threads: one more in it would stop the event loop.
+        self._connecting = asyncio.Lock()
         self._open: set[SQLiteTransaction] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._is_closed = False
@@ -305,7 +314,8 @@ class SQLiteTransactions:
             if self._is_closed or served.done():
                 raise StoreClosed("the store was closed: nothing was done")
             _handed_over.set(turn.begun.result())
-            connection = await self._open_engine.connect()
+            async with self._connecting:
+                connection = await self._open_engine.connect()
         except RuntimeError as error:
             turn.end()
             raise thread_missing(error) from error
@@ -372,7 +382,8 @@ async def _driver_connection(**_: Any) -> aiosqlite.Connection:
 
 def _check_end(connection: EngineConnection) -> None:
     transaction = connection.get_execution_options().get("eventstore_transaction")
-    if isinstance(transaction, SQLiteTransaction):
+    # Where SQLAlchemy has begun none it tidies up after an error, and the user has asked for nothing.
+    if isinstance(transaction, SQLiteTransaction) and connection.in_transaction():
         transaction.check_end()
 
 

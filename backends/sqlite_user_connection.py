@@ -108,6 +108,11 @@ class UserConnection(sqlite3.Connection):
             self._check()
             return super().cursor(UserCursor)
 
+    def close(self) -> None:
+        """For SQLAlchemy and the user, nothing: who ends the transaction closes it, with the file's lock held."""
+        if self._is_ours:
+            super().close()
+
     def commit(self) -> None:
         pass
 

@@ -13,8 +13,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +23,15 @@ from backends.sqlite_connection import check_schema, connect_writer, translated
 from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
 
 _T = TypeVar("_T")
-_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]", "threading.Lock | None"]
+_End = Callable[[Any, BaseException | None], None]
+_Job = tuple[Callable[[sqlite3.Connection], Any], _End, "threading.Lock | None"]
 
 # Up to 3.51.2 a checkpoint that runs while another connection commits can corrupt the file (the WAL-reset bug).
-_WAL_RESET_FIXED = (3, 51, 3)
+_NEEDS_LOCK = sqlite3.sqlite_version_info < (3, 51, 3)
 _LOCK_POLL_SECONDS = 0.001
 _HAND_OVER_SECONDS = 0.001
+# At most as many jobs end before the loop reads what woke it; more would only wake it once again.
+_WAKE_BYTES = 4096
 
 
 class SQLiteWriter:
@@ -42,6 +46,10 @@ class SQLiteWriter:
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._ended: deque[tuple[_End, Any, BaseException | None]] = deque()
+        # The thread wakes the loop by a byte in a pipe. `call_soon_threadsafe` does it by a socket, which the loop
+        # reads until that raises: a lone append took half as long again on the loop.
+        self._wake_in = self._wake_out = -1
         self._connection: sqlite3.Connection | None = None
         self._lock_file: int | None = None
         self._loop = asyncio.get_running_loop()
@@ -52,25 +60,29 @@ class SQLiteWriter:
 
     def start(self) -> None:
         """Start the thread. The connection is opened by the first job."""
+        self._wake_out, self._wake_in = os.pipe()
+        self._loop.add_reader(self._wake_out, self._on_wake)
         self._thread.start()
 
-    def run(self, job: Callable[[sqlite3.Connection], _T], *, at_once: bool = False) -> asyncio.Future[_T]:
-        """Queue a job. It runs to its end, whatever becomes of the future.
+    def run(self, job: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
+        """Queue a job. It runs to its end, whatever becomes of the future."""
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self.submit(job, partial(_settle, future))
+        return future
 
-        With `at_once` it has begun when this returns, if the thread is free: a thread that wakes up needs the
-        interpreter's lock, which a busy event loop lets go of only when it polls.
+    def submit(
+        self, job: Callable[[sqlite3.Connection], Any], on_end: _End, *, begun: threading.Lock | None = None
+    ) -> None:
+        """Queue a job, and have its result or its error told in the loop.
+
+        With `begun`, a lock that is held, this returns when the job has released it, if the thread is free: a thread
+        that wakes up needs the interpreter's lock, which a busy event loop lets go of only when it polls.
         """
         if self._is_closed:
             raise StoreClosed("the store is closed: nothing was written")
-        future: asyncio.Future[_T] = self._loop.create_future()
-        if not at_once:
-            self._jobs.put((job, future, None))
-            return future
-        begun = threading.Lock()
-        begun.acquire()
-        self._jobs.put((job, future, begun))
-        begun.acquire(timeout=_HAND_OVER_SECONDS)
-        return future
+        self._jobs.put((job, on_end, begun))
+        if begun is not None:
+            begun.acquire(timeout=_HAND_OVER_SECONDS)
 
     async def close(self) -> None:
         """Finish the queue, close the connection, end the thread."""
@@ -79,29 +91,55 @@ class SQLiteWriter:
         self._is_closed = True
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
+        while self._wake_out != -1:
+            self._on_wake()
+
+    # In the loop
+
+    def _on_wake(self) -> None:
+        is_over = not os.read(self._wake_out, _WAKE_BYTES)
+        while self._ended:
+            on_end, result, error = self._ended.popleft()
+            try:
+                on_end(result, error)
+            except Exception as failure:
+                # The others must be told all the same.
+                self._loop.call_exception_handler({"message": "the end of a write was not taken", "exception": failure})
+        if is_over:
+            self._loop.remove_reader(self._wake_out)
+            os.close(self._wake_out)
+            self._wake_out = -1
+
+    # In the thread
 
     def _serve(self) -> None:
         while (item := self._jobs.get()) is not None:
-            job, future, begun = item
-            if begun is not None:
-                begun.release()
-            result: Any = None
-            error: BaseException | None = None
+            job, on_end, begun = item
             try:
-                with self._process_lock():
-                    result = job(self._opened())
+                self._lock_processes()
+                try:
+                    # Told before the lock is given back, which nobody who waits for this job needs.
+                    self._tell(on_end, job(self._opened()), None)
+                finally:
+                    self._unlock_processes()
             except sqlite3.Error as driver_error:
-                error = self._dealt_with(driver_error)
+                self._tell(on_end, None, self._dealt_with(driver_error))
             except BaseException as other:
-                error = other
-            try:
-                self._loop.call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:
-                # The loop was closed without closing the store: nobody can be told, and the rest must not be run.
+                self._tell(on_end, None, other)
+            if begun is not None and begun.locked():
+                begun.release()
+            if self._loop.is_closed():
+                # Without closing the store: nobody can be told, and the rest must not be run.
+                os.close(self._wake_out)
                 break
             # Nothing of the job may live on while the thread waits for the next one.
-            del item, job, future, begun, result, error
+            del item, job, on_end, begun
         self._disconnect()
+        os.close(self._wake_in)
+
+    def _tell(self, on_end: _End, result: Any, error: BaseException | None) -> None:
+        self._ended.append((on_end, result, error))
+        os.write(self._wake_in, b"\0")
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -147,19 +185,20 @@ class SQLiteWriter:
         if connection is not None:
             try:
                 # The last connection to close checkpoints, so it needs the lock as a commit does.
-                with self._process_lock():
+                self._lock_processes()
+                try:
                     connection.close()
+                finally:
+                    self._unlock_processes()
             except (sqlite3.Error, StoreBusy):
                 connection.close()
         if self._lock_file is not None and self._is_closed:
             os.close(self._lock_file)
             self._lock_file = None
 
-    @contextmanager
-    def _process_lock(self) -> Generator[None]:
+    def _lock_processes(self) -> None:
         """Keep the writes and checkpoints of processes apart, where SQLite does not do it well enough by itself."""
-        if sqlite3.sqlite_version_info >= _WAL_RESET_FIXED:
-            yield
+        if not _NEEDS_LOCK:
             return
         if self._lock_file is None:
             try:
@@ -180,9 +219,9 @@ class SQLiteWriter:
                         "nothing was stored, try again"
                     ) from error
                 time.sleep(_LOCK_POLL_SECONDS)
-        try:
-            yield
-        finally:
+
+    def _unlock_processes(self) -> None:
+        if _NEEDS_LOCK and self._lock_file is not None:
             fcntl.flock(self._lock_file, fcntl.LOCK_UN)
 
 

@@ -46,6 +46,8 @@ class BareRedis:
     def __init__(self, client: Any, prefix: str, streams: int) -> None:
         self._client = client
         self._base = f"{prefix}bare:"
+        # The only stream of the journal beside it that is read without the library has the first number.
+        self._journal = f"{{{prefix}}}:events:1"
         self._append = client.script_load(_APPEND)
         self._rows = _rows(streams)
 
@@ -75,8 +77,15 @@ class BareRedis:
 
     def read(self, page: int) -> Generator[Sequence[bytes], None, None]:
         """The payloads, page by page."""
+        return self._pages(f"{self._base}payloads", page)
+
+    def read_journal(self, page: int) -> Generator[Sequence[bytes], None, None]:
+        """The records of the journal's first stream, page by page."""
+        return self._pages(self._journal, page)
+
+    def _pages(self, key: str, page: int) -> Generator[Sequence[bytes], None, None]:
         for start in itertools.count(0, page):
-            found = cast("list[bytes]", self._client.lrange(f"{self._base}payloads", start, start + page - 1))
+            found = cast("list[bytes]", self._client.lrange(key, start, start + page - 1))
             if not found:
                 return
             yield found

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
@@ -37,6 +38,13 @@ _Reader = Callable[[], Awaitable[int]]
 """Reads all events of the stream and parses their JSON. Returns how many they were."""
 
 
+class _Readers(NamedTuple):
+    """`rows` reads what the journal holds, `payloads` as many payloads from where there is nothing else."""
+
+    rows: _Reader
+    payloads: _Reader | None = None
+
+
 async def rows_on_sqlite(plan: Plan) -> list[Ratio]:
     return await _against_rows(SQLITE, _sqlite_rows, "sqlite3", plan)
 
@@ -51,7 +59,7 @@ async def rows_on_redis(plan: Plan) -> list[Ratio]:
 
 async def _against_rows(
     database: Database,
-    rows: Callable[[Journal, bytes, int], AbstractAsyncContextManager[_Reader]],
+    rows: Callable[[Journal, bytes, int], AbstractAsyncContextManager[_Readers]],
     client: str,
     plan: Plan,
 ) -> list[Ratio]:
@@ -77,20 +85,29 @@ async def _against_rows(
                 async def ours(seconds: float, store: EventStore = store) -> float:
                     return await _repeated(seconds, count, lambda: _activation(store, count))
 
-                async def theirs(seconds: float, read: _Reader = read) -> float:
-                    async def read_all() -> None:
-                        assert await read() == count
-
-                    return await _repeated(seconds, count, read_all)
-
                 sides = [
                     Side(f"cold actor with {count:,} events, validated and applied", READ_ONLY, ours),
-                    Side(f"{client}: pages of {_PAGE:,} and orjson.loads", READ_ONLY, theirs),
+                    _reading(f"{client}: pages of {_PAGE:,} and orjson.loads", read.rows, count),
                 ]
+                if read.payloads is not None and row == "9":
+                    sides.append(_reading(f"{client}: a list of payloads alone, orjson.loads", read.payloads, count))
                 figures = await interleaved(sides, plan)
         title = f"{database.name}: {what} / row fetch + orjson.loads"
-        ratios.append(compared(row, title, sides, figures, EVENTS_PER_SECOND, Goal(0.60, 0.80)))
+        ratios.append(compared(row, title, sides[:2], figures[:2], EVENTS_PER_SECOND, Goal(0.60, 0.80)))
+        if len(sides) > 2:
+            title = f"{database.name}: {what} / fetch of payloads alone + orjson.loads"
+            ratios.append(compared("9b", title, sides[::2], figures[::2], EVENTS_PER_SECOND))
     return ratios
+
+
+def _reading(name: str, read: _Reader, count: int) -> Side:
+    async def theirs(seconds: float) -> float:
+        async def read_all() -> None:
+            assert await read() == count
+
+        return await _repeated(seconds, count, read_all)
+
+    return Side(name, READ_ONLY, theirs)
 
 
 async def peer_on_sqlite(plan: Plan) -> list[Ratio]:
@@ -145,7 +162,7 @@ async def _activation(store: EventStore, count: int) -> None:
 
 
 @asynccontextmanager
-async def _sqlite_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Reader, None]:
+async def _sqlite_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Readers, None]:
     connection = sqlite3.connect(Path(journal.url.removeprefix("sqlite:///")))
     try:
 
@@ -158,13 +175,13 @@ async def _sqlite_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncG
                 version = int(rows[-1][0])
             return version
 
-        yield read
+        yield _Readers(read)
     finally:
         connection.close()
 
 
 @asynccontextmanager
-async def _postgres_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Reader, None]:
+async def _postgres_rows(journal: Journal, _payload: bytes, _count: int) -> AsyncGenerator[_Readers, None]:
     async with bare_postgres(servers.dsn_of(journal.url)) as bare:
         await bare.analyze()
 
@@ -176,15 +193,25 @@ async def _postgres_rows(journal: Journal, _payload: bytes, _count: int) -> Asyn
                 version = int(rows[-1][0])
             return version
 
-        yield read
+        yield _Readers(read)
 
 
 @asynccontextmanager
-async def _redis_rows(journal: Journal, payload: bytes, count: int) -> AsyncGenerator[_Reader, None]:
+async def _redis_rows(journal: Journal, payload: bytes, count: int) -> AsyncGenerator[_Readers, None]:
     async with bare_redis(servers.dsn_of(journal.url), servers.prefix_of(journal.url)) as bare:
         bare.fill(payload, count)
 
-        async def read() -> int:
+        async def read_records() -> int:
+            # A record ends with its payload. That all of them are of one size is more than the library can know.
+            start = -len(payload)
+            count = 0
+            for records in bare.read_journal(_PAGE):
+                for record in records:
+                    orjson.loads(record[start:])
+                count += len(records)
+            return count
+
+        async def read_payloads() -> int:
             count = 0
             for payloads in bare.read(_PAGE):
                 for payload in payloads:
@@ -192,7 +219,7 @@ async def _redis_rows(journal: Journal, payload: bytes, count: int) -> AsyncGene
                 count += len(payloads)
             return count
 
-        yield read
+        yield _Readers(read_records, read_payloads)
 
 
 async def _repeated(seconds: float, count: int, replay: Callable[[], Awaitable[None]]) -> float:

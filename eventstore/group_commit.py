@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from eventstore.appending import Appending
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
@@ -97,6 +98,7 @@ class GroupCommit:
         self._worked_seconds: float | None = None
         self._halves_pay = False
         self._group: list[PendingAppend] = []
+        self._untold: list[PendingAppend] = []
         self._in_flight: asyncio.Future[Any] | None = None
         self._flush_scheduled = False
         self._on_room: deque[Callable[[], None]] = deque()
@@ -202,11 +204,18 @@ class GroupCommit:
         batches = [pending.writes for pending in self._group]
         self._started_at = time.perf_counter()
         try:
-            self._in_flight = asyncio.ensure_future(self._append(batches))
+            appending = self._append(batches)
         except EventStoreError as error:
             self._in_flight = self._loop.create_future()
             self._in_flight.set_exception(error)
-        self._in_flight.add_done_callback(self._on_done)
+            self._in_flight.add_done_callback(self._on_done)
+            return
+        if isinstance(appending, Appending):
+            self._in_flight = appending
+            appending.on_end = self._on_done
+        else:
+            self._in_flight = asyncio.ensure_future(appending)
+            self._in_flight.add_done_callback(self._on_done)
 
     def _take_group(self, at_most: int) -> list[PendingAppend]:
         group: list[PendingAppend] = []
@@ -269,21 +278,27 @@ class GroupCommit:
         # After a refusal no batch may be taken before every outcome is delivered: its owner withdraws the next.
         if self._halves_pay and self._waiting and all(outcome.__class__ is Appended for outcome in outcomes):
             self._start(len(self._waiting))
-        is_ahead = self._in_flight is not None
-        self._flush_scheduled = not is_ahead
+        if self._in_flight is not None:
+            # A turn later: a backend that works in a task sends the group first.
+            self._untold = group
+            self._loop.call_soon(self._tell_all, group, outcomes)
+            return
+        self._flush_scheduled = True
+        self._tell_all(group, outcomes)
+        if self._waiting:
+            self._loop.call_soon(self._flush)
+        else:
+            self._flush_scheduled = False
+            self._notify_drained()
+
+    def _tell_all(self, group: Sequence[PendingAppend], outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
+        self._untold = []
         for pending, outcome in zip(group, outcomes, strict=True):
             try:
                 pending.on_outcome(pending, outcome)
             except Exception as error:
                 self._callback_failed(error)
         self._notify_room()
-        if is_ahead:
-            return
-        if self._waiting:
-            self._loop.call_soon(self._flush)
-        else:
-            self._flush_scheduled = False
-            self._notify_drained()
 
     def _measure(self, count: int) -> None:
         """Find out whether the next commit should begin before the callers of this one have decided what follows it.
@@ -327,7 +342,7 @@ class GroupCommit:
 
     def _refuse_waiting(self) -> None:
         """Refuse every batch that waits, unless its owner has one in flight: that one's outcome comes first."""
-        ahead = {pending.on_outcome for pending in self._group}
+        ahead = {pending.on_outcome for pending in (*self._group, *self._untold)}
         waiting, self._waiting = self._waiting, deque()
         refused: list[PendingAppend] = []
         for pending in waiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,48 @@ def test_the_bank_account_runs_exactly_as_printed_and_remembers(tmp_path: Path):
     assert run(BLOCKS[0], tmp_path) == "200\n"
 
 
+WITHDRAWALS = """
+class Withdraw(Command[int]):
+    amount: int
+
+class Withdrawn(Event):
+    amount: int
+
+class Purse(Account):
+    @command_handler
+    def withdraw(self, command: Withdraw) -> int:
+        self.persist(Withdrawn(amount=command.amount))
+        return self.state.amount
+
+    @event_handler
+    def withdrawn(self, event: Withdrawn) -> None:
+        self.state.amount -= event.amount
+
+async def main() -> None:
+    async with ActorSystem("memory://") as system:
+        alice, bob = system.ref(Purse, "alice"), system.ref(Purse, "bob")
+{block}
+        print(tx.replies)
+
+asyncio.run(main())
+"""
+
+
+def test_the_transaction_moves_money(tmp_path: Path):
+    bank, _, _ = BLOCKS[0].partition("async def main")
+    block = textwrap.indent(BLOCKS[1], " " * 8)
+    assert run(bank + WITHDRAWALS.replace("{block}", block), tmp_path) == "(-50, 50)\n"
+
+
 def test_the_settings_are_accepted(tmp_path: Path):
     imports = "from actors import Restart, SnapshotPolicy\n"
     bank, _, _ = BLOCKS[0].partition("async def main")
-    assert run(bank + imports + BLOCKS[1], tmp_path) == ""
+    assert run(bank + imports + BLOCKS[2], tmp_path) == ""
 
 
 def test_the_journal_alone_runs_until_it_waits_for_new_events(tmp_path: Path):
-    body = BLOCKS[2].replace("        ...\n", "        break\n")
-    assert body != BLOCKS[2]
+    body = BLOCKS[3].replace("        ...\n", "        break\n")
+    assert body != BLOCKS[3]
     program = (
         "import asyncio\nfrom eventstore import Event, EventStore\n"
         "class Placed(Event):\n    item: str\n"

@@ -55,10 +55,10 @@ async def found_command(backend: Backend, stream_id: str, command_id: str) -> St
     return answer.outcome
 
 
-async def remembered(backend: Backend, stream_id: str = "a") -> set[str]:
+async def remembered(backend: Backend, stream_id: str = "a", *, limit: int = 1000) -> set[str]:
     """Every command id that a stream remembers. More are asked for than there are in any test."""
-    (answer,) = await backend.find_commands([CommandLookup(stream_id, "nobody's", recent=1000)])
-    check_recent(answer, 1000, set(answer.recent))
+    (answer,) = await backend.find_commands([CommandLookup(stream_id, "nobody's", recent=limit)])
+    check_recent(answer, limit, set(answer.recent))
     return set(answer.recent)
 
 

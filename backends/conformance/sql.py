@@ -34,6 +34,7 @@ from eventstore.errors import (
     FencedError,
     StoreClosed,
     TransactionExpired,
+    TransactionRefused,
 )
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
@@ -230,6 +231,19 @@ class SQLTransactions(StoreFixtures):
                     assert isinstance(await begun.commit([write("a", b"1")]), Appended)
         assert await transferred(store) == [0, 1]
         assert await store.version("a") == 2
+
+    async def test_a_connection_that_the_user_has_closed_commits_nothing(self, store: EventStore) -> None:
+        begun = await store.begin_sql(seconds=SECONDS)
+        await transfer(begun, 1)
+        # To close it is to roll back, which is refused. Who does not listen closes it all the same.
+        with pytest.raises(CapabilityError):
+            await begun.connection.close()
+        await begun.connection.close()
+        with pytest.raises(TransactionRefused):
+            await begun.commit([write("a", b"1")])
+        await begun.rollback()
+        assert await transferred(store) == []
+        assert (await store.append("a", happened(1), expected_version=0)).versions == (1,)
 
     async def test_it_is_rolled_back_when_its_time_is_over(self, store: EventStore) -> None:
         begun = await store.begin_sql(seconds=0.3)

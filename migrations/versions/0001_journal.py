@@ -26,6 +26,7 @@ def upgrade() -> None:
         raise CommandError(f"the journal has no triggers and views for {dialect}")
 
     # The row that appends lock carries the version they compare, where several connections append at once.
+    only_on_sqlite = [sa.Column("is_filed", sa.Boolean(), server_default=ZERO, nullable=False)]
     only_on_postgres = [sa.Column("version", BIG, server_default=ZERO, nullable=False)]
     op.create_table(
         "journal_streams",
@@ -124,9 +125,16 @@ def upgrade() -> None:
         sa.Column("issued_at", BIG, nullable=False),
         sa.Column("version", BIG, nullable=False),
         sa.Column("recorded_at", BIG, nullable=False),
+        *(only_on_sqlite if dialect == "sqlite" else ()),
         sa.PrimaryKeyConstraint("id", name="pk_journal_commands"),
     )
-    op.create_index("ix_journal_commands_stream_command_id", "journal_commands", ["stream", "command_id"], unique=True)
+    by_stream = ("ix_journal_commands_stream_command_id", "journal_commands", ["stream", "command_id"])
+    if dialect == "sqlite":
+        by_command = ("ix_journal_commands_command_id_stream", "journal_commands", ["command_id", "stream"])
+        op.create_index(*by_command, unique=True)
+        op.create_index(*by_stream, sqlite_where=sa.text("is_filed"))
+    else:
+        op.create_index(*by_stream, unique=True)
 
     op.create_table(
         "journal_owners",

@@ -9,7 +9,7 @@ from backends.conformance import BackendContract
 from backends.conformance.cases import covered_cases
 
 OURS = (
-    *("C057", "C139", "C140", "C142", "C148", "C149", "C153", "C154", "C155", "C157"),
+    *("C057", "C066", "C139", "C140", "C142", "C148", "C149", "C153", "C154", "C155", "C157"),
     *("C159", "C160", "C161", "C164", "C166", "C167", "C171"),
 )
 

@@ -30,7 +30,7 @@ from eventstore import (
     UnknownEventType,
     upcaster,
 )
-from eventstore.backend import Expected, Load, StreamWrite
+from eventstore.backend import EventPage, Expected, Load, StreamWrite
 from eventstore.codec import checksum_of, encoded_event, new_event_id
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
@@ -418,7 +418,7 @@ async def test_a_hole_or_a_repeat_in_the_versions_stops_the_recovery(
     async def damaged(loads):
         [loaded] = await real(loads)
         checksum = checksum_of("tests.written", 1, b'{"text":"x"}', None)
-        events = [(version, "tests.written", 1, b'{"text":"x"}', checksum) for version in versions]
+        events = EventPage.of((version, "tests.written", 1, b'{"text":"x"}', checksum) for version in versions)
         return [loaded._replace(events=events, version=versions[-1])]
 
     faulty.store._calls.loads._call = damaged

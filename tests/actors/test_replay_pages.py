@@ -11,7 +11,8 @@ import pytest
 from actors import ActorSystem, Command, PersistentActor, command_handler, event_handler
 from actors.recovery import fold
 from eventstore import BackendUnavailable, Event, EventStore, RecoveryError
-from eventstore.backend import Load
+from eventstore.backend import EncodedEvent, EventPage, Expected, Load, StreamWrite
+from eventstore.codec import encoded_event, new_event_id
 from tests.actors.faults import Faults
 
 
@@ -37,6 +38,28 @@ class Counter(PersistentActor[int]):
             raise ValueError("broken on purpose")
         self.state += 1
         Counter.applied += 1
+
+
+class Skipped(Event, name="replay-pages.skipped"):
+    pass
+
+
+class Skipper(Counter, kind="Counter"):
+    @event_handler
+    def skipped(self, event: Skipped) -> None:
+        Counter.applied += 1
+
+
+def altered(event: EncodedEvent) -> EncodedEvent:
+    return event._replace(checksum=event.checksum ^ 1)
+
+
+def stored(type_: str, payload: bytes, schema_version: int = 1, metadata: bytes | None = None) -> EncodedEvent:
+    event_id = new_event_id()
+    return encoded_event(event_id, type_, schema_version, payload, metadata, event_id)
+
+
+COUNTED, SKIPPED = "replay-pages.counted", "replay-pages.skipped"
 
 
 @pytest.fixture
@@ -152,3 +175,51 @@ async def test_a_handler_that_raises_is_told_and_not_the_page_that_failed_meanwh
         assert faults.loads[-1].after > 200
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("neighbours", [[COUNTED], [COUNTED, SKIPPED]], ids=["of one type", "of two types"])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (altered(stored(COUNTED, b'{"number":0}')), "do not match its checksum"),
+        (stored(COUNTED, b'{"number":0}')._replace(schema_version=2), "do not match its checksum"),
+        (stored("replay-pages.unheard-of", b"{}"), "unheard-of"),
+        (stored(COUNTED, b'{"number":0}', schema_version=2), "schema version 2"),
+        (stored(COUNTED, b'{"number":"none"}'), "number: Input should be a valid integer"),
+        (stored(COUNTED, b'{"number":0},{"number":0}'), "Invalid JSON"),
+        (stored(COUNTED, b""), "Invalid JSON"),
+    ],
+    ids=[
+        "damaged",
+        "of another schema by damage",
+        "of an unknown type",
+        "of a newer schema",
+        "not valid",
+        "two in one",
+        "empty",
+    ],
+)
+async def test_the_events_before_one_that_cannot_be_read_are_applied_and_no_others(
+    faults: Faults, neighbours: list[str], wrong: EncodedEvent, reason: str
+):
+    payloads = {COUNTED: b'{"number":7}', SKIPPED: b"{}"}
+    before = [stored(type_, payloads[type_]) for type_ in (neighbours * 60)[:60]]
+    behind = [stored(type_, payloads[type_]) for type_ in (neighbours * 60)[:60]]
+    async with faults.store() as store:
+        await faults.journal.append([[StreamWrite("Counter-a", Expected.ANY, [*before, wrong, *behind])]])
+        with pytest.raises(RecoveryError, match=reason) as raised:
+            await fold(store, Skipper, "a")
+    assert Counter.applied == 60
+    assert "version 61" in str(raised.value) or getattr(raised.value.__cause__, "version", None) == 61
+
+
+async def test_events_with_and_without_metadata_are_neighbours(faults: Faults):
+    events = [stored(COUNTED, b'{"number":1}', metadata=b'{"user":"x"}' if n % 2 else None) for n in range(100)]
+    async with faults.store() as store:
+        await faults.journal.append([[StreamWrite("Counter-a", Expected.ANY, events)]])
+        assert (await fold(store, Counter, "a")).state == 100
+
+
+def test_columns_of_a_page_are_of_one_length():
+    with pytest.raises(ValueError, match="length"):
+        EventPage([1, 2], ["a", "a"], [1, 1], [b"{}"], [0, 0])

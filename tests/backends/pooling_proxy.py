@@ -26,6 +26,7 @@ class PoolingProxy:
         self._idle: asyncio.Queue[_Session] = asyncio.Queue()
         self._sessions: list[_Session] = []
         self._greeting = b""
+        self._packet = b""
         self._keys = itertools.count(1_000_000)
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
@@ -87,20 +88,25 @@ class PoolingProxy:
         return True
 
     async def _start(self, packet: bytes) -> None:
+        self._packet = packet
         for _ in range(self._size):
-            reader, writer = await asyncio.open_connection(*self._target)
-            writer.write(struct.pack("!I", len(packet) + 4) + packet)
-            greeting = b""
-            while (message := await _message(reader))[:1] != b"Z":
-                # The process id and the key for cancelling are the proxy's own.
-                greeting += b"" if message[:1] == b"K" else message
-            self._greeting = greeting
-            self._sessions.append(_Session(reader, writer))
-            self._idle.put_nowait(self._sessions[-1])
+            await self._start_one()
+
+    async def _start_one(self) -> None:
+        reader, writer = await asyncio.open_connection(*self._target)
+        writer.write(struct.pack("!I", len(self._packet) + 4) + self._packet)
+        greeting = b""
+        while (message := await _message(reader))[:1] != b"Z":
+            # The process id and the key for cancelling are the proxy's own.
+            greeting += b"" if message[:1] == b"K" else message
+        self._greeting = greeting
+        self._sessions.append(_Session(reader, writer))
+        self._idle.put_nowait(self._sessions[-1])
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         last: _Session | None = None
         asking = asyncio.ensure_future(_message(reader))
+        answering: asyncio.Future[None] | None = None
         try:
             while (message := await asking)[:1] != b"X":
                 session = await self._idle.get()
@@ -118,6 +124,11 @@ class PoolingProxy:
                 self._idle.put_nowait(session)
         finally:
             asking.cancel()
+            if last is not None and answering is not None and not answering.done():
+                # The client is gone in the middle of a transaction: nobody else may have that session.
+                answering.cancel()
+                last.writer.transport.abort()
+                await self._start_one()
 
     async def _answer(self, session: _Session, writer: asyncio.StreamWriter) -> None:
         while True:

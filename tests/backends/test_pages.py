@@ -115,7 +115,7 @@ async def test_an_event_that_was_damaged_in_postgres_hides_no_other_stream(postg
         assert isinstance(one, JournalCorrupt)
         assert one.stream_id == "s"
         assert isinstance(other, Loaded)
-        assert other.events == [(1, "a", 1, b"[7]", checksum_of("a", 1, b"[7]", None))]
+        assert list(other.events) == [(1, "a", 1, b"[7]", checksum_of("a", 1, b"[7]", None))]
     finally:
         await backend.close()
 

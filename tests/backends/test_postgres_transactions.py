@@ -17,6 +17,7 @@ from backends.conformance.sql import commit, transaction
 from eventstore import (
     Appended,
     BackendUnavailable,
+    CapabilityError,
     ConcurrencyError,
     ConnectionsBusy,
     EventStore,
@@ -32,7 +33,6 @@ from eventstore.url import parse_store_url
 from tests.servers.postgres import Postgres
 from tests.servers.proxy import FaultProxy
 
-from .pooling_proxy import PoolingProxy
 from .postgres_help import PATIENCE, connected, execute, fetch, proxy_to, unfinished_append, until, via, with_parameters
 from .sql_kills import survives_kills
 
@@ -418,24 +418,6 @@ class TestWhatTheUserDoes:
             await begun.commit([])
         assert await fetch(postgres_url, "SELECT * FROM seen") == [("on",)]
 
-    async def test_a_connection_that_the_user_closed_commits_nothing(
-        self, postgres_url: str, store: EventStore
-    ) -> None:
-        begun = await store.begin_sql(seconds=2)
-        await enter(begun, 1)
-        for _ in range(2):
-            # The first time SQLAlchemy rolls back, which is refused.
-            try:
-                await begun.connection.close()
-            except Exception:
-                pass
-        with pytest.raises(BackendUnavailable, match="nothing of it was stored"):
-            await begun.commit([write("a", b"1")])
-        await begun.rollback()
-        assert await entered(postgres_url) == []
-        assert isinstance(await commit(store, [write("a", b"1")]), Appended)
-        await nothing_is_open(postgres_url)
-
     async def test_no_error_shows_the_password(self, postgres_url: str, proxy: FaultProxy) -> None:
         parts = urlsplit(via(proxy, postgres_url))
         user, host = (parts.username or "postgres"), parts.netloc.rpartition("@")[2]
@@ -464,31 +446,10 @@ async def test_a_kill_leaves_rows_and_events_together_or_neither(postgres_url: s
     await survives_kills(postgres_url, 8)
 
 
-async def test_behind_a_proxy_that_pools_it_holds_too(postgres_url: str) -> None:
-    parts = urlsplit(postgres_url)
-    async with PoolingProxy(parts.hostname or "", parts.port or 5432) as pooling:
-        user = parts.netloc.rpartition("@")[0]
-        url = parts._replace(netloc=f"{user}@{pooling.host}:{pooling.port}").geturl()
-        async with EventStore.open(url) as one, EventStore.open(url) as two:
-
-            async def run(number: int) -> None:
-                store = (one, two)[number % 2]
-                async with transaction(store) as begun:
-                    for part in range(3):
-                        await enter(begun, 10 * number + part)
-                    assert isinstance(await begun.commit([write(f"s-{number % 3}", b"1")]), Appended)
-                await store.append("a", happened(number))
-
-            await asyncio.gather(*(run(number) for number in range(12)))
-            with pytest.raises(TransactionExpired):
-                async with transaction(one, seconds=0.3) as begun:
-                    await enter(begun, 999)
-                    await asyncio.sleep(0.6)
-                    await enter(begun, 998)
-            assert len(await collect(one.read_all())) == 24
-        assert pooling.changes > 12
-        assert pooling.refused == []
-    assert len(await entered(postgres_url)) == 36
+async def test_behind_a_proxy_that_pools_it_is_refused(postgres_url: str) -> None:
+    async with EventStore.open(with_parameters(postgres_url, pooling="transaction")) as store:
+        with pytest.raises(CapabilityError, match="nothing was done"):
+            await store.begin_sql(seconds=1)
 
 
 async def test_a_session_that_was_lost_meanwhile_is_replaced(postgres_url: str, store: EventStore) -> None:

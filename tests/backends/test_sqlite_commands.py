@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from backends.conformance.commands import remembered
+from backends import sqlite_append
+from backends.conformance.commands import Commands, remembered
 from backends.conformance.events import collect, outcome, write
+from backends.conformance.forgetting import Forgetting
 from backends.sqlite import SQLiteBackend
+from backends.sqlite_filing import MOST_UNFILED
 from eventstore import BackendUnavailable, EventStore, JournalCorrupt
 from eventstore.backend import Appended, CommandLookup, StreamWrite
 from eventstore.errors import CommandForgotten, DuplicateCommand, FencedError
@@ -186,6 +189,62 @@ async def test_the_file_knows_nothing_of_the_view(path: Path, url: str):
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'journal_appends%'").fetchall() == []
     connection.close()
+
+
+class TestFiledAtOnce(Commands, Forgetting):
+    """All that is true of outcomes is true of those that are in the index by streams already, beside some that are not.
+
+    TestSQLite has all of them in front of the index."""
+
+    @pytest.fixture
+    def url(self, path: Path) -> str:
+        return f"sqlite:///{path}"
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sqlite_append, "MOST_UNFILED", 1)
+
+
+def filed(path: Path) -> list[bool]:
+    """Of each outcome, in the order they were stored, whether it is in the index by streams."""
+    connection = sqlite3.connect(path)
+    try:
+        return [bool(row[0]) for row in connection.execute("SELECT is_filed FROM journal_commands ORDER BY id")]
+    finally:
+        connection.close()
+
+
+async def test_outcomes_are_filed_many_at_a_time(path: Path, url: str):
+    async with EventStore.open(url) as store:
+        sent = 0
+        while sent <= MOST_UNFILED + 256:
+            await behind(store).append([[with_outcome("a", command_id=f"{sent + n:05}")] for n in range(256)])
+            sent += 256
+        assert filed(path) == [True] * MOST_UNFILED + [False] * (sent - MOST_UNFILED)
+        # What is filed is found by its stream, and what is not yet.
+        assert len(await remembered(behind(store), limit=2 * MOST_UNFILED)) == sent
+
+
+async def test_what_other_processes_left_unfiled_is_filed(path: Path, url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite_append, "MOST_UNFILED", 4)
+    for number in range(6):
+        async with EventStore.open(url) as store:
+            await behind(store).append([[with_outcome("a", command_id=f"{number}")]])
+    assert filed(path) == [True] * 4 + [False] * 2
+
+
+async def test_outcomes_stored_after_the_newest_were_forgotten_are_found(url: str, monkeypatch: pytest.MonkeyPatch):
+    # They get the row ids of those that are gone.
+    monkeypatch.setattr(sqlite_append, "MOST_UNFILED", 4)
+    async with EventStore.open(url) as store:
+        for number in range(6):
+            await behind(store).append([[with_outcome("a" if number < 2 else "b", command_id=f"{number}")]])
+        assert await behind(store).forget_commands("b", keep=0, before=None) == 4
+        await behind(store).append([[with_outcome("b", command_id="6")], [with_outcome("a", command_id="7")]])
+        assert await remembered(behind(store), "a") == {"0", "1", "7"}
+        assert await remembered(behind(store), "b") == {"6"}
+        assert await behind(store).forget_commands("a", keep=1, before=None) == 2
+        assert await remembered(behind(store), "a") == {"7"}
 
 
 async def test_a_damaged_outcome_is_an_error_and_not_an_answer(path: Path, url: str):

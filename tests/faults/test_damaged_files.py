@@ -20,7 +20,7 @@ import pytest
 from actors import ActorSystem, fold
 from backends.sqlite_reading import SQLiteReader
 from eventstore import EventStore, EventStoreError, JournalCorrupt, SchemaMissing
-from eventstore.backend import Load, Loaded
+from eventstore.backend import NO_EVENTS, Load, Loaded
 from tests.faults.journals import sqlite_url, stored_events
 from tests.faults.vault import Deposit, Vault
 
@@ -118,7 +118,7 @@ def test_a_reader_that_takes_errors_for_the_end_is_found_guilty(
         try:
             return list(await honest(self, loads))
         except JournalCorrupt:
-            return [Loaded(None, (), 0, 0) for _ in loads]
+            return [Loaded(None, NO_EVENTS, 0, 0) for _ in loads]
 
     monkeypatch.setattr(SQLiteReader, "load", forgiving)
     with pytest.raises(AssertionError, match="page"):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar, assert_type
 
 from pydantic import BaseModel
+from sqlalchemy import Connection, CursorResult, text
 
 from actors import (
     ActorRef,
@@ -24,6 +25,7 @@ from actors import (
     Resume,
     SnapshotPolicy,
     Stop,
+    Transaction,
     command_handler,
     event_handler,
     fold,
@@ -169,6 +171,67 @@ async def asking(system: ActorSystem) -> None:
     await alice.ask(Deposit(amount=1), 1.5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     await alice.tell(Deposited(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     number = alice.ask(Deposit(amount=1))  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+
+
+def len_of(connection: Connection) -> int:
+    return len(str(connection))
+
+
+async def transactions(system: ActorSystem) -> None:
+    alice, list_ = system.ref(Account, "alice"), system.ref(Derived, "list")
+    block = system.transaction(command_id=new_command_id(), timeout=1.5, metadata=Metadata(user="ann"))
+    assert_type(block, Transaction)
+    async with block as tx:
+        assert_type(tx, Transaction)
+        assert_type(await tx.ask(alice, Deposit(amount=1)), int)
+        assert_type(await tx.ask(alice, DepositLater(amount=1, days=2)), int)
+        assert_type(await tx.ask(list_, Find()), list[str])
+        assert_type(await tx.ask(alice, Maybe()), str | None)
+        assert_type(await tx.ask(alice, Get[bytes]()), bytes)
+        assert_type(tx.expect(list_, version=3), None)
+        assert_type(tx.replies, tuple[Any, ...])
+        assert_type(tx.is_repeated, bool)
+        assert_type(await tx.hold(alice, list_), None)
+        assert_type(await tx.connection.execute(text("SELECT 1")), CursorResult[Any])
+        assert_type(await tx.connection.run_sync(len_of), int)
+        await tx.hold("alice")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        await tx.connection.execute("SELECT 1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        nothing: None = await tx.ask(alice, Rename(name="x"))  # type: ignore[func-returns-value]
+        words: str = await tx.ask(alice, Deposit(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportAssignmentType]
+        number: int = tx.ask(alice, Deposit(amount=1))  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+        await tx.ask(alice, Deposited(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        await tx.ask(alice, Deposit)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        await tx.ask("alice", Deposit(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        await tx.ask(Deposit(amount=1))  # type: ignore[arg-type, call-arg] # pyright: ignore[reportCallIssue]
+        await tx.ask(alice, Deposit(amount=1), command_id="one")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        tx.expect(list_, 3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        tx.expect(list_, version="3")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        print(nothing, words, number)
+    system.transaction(command_id=17)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    system.transaction("transfer-17")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    with system.transaction():  # type: ignore[attr-defined] # pyright: ignore[reportGeneralTypeIssues]
+        pass
+
+    async def move(tx: Transaction) -> tuple[int, list[str]]:
+        return await tx.ask(alice, Deposit(amount=1)), await tx.ask(list_, Find())
+
+    assert_type(await system.transact(move), tuple[int, list[str]])
+    assert_type(
+        await system.transact(move, retries=3, command_id="one", timeout=2, metadata=Metadata()), tuple[int, list[str]]
+    )
+    assert_type(await system.transact(lambda tx: tx.ask(alice, Deposit(amount=1))), int)
+    texts: list[str] = await system.transact(move)  # type: ignore[arg-type] # pyright: ignore[reportAssignmentType]
+    await system.transact(move(block))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await system.transact(lambda: 7)  # type: ignore[arg-type, misc] # pyright: ignore[reportArgumentType]
+
+    assert_type(await alice.batch([Deposit(amount=1), Deposit(amount=2)]), list[int])
+    assert_type(await alice.batch([Deposit(amount=1), DepositLater(amount=1)], command_id="two", timeout=1), list[int])
+    assert_type(await alice.batch(Deposit(amount=amount) for amount in range(3)), list[int])
+    assert_type(await list_.batch((Find(), Find())), list[list[str]])
+    replies: list[str] = await alice.batch([Deposit(amount=1)])  # type: ignore[list-item] # pyright: ignore[reportAssignmentType]
+    await alice.batch(Deposit(amount=1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await alice.batch([Deposited(amount=1)])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    print(texts, replies)
 
 
 async def systems(store: EventStore) -> None:

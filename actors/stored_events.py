@@ -1,4 +1,4 @@
-"""Events that older code has stored, on their way into an actor: through their upcasters, then its event handlers."""
+"""One stored event on its way into an actor: through its upcasters, if older code stored it, then to its handlers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from eventstore.errors import DefinitionError, RecoveryError
 from eventstore.events import Event, event_class
 
 
-def apply_older(
+def apply_one(
     actor: PersistentActor[Any], stage: Stage, type_: str, schema_version: int, payload: bytes, version: int
 ) -> None:
-    """Apply one stored event that no handler's class has the name or the version of.
+    """Apply one stored event, whatever version of its type it is.
 
     If upcasters make several events of it, all have its version, and their handlers run in their order. Raises the
     codec's errors, `DefinitionError` for an event without a handler, and `RecoveryError` for a handler that raises.

@@ -1,0 +1,40 @@
+"""Appending: an append under way, for backends whose outcome comes by a callback or in a task of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from eventstore.backend import AppendOutcome
+
+
+class Appending(asyncio.Future[Sequence[AppendOutcome]]):
+    """`Backend.append` may return one. The callbacks of a future run one turn of the loop after it is done, in which
+    the database waits for the next group; `on_end`, if set, is called at once.
+    """
+
+    on_end: Callable[[Appending], None] | None = None
+
+    def end(self, outcomes: Sequence[AppendOutcome] | None, error: BaseException | None) -> None:
+        """Give it its outcomes, or its error."""
+        if self.done():
+            return
+        if error is None:
+            self.set_result(outcomes or ())
+        elif isinstance(error, asyncio.CancelledError):
+            self.cancel()
+        else:
+            self.set_exception(error)
+        if self.on_end is not None:
+            self.on_end(self)
+
+    async def run(self, work: Awaitable[Sequence[AppendOutcome]]) -> None:
+        """Give it what some work comes to."""
+        try:
+            outcomes = await work
+        except BaseException as error:
+            self.end(None, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self.end(outcomes, None)

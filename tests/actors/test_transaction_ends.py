@@ -1,0 +1,515 @@
+"""Whatever ends a transaction, its actors serve others, from the state that the journal has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from actors import (
+    ActorStopped,
+    ActorSystem,
+    FencedError,
+    OwnedElsewhere,
+    RecoveryError,
+    Stop,
+    TransactionExpired,
+    command_handler,
+)
+from backends.conformance.cases import case
+from eventstore import BackendUnavailable, EventStore, JournalCorrupt
+from eventstore.backend import CommandLookup, CommandsFound, Load
+from tests.actors.faults import Faults, refused
+from tests.actors.notebook import Break, Notebook, Read, Wait, Write, Written, texts, until
+
+T = TypeVar("T")
+
+SHORT = 0.1
+LATE = 3.0
+"""Nothing here takes as long, unless it waits for what it should not wait for."""
+
+
+class Gated(Notebook, kind="Notebook"):
+    """`Wait` persists, waits for the test's gate, and takes its time to be cancelled."""
+
+    gate: asyncio.Event
+    inside: asyncio.Event
+    cancelled: int
+    dies_slowly: float
+    swallows = False
+
+    @command_handler
+    async def wait(self, command: Wait) -> int:
+        self.persist(Written(text=command.text))
+        type(self).inside.set()
+        try:
+            await type(self).gate.wait()
+        except asyncio.CancelledError:
+            type(self).cancelled += 1
+            await asyncio.sleep(type(self).dies_slowly)
+            if not type(self).swallows:
+                raise
+            self.persist(Written(text="after all"))
+        return len(self.state.lines)
+
+
+class Always(Notebook, kind="Notebook"):
+    always_fresh = True
+
+
+class Owned(Notebook):
+    ownership = "exclusive"
+
+
+@pytest.fixture(autouse=True)
+def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    gate = asyncio.Event()
+    for name, value in {"gate": gate, "inside": asyncio.Event(), "cancelled": 0, "dies_slowly": 0.0}.items():
+        monkeypatch.setattr(Gated, name, value, raising=False)
+    return gate
+
+
+def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Done as by somebody who has nothing to do with the block that it is begun in."""
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+async def assert_free(system: ActorSystem, store: EventStore, *keys: str, cls: type[Notebook] = Notebook) -> None:
+    """Every actor serves at once, from what is stored."""
+    began = time.monotonic()
+    for key in keys:
+        ref = system.ref(cls, key)
+        stored = await texts(store, key, cls.kind)
+        assert await outside(ref.ask(Read())) == stored
+        assert await outside(ref.ask(Write(text="next"))) == len(stored) + 1
+        assert await texts(store, key, cls.kind) == [*stored, "next"]
+    assert time.monotonic() - began < LATE
+
+
+# Time
+
+
+@pytest.mark.parametrize("is_default", [True, False], ids=["by the system", "by itself"])
+async def test_a_block_that_dawdles_holds_nobody_longer_than_it_may(store: EventStore, is_default: bool):
+    options: dict[str, float] = {"transaction_timeout": SHORT} if is_default else {}
+    async with ActorSystem(store, **options) as system:  # type: ignore[arg-type]
+        a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+        await asyncio.gather(a.ask(Read()), b.ask(Read()))
+        began = time.monotonic()
+        with pytest.raises(TransactionExpired, match=r"0\.1 s"):
+            async with system.transaction(timeout=None if is_default else SHORT) as tx:
+                await tx.ask(a, Write(text="1"))
+                await tx.ask(b, Read())
+                waiting = [outside(ref.ask(Write(text="2"))) for ref in (a, b)]
+                assert await asyncio.gather(*waiting) == [1, 1]
+                assert SHORT * 0.9 < time.monotonic() - began < SHORT + LATE
+                # The block sleeps on: it is told by the next that it asks, and at its end.
+                with pytest.raises(TransactionExpired):
+                    await tx.ask(a, Write(text="3"))
+                with pytest.raises(TransactionExpired):
+                    tx.expect(a, version=0)
+        assert (await texts(store, "a"), await texts(store, "b")) == (["2"], ["2"])
+
+
+async def test_an_error_of_the_block_is_told_also_when_the_time_is_up(system: ActorSystem, store: EventStore):
+    with pytest.raises(ZeroDivisionError):
+        async with system.transaction(timeout=SHORT) as tx:
+            await tx.ask(system.ref(Notebook, "a"), Write(text="1"))
+            await asyncio.sleep(2 * SHORT)
+            raise ZeroDivisionError
+    await assert_free(system, store, "a")
+
+
+async def test_the_time_is_up_while_it_waits_for_an_actor(system: ActorSystem, store: EventStore, gate: asyncio.Event):
+    a, b = system.ref(Gated, "a"), system.ref(Gated, "b")
+    handling = outside(b.ask(Wait(text="1")))
+    await Gated.inside.wait()
+    began = time.monotonic()
+    with pytest.raises(TransactionExpired):
+        async with system.transaction(timeout=SHORT) as tx:
+            await tx.ask(a, Write(text="2"))
+            try:
+                await tx.ask(b, Write(text="3"))
+            finally:
+                await assert_free(system, store, "a", cls=Gated)
+    assert time.monotonic() - began < SHORT + LATE
+    gate.set()
+    assert await handling == 1
+    assert await texts(store, "b") == ["1"]
+    await assert_free(system, store, "b", cls=Gated)
+
+
+@pytest.mark.parametrize("swallows", [False, True], ids=["ends", "goes on"])
+async def test_the_time_is_up_in_an_async_handler_which_is_cancelled(
+    system: ActorSystem, store: EventStore, monkeypatch: pytest.MonkeyPatch, swallows: bool
+):
+    monkeypatch.setattr(Gated, "swallows", swallows)
+    began = time.monotonic()
+    with pytest.raises(TransactionExpired):
+        async with system.transaction(timeout=SHORT) as tx:
+            await tx.ask(system.ref(Gated, "b"), Write(text="1"))
+            await tx.ask(system.ref(Gated, "a"), Wait(text="2"))
+    assert time.monotonic() - began < SHORT + LATE
+    assert Gated.cancelled == 1
+    await assert_free(system, store, "a", "b", cls=Gated)
+    assert system.stats().failures == {}
+
+
+async def test_while_the_handler_is_being_cancelled_only_its_own_actor_waits(
+    system: ActorSystem, store: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Gated, "dies_slowly", 0.3)
+    a, b = system.ref(Gated, "a"), system.ref(Gated, "b")
+    await asyncio.gather(a.ask(Read()), b.ask(Read()))
+
+    async def work() -> None:
+        async with system.transaction(timeout=SHORT) as tx:
+            await tx.ask(b, Write(text="1"))
+            await tx.ask(a, Wait(text="2"))
+
+    working = outside(work())
+    await until(lambda: Gated.cancelled == 1)
+    async with asyncio.timeout(0.2):
+        assert await b.ask(Read()) == []
+    assert not working.done()
+    # While its handler runs, it would see half of a state.
+    waiting = outside(a.ask(Read()))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    with pytest.raises(TransactionExpired):
+        await working
+    assert await waiting == []
+
+
+async def test_who_is_cancelled_while_the_time_runs_out_is_cancelled(
+    system: ActorSystem, store: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Gated, "dies_slowly", 2 * SHORT)
+
+    async def work() -> None:
+        async with system.transaction(timeout=SHORT) as tx:
+            await tx.ask(system.ref(Gated, "a"), Wait(text="1"))
+
+    working = outside(work())
+    await Gated.inside.wait()
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    await assert_free(system, store, "a", cls=Gated)
+
+
+async def test_the_time_is_up_while_an_actor_catches_up(faults: Faults):
+    gate = asyncio.Event()
+
+    async def silent(_: Load) -> None:
+        await gate.wait()
+
+    async with faults.store() as store, ActorSystem(store) as system:
+        a, b = system.ref(Always, "a"), system.ref(Always, "b")
+        await asyncio.gather(a.ask(Write(text="before")), b.ask(Read()))
+        await faults.direct.append("Notebook-a", [Written(text="other")])
+        began = time.monotonic()
+        with pytest.raises(TransactionExpired):
+            async with system.transaction(timeout=SHORT) as tx:
+                await tx.ask(b, Write(text="1"))
+                faults.before_load = silent
+                await tx.ask(a, Write(text="2"))
+        # The database is silent; nobody waits for it longer than he must.
+        assert time.monotonic() - began < SHORT + LATE
+        gate.set()
+        faults.before_load = None
+        assert await a.ask(Read()) == ["before", "other"]
+        await assert_free(system, store, "a", "b", cls=Always)
+
+
+async def test_the_time_is_up_while_it_is_asked_what_is_remembered(faults: Faults):
+    gate = asyncio.Event()
+
+    async def find_commands(lookups: list[CommandLookup]) -> list[CommandsFound]:
+        await gate.wait()
+        found: list[CommandsFound] = await faults.journal.find_commands(lookups)
+        return found
+
+    faults.find_commands = find_commands  # type: ignore[attr-defined]
+    async with faults.store() as store, ActorSystem(store) as system:
+        await system.ref(Notebook, "a").ask(Read())
+        began = time.monotonic()
+        with pytest.raises(TransactionExpired):
+            async with system.transaction(timeout=SHORT, command_id="x") as tx:
+                await tx.ask(system.ref(Notebook, "a"), Write(text="1"))
+        assert time.monotonic() - began < SHORT + LATE
+        await assert_free(system, store, "a")
+        gate.set()
+
+
+async def test_what_is_being_stored_is_not_ended_by_its_time(faults: Faults, faulty: ActorSystem):
+    a = faulty.ref(Notebook, "a")
+    await a.ask(Read())
+    faults.hold()
+
+    async def work() -> None:
+        async with faulty.transaction(timeout=SHORT) as tx:
+            await tx.ask(a, Write(text="1"))
+
+    working = outside(work())
+    await faults.held()
+    await asyncio.sleep(2 * SHORT)
+    assert not working.done()
+    faults.release()
+    await working
+    assert await a.ask(Read()) == await texts(faulty.store) == ["1"]
+
+
+# Failures
+
+
+async def test_a_catch_up_that_fails_lets_go_of_the_actor(faults: Faults, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.CRITICAL, "actors")
+
+    async def damaged(load: Load) -> None:
+        raise JournalCorrupt("damaged", stream_id=load.stream_id)
+
+    async with faults.store() as store, ActorSystem(store) as system:
+        a, b = system.ref(Always, "a"), system.ref(Always, "b")
+        await asyncio.gather(a.ask(Read()), b.ask(Read()))
+        async with system.transaction() as tx:
+            await tx.ask(b, Write(text="1"))
+            faults.before_load = damaged
+            with pytest.raises(RecoveryError):
+                await tx.ask(a, Write(text="2"))
+            faults.before_load = None
+        assert await texts(store, "b") == ["1"]
+        async with asyncio.timeout(LATE):
+            while True:
+                try:
+                    assert await a.ask(Write(text="3")) == 1
+                    break
+                except RecoveryError:
+                    await asyncio.sleep(0.05)
+        assert await texts(store, "a") == ["3"]
+
+
+async def test_an_actor_that_cannot_recover_is_left_out(faults: Faults, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.CRITICAL, "actors")
+
+    async def damaged(load: Load) -> None:
+        if load.stream_id == "Notebook-a":
+            raise JournalCorrupt("damaged", stream_id=load.stream_id)
+
+    faults.before_load = damaged
+    async with faults.store() as store, ActorSystem(store) as system:
+        async with system.transaction() as tx:
+            with pytest.raises(RecoveryError):
+                await tx.ask(system.ref(Notebook, "a"), Write(text="1"))
+            await tx.ask(system.ref(Notebook, "b"), Write(text="2"))
+        assert await texts(store, "b") == ["2"]
+
+
+async def test_an_actor_that_is_stopped_while_it_is_wanted_says_so(
+    system: ActorSystem, store: EventStore, gate: asyncio.Event, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.CRITICAL, "actors")
+
+    class Stopping(Gated, kind="Notebook"):
+        supervision = Stop()
+
+        @command_handler
+        async def break_down(self, command: Break) -> None:
+            self.persist(Written(text="x"))
+            type(self).inside.set()
+            await type(self).gate.wait()
+            raise ValueError("broken")
+
+    a, b = system.ref(Stopping, "a"), system.ref(Stopping, "b")
+    await asyncio.gather(a.ask(Read()), b.ask(Read()))
+    breaking = outside(a.ask(Break()))
+    await Gated.inside.wait()
+    async with system.transaction() as tx:
+        await tx.ask(b, Write(text="1"))
+        asyncio.get_running_loop().call_later(0.02, gate.set)
+        with pytest.raises(ActorStopped, match="broken"):
+            await tx.ask(a, Write(text="2"))
+        await tx.ask(b, Write(text="3"))
+    with pytest.raises(ValueError, match="broken"):
+        await breaking
+    assert (await texts(store, "a"), await texts(store, "b")) == ([], ["1", "3"])
+    a.restart()
+    await assert_free(system, store, "a", "b", cls=Stopping)
+
+
+async def test_a_database_that_does_not_serve_spoils_no_actor(faults: Faults):
+    async with faults.store() as store, ActorSystem(store) as system:
+        a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+        await asyncio.gather(a.ask(Write(text="before")), b.ask(Read()))
+        faults.next.append(refused(BackendUnavailable("away")))
+        with pytest.raises(BackendUnavailable):
+            async with system.transaction() as tx:
+                await tx.ask(a, Write(text="1"))
+                await tx.ask(b, Write(text="2"))
+        await assert_free(system, store, "a", "b")
+        assert system.stats().failures == {}
+
+
+# Leaving memory
+
+
+async def test_an_actor_does_not_leave_memory_while_a_transaction_has_it(store: EventStore):
+    async with ActorSystem(store, idle_seconds=0.03) as system:
+        a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+        async with system.transaction() as tx:
+            await tx.ask(a, Write(text="1"))
+            await b.ask(Read())
+            await outside(until(lambda: system.stats().live == 1))
+            await asyncio.sleep(0.1)
+            await tx.ask(a, Write(text="2"))
+            assert await tx.ask(b, Write(text="3")) == 1
+        await until(lambda: system.stats().live == 0)
+        assert await a.ask(Read()) == await texts(store, "a") == ["1", "2"]
+
+
+async def test_a_transaction_over_more_actors_than_may_live_gets_through(store: EventStore):
+    async with ActorSystem(store, max_live=2) as system:
+        async with system.transaction() as tx:
+            for key in "abcde":
+                await tx.ask(system.ref(Notebook, key), Write(text="1"))
+            waiting = [outside(system.ref(Notebook, key).ask(Write(text="2"))) for key in "abcdefg"]
+            await asyncio.sleep(0.02)
+        assert await asyncio.gather(*waiting) == [2, 2, 2, 2, 2, 1, 1]
+        for key in "abcde":
+            assert await texts(store, key) == ["1", "2"]
+
+
+# The system's end
+
+
+@case("C155")
+async def test_closing_lets_a_block_finish(store: EventStore):
+    async with ActorSystem(store) as system:
+        a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+
+        async def work() -> None:
+            async with system.transaction() as tx:
+                await tx.ask(a, Write(text="1"))
+                has_a.set()
+                await asyncio.sleep(0.1)
+                await tx.ask(b, Write(text="2"))
+
+        has_a = asyncio.Event()
+        working = outside(work())
+        await has_a.wait()
+        await system.close()
+        await working
+    assert (await texts(store, "a"), await texts(store, "b")) == (["1"], ["2"])
+
+
+async def test_a_block_that_outlasts_the_close_is_told_and_stores_nothing(
+    store: EventStore, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.CRITICAL, "actors")
+    async with ActorSystem(store, shutdown_timeout=SHORT) as system:
+        a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+        began = time.monotonic()
+        with pytest.raises(ActorStopped, match="closed"):
+            async with system.transaction() as tx:
+                await tx.ask(a, Write(text="1"))
+                await outside(system.close())
+                with pytest.raises(ActorStopped):
+                    await tx.ask(b, Write(text="2"))
+        assert time.monotonic() - began < LATE
+        with pytest.raises(ActorStopped):
+            async with system.transaction() as tx:
+                pass
+    assert (await texts(store, "a"), await texts(store, "b")) == ([], [])
+
+
+async def test_a_handler_that_outlasts_the_close_is_cancelled(store: EventStore, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.CRITICAL, "actors")
+
+    async def work() -> None:
+        async with system.transaction() as tx:
+            await tx.ask(system.ref(Gated, "b"), Write(text="1"))
+            await tx.ask(system.ref(Gated, "a"), Wait(text="2"))
+
+    async with ActorSystem(store, shutdown_timeout=SHORT) as system:
+        working = outside(work())
+        await Gated.inside.wait()
+        await system.close()
+        with pytest.raises(ActorStopped):
+            await working
+    assert Gated.cancelled == 1
+    assert (await texts(store, "a"), await texts(store, "b")) == ([], [])
+
+
+@pytest.mark.parametrize("is_in_time", [True, False])
+async def test_what_is_being_stored_at_the_close_is_stored(
+    faults: Faults, is_in_time: bool, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.CRITICAL, "actors")
+    async with faults.store() as store:
+        async with ActorSystem(store, shutdown_timeout=SHORT) as system:
+            a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+            await asyncio.gather(a.ask(Read()), b.ask(Read()))
+            faults.hold()
+
+            async def work() -> None:
+                async with system.transaction() as tx:
+                    await tx.ask(a, Write(text="1"))
+                    await tx.ask(b, Write(text="2"))
+
+            working = outside(work())
+            await faults.held()
+            closing = outside(system.close())
+            await asyncio.sleep(SHORT / 2 if is_in_time else 2 * SHORT)
+            faults.release()
+            await asyncio.gather(working, closing)
+        assert (await texts(store, "a"), await texts(store, "b")) == (["1"], ["2"])
+
+
+# Ownership
+
+
+async def test_an_owner_that_is_fenced_under_way_stores_nothing_and_the_others_serve_on(
+    store: EventStore, other: EventStore
+):
+    async with ActorSystem(store) as system:
+        a, b, c = system.ref(Owned, "a"), system.ref(Notebook, "b"), system.ref(Owned, "c")
+        for only_reads in (False, True):
+            with pytest.raises(FencedError, match="Owned-a"):
+                async with system.transaction() as tx:
+                    await tx.ask(a, Read() if only_reads else Write(text="1"))  # type: ignore[arg-type]
+                    await tx.ask(b, Write(text="2"))
+                    await tx.ask(c, Write(text="3"))
+                    waiting = outside(a.ask(Write(text="late")))
+                    await asyncio.sleep(0)
+                    await other.claim("Owned-a")
+            # As after an append of its own: what waited there is the new owner's to answer.
+            with pytest.raises(FencedError):
+                await waiting
+            assert [recorded.stream_id async for recorded in store.read_all() if b"next" not in recorded.payload] == []
+            await assert_free(system, store, "b")
+            await assert_free(system, store, "c", cls=Owned)
+        assert system.stats().failures == {}
+
+
+async def test_a_transaction_over_owned_actors_carries_their_epochs(store: EventStore):
+    async with ActorSystem(store) as system:
+        async with system.transaction() as tx:
+            await tx.ask(system.ref(Owned, "a"), Write(text="1"))
+            await tx.ask(system.ref(Notebook, "b"), Write(text="2"))
+        assert [recorded.epoch async for recorded in store.read_all()] == [1, 0]
+
+
+async def test_an_actor_that_is_owned_elsewhere_cannot_take_part(store: EventStore, other: EventStore):
+    async with ActorSystem(store, name="one") as one, ActorSystem(other, name="two") as two:
+        await one.ref(Owned, "a").ask(Write(text="1"))
+        with pytest.raises(OwnedElsewhere, match="one"):
+            async with two.transaction() as tx:
+                await tx.ask(two.ref(Notebook, "b"), Write(text="2"))
+                await tx.ask(two.ref(Owned, "a"), Write(text="3"))
+        await assert_free(two, store, "b")
+        await assert_free(one, store, "a", cls=Owned)
