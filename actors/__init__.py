@@ -4,6 +4,7 @@ from actors.actor import PersistentActor
 from actors.command import Command, new_command_id
 from actors.dead_letters import DeadLetter
 from actors.handlers import command_handler
+from actors.message_metadata import with_metadata
 from actors.recovery import Folded, fold
 from actors.ref import ActorRef
 from actors.retention import CommandRetention
@@ -79,4 +80,5 @@ __all__ = [
     "event_handler",
     "fold",
     "new_command_id",
+    "with_metadata",
 ]

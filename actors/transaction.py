@@ -16,6 +16,7 @@ from actors.command_identity import CommandIdentity, check_command_id, identify,
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
 from actors.mailbox import Hold
+from actors.message_metadata import merged, sent_with
 from actors.participant import Participant, finished
 from actors.ref import ActorRef
 from eventstore.backend import Appended, AppendOutcome, StreamWrite
@@ -600,7 +601,7 @@ def _overtaken(stream_id: str) -> TransactionOvertaken:
 
 def _completed(metadata: Metadata | None, command_id: str | None) -> Metadata:
     """What the events of all actors are stored with: by the correlation id they are found together."""
-    metadata = metadata or Metadata()
+    metadata = merged(sent_with(), metadata) or Metadata()
     update: dict[str, str] = {}
     if command_id is not None:
         update["command_id"] = command_id
