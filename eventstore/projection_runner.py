@@ -117,7 +117,9 @@ class ProjectionRunner:
         while True:
             checkpoint = await self._current()
             if checkpoint is None:
-                await self._begin()
+                if not await begin(self._store, self._projection, 1, Status.LIVE):
+                    # Another runner makes it in this moment, or it is being rebuilt before it was ever run.
+                    await asyncio.sleep(self._poll_seconds)
                 continue
             if checkpoint.pause is not None:
                 if end is not None:
@@ -142,10 +144,6 @@ class ProjectionRunner:
             return chosen[0]
         # Where there are no transactions, there are two for a moment when a rebuild takes its place.
         return next((one for one in reversed(found) if one.status is Status.LIVE), None)
-
-    async def _begin(self) -> None:
-        """Make the first version."""
-        await begin(self._store, self._projection, 1, Status.LIVE)
 
     async def _save(self, checkpoint: Checkpoint) -> Checkpoint:
         if not await self._store.save_checkpoint(checkpoint):
@@ -268,6 +266,12 @@ async def apply_events(
     Raises `Poison` and `Lost`; then nothing was done. Without a transaction the events were applied, and come again.
     """
     if not store.capabilities.user_sql:
+        # What the handlers do cannot be undone. So who has lost his turn had better see it before.
+        stored = [
+            one for one in await store.checkpoints() if (one.name, one.version) == (checkpoint.name, checkpoint.version)
+        ]
+        if [one.revision for one in stored] != [checkpoint.revision]:
+            raise Lost
         await handle_events(projection, checkpoint, events, None)
         if not await store.save_checkpoint(checkpoint):
             raise Lost

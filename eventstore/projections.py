@@ -146,11 +146,9 @@ def _hints(function: Any, place: str, local_names: Mapping[str, Any], argument: 
         raise DefinitionError(f"{place}: annotate `{argument}` with the event it handles, such as `event: Deposited`")
     # The connection's type is often imported for type checkers alone.
     wanted = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    names = list(wanted)[:2]
-    probe = types.FunctionType(function.__code__, function.__globals__)
-    probe.__annotations__ = {name: wanted[name] for name in names}
+    probe = types.SimpleNamespace(__annotations__={name: wanted[name] for name in list(wanted)[:2]})
     try:
-        return get_type_hints(probe, localns=dict(local_names))
+        return get_type_hints(probe, function.__globals__, dict(local_names))
     except NameError as error:
         raise DefinitionError(
             f"{place}: the annotation names {error.name!r}, which is not defined here: define or import it first"

@@ -32,13 +32,7 @@ async def rebuild(
     got ahead of it: nobody who reads sees it go back. Raises `ProjectionStopped` for an event that cannot be applied;
     the live one is not touched by that, and the next rebuild begins anew.
     """
-    live, building = await _versions(store, projection)
-    if building is not None and building.pause is not None:
-        await give_up(store, projection)
-        building = None
-    version = building.version if building else (live.version if live else 0) + 1
-    if building is None:
-        await begin(store, projection, version, Status.BUILDING)
+    version = await _begin(store, projection)
     runner = ProjectionRunner(store, projection, version=version, on_progress=on_progress)
     for round_ in count():
         await runner.run(follow=False)
@@ -55,6 +49,20 @@ async def rebuild(
                 raise
             logger.warning("projection %s: the rebuild tries again: %s", projection.name, error)
     raise AssertionError("it is counted without an end")
+
+
+async def _begin(store: EventStore, projection: type[Projection]) -> int:
+    """The version that is being built: the one that a rebuild before this has left, or a new one."""
+    while True:
+        live, building = await _versions(store, projection)
+        if building is not None and building.pause is None:
+            return building.version
+        if building is not None:
+            await give_up(store, projection)
+        version = (live.version if live else 0) + 1
+        # The version is taken if the live one has been made in this moment.
+        if await begin(store, projection, version, Status.BUILDING):
+            return version
 
 
 async def give_up(store: EventStore, projection: type[Projection]) -> bool:

@@ -252,12 +252,12 @@ async def _check(url: str, projection: type[Projection], *, json: bool) -> Exit:
 def _verdict(found: Completeness) -> tuple[str, str]:
     if found.is_complete:
         return "complete", "bold green"
-    if found.truncated:
-        return "they cannot be compared, for events were removed from the journal; rebuild it to have new sums", "bold"
     if found.first is not None:
         place = found.first
         where = f"{escaped(place.stream_id)} version {place.version}, position {place.position}"
         return f"the first that is missing is {where}", "bold red"
+    if found.truncated:
+        return "they cannot be compared, for events were removed from the journal; rebuild it to have new sums", "bold"
     return f"they are not the same ones behind position {found.after} and up to {found.through}", "bold red"
 
 

@@ -121,7 +121,7 @@ def test_a_sound_journal_is_no_problem(cli: Run, url: str) -> None:
     done = cli("schema", "check", url, LEDGER, "--all", "--json")
     summary = json.loads(done.lines[-1])["summary"]
     assert (done.code, summary["problems"], len(done.lines)) == (0, 0, 1)
-    assert summary["events"] == summary["of"] > 10
+    assert summary["events"] == summary["of"] == 10
 
 
 def test_a_damaged_event_is_told_and_the_others_are_decoded(cli: Run, own_url: str, rewrite: Any) -> None:
@@ -236,7 +236,9 @@ VALUES: list[Any] = [0, 2, 4, 9, 1.5, "a", "b", None, [1], ["a"], [1, "a"], {"a"
 
 @pytest.mark.parametrize("old", sorted({str(pair[0]): pair[0] for pair in FITS + DOES_NOT}.items()), ids=lambda o: o[0])
 def test_nothing_that_is_called_compatible_fails_to_decode(old: tuple[str, Any]) -> None:
-    written = [json.dumps(value) for value in VALUES if decodes(old[1], json.dumps(value))]
+    kept = [json.dumps(value) for value in VALUES if decodes(old[1], json.dumps(value))]
+    adapter = TypeAdapter(old[1])
+    written = [adapter.dump_json(adapter.validate_json(text)).decode() for text in kept]
     for _, new in FITS + DOES_NOT:
         if not reasons(old[1], new):
             assert [text for text in written if not decodes(new, text)] == [], new
