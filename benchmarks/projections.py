@@ -17,8 +17,10 @@ from benchmarks.accounts import Deposited
 from benchmarks.databases import POSTGRES, SQLITE, Database, Journal
 from benchmarks.harness import EVENTS_PER_SECOND, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
+from eventstore.backend import LogPage
 from eventstore.checkpoint import Checkpoint
 from eventstore.projection_runner import handle_events
+from eventstore.reading_ahead import ReadAhead
 
 _PAGE = 500
 _STREAMS = 50
@@ -86,6 +88,7 @@ async def _against_peer(database: Database, plan: Plan) -> Ratio:
     count = 5_000 if plan.is_quick else 20_000
     async with database.journal(plan) as journal, EventStore.open(journal.url) as store:
         await _fill(store, count)
+        await _analyzed(journal)
         with peer.opened(journal.url, plan.directory) as application:
             accounts = peer.new_accounts(application, _STREAMS)
             for account in accounts:
@@ -94,15 +97,18 @@ async def _against_peer(database: Database, plan: Plan) -> Ratio:
             application.save(*accounts)
             recorder, mapper = application.recorder, application.mapper
 
+            async def read(after: int) -> LogPage:
+                return await store.read_page(after=after, limit=_PAGE, where=Sums.where())
+
             async def ours(seconds: float) -> float:
                 async def deliver() -> None:
-                    after, before = 0, Sums.total
-                    while True:
-                        page = await store.read_page(after=after, limit=_PAGE, where=Sums.where())
-                        await handle_events(Sums, Checkpoint("sums", 1), page.events, None)
-                        after = page.position
-                        if page.is_end:
-                            break
+                    before = Sums.total
+                    async with ReadAhead(read, after=0) as log:
+                        is_end = False
+                        while not is_end:
+                            page = await log.page()
+                            await handle_events(Sums, Checkpoint("sums", 1), page.events, None)
+                            is_end = page.is_end
                     assert Sums.total - before == count
 
                 return await _repeated(seconds, count, deliver)
@@ -138,6 +144,7 @@ async def _against_inserts(
     count = 10_000 if plan.is_quick else 40_000
     async with database.journal(plan) as journal, EventStore.open(journal.url) as store:
         await _fill(store, count)
+        await _analyzed(journal)
         async with inserts(journal, plan) as insert_rows:
 
             async def ours(seconds: float) -> float:
@@ -160,6 +167,14 @@ async def _against_inserts(
             figures = await interleaved(sides, plan)
     what = f"{database.name}: a projection with its position in the same transaction / bare insert of its rows"
     return compared("21", what, sides, figures, EVENTS_PER_SECOND, Goal(0.5, 0.8))
+
+
+async def _analyzed(journal: Journal) -> None:
+    """As after the first minutes of any server: so many rows without statistics are read by a poor plan."""
+    if not journal.url.startswith("sqlite"):
+        connection = await asyncpg.connect(servers.dsn_of(journal.url))
+        await connection.execute("ANALYZE")
+        await connection.close()
 
 
 async def _fill(store: EventStore, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import platform
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from eventstore import read_model_tables
-from eventstore.backend import Appended
+from eventstore.backend import Appended, LogPage
 from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now
 from eventstore.codec import decode_parts
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
-    CodecError,
     JournalCorrupt,
     OutcomeUnknown,
     ProjectionError,
@@ -30,6 +28,7 @@ from eventstore.errors import (
 )
 from eventstore.events import Event, RecordedEvent
 from eventstore.projections import Projection
+from eventstore.reading_ahead import ReadAhead
 from eventstore.store import EventStore
 
 if TYPE_CHECKING:
@@ -155,27 +154,28 @@ class ProjectionRunner:
 
     async def _work(self, checkpoint: Checkpoint, end: int | None) -> bool:
         """Apply page after page. Returns True when there is nothing more to do up to an end, if there is one."""
-        position = checkpoint.position
-        while True:
-            page = await self._store.read_page(after=position, limit=self._projection.batch_size, where=self._where)
-            position = max(position, page.position)
-            if page.events:
-                checkpoint = await self._apply(checkpoint, page.events, position)
-                if checkpoint.pause is not None:
-                    if end is None and checkpoint.status is Status.LIVE:
-                        return False
-                    raise ProjectionStopped(checkpoint.name, checkpoint.pause)
-                if self._on_progress is not None:
-                    self._on_progress(position, len(page.events))
-            elif self._is_to_be_saved(checkpoint, position):
-                checkpoint = await self._save(replace(checkpoint, position=position))
-            # Who writes faster than this reads would keep it from ending.
-            if end is not None and (page.is_end or position >= end):
-                await self._save(replace(checkpoint, position=position, runner=""))
-                return True
-            if not page.is_end:
-                continue
-            await self._store.wait(position, min(self._poll_seconds, self._lease_seconds / 4))
+        async with ReadAhead(self._read, after=checkpoint.position) as log:
+            while True:
+                page = await log.page()
+                if page.events:
+                    checkpoint = await self._apply(checkpoint, page.events, log.position)
+                    if checkpoint.pause is not None:
+                        if end is None and checkpoint.status is Status.LIVE:
+                            return False
+                        raise ProjectionStopped(checkpoint.name, checkpoint.pause)
+                    if self._on_progress is not None:
+                        self._on_progress(log.position, len(page.events))
+                elif self._is_to_be_saved(checkpoint, log.position):
+                    checkpoint = await self._save(replace(checkpoint, position=log.position))
+                # Who writes faster than this reads would keep it from ending.
+                if end is not None and (page.is_end or log.position >= end):
+                    await self._save(replace(checkpoint, position=log.position, runner=""))
+                    return True
+                if page.is_end:
+                    await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
+
+    async def _read(self, after: int) -> LogPage:
+        return await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -302,22 +302,24 @@ async def handle_events(
     connection: AsyncConnection | None,
 ) -> None:
     """Hand events to the handlers of a version. Raises `Poison` for one that cannot be applied."""
-    try:
-        decoded = [(recorded, decode_parts(recorded)) for recorded in events]
-    except CodecError as error:
-        raise Poison from error
     made = new(projection, checkpoint)
     handlers = made.handlers
     every = handlers.get(Event)
     try:
-        for recorded, parts in decoded:
-            for event in parts:
+        for recorded in events:
+            for event in decode_parts(recorded):
                 handler = handlers.get(event.__class__, every)
                 if handler is None:
                     # A part of an event of which the projection wants another part.
                     continue
-                done = handler.handle(made, *(event, recorded, connection)[: handler.takes])
-                if inspect.isawaitable(done):
+                _, handle, takes, is_async = handler
+                if takes == 2:
+                    done = handle(made, event, recorded)
+                elif takes == 1:
+                    done = handle(made, event)
+                else:
+                    done = handle(made, event, recorded, connection)
+                if is_async:
                     await done
         await made.flush(connection)
     except (*_TROUBLE, StoreClosed):

@@ -28,6 +28,7 @@ class Handler(NamedTuple):
     name: str
     handle: Callable[..., Any]
     takes: int
+    is_async: bool
 
 
 class Projection:
@@ -138,7 +139,7 @@ def _handlers(cls: type[Projection], local_names: Mapping[str, Any]) -> Iterator
             if event in found:
                 raise DefinitionError(f"{place}: {event.__qualname__} already has a handler: {found[event]}")
             found[event] = place
-            yield event, Handler(name, function, len(arguments))
+            yield event, Handler(name, function, len(arguments), inspect.iscoroutinefunction(function))
 
 
 def _hints(function: Any, place: str, local_names: Mapping[str, Any], argument: str) -> dict[str, Any]:

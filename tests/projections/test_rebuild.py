@@ -130,7 +130,19 @@ async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other
             number += 1
         return number
 
-    writer = asyncio.create_task(write())
+    went_back: list[tuple[int, int]] = []
+
+    async def watch() -> None:
+        before = 0
+        while True:
+            for one in await other.checkpoints():
+                if one.status is Status.LIVE:
+                    if one.position < before:
+                        went_back.append((before, one.position))
+                    before = one.position
+            await asyncio.sleep(0)
+
+    writer, watcher = asyncio.create_task(write()), asyncio.create_task(watch())
     await asyncio.sleep(0.2)
     for _ in range(2):
         await rebuild(store, Ledger)
@@ -139,7 +151,9 @@ async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other
     count = await writer
     await caught_up(store, Ledger, timeout=10)
     live.cancel()
-    await asyncio.gather(live, return_exceptions=True)
+    watcher.cancel()
+    await asyncio.gather(live, watcher, return_exceptions=True)
+    assert went_back == [], "who reads has seen it go back"
     before = await entries(store)
     assert [amount for *_, amount in before] == list(range(count))
     assert (await check_completeness(store, Ledger)).is_complete

@@ -23,6 +23,7 @@ from eventstore import (
     upcaster,
 )
 from eventstore.projection_control import live_checkpoint, pause, resume, seek
+from eventstore.projection_runner import apply_events
 
 from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, entries, pay, write_raw
 
@@ -162,6 +163,23 @@ async def test_two_that_both_believe_it_is_their_turn_never_both_apply(store: Ev
     await run(store)
     assert await amounts(store) == list(range(60))
     assert (await live_checkpoint(store, "ledger")).events == 60
+
+
+@pytest.mark.sql_alone
+async def test_of_those_that_bring_the_same_checkpoint_forward_one_applies_the_events(
+    store: EventStore, other: EventStore
+):
+    await run(store)
+    await pay(store, *range(5))
+    checkpoint = await live_checkpoint(store, "ledger")
+    page = await store.read_page(after=checkpoint.position, where=Ledger.where())
+    behind = checkpoint.advanced(page.position, [recorded.event_id for recorded in page.events])
+    outcomes = await asyncio.gather(
+        *(apply_events(each, Ledger, behind, page.events) for each in (store, other, store, other)),
+        return_exceptions=True,
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Lost", "Lost", "Lost", "NoneType"]
+    assert await amounts(store) == list(range(5))
 
 
 async def test_a_paused_projection_is_left_alone_until_it_is_resumed(store: EventStore):
