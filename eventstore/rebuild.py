@@ -19,7 +19,7 @@ from eventstore.store import EventStore
 logger = logging.getLogger(__name__)
 
 _MOST_PAGES_LEFT = 4
-_ROUNDS = 20
+_ROUNDS = 5
 
 
 async def rebuild(
