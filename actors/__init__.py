@@ -4,7 +4,8 @@ from actors.actor import PersistentActor
 from actors.command import Command, new_command_id
 from actors.conflict import Conflict, last_writer_wins
 from actors.dead_letters import DeadLetter
-from actors.handlers import command_handler, event_handler
+from actors.handlers import command_handler
+from actors.message_metadata import with_metadata
 from actors.recovery import Folded, fold
 from actors.ref import ActorRef
 from actors.replicated_actor import ReplicatedActor
@@ -38,6 +39,7 @@ from eventstore.errors import (
     TransactionOvertaken,
     TransactionRepeated,
 )
+from eventstore.event_handlers import event_handler
 
 __all__ = [
     "ActorError",
@@ -85,4 +87,5 @@ __all__ = [
     "fold",
     "last_writer_wins",
     "new_command_id",
+    "with_metadata",
 ]

@@ -20,6 +20,7 @@ from actors.commit import Commit
 from actors.handlers import CommandRoute
 from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Hold, Mailbox
+from actors.message_metadata import merged, pass_on, sent_with
 from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
 from actors.snapshotting import due_snapshot
@@ -360,8 +361,9 @@ class Cell:
     async def _handle(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
         outcome: CommandOutcome | None = None
         self.begin_handling()
-        self._metadata = envelope.metadata
+        self._metadata = merged(sent_with(), envelope.metadata)
         self._identity = envelope.identity
+        pass_on(self._metadata, envelope.identity)
         self._is_deciding = True
         try:
             envelope.result = await handle(self.actor, envelope.command)
@@ -559,9 +561,14 @@ class Cell:
         handlers = self.cls.handlers.events
         staged = [] if self._staged is None else self._staged
         batch_id = staged[0].batch_id if staged else None
+        given = self._metadata
+        # A transaction has encoded them; and where the handler has a context of its own, that is about what it sends
+        # further.
+        if self.handling is None and not isinstance(given, bytes):
+            given = merged(sent_with(), given)
         metadata = None
-        if self._metadata is not None or self._identity is not None:
-            metadata = encoded_metadata(self._metadata, self._identity)
+        if given is not None or self._identity is not None:
+            metadata = encoded_metadata(given, self._identity)
         added: list[EncodedEvent] = []
         for event in events:
             if event.__class__ not in handlers:

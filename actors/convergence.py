@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from pydantic import ValidationError
-
 from actors.conflict import Conflict, Stamped, steps_of
 from actors.replicated_actor import ReplicatedActor, stamping
-from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged, decode_payload
-from eventstore.errors import ActorError, DefinitionError, RecoveryError, UnknownEventType
-from eventstore.events import Event, event_class
+from actors.stored_events import decoded_for
+from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
+from eventstore.errors import ActorError, DefinitionError, RecoveryError
+from eventstore.events import Event
 from eventstore.stamp import Key, Stamp
 from eventstore.vector_clock import EMPTY, VectorClock
 
@@ -139,7 +138,7 @@ class History:
     def append(self, entry: Entry, event: Event) -> None:
         """Apply an event that was just written here. It stands behind all others, because its time is the greatest."""
         self.clock = entry.stamp.clock
-        self._fold(entry, event)
+        self._fold(entry, (event,))
         if len(self.entries) - self._checkpoints[-1].after >= CHECKPOINT_EVERY:
             self._checkpoint()
 
@@ -181,15 +180,17 @@ class History:
             if number == mark or len(self.entries) - self._checkpoints[-1].after >= CHECKPOINT_EVERY:
                 self._checkpoint()
 
-    def _fold(self, entry: Entry, event: Event) -> None:
+    def _fold(self, entry: Entry, events: Sequence[Event]) -> None:
         actor, stamp = self._actor, entry.stamp
         self.applied += 1
         stamping(actor, stamp)
+        is_in_conflict = actor.has_rule and self._is_in_conflict(stamp)
         try:
-            if actor.has_rule and self._is_in_conflict(stamp):
-                self._resolve(Conflict(event, stamp, lambda: self._without(stamp)))
-            else:
-                actor.handlers.events[event.__class__](actor, event)
+            for event in events:
+                if is_in_conflict:
+                    self._resolve(Conflict(event, stamp, lambda: self._without(stamp)))
+                else:
+                    actor.handlers.events[event.__class__](actor, event)
         finally:
             stamping(actor, None)
         self._counts[stamp.origin] = stamp.sequence
@@ -219,7 +220,7 @@ class History:
             first = entries[0].stamp.sequence if entries else 0
             start = max(stamp.clock[origin] + 1 - first, 0)
             found += (entry for entry in entries[start:] if entry.key < stamp.key)
-        return [Stamped(decoded(self._actor, entry), entry.stamp) for entry in sorted(found)]
+        return [Stamped(event, entry.stamp) for entry in sorted(found) for event in decoded(self._actor, entry)]
 
     # Checkpoints
 
@@ -292,8 +293,8 @@ class History:
         self._checkpoints = [_Checkpoint(0, state, counts), *later]
 
 
-def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Event:
-    """The event of an entry. Raises as replay does for one that is damaged, unknown or unreadable."""
+def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Sequence[Event]:
+    """The event of an entry, as it is today: several, if an upcaster has split it. Raises as replay does."""
     stream_id, version = actor.persistence_id, entry.version
     type_, schema_version, payload, checksum = entry[4:]
     check = crc32(payload, checksum_seed(type_, schema_version))
@@ -301,21 +302,7 @@ def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Event:
         raise damaged(
             "its type, schema version or payload do not match its checksum", stream_id=stream_id, version=version
         )
-    route = actor.handlers.stored.get(type_)
-    if route is None:
-        known = event_class(type_)
-        if known is None:
-            raise UnknownEventType(type_, stream_id=stream_id, version=version)
-        raise DefinitionError(
-            f"{type(actor).__qualname__} has no @event_handler for {known.__qualname__} (stored as {type_!r}, "
-            f"version {version})"
-        )
-    try:
-        if schema_version == route.schema_version:
-            return route.validate(payload, extra="allow")
-    except ValidationError:
-        pass
-    return decode_payload(route.cls, schema_version, payload, stream_id=stream_id, version=version)
+    return decoded_for(actor, type_, schema_version, payload, stream_id=stream_id, version=version)
 
 
 def fold_failed(actor: ReplicatedActor[Any], error: Exception) -> RecoveryError:

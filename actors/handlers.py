@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 from actors.command import Command, reply_type
 from eventstore.codec import checksum_seed
 from eventstore.errors import DefinitionError
+from eventstore.event_handlers import ROLE
 from eventstore.events import Event
 
 _H = TypeVar("_H", bound=Callable[..., Any])
-_ROLE = "__eventstore_role__"
-_COMMAND, _EVENT = "command_handler", "event_handler"
+_COMMAND = "command_handler"
 
 
 def command_handler(function: _H) -> _H:
@@ -26,17 +26,7 @@ def command_handler(function: _H) -> _H:
     A plain `def` is a pure decision: it may be run again after a version conflict, and takes the fast path. An
     `async def` may do I/O; it is never run twice by the runtime, and starts only when all earlier events are durable.
     """
-    setattr(function, _ROLE, _COMMAND)
-    return function
-
-
-def event_handler(function: _H) -> _H:
-    """Mark the method that changes the state for one type of event: that of its annotated argument.
-
-    It is run when the event is persisted and again at every recovery, so it uses the event and the state alone:
-    no I/O, no clock, no random numbers. It must not fail for an event that a command handler persists.
-    """
-    setattr(function, _ROLE, _EVENT)
+    setattr(function, ROLE, _COMMAND)
     return function
 
 
@@ -49,14 +39,14 @@ class CommandRoute(NamedTuple):
 
 
 class EventRoute:
-    """Where a type of event goes, and how it is read. `seed` is what its checksums go on from."""
+    """Where events of one stored name go, and how they are read. `seed` is what their checksums go on from."""
 
     __slots__ = ("_validate_many", "apply", "cls", "schema_version", "seed", "validate")
 
-    def __init__(self, cls: type[Event], apply: Callable[[Any, Any], None]) -> None:
+    def __init__(self, cls: type[Event], apply: Callable[[Any, Any], None], name: str) -> None:
         self.cls = cls
         self.schema_version = cls.__schema_version__
-        self.seed = checksum_seed(cls.__event_type__, cls.__schema_version__)
+        self.seed = checksum_seed(name, cls.__schema_version__)
         self.validate: Callable[..., Event] = cls.__pydantic_validator__.validate_json
         self.apply = apply
         self._validate_many: Callable[..., list[Event]] | None = None
@@ -72,7 +62,8 @@ class EventRoute:
 
 
 class Handlers(NamedTuple):
-    """One class's tables. `decisions` holds the sync command handlers alone; `stored` is keyed by stored event name."""
+    """One class's tables. `decisions` holds the sync command handlers alone; `stored` is keyed by stored event name,
+    former ones too."""
 
     commands: Mapping[type[Command[Any]], CommandRoute]
     decisions: Mapping[type[Command[Any]], Callable[[Any, Any], Any]]
@@ -105,7 +96,11 @@ def collect_handlers(cls: type) -> Handlers:
         commands,
         {command: route.handle for command, route in commands.items() if not route.is_async},
         events,
-        {event.__event_type__: EventRoute(event, apply) for event, apply in events.items()},
+        {
+            name: EventRoute(event, apply, name)
+            for event, apply in events.items()
+            for name in (event.__event_type__, *event.__aliases__)
+        },
     )
 
 
@@ -114,7 +109,7 @@ def _marked(cls: type) -> Iterator[tuple[str, Callable[..., Any], str]]:
     found: dict[str, tuple[Callable[..., Any], str]] = {}
     for klass in reversed(cls.__mro__):
         for name, value in vars(klass).items():
-            role = getattr(value, _ROLE, None)
+            role = getattr(value, ROLE, None)
             if role is not None:
                 found[name] = (value, role)
             elif name in found:

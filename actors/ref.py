@@ -93,7 +93,8 @@ class ActorRef(Generic[A]):
         be handled); `MailboxFull` or `ActorStopped` (not accepted); `OwnedElsewhere` or `FencedError` (another process
         owns the actor); `RecoveryError`; `ConcurrencyError`, `BackendUnavailable` (nothing stored) or `OutcomeUnknown`;
         with an id also `DuplicateCommandMismatch`, `CommandForgotten` or `CodecError` (nothing done). To be cancelled
-        ends the waiting, not the command. `metadata` is stored with the command's events.
+        ends the waiting, not the command. `metadata` is stored with the command's events, with what `with_metadata` has
+        set around.
         """
         cell = self._cell
         runtime = self._runtime

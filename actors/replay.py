@@ -13,17 +13,11 @@ from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
 from actors.state import collector_paused
+from actors.stored_events import apply_one, handler_raised
 from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
-from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged, decode_payload
-from eventstore.errors import (
-    ActorError,
-    DefinitionError,
-    EventStoreError,
-    JournalCorrupt,
-    RecoveryError,
-    UnknownEventType,
-)
-from eventstore.events import Event, event_class
+from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
+from eventstore.errors import ActorError, JournalCorrupt, RecoveryError
+from eventstore.events import Event
 from eventstore.store import EventStore
 
 # The first page is small, because the size of the events is not known yet; then so many as fit the target. A trip takes
@@ -175,7 +169,7 @@ def _apply_sound(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> 
         try:
             apply(actor, event)
         except Exception as error:
-            raise _handler_raised(error, stage, event) from error
+            raise handler_raised(error, stage, event) from error
     return True
 
 
@@ -197,35 +191,10 @@ def _apply_one_by_one(actor: PersistentActor[Any], stage: Stage, page: EventPage
                 stream_id=stage.stream_id,
                 version=version,
             )
-        route = actor.handlers.stored.get(type_)
-        if route is None:
-            raise _no_route(actor, type_, stage.stream_id, version)
-        event = decode_payload(route.cls, schema_version, payload, stream_id=stage.stream_id, version=version)
-        stage.version = version
-        try:
-            route.apply(actor, event)
-        except Exception as error:
-            raise _handler_raised(error, stage, event) from error
-
-
-def _handler_raised(error: Exception, stage: Stage, event: Event) -> RecoveryError:
-    return RecoveryError(
-        stage.stream_id,
-        f"its handler for {event.__event_type__!r} raised {type(error).__name__} at version {stage.version}: {error}",
-    )
+        apply_one(actor, stage, type_, schema_version, payload, version)
 
 
 def _next_limit(page: EventPage) -> int:
     """As many events as fit the target if they are like those of the last page."""
     size = sum(map(len, page.payloads))
     return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE
-
-
-def _no_route(actor: PersistentActor[Any], type_: str, stream_id: str, version: int) -> EventStoreError:
-    known = event_class(type_)
-    if known is None:
-        return UnknownEventType(type_, stream_id=stream_id, version=version)
-    return DefinitionError(
-        f"{type(actor).__qualname__} has no @event_handler for {known.__qualname__} "
-        f"(stored as {type_!r}, version {version})"
-    )

@@ -179,9 +179,9 @@ class Scenario(Generic[S]):
         return _Live(self._cls, self._stream_id, self._stored, snapshot=snapshot, version=version)
 
     def _decoded(self, stored: ReplayedEvent) -> Event:
-        version, type_, schema_version, payload, _ = stored
+        version, type_, _, payload, _ = stored
         cls = self._cls.handlers.stored[type_].cls
-        return decode_payload(cls, schema_version, payload, stream_id=self._stream_id, version=version)
+        return decode_payload(cls, payload, stream_id=self._stream_id, version=version)
 
 
 class _Live(Generic[S]):

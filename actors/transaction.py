@@ -16,6 +16,7 @@ from actors.command import Command
 from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
+from actors.message_metadata import merged, sent_with
 from actors.participant import Participant, finished
 from actors.ref import ActorRef
 from actors.repetition import Repetition
@@ -522,6 +523,7 @@ def _stream_id(ref: ActorRef[Any]) -> str:
 
 def _encoded(metadata: Metadata | None, command_id: str | None) -> bytes:
     """What the events of all actors are stored with: by the correlation id they are found together."""
+    metadata = merged(sent_with(), metadata)
     if metadata is None:
         if command_id is None:
             return b'{"correlation_id":"%b"}' % str(uuid7()).encode()

@@ -26,6 +26,7 @@ from eventstore.backend import (
     Owner,
     OwnerInfo,
     Statistics,
+    StoredCheckpoint,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -180,6 +181,15 @@ class MemoryBackend:
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return self._opened.truncate(stream_id, through, reason, epoch)
 
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return [found for _, found in sorted(self._opened.checkpoints.items(), key=_by_bytes)]
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return self._opened.save_checkpoint(checkpoint)
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return self._opened.delete_checkpoint((name, version), revision)
+
     async def statistics(self) -> Statistics:
         journal = self._opened
         entries = [entry for entry in journal.log if entry is not None]
@@ -194,6 +204,11 @@ class MemoryBackend:
         if not self._is_open:
             raise StoreClosed("the memory store is not open")
         return self._journal
+
+
+def _by_bytes(item: tuple[tuple[str, int], StoredCheckpoint]) -> tuple[bytes, int]:
+    (name, version), _ = item
+    return name.encode(), version
 
 
 def _passes(recorded: RecordedEvent, where: EventFilter) -> bool:

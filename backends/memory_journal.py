@@ -24,6 +24,7 @@ from eventstore.backend import (
     Holder,
     Load,
     Loaded,
+    StoredCheckpoint,
     StoredCommand,
     StoredSnapshot,
     refusal,
@@ -171,6 +172,7 @@ class Journal:
         # Which events were truncated, and why: (stream, through, reason).
         self.removals: list[tuple[str, int, str]] = []
         self.owners = Owners()
+        self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
         self.waiters: set[asyncio.Future[None]] = set()
         self._clock = _EPOCH_START
 
@@ -181,6 +183,20 @@ class Journal:
     def append(self, batch: Batch) -> AppendOutcome:
         # Ids come first: a batch that is stored is stored, whatever the versions and the owner are by now.
         return self._original(batch) or self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+
+    def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        key = (checkpoint.name, checkpoint.version)
+        if not self._has_checkpoint(key, checkpoint.revision):
+            return False
+        self.checkpoints[key] = checkpoint._replace(revision=checkpoint.revision + 1)
+        return True
+
+    def delete_checkpoint(self, key: tuple[str, int], revision: int) -> bool:
+        return self._has_checkpoint(key, revision) and self.checkpoints.pop(key, None) is not None
+
+    def _has_checkpoint(self, key: tuple[str, int], revision: int) -> bool:
+        found = self.checkpoints.get(key)
+        return (0 if found is None else found.revision) == revision
 
     def claim(self, claims: Sequence[Claim]) -> list[int | Holder]:
         for claim in claims:

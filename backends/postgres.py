@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.postgres_append import PostgresAppend
 from backends.postgres_changes import PostgresChanges
 from backends.postgres_commands import PostgresCommands
@@ -40,6 +41,7 @@ from eventstore.backend import (
     Owner,
     OwnerInfo,
     Statistics,
+    StoredCheckpoint,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -140,7 +142,19 @@ class PostgresBackend:
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         return await self._open.changes.delete_snapshots(stream_id, through=through)
 
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return await self._change_checkpoint(lambda transaction: transaction.save_checkpoint(checkpoint))
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await self._change_checkpoint(lambda transaction: transaction.delete_checkpoint(name, version, revision))
+
+    async def _change_checkpoint(self, change: Callable[[PostgresTransaction], Awaitable[bool]]) -> bool:
+        return await in_sql(await self.begin_sql(seconds=CHECKPOINT_SECONDS), change)
+
     # Reading
+
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return await self._open.reader.checkpoints()
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         return await self._open.commands.find(lookups)

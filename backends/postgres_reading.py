@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import orjson
 from pydantic import ValidationError
 
+from backends.checkpoints_sql import stored_checkpoint
 from backends.page_texts import SEPARATOR, names_of
 from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
+from backends.records import time_of, uuid_of
 from backends.times import nearest_time
 from eventstore.backend import (
     NO_EVENTS,
@@ -27,6 +27,7 @@ from eventstore.backend import (
     LogPage,
     Moved,
     Statistics,
+    StoredCheckpoint,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -36,7 +37,6 @@ from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
 
 _MAX_VERSION = 2**63 - 1
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 # How often it is looked whether the appends that a reader waits for have ended. They take about a millisecond, unless
 # their process or its connection has stopped in the middle.
@@ -157,6 +157,9 @@ class PostgresReader:
         rows = await self._rows(self._sql.snapshots, stream_id, _MAX_VERSION if through is None else through, limit)
         return [_snapshot(stream_id, *row) for row in rows]
 
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints)]
+
     async def statistics(self) -> Statistics:
         (row,) = await self._rows(self._sql.statistics)
         return Statistics(*row)
@@ -247,11 +250,11 @@ def _record(
             schema_version,
             stored,
             decode_metadata(metadata),
-            UUID(bytes=event_id),
+            (own := uuid_of(event_id)),
             # Only the first event of a batch has none: it names the batch.
-            UUID(bytes=batch_id or event_id),
+            own if batch_id is None else uuid_of(batch_id),
             epoch,
-            _datetime(recorded_at),
+            time_of(recorded_at),
             checksum,
             tenant,
             origin,
@@ -323,7 +326,3 @@ def _snapshot(
 ) -> StoredSnapshot:
     time = nearest_time(recorded_at)
     return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, time, epoch)
-
-
-def _datetime(microseconds: int) -> datetime:
-    return _EPOCH_START + timedelta(microseconds=microseconds)

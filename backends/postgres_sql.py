@@ -67,6 +67,10 @@ SELECT s.stream_id, m.version FROM (
     WHERE position > $1 AND position <= $2 GROUP BY stream
 ) m JOIN {schema}.journal_streams s ON s.id = m.stream
 """
+_CHECKPOINTS = """
+SELECT name, version, revision, position, events, checksum, state FROM {schema}.journal_checkpoints
+ORDER BY name, version
+"""
 # With the metadata that the reader still has to look at: each row without is a match.
 _LAST = """
 SELECT e.position, CASE WHEN $4::text[] IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL THEN e.metadata END
@@ -164,6 +168,7 @@ class PostgresSQL:
     def __init__(self, schema: str) -> None:
         # A schema's name is checked where the URL is read: it holds nothing that could end the quotes.
         self._names = {"schema": f'"{schema}"'}
+        self.schema = schema
         # Locks are the database's own, so the schema tells one journal's from another's.
         key = int.from_bytes(hashlib.sha256(f"eventstore journal {schema}".encode()).digest()[:8], "big", signed=True)
         self.channel = f"eventstore_{key & (2**64 - 1):016x}"
@@ -190,6 +195,7 @@ class PostgresSQL:
         self.still_appending = self.named(_STILL_APPENDING, is_append=is_append)
         self.log = self.named(_LOG, record=_RECORD, matches=_MATCHES)
         self.moved = self.named(_MOVED)
+        self.checkpoints = self.named(_CHECKPOINTS)
         self.last = self.named(_LAST, matches=_MATCHES)
         self.stream = self.named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self.named(_STREAM, record=_RECORD, order="DESC")

@@ -12,13 +12,14 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from backends.checkpoints_sql import delete_checkpoint, save_checkpoint
 from backends.deciding import Group, Head
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
 from backends.postgres_errors import is_lost, translated
 from backends.postgres_session import PLANNING, PostgresSession
 from backends.postgres_sql import PostgresSQL
-from eventstore.backend import Appended, AppendOutcome, Batch
+from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -119,6 +120,12 @@ class PostgresTransaction:
     async def commit(self, batch: Batch) -> AppendOutcome:
         self._check_place()
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return await save_checkpoint(self.connection, checkpoint, schema=self._sql.schema)
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await delete_checkpoint(self.connection, name, version, revision, schema=self._sql.schema)
 
     async def rollback(self) -> None:
         self._check_place()

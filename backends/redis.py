@@ -13,6 +13,7 @@ from redis import exceptions as driver
 
 from backends.redis_append_script import APPEND
 from backends.redis_changing_scripts import DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
+from backends.redis_checkpoints import CHANGE_CHECKPOINT, CHECKPOINTS, deleting, found_checkpoints, saving
 from backends.redis_command_scripts import FORGET_COMMANDS
 from backends.redis_connection import REVISION, Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_journal import RedisJournal
@@ -34,6 +35,7 @@ from eventstore.backend import (
     Durability,
     Holder,
     Owner,
+    StoredCheckpoint,
     StoredSnapshot,
 )
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
@@ -128,6 +130,15 @@ class RedisBackend(RedisReader):
         self.check_open()
         if epochs:
             await self._tasks.finish(self._write(RELEASE, release_arguments(owner, epochs)))
+
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return found_checkpoints(await self._run(CHECKPOINTS, []))
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINT, saving(checkpoint))))
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINT, deleting(name, version, revision))))
 
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason, epoch))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from backends.records import time_of, uuid_of
 from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from backends.times import nearest_time
@@ -125,9 +126,9 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             record
         )
         at = _HEADER.size
-        identity = batch = UUID(bytes=event_id)
+        identity = batch = uuid_of(event_id)
         if type_bytes & _HAS_BATCH:
-            batch = UUID(bytes=record[at : at + _ID_BYTES])
+            batch = uuid_of(record[at : at + _ID_BYTES])
             at += _ID_BYTES
         origin, sequence, clock, concurrent = None, None, None, False
         if type_bytes & _HAS_REPLICA:
@@ -153,7 +154,7 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             identity,
             batch,
             epoch,
-            _EPOCH_START + timedelta(microseconds=time),
+            time_of(time),
             checksum,
             "",
             origin,

@@ -17,6 +17,7 @@ Keys, for the journal `{p}` (`docs/redis.md` explains them):
     {p}:owners            hash     owner id -> lease
     {p}:holders           hash     stream id -> owner id, for streams that were claimed and not released
     {p}:held              zset     the ids of these streams, in byte order
+    {p}:checkpoints       hash     version, colon, name -> checkpoint, as `redis_checkpoints` packs it
     {p}:removals          list     what was truncated, when and why
     {p}:news              channel  the position of the newest event
 """

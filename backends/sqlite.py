@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar, cast
 
-from backends import sqlite_changing, sqlite_commands, sqlite_ownership
+from backends import checkpoints_sql, sqlite_changing, sqlite_commands, sqlite_ownership
+from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.damaged_outcomes import damaged_outcome
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
@@ -30,6 +31,7 @@ from eventstore.backend import (
     Holding,
     Owner,
     OwnerInfo,
+    StoredCheckpoint,
     StoredSnapshot,
 )
 from eventstore.errors import InvalidStoreUrl, JournalCorrupt
@@ -127,6 +129,18 @@ class SQLiteBackend(SQLiteReader):
     async def begin_sql(self, *, seconds: float) -> SQLiteTransaction:
         self.check_open()
         return await cast("SQLiteTransactions", self._transactions).begin(seconds)
+
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return [checkpoints_sql.stored_checkpoint(*row) for row in await self._rows(checkpoints_sql.SELECT)]
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return await self._change_checkpoint(lambda transaction: transaction.save_checkpoint(checkpoint))
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await self._change_checkpoint(lambda transaction: transaction.delete_checkpoint(name, version, revision))
+
+    async def _change_checkpoint(self, change: Callable[[SQLiteTransaction], Awaitable[bool]]) -> bool:
+        return await in_sql(await self.begin_sql(seconds=CHECKPOINT_SECONDS), change)
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(

@@ -7,10 +7,8 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID
 
 import aiosqlite
 import orjson
@@ -20,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from backends.records import time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
@@ -75,7 +74,6 @@ _RECORD = (
 )
 # A stream that was only claimed, or whose only snapshot was deleted, has a row and nothing to show.
 _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().where(_n.stream == _s.id))
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class SQLiteReader:
@@ -405,11 +403,11 @@ def _record(
             schema_version,
             stored,
             decode_metadata(metadata),
-            UUID(event_id),
+            (own := uuid_of(bytes.fromhex(event_id))),
             # Only the first event of a batch has none: it names the batch.
-            UUID(batch_id or event_id),
+            own if not batch_id else uuid_of(bytes.fromhex(batch_id)),
             epoch,
-            _datetime(recorded_at),
+            time_of(recorded_at),
             checksum,
             tenant,
             origin,
@@ -431,7 +429,3 @@ def _no_reader() -> BackendUnavailable:
     return BackendUnavailable(
         f"no reading connection was free for {_READER_WAIT_SECONDS:g} s: too many reads at once; try again"
     )
-
-
-def _datetime(microseconds: int) -> datetime:
-    return _EPOCH_START + timedelta(microseconds=microseconds)

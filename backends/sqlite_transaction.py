@@ -25,11 +25,12 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from backends.checkpoints_sql import delete_checkpoint, save_checkpoint
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import thread_missing, translated
 from backends.sqlite_user_connection import UserConnection, connect_user
 from backends.sqlite_writer import SQLiteWriter
-from eventstore.backend import Appended, AppendOutcome, Batch
+from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -174,6 +175,14 @@ class SQLiteTransaction:
     async def commit(self, batch: Batch) -> AppendOutcome:
         self._check_place()
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        with self._turn.begun.result().for_checkpoints():
+            return await save_checkpoint(self.connection, checkpoint)
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        with self._turn.begun.result().for_checkpoints():
+            return await delete_checkpoint(self.connection, name, version, revision)
 
     async def rollback(self) -> None:
         self._check_place()

@@ -46,12 +46,22 @@ class UserConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self._gate = threading.RLock()
         self._is_ours = True
+        self._is_for_checkpoints = False
         self._refusal: Callable[[], EventStoreError] | None = None
 
     def hand_over(self) -> None:
         """From now on the statements are the user's."""
         self.set_authorizer(self._authorize)
         self._is_ours = False
+
+    @contextmanager
+    def for_checkpoints(self) -> Generator[None]:
+        """Where the backend changes a checkpoint, between the user's own statements. None of these run meanwhile."""
+        self._is_for_checkpoints = True
+        try:
+            yield
+        finally:
+            self._is_for_checkpoints = False
 
     @contextmanager
     def taken_back(self, refusal: Callable[[], EventStoreError], *, patience: float) -> Generator[bool]:
@@ -127,7 +137,7 @@ class UserConnection(sqlite3.Connection):
     def _authorize(
         self, action: int, first: str | None, second: str | None, database: str | None, _: str | None
     ) -> int:
-        if self._is_ours or action in _READING:
+        if self._is_ours or action in _READING or (self._is_for_checkpoints and first == "journal_checkpoints"):
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_PRAGMA:
             is_allowed = second is None or (first or "").lower() in _ASKING_PRAGMAS

@@ -159,6 +159,21 @@ journal_owners = Table(
     Column("started_at", _Big, nullable=False),
 )
 
+# How far each projection has come through the log. A rebuild is a version of its own, beside the one that is read.
+journal_checkpoints = Table(
+    "journal_checkpoints",
+    metadata,
+    Column("name", _Id, primary_key=True),
+    Column("version", _Big, primary_key=True, autoincrement=False),
+    # Counts the changes of the row: who changes it says which one it has seen.
+    Column("revision", _Big, nullable=False),
+    Column("position", _Big, nullable=False),
+    # What was applied: how many events, and their ids, each bit added up without carrying.
+    Column("events", _Big, nullable=False),
+    Column("checksum", LargeBinary(16), nullable=False),
+    Column("state", Text, nullable=False),
+)
+
 # On Postgres many connections append at once, and a stream's row is what they lock: it carries the version that their
 # appends compare. On SQLite one transaction writes at a time, and the newest event tells the version: a second row
 # to write for each append would tell nothing more.

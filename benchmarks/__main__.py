@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import asks, commits, growth, memory, order, replay, report, transfers, trust
+from benchmarks import asks, commits, growth, memory, order, projections, replay, report, transfers, trust
 from benchmarks.harness import Plan, Ratio, progress
 
 # By their numbers in the table of goals, with the database where there are several; rows 14 and 16 are to come.
@@ -41,6 +41,10 @@ ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
     "19-sqlite": transfers.on_sqlite,
     "19-postgres": transfers.on_postgres,
     "19-redis": transfers.on_redis,
+    "20-sqlite": projections.delivery_on_sqlite,
+    "20-postgres": projections.delivery_on_postgres,
+    "21-sqlite": projections.read_model_on_sqlite,
+    "21-postgres": projections.read_model_on_postgres,
 }
 
 

@@ -22,6 +22,7 @@ from eventstore.errors import (
     EventDecodeError,
     EventEncodeError,
     EventStoreError,
+    EventTooNew,
     FencedError,
     InvalidCommandId,
     InvalidReplica,
@@ -35,6 +36,9 @@ from eventstore.errors import (
     OutcomeUnknown,
     OwnedElsewhere,
     PayloadTooLarge,
+    ProjectionBehind,
+    ProjectionError,
+    ProjectionStopped,
     RecoveryError,
     ReplicaRefused,
     ReplicationError,
@@ -51,9 +55,17 @@ from eventstore.errors import (
     TransactionRefused,
     TruncationRefused,
     UnknownEventType,
+    UpcasterError,
+    UpcasterMissing,
 )
+from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
+from eventstore.projection_control import caught_up
+from eventstore.projection_runner import ProjectionRunner
+from eventstore.projections import Projection
+from eventstore.rebuild import rebuild
 from eventstore.store import Append, EventStore
+from eventstore.upcasters import stored_names, upcaster
 
 __all__ = [
     "ActorError",
@@ -82,6 +94,7 @@ __all__ = [
     "EventFilter",
     "EventStore",
     "EventStoreError",
+    "EventTooNew",
     "Expected",
     "FencedError",
     "InvalidCommandId",
@@ -98,6 +111,11 @@ __all__ = [
     "OutcomeUnknown",
     "OwnedElsewhere",
     "PayloadTooLarge",
+    "Projection",
+    "ProjectionBehind",
+    "ProjectionError",
+    "ProjectionRunner",
+    "ProjectionStopped",
     "RecordedEvent",
     "RecoveryError",
     "ReplicaRefused",
@@ -117,4 +135,11 @@ __all__ = [
     "TransactionRefused",
     "TruncationRefused",
     "UnknownEventType",
+    "UpcasterError",
+    "UpcasterMissing",
+    "caught_up",
+    "event_handler",
+    "rebuild",
+    "stored_names",
+    "upcaster",
 ]

@@ -379,6 +379,22 @@ class StreamInfo(NamedTuple):
     truncated: int
 
 
+class StoredCheckpoint(NamedTuple):
+    """How far a projection has come through the log, in one version of its read model.
+
+    `events` counts what it has applied, and `checksum` (16 bytes) is the exclusive or of their ids. `state` is JSON in
+    UTF-8. `revision` counts the changes, from 1.
+    """
+
+    name: str
+    version: int
+    revision: int
+    position: int
+    events: int
+    checksum: bytes
+    state: bytes
+
+
 class Durability(Enum):
     """What an acknowledged append survives."""
 
@@ -585,6 +601,22 @@ class Backend(Protocol):
         commands up to that version are forgotten with them. With an `epoch` it raises `FencedError` once a newer one
         has been claimed.
         """
+        ...
+
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        """Every checkpoint, by the bytes of its name and by its version."""
+        ...
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        """Store a checkpoint in place of the one that has its revision, which is raised by one; with revision 0, if
+        there is none. False, and nothing was done, if that is not so. Of several who replace one revision one succeeds.
+
+        With `capabilities.user_sql`, a transaction can do the same (`SqlTransaction.save_checkpoint`).
+        """
+        ...
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        """Remove a checkpoint if it has this revision. Returns whether it had."""
         ...
 
     async def statistics(self) -> Statistics: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
@@ -12,8 +12,9 @@ from pydantic_core import PydanticSerializationError
 from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent
-from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge, UnknownEventType
+from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class
+from eventstore.upcasters import UPCASTERS
 
 DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
 
@@ -150,13 +151,26 @@ def decode_metadata(encoded: str | bytes | None) -> Metadata | None:
 def decode_event(recorded: RecordedEvent) -> Event:
     """The event of a record, as its class has it now.
 
-    Raises `UnknownEventType` or `EventDecodeError`, which name stream and version.
+    Raises what `decode_parts` raises, and `EventDecodeError` for one that has become several.
     """
-    cls = event_class(recorded.type)
-    if cls is None:
-        raise UnknownEventType(recorded.type, stream_id=recorded.stream_id, version=recorded.version)
-    return decode_payload(
-        cls,
+    parts = decode_parts(recorded)
+    if len(parts) > 1:
+        raise EventDecodeError(
+            recorded.type,
+            f"it has become {len(parts)} events since it was stored: read them with decode_parts",
+            stream_id=recorded.stream_id,
+            version=recorded.version,
+        )
+    return parts[0]
+
+
+def decode_parts(recorded: RecordedEvent) -> Sequence[Event]:
+    """The event of a record, as it is today: several, in order, if an upcaster has split it. They share its place.
+
+    Raises `UnknownEventType`, `EventTooNew`, `UpcasterMissing` or `EventDecodeError`, which name stream and version.
+    """
+    return decode_stored(
+        recorded.type,
         recorded.schema_version,
         recorded.payload,
         stream_id=recorded.stream_id,
@@ -164,29 +178,31 @@ def decode_event(recorded: RecordedEvent) -> Event:
     )
 
 
-def decode_payload(
-    cls: type[Event], schema_version: int, payload: str | bytes, *, stream_id: str, version: int
-) -> Event:
-    """One stored payload as an event of a class; fields that the class does not know are kept."""
-    type_ = cls.__event_type__
-    if schema_version != cls.__schema_version__:
-        known = cls.__schema_version__
-        remedy = (
-            "it was written by newer code: run that version"
-            if schema_version > known
-            else "it is older than the class: keep the class at that version until an upcaster exists"
-        )
-        raise EventDecodeError(
-            type_,
-            f"it has schema version {schema_version}, the class has {known}; {remedy}",
-            stream_id=stream_id,
-            version=version,
-        )
+def decode_stored(
+    name: str,
+    schema_version: int,
+    payload: str | bytes,
+    *,
+    class_of: Callable[[str], type[Event] | None] = event_class,
+    stream_id: str,
+    version: int,
+) -> Sequence[Event]:
+    """What is stored of one event as events of the classes that have its name, or that it has become. Raises as
+    `decode_parts` does. `class_of` gives the class of a stored name."""
+    cls = class_of(name)
+    if cls is not None and cls.__schema_version__ == schema_version:
+        return (decode_payload(cls, payload, stream_id=stream_id, version=version),)
+    parts = UPCASTERS.upcast(name, schema_version, payload, class_of=class_of, stream_id=stream_id, version=version)
+    return [decode_payload(part, data, stream_id=stream_id, version=version) for part, data in parts]
+
+
+def decode_payload(cls: type[Event], payload: str | bytes, *, stream_id: str, version: int) -> Event:
+    """A payload of a class's current version; fields that the class does not know are kept."""
     try:
         event: Event = cls.__pydantic_validator__.validate_json(payload, extra="allow")
         return event
     except ValidationError as error:
-        raise EventDecodeError(type_, _reasons(error), stream_id=stream_id, version=version) from error
+        raise EventDecodeError(cls.__event_type__, _reasons(error), stream_id=stream_id, version=version) from error
 
 
 def _reasons(error: ValidationError) -> str:

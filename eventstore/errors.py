@@ -315,6 +315,39 @@ class EventDecodeError(CodecError):
         self.version = version
 
 
+class EventTooNew(EventDecodeError):
+    """The event has a schema version that only newer code knows. Nothing was skipped: run that code.
+
+    During a deployment, bring the readers up to date before the writers.
+    """
+
+    def __init__(self, type: str, found: int, known: int, *, stream_id: str = "", version: int = 0) -> None:
+        super().__init__(
+            type,
+            f"it has schema version {found} and the class has {known}: it was written by newer code; run that "
+            "version, and bring readers up to date before writers",
+            stream_id=stream_id,
+            version=version,
+        )
+        self.found = found
+        self.known = known
+
+
+class UpcasterMissing(EventDecodeError):
+    """The event has a schema version that no upcaster leads on from. Nothing was skipped: write that upcaster."""
+
+    def __init__(self, type: str, found: int, known: int, *, stream_id: str = "", version: int = 0) -> None:
+        super().__init__(
+            type,
+            f"it has schema version {found}, the class has {known}, and no upcaster leads on from there: "
+            f'add one with @upcaster("{type}", from_version={found})',
+            stream_id=stream_id,
+            version=version,
+        )
+        self.found = found
+        self.known = known
+
+
 class SnapshotUnusable(CodecError):
     """A snapshot is damaged, or was taken of another state schema. Recovery goes to an older one by itself.
 
@@ -352,6 +385,39 @@ class PayloadTooLarge(CodecError):
 
 class DefinitionError(EventStoreError, TypeError):
     """A class is declared wrongly: found when it is defined, before anything runs. The message names the place."""
+
+
+class UpcasterError(DefinitionError):
+    """Upcasters contradict each other, or lead nowhere. Found when a store is opened, before anything is read."""
+
+
+class ProjectionError(EventStoreError):
+    """What concerns one projection, not the store."""
+
+
+class ProjectionStopped(ProjectionError):
+    """The projection is paused, by `eventstore projections pause` or by an event that it could not apply.
+
+    Mend what `reason` names, then resume it.
+    """
+
+    def __init__(self, projection: str, reason: str) -> None:
+        super().__init__(f"projection {projection!r} is stopped: {reason}")
+        self.projection = projection
+        self.reason = reason
+
+
+class ProjectionBehind(ProjectionError):
+    """A projection has not come to where it was waited for, or where it must have come before events are removed.
+
+    Nothing was done. `position` is where it is, `wanted` where it must come to.
+    """
+
+    def __init__(self, projection: str, position: int, wanted: int, what: str) -> None:
+        super().__init__(f"projection {projection!r} is at position {position}, not yet at {wanted}: {what}")
+        self.projection = projection
+        self.position = position
+        self.wanted = wanted
 
 
 class ActorError(EventStoreError):

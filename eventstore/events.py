@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
@@ -24,6 +24,8 @@ class Event(BaseModel):
     `class Deposited(Event, name="account.deposited", version=2)` sets both; without them the name is the
     class's own and the version is 1. The name is what the journal keeps, never the Python path, so a class
     may move between modules. Two classes with one name are an error when the second is defined.
+    A class that was renamed reads what is stored under its former names with `aliases=("Deposited",)`; its versions
+    go on. What an older version has stored is read through `@upcaster`s.
 
     A field that the class does not know is an error in Python, where it is a typing slip, and is kept when it
     comes out of the journal, where newer code wrote it. Not-a-number, infinities and bytes survive the journal.
@@ -35,23 +37,37 @@ class Event(BaseModel):
 
     __event_type__: ClassVar[str] = "Event"
     __schema_version__: ClassVar[int] = 1
+    __aliases__: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, *, name: str | None = None, version: int = 1, **config: Any) -> None:
+    def __init_subclass__(
+        cls, *, name: str | None = None, version: int = 1, aliases: Sequence[str] = (), **config: Any
+    ) -> None:
         super().__init_subclass__(**config)
 
     @classmethod
-    def __pydantic_init_subclass__(cls, *, name: str | None = None, version: int = 1, **config: Any) -> None:
+    def __pydantic_init_subclass__(
+        cls, *, name: str | None = None, version: int = 1, aliases: Sequence[str] = (), **config: Any
+    ) -> None:
         super().__pydantic_init_subclass__(**config)
-        cls.__event_type__ = _checked_type(cls, cls.__name__ if name is None else name)
+        if isinstance(aliases, str):
+            raise DefinitionError(f'{cls.__qualname__}: aliases are several names, such as aliases=("{aliases}",)')
+        names = [_checked_type(cls, known) for known in (cls.__name__ if name is None else name, *aliases)]
         if version < 1:
             raise DefinitionError(f"{cls.__qualname__}: an event's schema version starts at 1, not {version}")
+        cls.__event_type__, *others = names
+        cls.__aliases__ = tuple(others)
         cls.__schema_version__ = version
-        _event_classes[cls.__event_type__] = cls
+        _event_classes.update(dict.fromkeys(names, cls))
 
 
 def event_class(type_name: str) -> type[Event] | None:
-    """The class that was defined for a stored name, if its module has been imported."""
+    """The class that was defined for a stored name, a former one too, if its module has been imported."""
     return _event_classes.get(type_name)
+
+
+def event_classes() -> frozenset[type[Event]]:
+    """Every event class that was defined, the newest of each name."""
+    return frozenset(_event_classes.values())
 
 
 def _checked_type(cls: type[Event], name: str) -> str:

@@ -25,6 +25,7 @@ from eventstore.backend import (
     Owner,
     OwnerInfo,
     Statistics,
+    StoredCheckpoint,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -130,6 +131,15 @@ class GuardedBackend:
 
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._call(self._backend.truncate, stream_id, through, reason=reason, epoch=epoch)
+
+    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
+        return await self._call(self._backend.checkpoints)
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return await self._call(self._backend.save_checkpoint, checkpoint)
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await self._call(self._backend.delete_checkpoint, name, version, revision)
 
     async def statistics(self) -> Statistics:
         return await self._call(self._backend.statistics)

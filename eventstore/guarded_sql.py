@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from eventstore.backend import AppendOutcome, Batch
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import EventStoreError, OutcomeUnknown
 from eventstore.finishing import finish_then_cancel
@@ -45,6 +45,12 @@ class GuardedSqlTransaction:
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return await finish_then_cancel(task)
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        return await self._transaction.save_checkpoint(checkpoint)
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        return await self._transaction.delete_checkpoint(name, version, revision)
 
     async def rollback(self) -> None:
         await self._transaction.rollback()

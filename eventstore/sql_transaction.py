@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from eventstore.backend import AppendOutcome, Batch
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -43,6 +43,15 @@ class SqlTransaction(Protocol):
         commit the same batch again: it stores nothing, but finds out. It raises `OutcomeUnknown` as long as it cannot,
         and `BackendUnavailable` once it is certain that nothing was stored and nothing will be. The store does that.
         """
+        ...
+
+    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
+        """As `Backend.save_checkpoint`, and it is committed or rolled back with everything else. Who wants to save over
+        the same one meanwhile waits for the end of this transaction. Raises what a statement raises."""
+        ...
+
+    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
+        """As `Backend.delete_checkpoint`, in this transaction."""
         ...
 
     async def rollback(self) -> None:

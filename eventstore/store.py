@@ -37,19 +37,21 @@ from eventstore.backend import (
     StreamInfo,
     StreamWrite,
 )
+from eventstore.checkpoint import Checkpoint
 from eventstore.circuit_breaker import CircuitBreaker
-from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, encode_batch
+from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.errors import (
     BackendUnavailable,
     EventStoreError,
     InvalidStoreUrl,
     JournalCorrupt,
+    ProjectionBehind,
     SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
     TruncationRefused,
 )
-from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
+from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id, stream_kind
 from eventstore.finishing import finish_then_cancel
 from eventstore.group_call import GroupCall
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
@@ -58,6 +60,7 @@ from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
 from eventstore.sql_transaction import SqlTransaction
+from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -145,10 +148,11 @@ class EventStore:
         """Connect. A new, empty embedded database gets its journal, unless the store was opened with `create=False`;
         no other schema is ever changed here.
 
-        Raises `SchemaError`, `DurabilityError` or `BackendUnavailable`.
+        Raises `SchemaError`, `DurabilityError` or `BackendUnavailable`; `UpcasterError` if upcasters lead nowhere.
         """
         if self._commits is not None:
             raise StoreClosed("this store is already open: enter it once")
+        UPCASTERS.check()
         try:
             await self._backend.open()
         except SchemaMissing as error:
@@ -307,13 +311,32 @@ class EventStore:
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
         With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `TruncationRefused` for the
-        stream of a replicated actor.
+        stream of a replicated actor, and `ProjectionBehind` while a projection of that kind of streams has not passed
+        the events: nothing was removed then.
         """
         checked_stream_id(stream_id)
         newest = await self._open.read_stream(stream_id, after=0, through=None, limit=1, backwards=True)
         if any(event.origin is not None for event in newest.events):
             raise TruncationRefused(stream_id)
-        return await self._open.truncate(checked_stream_id(stream_id), through, reason=reason, epoch=epoch)
+        await self._check_projections(stream_id, through)
+        return await self._open.truncate(stream_id, through, reason=reason, epoch=epoch)
+
+    async def _check_projections(self, stream_id: str, through: int) -> None:
+        kind = stream_kind(stream_id)
+        needy = [one for one in await self.checkpoints() if not one.kinds or kind in one.kinds]
+        if not needy:
+            return
+        page = await self._open.read_stream(stream_id, after=0, through=through, limit=1, backwards=True)
+        for last in page.events:
+            for checkpoint in needy:
+                if checkpoint.position < last.position:
+                    raise ProjectionBehind(
+                        checkpoint.name,
+                        checkpoint.position,
+                        last.position,
+                        f"{stream_id!r} cannot be truncated, nothing was removed; let the projection catch up first, "
+                        "or forget it",
+                    )
 
     # Commands that are remembered
 
@@ -484,8 +507,19 @@ class EventStore:
         return await self._open.start_of_last(count, where)
 
     def decode(self, recorded: RecordedEvent) -> Event:
-        """The event of a record, as its class has it now. Raises `UnknownEventType` or `EventDecodeError`."""
+        """The event of a record, as its class has it now: older versions are read through their upcasters.
+
+        Raises `UnknownEventType` or `EventDecodeError`, the latter too for one that an upcaster has split
+        (`decode_parts`).
+        """
         return decode_event(recorded)
+
+    def decode_parts(self, recorded: RecordedEvent) -> Sequence[Event]:
+        """The event of a record as it is today: several, in order, if an upcaster has split it.
+
+        Raises `UnknownEventType` or `EventDecodeError`.
+        """
+        return decode_parts(recorded)
 
     async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncGenerator[StreamInfo, None]:
         """Every stream once, in the order of the ids' bytes; of one kind if given."""
@@ -502,6 +536,21 @@ class EventStore:
         """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
         checked_stream_id(load.stream_id)
         return await self._open_calls.loads.ask(load)
+
+    # Projections
+
+    async def checkpoints(self) -> Sequence[Checkpoint]:
+        """How far every projection has come, in each version of its read model."""
+        return [Checkpoint.of(stored) for stored in await self._open.checkpoints()]
+
+    async def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """Save a checkpoint in place of the one it was made of. False if that has been changed since: nothing was done
+        then."""
+        return await self._open.save_checkpoint(checkpoint.stored())
+
+    async def delete_checkpoint(self, checkpoint: Checkpoint) -> bool:
+        """Forget a version of a read model. False if it has been changed since it was read."""
+        return await self._open.delete_checkpoint(checkpoint.name, checkpoint.version, checkpoint.revision)
 
     async def statistics(self) -> Statistics:
         """Counts of what the journal holds."""

@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["idempotency", "ownership", "supervision", "transactions"]
 
+# Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
+STORIES = ["projections", "schema-evolution"]
+
 # A part of a program is run with what the page's first program defines, and a system that is open.
 FRAME = """
 {definitions}
@@ -71,6 +74,48 @@ def test_a_snippet_prints_what_the_page_says(snippet: Snippet, tmp_path: Path) -
 @pytest.mark.parametrize("page", PAGES)
 def test_no_snippet_of_a_page_is_left_out(page: str) -> None:
     assert len(snippets(page)) == (DOCS / f"{page}.md").read_text("utf-8").count("```python") > 0
+
+
+@pytest.mark.parametrize("page", STORIES)
+def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path) -> None:
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    commands = 0
+    for language, block in re.findall(r"```(python|console)\n(.*?)```\n", text, re.DOTALL):
+        if language == "python":
+            name = block.partition("\n")[0].removeprefix("# ")
+            assert name.endswith(".py"), block
+            (tmp_path / name).write_text(block, "utf-8")
+            continue
+        for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            commands += 1
+            assert cells_of(printed_by(command, tmp_path)) == cells_of(output), command
+    assert commands == text.count("\n$ ") > 0
+
+
+def printed_by(command: str, folder: Path) -> str:
+    """What a command of a page prints. Its exit code may be 1: some have something to say."""
+    program, *arguments = command.split()
+    start = {"python": ["-B"], "eventstore": ["-B", "-m", "eventstore.cli"]}[program]
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode <= 1, done.stderr
+    assert re.sub(r"^note: .*\n", "", done.stderr) == ""
+    return done.stdout
+
+
+def cells_of(output: str) -> list[list[str]]:
+    """Lines as columns, however wide these are. Moments are not compared."""
+    return [
+        re.split(r"\t| {2,}", re.sub(r"((?:recorded|changed|runner)  ).*", r"\1…", line))
+        for line in output.splitlines()
+    ]
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in DOCS.glob("*.md")))

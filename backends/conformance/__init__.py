@@ -18,6 +18,7 @@ import pytest
 _PARTS = (
     "appending",
     "batches",
+    "checkpoints",
     "commands",
     "concurrency",
     "epochs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backends.conformance.appending import Appending
 from backends.conformance.batches import Batches
+from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
 from backends.conformance.concurrency import Concurrency
 from backends.conformance.epochs import Epochs
@@ -25,6 +26,7 @@ from backends.conformance.truncation import Truncation
 class BackendContract(
     Appending,
     Batches,
+    Checkpoints,
     Commands,
     Concurrency,
     Epochs,

@@ -14,8 +14,17 @@ from sqlalchemy.schema import CreateTable
 
 from backends.conformance.commands import found
 from backends.conformance.events import collect, happened, numbers, outcome, write
-from backends.conformance.fixtures import StoreFixtures
-from eventstore.backend import Appended, AppendOutcome, Backend, Batch, CommandLookup, Expected, StreamWrite
+from backends.conformance.fixtures import StoreFixtures, backend_of
+from eventstore.backend import (
+    Appended,
+    AppendOutcome,
+    Backend,
+    Batch,
+    CommandLookup,
+    Expected,
+    StoredCheckpoint,
+    StreamWrite,
+)
 from eventstore.codec import new_event_id
 from eventstore.errors import (
     CapabilityError,
@@ -38,6 +47,8 @@ TRANSFERS = Table(
 # Long enough for whatever a test does, and short enough that others wait.
 SECONDS = 3.0
 PATIENCE = 20.0
+
+CHECKPOINT = StoredCheckpoint("reader", 1, 0, 7, 3, bytes(range(16)), b"{}")
 
 
 class SQLCapability(StoreFixtures):
@@ -372,6 +383,35 @@ class SQLTransactions(StoreFixtures):
         assert [type(each) for each in outcomes] == [Appended] * 20
         assert await transferred(store) == list(range(20))
         assert await store.version("a") == 20
+
+    async def test_a_checkpoint_is_stored_with_the_users_statements_or_not_at_all(self, store: EventStore) -> None:
+        begun = await store.begin_sql(seconds=SECONDS)
+        await begun.connection.execute(insert(TRANSFERS).values(id=1, amount=1))
+        assert await begun.save_checkpoint(CHECKPOINT)
+        assert not await begun.save_checkpoint(CHECKPOINT)
+        await begun.rollback()
+        assert (await backend_of(store).checkpoints(), await transferred(store)) == ([], [])
+
+        begun = await store.begin_sql(seconds=SECONDS)
+        await begun.connection.execute(insert(TRANSFERS).values(id=1, amount=1))
+        assert await begun.save_checkpoint(CHECKPOINT)
+        assert isinstance(await begun.commit(()), Appended)
+        assert list(await backend_of(store).checkpoints()) == [CHECKPOINT._replace(revision=1)]
+        assert await transferred(store) == [1]
+
+    async def test_who_saves_over_one_that_is_being_saved_waits_and_fails(
+        self, store: EventStore, other: EventStore
+    ) -> None:
+        await backend_of(store).save_checkpoint(CHECKPOINT)
+        seen = CHECKPOINT._replace(revision=1)
+        begun = await store.begin_sql(seconds=SECONDS)
+        assert await begun.save_checkpoint(seen._replace(position=1))
+        late = asyncio.create_task(backend_of(other).save_checkpoint(seen._replace(position=2)))
+        await asyncio.sleep(0.1)
+        assert not late.done()
+        await begun.commit(())
+        assert not await late
+        assert list(await backend_of(store).checkpoints()) == [seen._replace(revision=2, position=1)]
 
 
 @asynccontextmanager

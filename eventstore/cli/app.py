@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from eventstore.cli.conflicts import conflicts
+from eventstore.cli.dead_letters import dead_letters
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
@@ -20,8 +21,10 @@ from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
+from eventstore.cli.projections import projections
 from eventstore.cli.replay import replay
 from eventstore.cli.replication import replication
+from eventstore.cli.schema import schema
 from eventstore.cli.show import show
 from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
@@ -71,6 +74,9 @@ for _command, _summary in (
     app.command(short_help=_summary)(_command)
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
+app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")
+app.add_typer(dead_letters, name="dead-letters", short_help="Events that projections could not apply.")
+app.add_typer(schema, name="schema", short_help="Check that what is stored can be read.")
 
 
 @app.callback(invoke_without_command=True)

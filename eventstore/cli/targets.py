@@ -5,33 +5,44 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any, cast
 
 from actors.actor import PersistentActor, stream_id_of
 from eventstore.cli.exits import WrongUsage
+from eventstore.projections import Projection
 from eventstore.store import EventStore
 
 
 def actor_class(target: str) -> type[PersistentActor[Any]]:
     """The class that `module:Class` names. Raises `WrongUsage`, which says what is wrong with it."""
+    actor: type[PersistentActor[Any]] = _resolved(target, _is_actor, "a persistent actor", "bank:Account")
+    return actor
+
+
+def projection_class(target: str) -> type[Projection]:
+    """The projection that `module:Class` names. Raises `WrongUsage`."""
+    projection: type[Projection] = _resolved(target, _is_projection, "a projection", "bank:Balances")
+    return projection
+
+
+def _resolved(target: str, is_wanted: Callable[[Any], bool], what: str, example: str) -> Any:
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
-        raise WrongUsage(f"{target!r} names no class: write MODULE:CLASS, such as bank:Account")
+        raise WrongUsage(f"{target!r} names no class: write MODULE:CLASS, such as {example}")
     if "/" in module_name or module_name.endswith(".py"):
         raise WrongUsage(f"{module_name!r} is a file: name the module, such as {_module_for(module_name)}:{path}")
-    module = _imported(module_name)
+    module = imported_module(module_name)
     found: Any = module
     for name in path.split("."):
         if not hasattr(found, name):
-            raise WrongUsage(f"module {module_name!r} has no {path!r}{_known(module)}")
+            raise WrongUsage(f"module {module_name!r} has no {path!r}{_known(module, is_wanted, what)}")
         found = getattr(found, name)
-    if not _is_actor(found):
-        raise WrongUsage(f"{target} is {_described(found)}, not a persistent actor's class{_known(module)}")
-    actor: type[PersistentActor[Any]] = found
-    return actor
+    if not is_wanted(found):
+        raise WrongUsage(f"{target} is {_described(found)}, not {what}'s class{_known(module, is_wanted, what)}")
+    return found
 
 
 async def actor_keys(store: EventStore, cls: type[PersistentActor[Any]], keys: Sequence[str]) -> AsyncIterator[str]:
@@ -48,7 +59,8 @@ async def actor_keys(store: EventStore, cls: type[PersistentActor[Any]], keys: S
             yield key
 
 
-def _imported(name: str) -> ModuleType:
+def imported_module(name: str) -> ModuleType:
+    """A module of the current directory, or an installed one. Raises `WrongUsage`, which says what is wrong with it."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -73,9 +85,14 @@ def _is_actor(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, PersistentActor) and "kind" in dir(cast("type", found))
 
 
-def _known(module: ModuleType) -> str:
-    names = sorted(name for name, value in vars(module).items() if _is_actor(value))
-    return f"; its persistent actors: {', '.join(names)}" if names else "; it has no persistent actors"
+def _is_projection(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Projection) and found is not Projection
+
+
+def _known(module: ModuleType, is_wanted: Callable[[Any], bool], what: str) -> str:
+    whats = f"{what.partition(' ')[2]}s"
+    names = sorted(name for name, value in vars(module).items() if is_wanted(value))
+    return f"; its {whats}: {', '.join(names)}" if names else f"; it has no {whats}"
 
 
 def _described(found: object) -> str:

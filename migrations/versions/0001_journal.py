@@ -148,6 +148,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_journal_owners"),
     )
 
+    op.create_table(
+        "journal_checkpoints",
+        sa.Column("name", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("version", BIG, autoincrement=False, nullable=False),
+        sa.Column("revision", BIG, nullable=False),
+        sa.Column("position", BIG, nullable=False),
+        sa.Column("events", BIG, nullable=False),
+        sa.Column("checksum", sa.LargeBinary(16), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "version", name="pk_journal_checkpoints"),
+    )
+
     # The database itself refuses to change or lose an event; and the views, which SQL of users may rest on.
     for statement in STATEMENTS[dialect]:
         op.execute(statement.strip())

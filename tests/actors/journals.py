@@ -13,7 +13,10 @@ import asyncpg
 from eventstore import schema
 from eventstore.url import parse_store_url
 
-_TABLES = "journal_streams, journal_events, journal_snapshots, journal_removals, journal_commands, journal_owners"
+_TABLES = (
+    "journal_streams, journal_events, journal_snapshots, journal_removals, journal_commands, journal_owners, "
+    "journal_checkpoints"
+)
 # Only the tables' owner can do this: to everyone else the journal's events are there for ever.
 _EMPTY = f"""
 ALTER TABLE journal_events DISABLE TRIGGER USER;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from eventstore import (
     EventStore,
     JournalCorrupt,
     UnknownEventType,
+    upcaster,
 )
 from eventstore.backend import EventPage, Expected, Load, StreamWrite
 from eventstore.codec import checksum_of, encoded_event, new_event_id
@@ -382,7 +384,7 @@ async def test_an_event_that_cannot_be_decoded_stops_the_recovery_with_stream_ve
 
 async def test_an_event_of_a_newer_schema_stops_the_recovery_and_says_so(system: ActorSystem, fragile: type[Fragile]):
     await write_raw(system.store, "tests.written", b'{"text":"1"}', schema_version=2)
-    with pytest.raises(RecoveryError, match="schema version 2, the class has 1; it was written by newer code"):
+    with pytest.raises(RecoveryError, match="schema version 2 and the class has 1: it was written by newer code"):
         await system.ref(fragile, "a").ask(Read())
 
 
@@ -515,9 +517,53 @@ async def test_an_event_of_an_older_schema_stops_the_recovery_and_says_so(system
         def later(self, event: Later) -> None: ...
 
     await write_raw(system.store, "tests.later", b'{"text":"1"}', schema_version=1)
-    with pytest.raises(RecoveryError, match="schema version 1, the class has 2; it is older than the class"):
+    with pytest.raises(RecoveryError, match="schema version 1, the class has 2, and no upcaster leads on from there"):
         await system.ref(Reader, "a").ask(Wait())
 
 
 def is_snapshot(found: object) -> bool:
     return isinstance(found, Snapshot)
+
+
+class Renamed(Event, name="tests.renamed", aliases=("tests.former",), version=2):
+    text: str
+
+
+async def test_an_event_under_a_former_name_is_replayed_by_the_class_that_has_it_as_an_alias(system: ActorSystem):
+    class Reader(PersistentActor[Page], kind="Notebook"):
+        @command_handler
+        def read(self, command: Read) -> list[str]:
+            return list(self.state.lines)
+
+        @event_handler
+        def renamed(self, event: Renamed) -> None:
+            self.state.lines.append(event.text)
+
+    await write_raw(system.store, "tests.former", b'{"text":"1"}', schema_version=2)
+    await write_raw(system.store, "tests.renamed", b'{"text":"2"}', schema_version=2)
+    assert await system.ref(Reader, "a").ask(Read()) == ["1", "2"]
+
+
+async def test_an_older_event_that_becomes_one_without_a_handler_stops_the_recovery_before_any_part_is_applied(
+    system: ActorSystem,
+):
+    applied: list[str] = []
+
+    @upcaster("tests.halved", from_version=1, into={"tests.written": 1, "tests.renamed": 2})
+    def halve(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        return [("tests.written", data), ("tests.renamed", data)]
+
+    class Half(PersistentActor[Page], kind="Notebook"):
+        supervision = Stop()
+
+        @command_handler
+        def wait(self, command: Wait) -> int: ...
+
+        @event_handler
+        def written(self, event: Written) -> None:
+            applied.append(event.text)
+
+    await write_raw(system.store, "tests.halved", b'{"text":"1"}')
+    with pytest.raises(RecoveryError, match=r"no @event_handler for Renamed \(stored as 'tests.halved', version 1\)"):
+        await system.ref(Half, "a").ask(Wait())
+    assert applied == []

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 
 from pydantic import BaseModel
+from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from actors import Command, PersistentActor, SnapshotPolicy, command_handler, event_handler
-from eventstore import Event
+from eventstore import Event, Projection, RecordedEvent
 
 sys.stdout.write("this module prints while it is imported\n")
 
@@ -66,3 +69,25 @@ class Unmade(PersistentActor[Balance], kind="Account"):
 
 class NotAnActor:
     pass
+
+
+amounts = Table(
+    "amounts", MetaData(), Column("account", Text, primary_key=True), Column("amount", Integer, nullable=False)
+)
+
+
+class Amounts(Projection, name="amounts", kinds=("Account",)):
+    tables = (amounts,)
+    retries = 0
+    fails_on: int | None = None
+
+    @event_handler
+    async def deposited(self, event: Deposited, recorded: RecordedEvent, connection: AsyncConnection) -> None:
+        if event.amount == type(self).fails_on:
+            raise ValueError(f"{event.amount} cannot be")
+        # SQLite's integers have 64 bits, and one test's amount has more.
+        amount = min(event.amount, 2**31)
+        table = self.table(amounts)
+        added = insert(table).values(account=recorded.stream_id, amount=amount)
+        changed = {"amount": table.c.amount + added.excluded.amount}
+        await connection.execute(added.on_conflict_do_update(["account"], set_=changed))

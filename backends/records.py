@@ -1,0 +1,33 @@
+"""What a stored row becomes on its way to a record, as cheaply as it can: readers of the log make millions of these."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from uuid import UUID, SafeUUID
+
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+_new = object.__new__
+_set = object.__setattr__
+_ID_BYTES = 16
+
+
+def uuid_of(stored: bytes) -> UUID:
+    """The UUID of 16 bytes, without what its class does for every other form: a fourth of the time. Raises
+    `ValueError`."""
+    if len(stored) != _ID_BYTES:
+        raise ValueError(f"an id has {len(stored)} bytes, not {_ID_BYTES}")
+    made = _new(UUID)
+    _set(made, "int", int.from_bytes(stored))
+    _set(made, "is_safe", SafeUUID.unknown)
+    return made
+
+
+@lru_cache(maxsize=64)
+def time_of(microseconds: int) -> datetime:
+    """The time so long after the beginning of 1970. Events of one commit, which are read together, have the same.
+
+    Raises `OverflowError`.
+    """
+    return _EPOCH_START + timedelta(microseconds=microseconds)

@@ -1,0 +1,68 @@
+"""Checkpoints on Redis: a hash of them, each under its version and name, and the scripts that change one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+
+from backends.redis_connection import Argument
+from backends.redis_scripts import OPENED, script
+from eventstore.backend import StoredCheckpoint
+
+# Revision, position, number of events, checksum; then the state. The revision is what a change compares.
+_HEAD = Struct(">QQQ16s")
+_REVISION = Struct(">Q")
+
+CHECKPOINTS = script(
+    OPENED
+    + """
+local key = base .. ':checkpoints'
+local found = {}
+for _, field in ipairs(redis.call('HKEYS', key)) do
+    found[#found + 1] = field
+    found[#found + 1] = redis.call('HGET', key, field)
+end
+return found
+"""
+)
+
+# ARGV: 5 field, 6 the revision that it must have, '' for none, 7 the new value, '' to remove it. Reply: 1 if it had.
+CHANGE_CHECKPOINT = script(
+    OPENED
+    + """
+local key = base .. ':checkpoints'
+local value = redis.call('HGET', key, ARGV[5])
+if (value and string.sub(value, 1, 8) or '') ~= ARGV[6] then return 0 end
+if ARGV[7] == '' then redis.call('HDEL', key, ARGV[5]) else redis.call('HSET', key, ARGV[5], ARGV[7]) end
+return 1
+"""
+)
+
+
+def saving(checkpoint: StoredCheckpoint) -> list[Argument]:
+    """What replaces a checkpoint of this revision."""
+    name, version, revision, position, events, checksum, state = checkpoint
+    packed = _HEAD.pack(revision + 1, position, events, checksum) + state
+    return [_field(name, version), _REVISION.pack(revision) if revision else b"", packed]
+
+
+def deleting(name: str, version: int, revision: int) -> list[Argument]:
+    """What removes one. No checkpoint has revision 0."""
+    return [_field(name, version), _REVISION.pack(revision), b""]
+
+
+def found_checkpoints(reply: Sequence[bytes]) -> list[StoredCheckpoint]:
+    """By the bytes of their names, and by version."""
+    found: list[tuple[bytes, int, StoredCheckpoint]] = []
+    for field, value in zip(reply[::2], reply[1::2], strict=True):
+        number, _, name = field.partition(b":")
+        version = int(number)
+        revision, position, events, checksum = _HEAD.unpack_from(value)
+        state = value[_HEAD.size :]
+        stored = StoredCheckpoint(name.decode(), version, revision, position, events, checksum, state)
+        found.append((name, version, stored))
+    return [stored for *_, stored in sorted(found, key=lambda item: item[:2])]
+
+
+def _field(name: str, version: int) -> bytes:
+    return f"{version}:{name}".encode()

@@ -1,0 +1,357 @@
+"""`eventstore projections`: read models beside the journal: run them, look at them, make them anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from eventstore.checkpoint import Checkpoint
+from eventstore.cli.arguments import Json, Url
+from eventstore.cli.escaping import escaped, one_line, printable
+from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.messages import Messages
+from eventstore.cli.output import View, listing, write_fields, write_json, write_line
+from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.targets import projection_class
+from eventstore.completeness import Completeness, check_completeness
+from eventstore.errors import ProjectionError
+from eventstore.projection_control import live_checkpoint, pause, resume, seek
+from eventstore.projection_runner import ProjectionRunner
+from eventstore.projections import Projection
+from eventstore.rebuild import rebuild
+from eventstore.store import EventStore
+
+projections = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:CLASS",
+        help="The projection's class, such as bank:Balances; modules are looked for in the current directory too.",
+        show_default=False,
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The projection's name, as `list` shows it.")]
+
+
+@projections.command("list", short_help="List the projections, and how far they are.")
+def list_(context: typer.Context, url: Url, json: Json = False) -> Exit:
+    """List every projection that was ever run on the store: position, lag, events applied, dead letters, and its state.
+
+    The lag counts positions of the log, those of events included that the projection does not want.
+
+    \b
+    Example:
+      eventstore projections list sqlite:///bank.db
+    """
+    return asyncio.run(_list(context.obj, url, json=json))
+
+
+async def _list(messages: Messages, url: str, *, json: bool) -> Exit:
+    rows = listing(_PROJECTIONS, json=json)
+    async with EventStore.open(url, create=False) as store:
+        checkpoints = await store.checkpoints()
+        end = (await store.read_page(limit=1)).end
+    for checkpoint in checkpoints:
+        rows.add(_Row(checkpoint, max(0, end - checkpoint.position)))
+    rows.flush()
+    if not checkpoints:
+        messages.note("no projection was ever run on this store")
+    return Exit.FINE
+
+
+@projections.command(short_help="Show one projection.")
+def status(url: Url, name: Name, json: Json = False) -> Exit:
+    """Show how far one projection is, who runs it, and why it is paused if it is. The exit code is 1 if it is paused,
+    or has dead letters.
+
+    \b
+    Example:
+      eventstore projections status sqlite:///bank.db balances
+    """
+    return asyncio.run(_status(url, name, json=json))
+
+
+async def _status(url: str, name: str, *, json: bool) -> Exit:
+    async with EventStore.open(url, create=False) as store:
+        row = await _row(store, name)
+    checkpoint = row.checkpoint
+    if json:
+        write_json(_record(row))
+    else:
+        fields = {
+            "projection": escaped(name),
+            "version": f"{checkpoint.version}",
+            "state": _state(checkpoint),
+            "position": f"{checkpoint.position:,}, {row.lag:,} behind the end of the log",
+            "events": f"{checkpoint.events:,}",
+            "dead letters": f"{len(checkpoint.letters):,}",
+            "changed": checkpoint.updated_at,
+        }
+        if checkpoint.runner_name:
+            fields["runner"] = printable(checkpoint.runner_name) + ("" if checkpoint.runner else " (it has ended)")
+        if checkpoint.pause is not None:
+            fields["paused"] = one_line(checkpoint.pause)
+        write_fields(fields)
+    return Exit.WRONG if checkpoint.pause is not None or checkpoint.letters else Exit.FINE
+
+
+@projections.command(short_help="Bring a projection forward.")
+def run(
+    context: typer.Context,
+    url: Url,
+    target: Target,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")] = False,
+    lease: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.5, help="Take over from who is silent so long.")
+    ] = 10,
+) -> Exit:
+    """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C.
+
+    It may be started several times, on several machines: one works, the others wait until that one is gone.
+
+    \b
+    Examples:
+      eventstore projections run sqlite:///bank.db bank:Balances
+      eventstore projections run sqlite:///bank.db bank:Balances --follow
+    """
+    return asyncio.run(_run(context.obj, url, projection_class(target), follow=follow, lease=lease))
+
+
+async def _run(messages: Messages, url: str, projection: type[Projection], *, follow: bool, lease: float) -> Exit:
+    async with EventStore.open(url, create=False) as store:
+        with ExitStack() as stack:
+            progress = await _progress(store, projection, stack)
+            runner = ProjectionRunner(
+                store, projection, lease_seconds=lease, on_progress=lambda _, count: progress.advance(count)
+            )
+            await runner.run(follow=follow)
+        await _say_where(store, projection.name, messages)
+    return Exit.FINE
+
+
+@projections.command("rebuild", short_help="Make a read model anew, beside the live one.")
+def rebuild_(context: typer.Context, url: Url, target: Target) -> Exit:
+    """Build a new version of the read model beside the live one, from the first event. When it has all that the live
+    one has it takes its place, on SQL stores in one transaction, and the old one is dropped.
+
+    An event that cannot be applied stops it, and the live read model stays. One that was killed is taken up again.
+
+    \b
+    Example:
+      eventstore projections rebuild sqlite:///bank.db bank:Balances
+    """
+    return asyncio.run(_rebuild(context.obj, url, projection_class(target)))
+
+
+async def _rebuild(messages: Messages, url: str, projection: type[Projection]) -> Exit:
+    async with EventStore.open(url, create=False) as store:
+        with ExitStack() as stack:
+            progress = await _progress(store, None, stack)
+            await rebuild(store, projection, on_progress=lambda _, count: progress.advance(count))
+        await _say_where(store, projection.name, messages)
+    return Exit.FINE
+
+
+@projections.command("pause", short_help="Let nobody bring a projection forward.")
+def pause_(
+    context: typer.Context,
+    url: Url,
+    name: Name,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why: it is shown.")] = "by eventstore projections pause",
+) -> Exit:
+    """Pause a projection, wherever it runs. It stops after the batch that it is at.
+
+    \b
+    Example:
+      eventstore projections pause sqlite:///bank.db balances --reason "moving the database"
+    """
+    return asyncio.run(_change(context.obj, url, name, lambda store: pause(store, name, reason)))
+
+
+@projections.command("resume", short_help="Let a paused projection go on.")
+def resume_(context: typer.Context, url: Url, name: Name) -> Exit:
+    """Let a paused projection go on. If it was an event that stopped it, that is tried again.
+
+    \b
+    Example:
+      eventstore projections resume sqlite:///bank.db balances
+    """
+    return asyncio.run(_change(context.obj, url, name, lambda store: resume(store, name)))
+
+
+@projections.command("seek", short_help="Let a projection go on elsewhere in the log.")
+def seek_(
+    context: typer.Context,
+    url: Url,
+    target: Target,
+    position: Annotated[int, typer.Argument(metavar="POSITION", min=0, help="It goes on with the event behind it.")],
+) -> Exit:
+    """Let a projection go on behind another position. Events that it had come again, those that are passed over it
+    does not get, and `check` takes them as applied: what its read model makes of that is up to you. To have it right,
+    rebuild it instead.
+
+    \b
+    Example:
+      eventstore projections seek sqlite:///bank.db bank:Balances 1200
+    """
+    projection = projection_class(target)
+    return asyncio.run(_change(context.obj, url, projection.name, lambda store: seek(store, projection, position)))
+
+
+@projections.command(short_help="Compare a projection with the journal.")
+def check(url: Url, target: Target, json: Json = False) -> Exit:
+    """Read the journal up to where the projection is, and compare: how many events it was given, and a checksum of
+    their ids. The exit code is 1 if that is not what it should have been given; the first event that is missing is
+    named.
+
+    \b
+    Example:
+      eventstore projections check sqlite:///bank.db bank:Balances
+    """
+    return asyncio.run(_check(url, projection_class(target), json=json))
+
+
+async def _check(url: str, projection: type[Projection], *, json: bool) -> Exit:
+    async with EventStore.open(url, create=False) as store:
+        with ExitStack() as stack:
+            checkpoint = await _found(store, projection.name)
+            progress: Progress = Silent()
+            if is_shown():
+                progress = stack.enter_context(bar("events", checkpoint.events))
+            found = await check_completeness(store, projection, on_events=progress.advance)
+    if json:
+        write_json(
+            {
+                "projection": projection.name,
+                "is_complete": found.is_complete,
+                "truncated": found.truncated,
+                "applied": found.applied,
+                "expected": found.expected,
+                "first_missing": None
+                if found.first is None
+                else {
+                    "position": found.first.position,
+                    "stream_id": found.first.stream_id,
+                    "version": found.first.version,
+                },
+                "after": found.after,
+                "through": found.through,
+            }
+        )
+    else:
+        write_line((f"{found.applied:,} events applied, {found.expected:,} in the journal: ", ""), _verdict(found))
+    return Exit.FINE if found.is_complete else Exit.WRONG
+
+
+def _verdict(found: Completeness) -> tuple[str, str]:
+    if found.is_complete:
+        return "complete", "bold green"
+    if found.first is not None:
+        place = found.first
+        where = f"{escaped(place.stream_id)} version {place.version}, position {place.position}"
+        return f"the first that is missing is {where}", "bold red"
+    if found.truncated:
+        return "they cannot be compared, for events were removed from the journal; rebuild it to have new sums", "bold"
+    return f"they are not the same ones behind position {found.after} and up to {found.through}", "bold red"
+
+
+async def _change(messages: Messages, url: str, name: str, work: Callable[[EventStore], Awaitable[Any]]) -> Exit:
+    async with EventStore.open(url, create=False) as store:
+        await _found(store, name)
+        await work(store)
+        await _say_where(store, name, messages)
+    return Exit.FINE
+
+
+async def _say_where(store: EventStore, name: str, messages: Messages) -> None:
+    row = await _row(store, name)
+    found = row.checkpoint
+    lag = f"{row.lag:,} positions behind the end of the log" if row.lag else "at the end of the log"
+    write_line(
+        (f"{escaped(name)}: ", "bold"), (f"position {found.position:,}, {lag}, {found.events:,} events applied", "")
+    )
+    if found.letters:
+        messages.note(f"{len(found.letters):,} events could not be applied: eventstore dead-letters list shows them")
+
+
+async def _progress(store: EventStore, projection: type[Projection] | None, stack: ExitStack) -> Progress:
+    if not is_shown():
+        return Silent()
+    done = 0
+    if projection is not None:
+        done = sum(one.events for one in await store.checkpoints() if one.name == projection.name)
+    return stack.enter_context(bar("events", max(0, (await store.statistics()).events - done)))
+
+
+async def _found(store: EventStore, name: str) -> Checkpoint:
+    try:
+        return await live_checkpoint(store, name)
+    except ProjectionError as error:
+        known = sorted({one.name for one in await store.checkpoints()})
+        raise CommandFailed(f"{error}; there are: {', '.join(map(escaped, known)) or 'none'}") from error
+
+
+class _Row(NamedTuple):
+    checkpoint: Checkpoint
+    lag: int
+
+
+async def _row(store: EventStore, name: str) -> _Row:
+    checkpoint = await _found(store, name)
+    return _Row(checkpoint, max(0, (await store.read_page(limit=1)).end - checkpoint.position))
+
+
+def _state(checkpoint: Checkpoint) -> str:
+    if checkpoint.pause is not None:
+        return "paused"
+    state = str(checkpoint.status)
+    if not checkpoint.runner:
+        return f"{state}, not running"
+    # It is heard of at least every third of its lease.
+    silent = (datetime.now(UTC) - datetime.fromisoformat(checkpoint.updated_at)).total_seconds()
+    return f"{state}, running" if silent < 60 else f"{state}, not heard of for {silent:,.0f} s"
+
+
+def _cells(row: _Row) -> tuple[str, ...]:
+    found = row.checkpoint
+    return (
+        escaped(found.name),
+        str(found.version),
+        str(found.position),
+        str(row.lag),
+        str(found.events),
+        str(len(found.letters)),
+        _state(found) if found.pause is None else f"paused: {one_line(found.pause)}",
+    )
+
+
+def _record(row: _Row) -> dict[str, Any]:
+    found = row.checkpoint
+    return {
+        "name": found.name,
+        "version": found.version,
+        "status": found.status,
+        "position": found.position,
+        "lag": row.lag,
+        "events": found.events,
+        "checksum": found.checksum.hex(),
+        "dead_letters": len(found.letters),
+        "paused": found.pause,
+        "runner": found.runner_name if found.runner else None,
+        "updated_at": found.updated_at,
+    }
+
+
+_PROJECTIONS = View(
+    ("NAME", "VERSION", "POSITION", "LAG", "EVENTS", "DEAD", "STATE"),
+    _cells,
+    _record,
+    6,
+    frozenset({"VERSION", "POSITION", "LAG", "EVENTS", "DEAD"}),
+)

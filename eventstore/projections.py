@@ -1,0 +1,156 @@
+"""Projection: the class applications subclass to keep a read model beside the journal."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from eventstore.backend import EventFilter
+from eventstore.errors import DefinitionError
+from eventstore.event_handlers import EVENT, ROLE
+from eventstore.events import Event, RecordedEvent
+from eventstore.read_model_tables import while_building
+from eventstore.upcasters import stored_names
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_MOST_ARGUMENTS = 3
+
+
+class Handler(NamedTuple):
+    """One handler. `takes` says how many it wants of event, record and connection."""
+
+    name: str
+    handle: Callable[..., Any]
+    takes: int
+    is_async: bool
+
+
+class Projection:
+    """A read model, kept by handlers of events.
+
+        class Balances(Projection, name="balances", kinds=("Account",)):
+            tables = (balances,)
+
+            @event_handler
+            async def deposited(self, event: Deposited, recorded: RecordedEvent, connection: AsyncConnection) -> None:
+                await connection.execute(…)
+
+    A handler takes the event, and if it wants to the record that the event is stored in, and SQLAlchemy's connection.
+    It may be `async def`. The events come in the order of the log, each once: on SQL stores the connection's
+    transaction also stores how far the projection has come, so that neither is there without the other. Handlers with
+    a connection are for SQL stores alone. What is done without it (on Redis, in memory, in another system) is done at
+    least once: after a crash the last batch comes again.
+
+    An instance lives for one batch of events. `flush` is called at its end: a handler may collect what it writes then,
+    in attributes that `__init__` sets up.
+
+    `tables` are made when the projection is first run. A rebuild makes them anew beside the live ones, under other
+    names, and takes their place in one transaction; so use `self.table(balances)` in statements.
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    """Only events of these kinds of streams; of all if there are none."""
+    tags: ClassVar[tuple[str, ...]]
+    """Only events with one of these tags."""
+    handlers: ClassVar[Mapping[type[Event], Handler]]
+
+    tables: ClassVar[Sequence[Table]] = ()
+    batch_size: ClassVar[int] = 500
+    on_poison: ClassVar[Literal["park", "pause"]] = "park"
+    """What becomes of an event that cannot be applied: it is put among the dead letters, or the projection pauses."""
+    retries: ClassVar[int] = 3
+    first_pause_seconds: ClassVar[float] = 0.1
+    """Before the first retry; each pause is twice as long as the one before."""
+    max_dead_letters: ClassVar[int] = 1000
+    """With more the projection pauses: then it is not the events that are wrong."""
+
+    version: int = 0
+    """The version of the read model that is being written."""
+    is_building: bool = False
+    """Whether that is a rebuild, which nobody reads yet: effects on others are left out then."""
+
+    def __init_subclass__(
+        cls, *, name: str | None = None, kinds: Sequence[str] = (), tags: Sequence[str] = (), **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        if isinstance(kinds, str) or isinstance(tags, str):
+            raise DefinitionError(f'{cls.__qualname__}: kinds and tags are several names, such as kinds=("Account",)')
+        cls.name = cls.__name__ if name is None else name
+        if not cls.name.isprintable() or not 0 < len(cls.name) <= 200:
+            raise DefinitionError(f"{cls.__qualname__}: a projection's name has 1 to 200 printable characters")
+        if cls.on_poison not in ("park", "pause"):
+            raise DefinitionError(f"{cls.__qualname__}.on_poison is 'park' or 'pause', not {cls.on_poison!r}")
+        cls.kinds, cls.tags = tuple(kinds), tuple(tags)
+        cls.handlers = dict(_handlers(cls, sys._getframe(1).f_locals))  # pyright: ignore[reportPrivateUsage]
+
+    @classmethod
+    def where(cls) -> EventFilter:
+        """Which events of the log it gets: the database leaves out the others."""
+        types_ = () if Event in cls.handlers else stored_names(*cls.handlers)
+        return EventFilter(kinds=cls.kinds, types=types_, tags=cls.tags)
+
+    @classmethod
+    def needs_connection(cls) -> bool:
+        """Whether it works on SQL stores alone."""
+        return bool(cls.tables) or any(handler.takes == _MOST_ARGUMENTS for handler in cls.handlers.values())
+
+    def table(self, table: Table) -> Table:
+        """A table of the read model, under the name that it has in this version."""
+        return while_building(table, self.version) if self.is_building else table
+
+    async def prepare(self, connection: AsyncConnection | None) -> None:
+        """Called before the first event of a version. On SQL stores the tables are there then."""
+
+    async def flush(self, connection: AsyncConnection | None) -> None:
+        """Called after each batch."""
+
+    async def switched(self, connection: AsyncConnection | None) -> None:
+        """Called when a rebuild takes the place of the version before, on SQL stores in that transaction."""
+
+
+def _handlers(cls: type[Projection], local_names: Mapping[str, Any]) -> Iterator[tuple[type[Event], Handler]]:
+    found: dict[type[Event], str] = {}
+    for name in dir(cls):
+        function = inspect.getattr_static(cls, name)
+        if getattr(function, ROLE, None) != EVENT:
+            continue
+        place = f"{cls.__qualname__}.{name}"
+        arguments = list(inspect.signature(function).parameters.values())[1:]
+        if not 1 <= len(arguments) <= _MOST_ARGUMENTS or any(a.kind is not a.POSITIONAL_OR_KEYWORD for a in arguments):
+            raise DefinitionError(
+                f"{place}: a projection's handler takes an event, and then, if it wants to, its record and the "
+                "connection: `event: Deposited, recorded: RecordedEvent, connection: AsyncConnection`"
+            )
+        hints = _hints(function, place, local_names, arguments[0].name)
+        if len(arguments) > 1 and hints.get(arguments[1].name) not in (None, RecordedEvent):
+            raise DefinitionError(f"{place}: the second argument is the record: annotate it with RecordedEvent")
+        handled = hints[arguments[0].name]
+        is_union = get_origin(handled) in (Union, types.UnionType)
+        for event in get_args(handled) if is_union else (handled,):
+            if not (isinstance(event, type) and issubclass(event, Event)):
+                raise DefinitionError(f"{place}: `{arguments[0].name}` is annotated with a subclass of Event")
+            if event in found:
+                raise DefinitionError(f"{place}: {event.__qualname__} already has a handler: {found[event]}")
+            found[event] = place
+            yield event, Handler(name, function, len(arguments), inspect.iscoroutinefunction(function))
+
+
+def _hints(function: Any, place: str, local_names: Mapping[str, Any], argument: str) -> dict[str, Any]:
+    if argument not in function.__annotations__:
+        raise DefinitionError(f"{place}: annotate `{argument}` with the event it handles, such as `event: Deposited`")
+    # The connection's type is often imported for type checkers alone.
+    wanted = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    probe = types.SimpleNamespace(__annotations__={name: wanted[name] for name in list(wanted)[:2]})
+    try:
+        return get_type_hints(probe, function.__globals__, dict(local_names))
+    except NameError as error:
+        raise DefinitionError(
+            f"{place}: the annotation names {error.name!r}, which is not defined here: define or import it first"
+        ) from error

@@ -1,0 +1,146 @@
+"""`eventstore projections` and `eventstore dead-letters`: read models are run, looked at and mended from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from eventstore import EventStore
+
+from .conftest import Run
+
+TARGET = "cli_ledger:Amounts"
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails() -> object:
+    yield
+    from cli_ledger import Amounts  # type: ignore[import-not-found]
+
+    Amounts.fails_on = None
+
+
+def fail_on(amount: int | None) -> None:
+    from cli_ledger import Amounts
+
+    Amounts.fails_on = amount
+
+
+def amounts(path: Path) -> list[tuple[str, int]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT account, amount FROM amounts ORDER BY account").fetchall()
+
+
+def test_a_projection_is_run_listed_and_found_complete(cli: Run, own_url: str, own_journal: Path) -> None:
+    listed = cli("projections", "list", own_url)
+    assert (listed.code, listed.out) == (0, "")
+    assert "no projection was ever run" in listed.err
+
+    done = cli("projections", "run", own_url, TARGET)
+    assert (done.code, done.err) == (0, "")
+    assert "at the end of the log, 9 events applied" in done.out
+    assert [row for row in amounts(own_journal) if row[0] in ("Account-alice", "Account-carol")] == [
+        ("Account-alice", 150),
+        ("Account-carol", 90),
+    ]
+    (line,) = cli("projections", "list", own_url).lines
+    name, version, _, lag, events, dead, state = line.split("\t")
+    assert (name, version, lag, events, dead, state) == ("amounts", "1", "0", "9", "0", "live, not running")
+    assert cli("projections", "check", own_url, TARGET).out == "9 events applied, 9 in the journal: complete\n"
+    record = json.loads(cli("projections", "status", own_url, "amounts", "--json").out)
+    assert (record["status"], record["events"], record["lag"]) == ("live", 9, 0)
+
+
+def test_a_missing_event_is_named(cli: Run, own_url: str, own_journal: Path) -> None:
+    cli("projections", "run", own_url, TARGET)
+    # What a reader that has lost an event would have left.
+    with closing(sqlite3.connect(own_journal)) as connection:
+        query = "SELECT position, event_id FROM journal_events WHERE stream = 1 AND version = 3"
+        position, event_id = connection.execute(query).fetchone()
+        (checksum,) = connection.execute("SELECT checksum FROM journal_checkpoints").fetchone()
+        without = bytes(one ^ other for one, other in zip(checksum, event_id, strict=True))
+        connection.execute(
+            "UPDATE journal_checkpoints SET checksum = ?, events = events - 1, "
+            "state = json_set(state, '$.marks', json('[]'))",
+            (without,),
+        )
+        connection.commit()
+    done = cli("projections", "check", own_url, TARGET)
+    assert done.code == 1
+    assert f"the first that is missing is Account-alice version 3, position {position}" in done.out
+    found = json.loads(cli("projections", "check", own_url, TARGET, "--json").out)
+    assert found["first_missing"] == {"position": position, "stream_id": "Account-alice", "version": 3}
+
+
+def test_it_is_paused_resumed_and_set_back(cli: Run, own_url: str, own_journal: Path) -> None:
+    cli("projections", "run", own_url, TARGET)
+    assert cli("projections", "pause", own_url, "amounts", "--reason", "moving house").code == 0
+    stopped = cli("projections", "run", own_url, TARGET)
+    assert stopped.code == 3
+    assert "'amounts' is stopped: moving house" in stopped.err
+    status = cli("projections", "status", own_url, "amounts")
+    assert (status.code, "moving house" in status.out) == (1, True)
+    assert cli("projections", "resume", own_url, "amounts").code == 0
+    assert "0 events applied" in cli("projections", "seek", own_url, TARGET, "0").out
+    cli("projections", "run", own_url, TARGET)
+    assert dict(amounts(own_journal))["Account-alice"] == 300, "they came again"
+    assert cli("projections", "rebuild", own_url, TARGET).code == 0
+    assert dict(amounts(own_journal))["Account-alice"] == 150
+
+
+def test_dead_letters_are_listed_shown_replayed_and_purged(cli: Run, own_url: str, own_journal: Path) -> None:
+    fail_on(40)
+    done = cli("projections", "run", own_url, TARGET)
+    assert "2 events could not be applied" in done.err
+    rows = [line.split("\t") for line in cli("dead-letters", "list", own_url).lines]
+    assert [(row[0], row[2], row[3], row[6]) for row in rows] == [
+        ("amounts", "Account-alice", "4", "ValueError: 40 cannot be"),
+        ("amounts", "Account-carol", "4", "ValueError: 40 cannot be"),
+    ]
+    first, second = rows[0][1], rows[1][1]
+    shown = json.loads(cli("dead-letters", "show", own_url, "amounts", first, "--json").out)
+    assert (shown["payload"]["amount"], shown["attempts"]) == (40, 1)
+    assert cli("dead-letters", "replay", own_url, TARGET, first).code == 1
+    fail_on(None)
+    done = cli("dead-letters", "replay", own_url, TARGET, first)
+    assert (done.code, done.out) == (0, "1 applied, 0 failed again\n")
+    assert dict(amounts(own_journal))["Account-alice"] == 150
+    assert cli("dead-letters", "purge", own_url, "amounts", first).code == 1, "it is none any more"
+    assert cli("dead-letters", "purge", own_url, "amounts", second).out == "1 forgotten\n"
+    assert "there are no dead letters" in cli("dead-letters", "list", own_url, "amounts").err
+    assert dict(amounts(own_journal))["Account-carol"] == 50
+
+
+def test_a_name_that_is_not_there_and_a_class_that_is_no_projection_are_told(cli: Run, own_url: str) -> None:
+    done = cli("projections", "status", own_url, "nobody")
+    assert (done.code, "has never been run on this store; there are: none" in done.err) == (1, True)
+    wrong = cli("projections", "run", own_url, "cli_ledger:Account")
+    assert wrong.code == 2
+    assert "not a projection's class; its projections: Amounts" in wrong.err
+
+
+def test_a_store_that_is_not_there_is_not_made(cli: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/none.db"
+    for arguments in (("projections", "list", url), ("projections", "run", url, TARGET), ("dead-letters", "list", url)):
+        assert cli(*arguments).code == 3
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_truncation_is_refused_while_a_projection_needs_the_events(cli: Run, own_url: str) -> None:
+    cli("projections", "run", own_url, TARGET)
+    cli("projections", "seek", own_url, TARGET, "0")
+
+    async def truncate() -> str:
+        async with EventStore.open(own_url) as store:
+            try:
+                await store.truncate("Account-alice", 2, reason="test")
+            except Exception as error:
+                return type(error).__name__
+        return ""
+
+    assert asyncio.run(truncate()) == "ProjectionBehind"

@@ -1,0 +1,187 @@
+"""A rebuild is made beside the live read model, and takes its place when it has all that the live one had."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from eventstore import EventStore, Projection, ProjectionRunner, ProjectionStopped, caught_up, event_handler, rebuild
+from eventstore.checkpoint import Status
+from eventstore.completeness import check_completeness
+from eventstore.projection_control import live_checkpoint
+from eventstore.rebuild import give_up
+
+from .ledger import Ledger, Paid, amounts, entries, pay, table_names
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails() -> Iterator[None]:
+    yield
+    Ledger.fails_on = None
+
+
+async def names(store: EventStore) -> set[str]:
+    transaction = await store.begin_sql(seconds=3.0)
+    try:
+        return await table_names(transaction.connection)
+    finally:
+        await transaction.rollback()
+
+
+async def execute(store: EventStore, statement: str) -> None:
+    transaction = await store.begin_sql(seconds=3.0)
+    await transaction.connection.execute(text(statement))
+    await transaction.commit(())
+
+
+async def run(store: EventStore, projection: type[Projection] = Ledger) -> None:
+    await ProjectionRunner(store, projection).run(follow=False)
+
+
+@pytest.mark.sql_alone
+async def test_it_takes_the_place_of_the_live_one_again_and_again(store: EventStore):
+    await pay(store, *range(10))
+    await run(store)
+    for version in (2, 3):
+        await execute(store, "UPDATE ledger_entries SET amount = 77 WHERE amount = 5")
+        assert (await rebuild(store, Ledger)).version == version
+        assert await amounts(store) == list(range(10))
+        assert await names(store) == {"ledger_entries"}
+        (checkpoint,) = await store.checkpoints()
+        assert (checkpoint.version, checkpoint.status, checkpoint.events) == (version, Status.LIVE, 10)
+    await pay(store, 10)
+    await run(store)
+    assert await amounts(store) == list(range(11))
+
+
+@pytest.mark.sql_alone
+async def test_one_that_is_not_there_yet_is_built_and_lives(store: EventStore):
+    await pay(store, 1, 2)
+    await rebuild(store, Ledger)
+    assert await amounts(store) == [1, 2]
+    assert (await live_checkpoint(store, "ledger")).version == 1
+
+
+@pytest.mark.sql_alone
+async def test_an_event_that_cannot_be_applied_stops_it_and_the_live_one_stays(store: EventStore):
+    await pay(store, 1, 2, 3)
+    await run(store)
+    Ledger.fails_on = 2
+    with pytest.raises(ProjectionStopped, match="version 2, could not be applied: ValueError"):
+        await rebuild(store, Ledger)
+    assert await amounts(store) == [1, 2, 3]
+    assert (await live_checkpoint(store, "ledger")).version == 1
+    Ledger.fails_on = None
+    assert (await rebuild(store, Ledger)).version == 2
+    assert await amounts(store) == [1, 2, 3]
+
+
+@pytest.mark.sql_alone
+async def test_one_that_was_given_up_leaves_nothing(store: EventStore):
+    await pay(store, 1)
+    await run(store)
+    Ledger.fails_on = 1
+    with pytest.raises(ProjectionStopped):
+        await rebuild(store, Ledger)
+    assert await names(store) == {"ledger_entries", "ledger_entries__v2"}
+    assert await give_up(store, Ledger)
+    assert not await give_up(store, Ledger)
+    assert await names(store) == {"ledger_entries"}
+
+
+@pytest.mark.sql_alone
+async def test_one_that_was_killed_is_taken_up_where_it_was(store: EventStore):
+    await pay(store, *range(30))
+    await run(store)
+    seen: list[int] = []
+
+    def cut(position: int, count: int) -> None:
+        seen.append(count)
+        if len(seen) == 3:
+            raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        await rebuild(store, Ledger, on_progress=cut)
+    # As after a kill its lease has to run out; here it is ended by hand.
+    (building,) = [one for one in await store.checkpoints() if one.status is Status.BUILDING]
+    assert building.events == 12
+    assert await store.save_checkpoint(replace(building, runner=""))
+    seen.clear()
+    await rebuild(store, Ledger, on_progress=lambda position, count: seen.append(count))
+    assert sum(seen) == 18
+    assert await amounts(store) == list(range(30))
+
+
+@pytest.mark.sql_alone
+async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other: EventStore):
+    await pay(store, *range(40))
+    live = asyncio.create_task(ProjectionRunner(other, Ledger, poll_seconds=0.02, lease_seconds=1.0).run())
+    is_over = False
+
+    async def write() -> int:
+        number = 40
+        while not is_over:
+            await pay(store, number)
+            number += 1
+            # Less than can be applied, or nobody could ever catch up.
+            await asyncio.sleep(0.02)
+        return number
+
+    went_back: list[tuple[int, int]] = []
+
+    async def watch() -> None:
+        before = 0
+        while True:
+            for one in await other.checkpoints():
+                if one.status is Status.LIVE:
+                    if one.position < before:
+                        went_back.append((before, one.position))
+                    before = one.position
+            await asyncio.sleep(0)
+
+    writer, watcher = asyncio.create_task(write()), asyncio.create_task(watch())
+    await asyncio.sleep(0.2)
+    for _ in range(2):
+        await rebuild(store, Ledger)
+        await asyncio.sleep(0.1)
+    is_over = True
+    count = await writer
+    await caught_up(store, Ledger, timeout=10)
+    live.cancel()
+    watcher.cancel()
+    await asyncio.gather(live, watcher, return_exceptions=True)
+    assert went_back == [], "who reads has seen it go back"
+    before = await entries(store)
+    assert [amount for *_, amount in before] == list(range(count))
+    assert (await check_completeness(store, Ledger)).is_complete
+    await rebuild(store, Ledger)
+    assert await entries(store) == before
+
+
+async def test_without_sql_the_hooks_are_called_and_effects_can_be_left_out(store: EventStore):
+    told: list[Any] = []
+
+    class Mails(Projection, name="mails"):
+        async def prepare(self, connection: Any) -> None:
+            told.append(("prepare", self.version, self.is_building))
+
+        @event_handler
+        def paid(self, event: Paid) -> None:
+            if not self.is_building:
+                told.append(event.amount)
+
+        async def switched(self, connection: Any) -> None:
+            told.append(("switched", self.version, self.is_building))
+
+    await pay(store, 1)
+    await run(store, Mails)
+    await rebuild(store, Mails)
+    await pay(store, 2)
+    await run(store, Mails)
+    assert told == [("prepare", 1, False), 1, ("prepare", 2, True), ("switched", 2, False), 2]
+    assert [one.version for one in await store.checkpoints()] == [2]

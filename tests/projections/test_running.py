@@ -1,0 +1,280 @@
+"""A projection gets every event that it wants once, in order, and what it makes of it is stored with its position."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from eventstore import (
+    CapabilityError,
+    DefinitionError,
+    Event,
+    EventStore,
+    Projection,
+    ProjectionBehind,
+    ProjectionError,
+    ProjectionRunner,
+    ProjectionStopped,
+    RecordedEvent,
+    caught_up,
+    event_handler,
+    upcaster,
+)
+from eventstore.projection_control import live_checkpoint, pause, resume, seek
+from eventstore.projection_runner import apply_events
+
+from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, entries, pay, write_raw
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails() -> Iterator[None]:
+    yield
+    Ledger.fails_on = PlainLedger.fails_on = None
+    PlainLedger.got.clear()
+
+
+async def run(store: EventStore, projection: type[Projection] = Ledger) -> None:
+    await ProjectionRunner(store, projection, lease_seconds=0.3).run(follow=False)
+
+
+async def test_it_gets_what_it_wants_in_the_order_of_the_log_and_goes_on_where_it_was(store: EventStore):
+    await pay(store, 1, 2, 3, 4, 5)
+    await pay(store, 6, account="other-a")
+    await store.append("account-b", [Closed()])
+    await pay(store, 7, account="account-b")
+    await run(store, PlainLedger)
+    assert PlainLedger.got == [("account-a", n) for n in range(1, 6)] + [("account-b", 7)]
+    await run(store, PlainLedger)
+    await pay(store, 8)
+    await run(store, PlainLedger)
+    assert [amount for _, amount in PlainLedger.got] == [1, 2, 3, 4, 5, 7, 8]
+    checkpoint = await live_checkpoint(store, "plain")
+    assert (checkpoint.events, checkpoint.position) == (7, (await store.read_page()).end)
+
+
+@pytest.mark.sql_alone
+async def test_the_read_model_and_the_position_are_stored_together(store: EventStore):
+    positions = [await pay(store, amount) for amount in (1, 2, 3, 4, 5)]
+    await run(store)
+    assert await entries(store) == [(p, "account-a", n) for p, n in zip(positions, (1, 2, 3, 4, 5), strict=True)]
+
+
+@pytest.mark.sql_alone
+async def test_a_batch_that_fails_leaves_nothing_of_itself(store: EventStore):
+    class Failing(Ledger, name="ledger", kinds=("account",)):
+        on_poison = "pause"
+
+        async def flush(self, connection):  # type: ignore[no-untyped-def]
+            await super().flush(connection)
+            raise LookupError("after it has written")
+
+    await pay(store, 1, 2)
+    with pytest.raises(ProjectionStopped, match="LookupError: after it has written"):
+        await run(store, Failing)
+    assert (await amounts(store), (await live_checkpoint(store, "ledger")).events) == ([], 0)
+    await resume(store, "ledger")
+    await run(store)
+    assert await amounts(store) == [1, 2]
+
+
+async def test_tags_choose_too(store: EventStore):
+    class Tagged(PlainLedger, name="tagged", kinds=("account",), tags=("big",)):
+        pass
+
+    await pay(store, 1)
+    await pay(store, 2, tags=("big",))
+    await run(store, Tagged)
+    assert PlainLedger.got == [("account-a", 2)]
+
+
+async def test_a_handler_of_event_gets_every_event(store: EventStore):
+    got: list[type[Event]] = []
+
+    class Everything(Projection):
+        @event_handler
+        def event(self, event: Event) -> None:
+            got.append(type(event))
+
+    await pay(store, 1)
+    await store.append("x", [Closed()])
+    await run(store, Everything)
+    assert got == [Paid, Closed]
+
+
+async def test_older_events_come_as_what_they_are_today(store: EventStore):
+    @upcaster("ledger.settled", from_version=1, into={"ledger.paid": 1, "ledger.closed": 1})
+    def settled(data: dict[str, int]) -> list[tuple[str, dict[str, int]]]:
+        return [("ledger.paid", {"amount": data["sum"]}), ("ledger.closed", {})]
+
+    await write_raw(store, "ledger.settled", b'{"sum":9}')
+    await run(store, PlainLedger)
+    assert PlainLedger.got == [("account-a", 9)]
+
+
+async def test_with_follow_it_gets_what_comes_until_it_is_cancelled(store: EventStore):
+    task = asyncio.create_task(ProjectionRunner(store, PlainLedger).run())
+    for amount in range(5):
+        position = await pay(store, amount)
+        if amount == 0:
+            async with asyncio.timeout(5):
+                while not PlainLedger.got:
+                    await asyncio.sleep(0.01)
+        assert await caught_up(store, PlainLedger, position, timeout=5) >= position
+        assert len(PlainLedger.got) == amount + 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.sql_alone
+async def test_of_two_runners_one_works_and_the_other_takes_over_when_that_is_gone(
+    store: EventStore, other: EventStore
+):
+    first, second = (
+        asyncio.create_task(ProjectionRunner(each, Ledger, lease_seconds=0.4, poll_seconds=0.05).run())
+        for each in (store, other)
+    )
+    await pay(store, *range(20))
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await caught_up(store, Ledger)
+                break
+            except ProjectionError:
+                await asyncio.sleep(0.01)
+    runner = (await live_checkpoint(store, "ledger")).runner
+    await asyncio.sleep(1.0)
+    assert (await live_checkpoint(store, "ledger")).runner == runner, "it is heard of although nothing happens"
+    first.cancel()
+    position = await pay(store, *range(20, 40))
+    await caught_up(store, Ledger, position, timeout=5)
+    second.cancel()
+    assert await amounts(store) == list(range(40))
+    await asyncio.gather(first, second, return_exceptions=True)
+
+
+@pytest.mark.sql_alone
+async def test_two_that_both_believe_it_is_their_turn_never_both_apply(store: EventStore, other: EventStore):
+    await pay(store, *range(60))
+    runners = [ProjectionRunner(each, Ledger, lease_seconds=0.0) for each in (store, other, store, other)]
+    await asyncio.gather(*(runner.run(follow=False) for runner in runners))
+    await run(store)
+    assert await amounts(store) == list(range(60))
+    assert (await live_checkpoint(store, "ledger")).events == 60
+
+
+@pytest.mark.sql_alone
+async def test_of_those_that_bring_the_same_checkpoint_forward_one_applies_the_events(
+    store: EventStore, other: EventStore
+):
+    await run(store)
+    await pay(store, *range(5))
+    checkpoint = await live_checkpoint(store, "ledger")
+    page = await store.read_page(after=checkpoint.position, where=Ledger.where())
+    behind = checkpoint.advanced(page.position, [recorded.event_id for recorded in page.events])
+    outcomes = await asyncio.gather(
+        *(apply_events(each, Ledger, behind, page.events) for each in (store, other, store, other)),
+        return_exceptions=True,
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Lost", "Lost", "Lost", "NoneType"]
+    assert await amounts(store) == list(range(5))
+
+
+async def test_a_paused_projection_is_left_alone_until_it_is_resumed(store: EventStore):
+    await run(store, PlainLedger)
+    await pause(store, "plain", "a look at it")
+    await pay(store, 1)
+    with pytest.raises(ProjectionStopped, match="'plain' is stopped: a look at it"):
+        await run(store, PlainLedger)
+    assert PlainLedger.got == []
+    with pytest.raises(ProjectionBehind, match="it is paused"):
+        await caught_up(store, PlainLedger, timeout=0.05)
+    await resume(store, "plain")
+    await run(store, PlainLedger)
+    assert PlainLedger.got == [("account-a", 1)]
+
+
+async def test_pausing_reaches_a_runner_that_works(store: EventStore):
+    task = asyncio.create_task(ProjectionRunner(store, PlainLedger, poll_seconds=0.02).run())
+    async with asyncio.timeout(5):
+        while not await store.checkpoints():
+            await asyncio.sleep(0.01)
+    await pause(store, "plain", "test")
+    await pay(store, 1)
+    await asyncio.sleep(0.2)
+    assert PlainLedger.got == []
+    await resume(store, "plain")
+    await caught_up(store, PlainLedger, timeout=5)
+    assert PlainLedger.got == [("account-a", 1)]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_seeking_back_lets_events_come_again(store: EventStore):
+    positions = [await pay(store, amount) for amount in (1, 2, 3)]
+    await run(store, PlainLedger)
+    await seek(store, PlainLedger, positions[0])
+    await run(store, PlainLedger)
+    assert [amount for _, amount in PlainLedger.got] == [1, 2, 3, 2, 3]
+    assert (await live_checkpoint(store, "plain")).events == 3
+
+
+async def test_events_that_a_projection_still_needs_are_not_truncated(store: EventStore):
+    await pay(store, 1, 2)
+    await run(store, PlainLedger)
+    await pay(store, 3)
+    await pay(store, 4, account="other-a")
+    with pytest.raises(ProjectionBehind, match="'account-a' cannot be truncated, nothing was removed"):
+        await store.truncate("account-a", 3, reason="test")
+    assert [recorded.version async for recorded in store.read("account-a")] == [1, 2, 3]
+    assert await store.truncate("account-a", 2, reason="test") == 2
+    assert await store.truncate("other-a", 1, reason="no projection wants that kind") == 1
+    await run(store, PlainLedger)
+    assert await store.truncate("account-a", 3, reason="test") == 1
+
+
+async def test_a_projection_that_was_never_run_is_waited_for_in_vain(store: EventStore):
+    with pytest.raises(ProjectionError, match="never been run"):
+        await caught_up(store, PlainLedger, timeout=0.05)
+
+
+async def test_a_projection_with_tables_is_refused_where_there_is_no_sql():
+    async with EventStore.open("memory://") as store:
+        with pytest.raises(CapabilityError, match=r"'ledger' has tables.* memory:// has no SQL"):
+            ProjectionRunner(store, Ledger)
+
+
+def test_wrong_handlers_are_errors_when_the_class_is_defined():
+    with pytest.raises(DefinitionError, match="annotate `event` with the event it handles"):
+
+        class Unannotated(Projection):
+            @event_handler
+            def paid(self, event): ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(DefinitionError, match="annotated with a subclass of Event"):
+
+        class Wrong(Projection):
+            @event_handler
+            def paid(self, event: int) -> None: ...
+
+    with pytest.raises(DefinitionError, match="Paid already has a handler"):
+
+        class Twice(Projection):
+            @event_handler
+            def one(self, event: Paid) -> None: ...
+            @event_handler
+            def other(self, event: Paid | Closed) -> None: ...
+
+    with pytest.raises(DefinitionError, match="takes an event, and then"):
+
+        class Many(Projection):
+            @event_handler
+            def paid(self, event: Paid, recorded: RecordedEvent, connection: object, more: int) -> None: ...
+
+    with pytest.raises(DefinitionError, match="annotate it with RecordedEvent"):
+
+        class Swapped(Projection):
+            @event_handler
+            def paid(self, event: Paid, connection: int) -> None: ...
