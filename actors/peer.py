@@ -52,10 +52,10 @@ class Pull(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """Part of a peer's log: all events of the kind with after < position <= through, `size` of them, with whole
-    batches. `end` is where the log ended then."""
+    """The part of a peer's log that a wish was for: all events of the kind with after < position <= through, `size` of
+    them, with whole batches. `end` is where the log ended then."""
 
-    after: int
+    wish: Pull
     through: int
     end: int
     size: int
@@ -109,10 +109,10 @@ class StorePeer:
                 events = [event for event in events if event.position > after]
                 is_marked = False
             if page.is_end or not events:
-                return Pulled(after, max(page.position, after), page.end, len(events), events)
+                return Pulled(wish, max(page.position, after), page.end, len(events), events)
             whole = _whole_batches(events)
             if whole:
-                return Pulled(after, whole[-1].position, page.end, len(whole), whole)
+                return Pulled(wish, whole[-1].position, page.end, len(whole), whole)
             start = page.position
 
     def _check(self, mark: Mark, events: Sequence[RecordedEvent]) -> None:
@@ -131,8 +131,9 @@ def in_order(wish: Pull, pulled: Pulled) -> Sequence[RecordedEvent]:
 
     Raises `ReplicationError` if it is not all of it, or for another wish.
     """
-    if pulled.after != wish.after:
-        raise ReplicationError(f"an answer from position {pulled.after} on came for {wish.after}: it is asked again")
+    if pulled.wish != wish:
+        # One that is empty would else pass for any: that there is nothing, of this kind, behind that position.
+        raise ReplicationError(f"the answer to {pulled.wish} came for {wish}: it is asked again")
     found = {event.position: event for event in pulled.events if wish.after < event.position <= pulled.through}
     if len(found) != pulled.size:
         raise ReplicationError(f"{len(found)} events of {pulled.size} came: they are asked for again")

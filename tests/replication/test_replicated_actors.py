@@ -342,6 +342,20 @@ async def test_what_is_lost_on_the_way_is_fetched_again(replicas: Replicas) -> N
     assert await lines(eu) == ["a", "b", "c"]
 
 
+async def test_an_answer_to_another_question_is_not_taken(replicas: Replicas) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    await note(us, "a")
+
+    def alter(pulled: Pulled) -> Pulled:
+        # It came late, and was about something of which there is nothing.
+        return pulled._replace(wish=pulled.wish._replace(kind="Other"), events=[], size=0)
+
+    await eu.close()
+    (eu,) = await replicas.start("eu", actors=[Ledger], peers={"eu": {"us": Altered(replicas.stores["us"], alter)}})
+    with pytest.raises(ReplicationError, match="it is asked again"):
+        await replicas.sync(("eu", "us"))
+
+
 async def test_what_comes_before_its_cause_is_not_applied(replicas: Replicas) -> None:
     eu, us = await replicas.start("eu", "us", actors=[Ledger])
     for text in "abc":
