@@ -1,7 +1,7 @@
 """The program that is killed: python killed.py URL.
 
-For each line on stdin it forks a runner, which brings the ledger forward in small batches, and prints its process id; when
-that has ended it says how. So a hundred runners take the time of a few: what they import is imported once.
+For each line on stdin it forks a runner, which brings the ledger forward in small batches, and prints its process id;
+when that has ended it says how. So a hundred runners take the time of a few: what they import is imported once.
 """
 
 from __future__ import annotations
