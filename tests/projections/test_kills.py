@@ -21,7 +21,6 @@ from eventstore.completeness import check_completeness
 from .ledger import Ledger, entries, pay
 
 ROOT = Path(__file__).parents[2]
-KILLS = 100
 
 Program = subprocess.Popen[str]
 
@@ -68,9 +67,12 @@ async def position(store: EventStore) -> int:
 
 
 @pytest.mark.sql_alone
-async def test_killed_a_hundred_times_while_events_come_it_is_what_a_rebuild_makes(store: EventStore, program: Program):
-    generator, number = random.Random(KILLS), 0
-    for _ in range(KILLS):
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.soak)])
+async def test_killed_again_and_again_while_events_come_it_is_what_a_rebuild_makes(
+    store: EventStore, program: Program, kills: int
+):
+    generator, number = random.Random(kills), 0
+    for _ in range(kills):
         for _ in range(generator.randrange(15, 30)):
             await pay(store, number, account=f"account-{number % 7}")
             number += 1
