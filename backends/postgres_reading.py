@@ -16,7 +16,7 @@ from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from backends.records import time_of, uuid_of
+from backends.records import batch_uuid_of, time_of, uuid_of
 from backends.times import nearest_time
 from eventstore.backend import (
     NO_EVENTS,
@@ -252,7 +252,7 @@ def _record(
             decode_metadata(metadata),
             (own := uuid_of(event_id)),
             # Only the first event of a batch has none: it names the batch.
-            own if batch_id is None else uuid_of(batch_id),
+            own if batch_id is None else batch_uuid_of(batch_id),
             epoch,
             time_of(recorded_at),
             checksum,

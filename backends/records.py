@@ -11,6 +11,7 @@ _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 _new = object.__new__
 _set = object.__setattr__
 _ID_BYTES = 16
+_UNKNOWN = SafeUUID.unknown
 
 
 def uuid_of(stored: bytes) -> UUID:
@@ -20,8 +21,12 @@ def uuid_of(stored: bytes) -> UUID:
         raise ValueError(f"an id has {len(stored)} bytes, not {_ID_BYTES}")
     made = _new(UUID)
     _set(made, "int", int.from_bytes(stored))
-    _set(made, "is_safe", SafeUUID.unknown)
+    _set(made, "is_safe", _UNKNOWN)
     return made
+
+
+# Events of one batch are read together, and have its id.
+batch_uuid_of = lru_cache(maxsize=64)(uuid_of)
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from backends.records import time_of, uuid_of
+from backends.records import batch_uuid_of, time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
@@ -405,7 +405,7 @@ def _record(
             decode_metadata(metadata),
             (own := uuid_of(bytes.fromhex(event_id))),
             # Only the first event of a batch has none: it names the batch.
-            own if not batch_id else uuid_of(bytes.fromhex(batch_id)),
+            own if not batch_id else batch_uuid_of(bytes.fromhex(batch_id)),
             epoch,
             time_of(recorded_at),
             checksum,

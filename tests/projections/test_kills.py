@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -18,57 +22,70 @@ from .ledger import Ledger, entries, pay
 
 ROOT = Path(__file__).parents[2]
 
+Program = subprocess.Popen[str]
 
-def start(url: str) -> subprocess.Popen[bytes]:
+
+@pytest.fixture
+def program(url: str) -> Iterator[Program]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    return subprocess.Popen([sys.executable, str(ROOT / "tests/projections/killed.py"), url], env=environment)
+    command = [sys.executable, str(ROOT / "tests/projections/killed.py"), url]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as started:
+        yield started
+        assert started.stdin is not None
+        started.stdin.close()
+        assert started.wait(timeout=30) == 0
+
+
+class Runner:
+    """One runner, which is killed at the end of the block."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __enter__(self) -> Self:
+        assert self._program.stdin is not None
+        self._program.stdin.write("\n")
+        self._program.stdin.flush()
+        self._pid = int(self._line())
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        assert self._line() == "-9\n"
+
+    def _line(self) -> str:
+        assert self._program.stdout is not None
+        return self._program.stdout.readline()
 
 
 async def position(store: EventStore) -> int:
     return max((one.position for one in await store.checkpoints()), default=0)
 
 
-async def kill_again_and_again(store: EventStore, url: str, kills: int) -> int:
-    """Kill a runner, each time after it has come a little further, while events come. Returns how many there are."""
+@pytest.mark.sql_alone
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.soak)])
+async def test_killed_again_and_again_while_events_come_it_is_what_a_rebuild_makes(
+    store: EventStore, program: Program, kills: int
+):
     generator, number = random.Random(kills), 0
     for _ in range(kills):
-        for _ in range(generator.randrange(30, 60)):
+        for _ in range(generator.randrange(15, 30)):
             await pay(store, number, account=f"account-{number % 7}")
             number += 1
-        process, before = start(url), await position(store)
-        async with asyncio.timeout(60):
-            while await position(store) < before + generator.randrange(1, 30):
-                assert process.poll() is None
-                await asyncio.sleep(0.001)
-        await asyncio.sleep(generator.uniform(0, 0.01))
-        process.kill()
-        assert process.wait() == -9
-    return number
-
-
-async def show_it_is_right(store: EventStore, url: str, number: int) -> None:
-    process = start(url)
-    try:
-        async with asyncio.timeout(60):
-            while not await store.checkpoints():
-                await asyncio.sleep(0.01)
+        before = await position(store)
+        with Runner(program):
+            async with asyncio.timeout(60):
+                while await position(store) < before + generator.randrange(1, 15):
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(generator.uniform(0, 0.01))
+    with Runner(program):
         await caught_up(store, Ledger, timeout=60)
-    finally:
-        process.kill()
-        process.wait()
     kept = await entries(store)
     assert [amount for *_, amount in kept] == list(range(number))
     assert (await check_completeness(store, Ledger)).is_complete
     await rebuild(store, Ledger)
     assert await entries(store) == kept
-
-
-@pytest.mark.sql_alone
-async def test_killed_a_few_times_it_is_what_a_rebuild_makes(store: EventStore, url: str):
-    await show_it_is_right(store, url, await kill_again_and_again(store, url, 4))
-
-
-@pytest.mark.soak
-@pytest.mark.sql_alone
-async def test_killed_a_hundred_times_it_is_what_a_rebuild_makes(store: EventStore, url: str):
-    await show_it_is_right(store, url, await kill_again_and_again(store, url, 100))
