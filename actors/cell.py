@@ -471,8 +471,10 @@ class Cell:
         """Whether the actor only has to be read from the journal before it serves a transaction that waits."""
         mailbox = self._mailbox
         is_next = mailbox is not None and len(mailbox) > 0 and mailbox.first is hold
-        # To own it is a write.
-        return is_next and self.phase is Phase.RECOVERING and not self._runtime.is_exclusive(self.cls)
+        # To own it is a write, and its hooks may ask others for some.
+        cls = self.cls
+        is_plain = cls.recovered is PersistentActor.recovered and cls.after_restart is PersistentActor.after_restart
+        return is_next and self.phase is Phase.RECOVERING and is_plain and not self._runtime.is_exclusive(cls)
 
     def begin_decision(self, metadata: Metadata) -> None:
         """From here on the actor may persist, for a command of the transaction."""
