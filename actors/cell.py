@@ -472,8 +472,8 @@ class Cell:
         mailbox = self._mailbox
         is_next = mailbox is not None and len(mailbox) > 0 and mailbox.first is hold
         # To own it is a write, and its hooks may ask others for some.
-        cls = self.cls
-        is_plain = cls.recovered is PersistentActor.recovered and cls.after_restart is PersistentActor.after_restart
+        cls, plain = self.cls, cast("type[PersistentActor[Any]]", PersistentActor)
+        is_plain = cls.recovered is plain.recovered and cls.after_restart is plain.after_restart
         return is_next and self.phase is Phase.RECOVERING and is_plain and not self._runtime.is_exclusive(cls)
 
     def begin_decision(self, metadata: Metadata) -> None:
