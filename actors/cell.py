@@ -473,8 +473,10 @@ class Cell:
         """Whether the actor only has to be read from the journal before it serves a transaction that waits."""
         mailbox = self._mailbox
         is_next = mailbox is not None and len(mailbox) > 0 and mailbox.first is hold
-        # To own it is a write.
-        return is_next and self.phase is Phase.RECOVERING and not self._runtime.is_exclusive(self.cls)
+        # To own it is a write, and its hooks may ask others for some.
+        cls, plain = self.cls, cast("type[PersistentActor[Any]]", PersistentActor)
+        is_plain = cls.recovered is plain.recovered and cls.after_restart is plain.after_restart
+        return is_next and self.phase is Phase.RECOVERING and is_plain and not self._runtime.is_exclusive(cls)
 
     def hold_at_once(self, handling: Handling) -> bool:
         """Give a transaction the actor without a place in its queue, if it is idle. Returns whether it was."""

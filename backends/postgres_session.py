@@ -50,7 +50,7 @@ class PostgresSession:
 
     async def fetch(self, statement: str, *parameters: object) -> Sequence[Any]:
         """The rows of a statement."""
-        if self.is_pooled and not self.connection.is_in_transaction():
+        if self.is_pooled and self.is_usable:
             async with self.transaction():
                 return await self.fetch(statement, *parameters)
         with self._deadline():
@@ -58,13 +58,18 @@ class PostgresSession:
 
     async def execute(self, statement: str, *parameters: object) -> int:
         """Run a statement. Returns how many rows it touched."""
-        if self.is_pooled and not self.connection.is_in_transaction():
+        if self.is_pooled and self.is_usable:
             async with self.transaction():
                 return await self.execute(statement, *parameters)
         with self._deadline():
             status = await self.connection.execute(statement, *parameters)
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
+
+    async def begin(self) -> None:
+        """Begin a transaction that lasts until a statement ends it."""
+        with self._deadline():
+            await self.connection.execute("BEGIN")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None, None]:

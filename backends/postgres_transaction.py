@@ -305,14 +305,17 @@ class PostgresTransaction:
     async def _end(self, *, committed: bool) -> None:
         self._timer.cancel()
         self._state = _State.ENDED
-        if not committed and not self.session.is_usable:
-            # What cannot be rolled back is cut off, and the server rolls it back.
-            with suppress(*DRIVER_ERRORS):
-                await self.session.execute("ROLLBACK")
-        is_clean = self.session.is_usable
-        if not is_clean:
-            self.session.cut()
-        letting_go = self._let_go(self, is_clean)
+        try:
+            if not committed and self.session.is_connected and not self.session.is_usable:
+                # What cannot be rolled back is cut off, and the server rolls it back.
+                with suppress(*DRIVER_ERRORS):
+                    await self.session.execute("ROLLBACK")
+        finally:
+            is_clean = self.session.is_usable
+            if not is_clean:
+                self.session.cut()
+            # Whatever has happened: a store that closes waits for it.
+            letting_go = self._let_go(self, is_clean)
         if not committed:
             # Nobody who has committed waits for what is only tidying up.
             await letting_go

@@ -19,7 +19,7 @@ from backends.postgres_errors import is_lost, translated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.postgres_transaction import PostgresTransaction, transaction_of
-from eventstore.errors import CapabilityError, ConnectionsBusy, StoreClosed
+from eventstore.errors import ConnectionsBusy, StoreClosed
 from eventstore.postgres_url import PostgresTarget
 
 _T = TypeVar("_T")
@@ -66,11 +66,6 @@ class PostgresTransactions:
 
     async def begin(self, seconds: float) -> PostgresTransaction:
         """Begin a transaction. If the caller is cancelled it is rolled back, in the background."""
-        if self._is_pooled:
-            raise CapabilityError(
-                "behind a proxy that pools connections the user's own SQL cannot be committed with events: nothing was "
-                "done; give the store a URL that leads to the server itself"
-            )
         await self._place()
         beginning = self._owned(self._begin(seconds))
         try:
@@ -187,17 +182,21 @@ class PostgresTransactions:
         return self._engine
 
     def _new_engine(self) -> AsyncEngine:
-        arguments: dict[str, Any] = {}
-        if self._is_pooled:
-            # A name could be one that another client has given in the same session of the server.
-            arguments = {"prepared_statement_name_func": str, "prepared_statement_cache_size": 0}
+        def connection() -> Any:
+            arguments: dict[str, Any] = {}
+            if self._is_pooled:
+                # A name could be one that another client has given in the same session of the server.
+                arguments = {"prepared_statement_name_func": str, "prepared_statement_cache_size": 0}
+            # SQLAlchemy's `async_creator` passes over such arguments, so this does what it does, with them.
+            dialect: Any = engine.dialect
+            return dialect.dbapi.connect(async_creator_fn=self._driver_connection, **arguments)
+
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=self._driver_connection,
+            creator=connection,
             isolation_level="AUTOCOMMIT",
             skip_autocommit_rollback=True,
             pool_reset_on_return=None,
-            connect_args=arguments,
             # Also where no connection is used twice: the first ones to connect at once on a NullPool would wait for
             # each other in a lock that stops the whole event loop.
             poolclass=AsyncAdaptedQueuePool,
@@ -216,7 +215,11 @@ class PostgresTransactions:
         session = await self._connect()
         if self._is_pooled:
             # What SQLAlchemy asks of a new connection takes several trips, which must not part.
-            await session.connection.execute("BEGIN")
+            try:
+                await session.begin()
+            except DRIVER_ERRORS as error:
+                session.cut()
+                raise translated(error, writing=False) from error
         return session.connection
 
 

@@ -48,6 +48,8 @@ _T = TypeVar("_T")
 # The longest part of the busy timeout that a transaction may have: who waits for it as long as that must get his turn.
 _SHARE = 0.8
 
+_CHANGE_NOTHING = "UPDATE eventstore_version SET version_num = version_num"
+
 _NOTHING_STORED = "the transaction was rolled back, nothing of it was stored"
 
 _handed_over: ContextVar[UserConnection] = ContextVar("handed_over")
@@ -332,21 +334,28 @@ class SQLiteTransactions:
         """Whether a commit that failed with the disk was stored all the same. The writer's connection is a new one
         since, and has made durable what it found in the log."""
 
-        def look(connection: sqlite3.Connection) -> AppendOutcome:
+        def look(connection: sqlite3.Connection) -> AppendOutcome | None:
+            connection.execute("BEGIN IMMEDIATE")
             (found,) = self._append.decided(connection, [batch]).outcomes
             if isinstance(found, Appended) and found.is_duplicate:
+                connection.execute("ROLLBACK")
                 return outcome
-            if not any(write.events or write.commands for write in batch):
-                raise OutcomeUnknown("the batch has no event and no command, so nothing tells whether it was committed")
-            raise BackendUnavailable(f"the disk failed at the commit: {_NOTHING_STORED}")
+            # What was written before its sync failed may be in the log still, behind its end: after a crash it would be
+            # taken for committed. A commit of something else is written over it.
+            connection.execute(_CHANGE_NOTHING)
+            connection.execute("COMMIT")
+            return None
 
         async def find_out() -> AppendOutcome:
+            if not any(write.events or write.commands for write in batch):
+                raise OutcomeUnknown("the batch has no event and no command, so nothing tells whether it was committed")
             try:
-                return await self._writer.run(look)
-            except BackendUnavailable as error:
-                if error.__cause__ is None and not isinstance(error, StoreBusy):
-                    raise
+                found = await self._writer.run(look)
+            except EventStoreError as error:
                 raise OutcomeUnknown(f"whether it was committed could not be found out: {error}") from error
+            if found is None:
+                raise BackendUnavailable(f"the disk failed at the commit: {_NOTHING_STORED}")
+            return found
 
         return self._owned(find_out())
 

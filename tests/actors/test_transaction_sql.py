@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import asyncpg
@@ -17,6 +18,7 @@ from actors import (
     ActorSystem,
     CommandRejected,
     ConcurrencyError,
+    SnapshotPolicy,
     Transaction,
     TransactionError,
     TransactionExpired,
@@ -263,6 +265,69 @@ async def test_an_actor_that_is_not_in_memory_is_waited_for_also_behind_a_statem
         await tx.connection.execute(insert(pages).values(id=1, text="x"))
         assert await tx.ask(system.ref(Notebook, "a"), Write(text="2")) == 2
     assert await rows(system) == ["x"]
+
+
+async def test_an_actor_that_writes_before_it_serves_is_not_waited_for_behind_a_statement(system: ActorSystem):
+    class Asking(Notebook):
+        async def recovered(self) -> None:
+            await system.ref(Notebook, "log").ask(Write(text="here"))
+
+    began = time.monotonic()
+    with pytest.raises(TransactionOvertaken):
+        async with system.transaction(timeout=3) as tx:
+            await tx.connection.execute(insert(pages).values(id=1, text="x"))
+            await tx.ask(system.ref(Asking, "a"), Write(text="1"))
+    # On SQLite its write waits for the statements.
+    assert time.monotonic() - began < 2
+    assert await system.ref(Asking, "a").ask(Write(text="1")) == 1
+
+
+class Owned(Notebook):
+    ownership = "exclusive"
+
+
+class Kept(Notebook):
+    snapshot_policy = SnapshotPolicy(every=2, on_passivation=True)
+
+
+async def test_nothing_waits_until_somebodys_time_is_over(store: EventStore, sql_url: str):
+    """Transactions with statements, claims, snapshots and single commands, all on actors that come and go."""
+    patient = f"{sql_url}?busy_timeout=60" if sql_url.startswith("sqlite") else sql_url
+    waits: list[float] = []
+
+    async def timed(work: Awaitable[object]) -> None:
+        began = time.monotonic()
+        await work
+        waits.append(time.monotonic() - began)
+
+    async with ActorSystem(patient, idle_seconds=0.02, transaction_timeout=30) as system:
+
+        async def transact(number: int) -> None:
+            async def work(tx: Transaction) -> None:
+                if number % 3:
+                    await tx.ask(system.ref(Owned, str(number % 4)), Write(text=f"t{number}"))
+                await tx.connection.execute(insert(pages).values(id=number, text="x"))
+                await tx.ask(system.ref(Kept, str(number % 5)), Write(text=f"t{number}"))
+                await tx.ask(system.ref(Owned, str((number + 1) % 4)), Write(text=f"t{number}"))
+
+            await system.transact(work, retries=1000)
+
+        async def one_by_one(number: int) -> None:
+            for turn in range(3):
+                await timed(system.ref((Owned, Kept, Notebook)[number % 3], str(number % 5)).ask(Write(text=f"{turn}")))
+                await asyncio.sleep(0.03)
+
+        for turn in range(3):
+            async with asyncio.timeout(25):
+                transacting = [timed(transact(10 * turn + number)) for number in range(10)]
+                await asyncio.gather(*transacting, *(one_by_one(number) for number in range(10)))
+            await asyncio.sleep(0.1)
+    assert len(waits) == 3 * (10 + 30)
+    assert max(waits) < 10
+    async with ActorSystem(store) as system:
+        assert await rows(system) == ["x"] * 30
+    kept = [line for key in range(5) for line in await texts(store, str(key), "Kept") if line.startswith("t")]
+    assert sorted(kept) == sorted(f"t{10 * turn + number}" for turn in range(3) for number in range(10))
 
 
 async def test_a_cancelled_block_leaves_no_transaction_open(system: ActorSystem):

@@ -106,28 +106,44 @@ class PoolingProxy:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         last: _Session | None = None
         asking = asyncio.ensure_future(_message(reader))
-        answering: asyncio.Future[None] | None = None
         try:
             while (message := await asking)[:1] != b"X":
                 session = await self._idle.get()
                 self.changes += last is not None and session is not last
                 last = session
-                session.writer.write(message)
-                asking = asyncio.ensure_future(_message(reader))
-                # Both ways, until the session says that it is in no transaction.
-                answering = asyncio.ensure_future(self._answer(session, writer))
-                while not answering.done():
-                    await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
-                    if asking.done() and not answering.done():
-                        session.writer.write(asking.result())
-                        asking = asyncio.ensure_future(_message(reader))
-                self._idle.put_nowait(session)
+                asking = await self._transact(session, message, reader, writer)
         finally:
             asking.cancel()
-            if last is not None and answering is not None and not answering.done():
-                # The client is gone in the middle of a transaction: nobody else may have that session.
+
+    async def _transact(
+        self, session: _Session, message: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> asyncio.Future[bytes]:
+        """Both ways, until the session says that it is in no transaction. Returns what the client says next."""
+        session.writer.write(message)
+        asking = asyncio.ensure_future(_message(reader))
+        answering = asyncio.ensure_future(self._answer(session, writer))
+        is_idle = False
+        try:
+            while not answering.done():
+                await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
+                if asking.done() and not answering.done():
+                    if asking.result()[:1] == b"X":
+                        raise ConnectionAbortedError
+                    session.writer.write(asking.result())
+                    asking = asyncio.ensure_future(_message(reader))
+            answering.result()
+            is_idle = True
+            return asking
+        finally:
+            if is_idle:
+                self._idle.put_nowait(session)
+            else:
+                # The client is gone in the middle of a transaction, or the server has ended the session: nobody else
+                # may have it.
+                asking.cancel()
                 answering.cancel()
-                last.writer.transport.abort()
+                session.writer.transport.abort()
+                self._sessions.remove(session)
                 await self._start_one()
 
     async def _answer(self, session: _Session, writer: asyncio.StreamWriter) -> None:

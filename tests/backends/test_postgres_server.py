@@ -13,6 +13,7 @@ import pytest
 
 from backends.conformance.batches import Batches
 from backends.conformance.events import happened, numbers
+from backends.conformance.sql import SQLTransactions
 from backends.postgres_session import PostgresSession
 from eventstore import (
     BackendUnavailable,
@@ -269,7 +270,7 @@ async def test_cancelled_readers_leave_the_pool_as_it_was(postgres_url: str) -> 
 # A proxy that pools connections
 
 
-class TestThroughAProxyThatPools(Batches):
+class TestThroughAProxyThatPools(SQLTransactions, Batches):
     @pytest.fixture
     def url(self, pooled_url: str) -> str:
         return pooled_url

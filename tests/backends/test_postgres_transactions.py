@@ -17,7 +17,6 @@ from backends.conformance.sql import commit, transaction
 from eventstore import (
     Appended,
     BackendUnavailable,
-    CapabilityError,
     ConcurrencyError,
     ConnectionsBusy,
     EventStore,
@@ -33,6 +32,7 @@ from eventstore.url import parse_store_url
 from tests.servers.postgres import Postgres
 from tests.servers.proxy import FaultProxy
 
+from .pooling_proxy import PoolingProxy
 from .postgres_help import PATIENCE, connected, execute, fetch, proxy_to, unfinished_append, until, via, with_parameters
 from .sql_kills import survives_kills
 
@@ -446,10 +446,62 @@ async def test_a_kill_leaves_rows_and_events_together_or_neither(postgres_url: s
     await survives_kills(postgres_url, 8)
 
 
-async def test_behind_a_proxy_that_pools_it_is_refused(postgres_url: str) -> None:
-    async with EventStore.open(with_parameters(postgres_url, pooling="transaction")) as store:
-        with pytest.raises(CapabilityError, match="nothing was done"):
-            await store.begin_sql(seconds=1)
+@pytest_asyncio.fixture
+async def pooling(postgres_url: str) -> AsyncIterator[PoolingProxy]:
+    parts = urlsplit(postgres_url)
+    async with PoolingProxy(parts.hostname or "", parts.port or 5432) as pooling:
+        yield pooling
+
+
+class TestBehindAProxyThatPools:
+    @pytest.fixture
+    def url(self, postgres_url: str, pooling: PoolingProxy) -> str:
+        parts = urlsplit(postgres_url)
+        user = parts.netloc.rpartition("@")[0]
+        return parts._replace(netloc=f"{user}@{pooling.host}:{pooling.port}").geturl()
+
+    async def test_more_transactions_than_the_proxy_has_sessions_are_all_served(
+        self, postgres_url: str, url: str, pooling: PoolingProxy
+    ) -> None:
+        async with EventStore.open(url) as one, EventStore.open(url) as two:
+
+            async def run(number: int) -> None:
+                store = (one, two)[number % 2]
+                async with transaction(store) as begun:
+                    for part in range(3):
+                        await enter(begun, 10 * number + part)
+                    assert isinstance(await begun.commit([write(f"s-{number % 3}", b"1")]), Appended)
+                await store.append("a", happened(number))
+
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*(run(number) for number in range(12)))
+            assert len(await collect(one.read_all())) == 24
+        assert pooling.changes > 12
+        assert pooling.refused == []
+        assert len(await entered(postgres_url)) == 36
+
+    async def test_one_whose_time_is_over_is_let_go(self, postgres_url: str, url: str) -> None:
+        async with asyncio.timeout(PATIENCE), EventStore.open(url) as store:
+            for number in range(4):
+                with pytest.raises(TransactionExpired):
+                    async with transaction(store, seconds=0.2) as begun:
+                        await enter(begun, number)
+                        await asyncio.sleep(0.4)
+                        await enter(begun, 9)
+            assert isinstance(await commit(store, [write("a", b"1")], "INSERT INTO ledger VALUES (5, 5)"), Appended)
+        assert await entered(postgres_url) == [5]
+
+    async def test_no_statement_has_a_name_that_another_client_may_have_given(
+        self, postgres_url: str, url: str, pooling: PoolingProxy
+    ) -> None:
+        async with EventStore.open(url) as store:
+            for number in range(8):
+                async with transaction(store) as begun:
+                    await enter(begun, number)
+                    named = text("SELECT count(*) FROM pg_prepared_statements")
+                    assert (await begun.connection.execute(named)).scalar_one() == 0
+                    await begun.commit([write("a", b"1")])
+        assert len(await entered(postgres_url)) == 8
 
 
 async def test_a_session_that_was_lost_meanwhile_is_replaced(postgres_url: str, store: EventStore) -> None:

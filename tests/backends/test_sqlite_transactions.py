@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_transaction
+from backends import sqlite_transaction, sqlite_writer
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -92,6 +93,30 @@ class TestTheOneWriter:
                     assert 0.3 < time.monotonic() - started < 3
                     await enter(begun, 1)
         assert len(await collect(store.read_all())) == 2
+
+    @pytest.mark.skipif(not sqlite_writer._NEEDS_LOCK, reason="this SQLite keeps processes apart by itself")
+    @pytest.mark.parametrize("end", ["commit", "rollback", "time"])
+    async def test_it_holds_the_lock_that_keeps_processes_apart_to_its_end(
+        self, path: Path, store: EventStore, end: str
+    ) -> None:
+        async with asyncio.timeout(10), transaction(store, seconds=0.3 if end == "time" else 3) as begun:
+            await enter(begun, 1)
+            with Path(f"{path}-lock").open("rb") as lock:
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                match end:
+                    case "commit":
+                        await begun.commit([write("a", b"1")])
+                    case "rollback":
+                        await begun.rollback()
+                    case _:
+                        await asyncio.sleep(0.3)
+                while True:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(0.01)
 
     async def test_where_nobody_waits_there_is_no_transaction(self, path: Path, store: EventStore) -> None:
         async with EventStore.open(f"sqlite:///{path}?busy_timeout=0") as store:

@@ -2,6 +2,8 @@
 
     python -m tests.faults.disk asking FILE         eight deposits, one after the other, by an actor
     python -m tests.faults.disk appending FILE      the same by a store alone, so that no other connection is open
+    python -m tests.faults.disk transacting FILE    eight transactions with a row of the user's and an event each
+    python -m tests.faults.disk refused FILE        the same, until one is refused: then the process kills itself
     python -m tests.faults.disk reading FILE        what an actor says that nobody has woken before
     python -m tests.faults.disk filling FILE        on a small file system: until it is full, and with room again
     python -m tests.faults.disk limited FILE        while no file may grow
@@ -16,12 +18,17 @@ import asyncio
 import errno
 import json
 import logging
+import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
+from sqlalchemy import text
+
 from actors import ActorSystem
-from eventstore import EventStore
+from backends.conformance import events as conformance
+from eventstore import Appended, BackendUnavailable, EventStore
 
 from .journals import sqlite_url
 from .vault import Deposit, GetTotal, Record, Vault, deposit, parts_of, writer_to
@@ -42,6 +49,41 @@ async def appending(path: Path) -> None:
             write(f"intent d{number} vault-1 1 1")
             appended = await store.append("vault-1", parts_of(Deposit(id=f"d{number}")))
             write(f"ack d{number} {appended.versions[0]} {appended.versions[0]}")
+
+
+async def refused(path: Path) -> None:
+    await transacting(path, dies=True)
+
+
+async def transacting(path: Path, *, dies: bool = False) -> None:
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        # A connection that reads keeps the log from being removed when the writer's is closed.
+        await store.version("vault-1")
+        for number in range(8):
+            write(f"intent t{number} vault-1 1 1")
+            begun = await store.begin_sql(seconds=3)
+            try:
+                await begun.connection.execute(text("INSERT INTO ledger VALUES (:n)"), {"n": number})
+                appended = await begun.commit([conformance.write("vault-1", b'{"number":%d}' % number)])
+                assert isinstance(appended, Appended)
+                write(f"ack t{number} {appended.versions[0]} {appended.versions[0]}")
+            except BackendUnavailable as error:
+                write(f"refused t{number} {type(error).__name__}")
+                if dies:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            finally:
+                await begun.rollback()
+        rows, events = await stored(store)
+    tell(rows=rows, events=events)
+
+
+async def stored(store: EventStore) -> tuple[list[int], list[int]]:
+    begun = await store.begin_sql(seconds=3)
+    try:
+        rows = (await begun.connection.execute(text("SELECT n FROM ledger ORDER BY n"))).scalars().all()
+    finally:
+        await begun.rollback()
+    return list(rows), await conformance.numbers(store.read("vault-1"))
 
 
 async def reading(path: Path) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from eventstore import EventStore
 
+from .disk import stored
 from .journals import sqlite_url, stored_events
 from .vault import Receipt, Record
 from .verdict import verdict
@@ -73,6 +75,50 @@ def test_what_could_not_be_synced_is_not_acknowledged_before_it_is(
     first, last = failing.split("..")
     assert trace.read_text().count(INJECTED) == int(last) - int(first) + 1
     assert unsafe_acknowledgements(trace.read_text()) == []
+
+
+@pytest.mark.parametrize("failing", ["4..4", "6..9"])
+def test_the_users_rows_and_the_events_are_stored_together_where_syncs_fail(
+    path: Path, strace: str, failing: str
+) -> None:
+    asyncio.run(make_ledger(path))
+    trace = path.with_suffix(".trace")
+    inject = ["-e", "trace=fsync,fdatasync,write", "-e", f"inject=fdatasync:error=EIO:when={failing}"]
+    record, facts = run("transacting", path, strace, "-f", "-o", str(trace), *inject)
+
+    assert facts["rows"] == facts["events"]
+    assert {f"t{number}" for number in facts["rows"]} == set(record.acks)
+    # Each was told what became of it: nothing is unknown, and what was refused is not there. The fourth sync is that of
+    # the second one's commit.
+    assert len(record.acks) + len(record.refused) == 8
+    assert failing != "4..4" or set(record.refused) == {"t1"}
+    first, last = failing.split("..")
+    assert trace.read_text().count(INJECTED) == int(last) - int(first) + 1
+    assert unsafe_acknowledgements(trace.read_text()) == []
+
+
+def test_what_was_refused_does_not_come_back_after_a_crash(path: Path, strace: str) -> None:
+    asyncio.run(make_ledger(path))
+    inject = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=4..4"]
+    command = [strace, "-f", "-o", os.devnull, *inject, sys.executable, "-m", "tests.faults.disk", "refused", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    record = Record()
+    record.read(done.stdout)
+
+    assert set(record.refused) == {"t1"}, done.stderr
+    assert asyncio.run(ledger(path)) == ([0], [0])
+
+
+async def ledger(path: Path) -> tuple[list[int], list[int]]:
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        return await stored(store)
+
+
+async def make_ledger(path: Path) -> None:
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        begun = await store.begin_sql(seconds=3)
+        await begun.connection.execute(text("CREATE TABLE ledger (n int PRIMARY KEY)"))
+        await begun.commit([])
 
 
 def test_what_a_killed_writer_left_unsynced_is_synced_before_a_reply_rests_on_it(path: Path, strace: str) -> None:
