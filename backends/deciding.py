@@ -101,11 +101,8 @@ class Group:
         stream = self._streams[stream_id]
         version = self.versions.get(stream_id, stream.version)
         if commands and (
-            # Nearly all are new, and of a stream that nobody has claimed or that has forgotten none.
-            len(commands) > 1
-            or (stream_id, commands[0].command_id) in self._commands
-            or stream.forgotten
-            or stream.epoch
+            # Nearly all are new, and of a stream that has forgotten none. The owner of the others is looked at below.
+            len(commands) > 1 or (stream_id, commands[0].command_id) in self._commands or stream.forgotten
         ):
             refused = self._refused_command(write, stream, set() if len(commands) > 1 else None)
             if refused is not None:

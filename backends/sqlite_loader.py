@@ -49,6 +49,11 @@ SELECT
 """
 _PAGES, _COLUMNS, _TEXTS = b"\x1c", b"\x1d", SEPARATOR.encode()
 
+# What one answer may hold: more is asked for in parts. Nobody knows how large events are before they are read; SQLite
+# finds a text too large while it makes it, which costs those that are small nothing.
+_ROOM = 16 * 1024 * 1024
+_LARGEST = 1_000_000_000
+
 # Whoever reads so many events will be busy with those before them: the thread is given the lock at once. A thread that
 # wakes up needs it, and a busy loop lets go of it only when it polls, and takes it again before the thread is awake.
 _MANY = 500
@@ -58,8 +63,13 @@ _Row = tuple[bytes, bytes | None]
 _FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
 
 
+class _TooLarge(Exception):
+    """The answer would hold more than there is room for."""
+
+
 class _Job(NamedTuple):
     wanted: str
+    room: int
     future: asyncio.Future[_Row]
     begun: threading.Lock | None
 
@@ -79,8 +89,12 @@ class SQLiteLoader:
         self._under_way = 0
         self._is_closed = False
 
-    async def load(self, loads: Sequence[Load]) -> Sequence[Loaded]:
-        """Raises `JournalCorrupt`, which names no event yet, where anything that was read is damaged."""
+    async def load(self, loads: Sequence[Load], *, room: int = _ROOM) -> Sequence[Loaded]:
+        """Raises `JournalCorrupt`, which names no event yet, where anything that was read is damaged.
+
+        What does not fit the room is read in parts: half of the streams, fewer events, and at last one event alone,
+        or one snapshot, however large it is.
+        """
         if self._is_closed:
             raise StoreClosed("the store is closed: nothing was read")
         if self._thread is None:
@@ -89,13 +103,23 @@ class SQLiteLoader:
         is_at_once = not self._under_way and sum(load.limit for load in loads) >= _MANY
         self._under_way += 1
         try:
-            found, pages = await (self._begun(wanted) if is_at_once else self._queued(wanted))
+            found, pages = await (self._begun(wanted, room) if is_at_once else self._queued(wanted, room))
+        except _TooLarge:
+            return await self._load_in_parts(loads)
         finally:
             self._under_way -= 1
         try:
             return _loaded(loads, orjson.loads(found), _pages(pages))
         except ValueError as error:
             raise JournalCorrupt(f"a stored event cannot be read: {error}") from error
+
+    async def _load_in_parts(self, loads: Sequence[Load]) -> Sequence[Loaded]:
+        if len(loads) > 1:
+            half = len(loads) // 2
+            return [*await self.load(loads[:half]), *await self.load(loads[half:])]
+        if loads[0].limit > 1:
+            return await self.load([loads[0]._replace(limit=max(1, loads[0].limit // 8))])
+        return await self.load(loads, room=_LARGEST)
 
     async def close(self) -> None:
         """Finish what is under way, close the connection, end the thread."""
@@ -106,16 +130,16 @@ class SQLiteLoader:
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
 
-    def _queued(self, wanted: str, begun: threading.Lock | None = None) -> asyncio.Future[_Row]:
+    def _queued(self, wanted: str, room: int, begun: threading.Lock | None = None) -> asyncio.Future[_Row]:
         future: asyncio.Future[_Row] = self._loop.create_future()
-        self._jobs.put(_Job(wanted, future, begun))
+        self._jobs.put(_Job(wanted, room, future, begun))
         return future
 
-    def _begun(self, wanted: str) -> asyncio.Future[_Row]:
+    def _begun(self, wanted: str, room: int) -> asyncio.Future[_Row]:
         """The same, and the thread has begun when this returns."""
         begun = threading.Lock()
         begun.acquire()
-        future = self._queued(wanted, begun)
+        future = self._queued(wanted, room, begun)
         begun.acquire(timeout=_HAND_OVER_SECONDS)
         return future
 
@@ -129,13 +153,15 @@ class SQLiteLoader:
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            wanted, future, begun = job
+            wanted, room, future, begun = job
             if begun is not None:
                 begun.release()
             row: Any = None
             failure: BaseException | None = None
             try:
-                row = self._opened().execute(_LOAD, (wanted,)).fetchone()
+                row = self._read(wanted, room)
+            except sqlite3.DataError as error:
+                failure = _TooLarge() if room < _LARGEST else self._dealt_with(error)
             except sqlite3.Error as error:
                 failure = self._dealt_with(error)
             except BaseException as error:
@@ -148,6 +174,11 @@ class SQLiteLoader:
             # Nothing of the job may live on while the thread waits for the next one.
             del job, future, begun, row, failure
         self._disconnect()
+
+    def _read(self, wanted: str, room: int) -> Any:
+        connection = self._opened()
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, room)
+        return connection.execute(_LOAD, (wanted,)).fetchone()
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:

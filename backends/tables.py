@@ -184,8 +184,9 @@ postgres_metadata.tables["journal_streams"].append_column(
     Column("version", _Big, nullable=False, server_default=_ZERO),
 )
 
-# Of a page's writing little is the database's own on Postgres, and nearly all on SQLite: there ids that rise lie on one
-# page, whatever their streams, and the index by streams gets many outcomes at a time.
+# On SQLite a page of an index by streams, one for each stream in each commit, was nearly all that an outcome cost.
+# There ids that rise lie on one page, whatever their streams, and the index by streams gets many outcomes at a time
+# (docs/decisions.md, 32). Whether Postgres would gain by that was not measured: there one index serves both questions.
 Index(
     None,
     postgres_metadata.tables["journal_commands"].c.stream,

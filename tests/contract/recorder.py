@@ -20,6 +20,7 @@ from eventstore.backend import (
     CommandLookup,
     CommandsFound,
     EventFilter,
+    EventPage,
     Holder,
     Holding,
     LogPage,
@@ -297,6 +298,8 @@ class Recorder:
                 return {name: self._plain(field) for name, field in fields.items()}
             case Appended(position, versions, is_duplicate):
                 return {"at": self._place(position), "versions": versions, "is_duplicate": is_duplicate}
+            case EventPage():
+                return [self._plain(event) for event in value]
             case StoredCommand():
                 fields = value._asdict()
                 del fields["recorded_at"]
