@@ -20,17 +20,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def urls(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+def urls(request: pytest.FixtureRequest) -> dict[str, str]:
     """Where each replica has its journal: all in memory, or each on another database."""
     if request.param == "memory":
         return {}
-    return mixed_urls(request, tmp_path)
+    found: dict[str, str] = request.getfixturevalue("mixed_urls")
+    return found
 
 
-def mixed_urls(request: pytest.FixtureRequest, folder: Path) -> dict[str, str]:
+@pytest.fixture
+def mixed_urls(postgres_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
     """One replica on SQLite, one on Postgres, one on Redis."""
-    postgres, redis = (request.getfixturevalue(f"{name}_url") for name in ("postgres", "redis"))
-    return {"eu": new_journal("sqlite", folder), "us": postgres, "ap": redis}
+    return {"eu": new_journal("sqlite", tmp_path), "us": postgres_url, "ap": redis_url}
 
 
 @pytest_asyncio.fixture

@@ -14,7 +14,6 @@ from actors import Conflict, ReplicatedActor, SnapshotPolicy
 from actors.conflict import Resolution
 from eventstore import EventStore
 from tests.actors.journals import new_journal
-from tests.replication.conftest import mixed_urls
 from tests.replication.ledger import KeptLedger, Ledger, Noted
 from tests.replication.schedules import NAMES, World, check
 
@@ -68,10 +67,8 @@ async def test_random_schedules_beside_a_file_converge(part: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("part", range(3))
-async def test_random_schedules_on_three_databases_converge(
-    part: int, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    await run(mixed_urls(request, tmp_path), range(10_000 + 20 * part, 10_000 + 20 * (part + 1)), *ACTORS)
+async def test_random_schedules_on_three_databases_converge(part: int, mixed_urls: dict[str, str]) -> None:
+    await run(mixed_urls, range(10_000 + 20 * part, 10_000 + 20 * (part + 1)), *ACTORS)
 
 
 async def test_a_rule_that_throws_dice_is_caught() -> None:
@@ -85,11 +82,16 @@ async def test_a_rule_that_throws_dice_is_caught() -> None:
         assert caught > 10
 
 
+@pytest.fixture
+def soaked_urls(part: int, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """On three databases some, beside a file more, and most where nothing but the replicas takes time."""
+    if part % 10 == 0:
+        mixed: dict[str, str] = request.getfixturevalue("mixed_urls")
+        return mixed
+    return {"us": new_journal("sqlite", tmp_path)} if part % 10 == 1 else {}
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(100))
-async def test_a_hundred_thousand_schedules_converge(part: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    # On three databases some, beside a file more, and most where nothing but the replicas takes time.
-    urls = {"us": new_journal("sqlite", tmp_path)} if part % 10 < 2 else {}
-    if part % 10 == 0:
-        urls = mixed_urls(request, tmp_path)
-    await run(urls, range(1_000_000 + 1000 * part, 1_000_000 + 1000 * (part + 1)), *ACTORS)
+async def test_a_hundred_thousand_schedules_converge(part: int, soaked_urls: dict[str, str]) -> None:
+    await run(soaked_urls, range(1_000_000 + 1000 * part, 1_000_000 + 1000 * (part + 1)), *ACTORS)
