@@ -11,6 +11,7 @@ from eventstore.checkpoint import DeadLetter, Status
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import escaped, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, json_cell, listing, timestamp, write_fields, write_json, write_line
 from eventstore.cli.projections import Name, Target
@@ -20,7 +21,7 @@ from eventstore.projection_control import live_checkpoint, purge_letters, replay
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
-dead_letters = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+dead_letters = command_group("Events that projections could not apply.")
 
 Positions = Annotated[
     list[int] | None, typer.Argument(metavar="POSITION", help="The events' positions; all if none is given.")

@@ -14,6 +14,7 @@ from eventstore.checkpoint import Checkpoint
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import escaped, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write_fields, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
@@ -26,7 +27,7 @@ from eventstore.projections import Projection
 from eventstore.rebuild import rebuild
 from eventstore.store import EventStore
 
-projections = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+projections = command_group("Run read models, and look after them.")
 
 Target = Annotated[
     str,

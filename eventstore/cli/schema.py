@@ -15,13 +15,14 @@ from eventstore.cli.decoding import Broken, JournalCheck
 from eventstore.cli.described import Modules, as_json, read_description
 from eventstore.cli.escaping import escaped, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.store import EventStore
 from eventstore.upcasters import UPCASTERS
 
-schema = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+schema = command_group("Check that what is stored can be read.")
 
 ModuleNames = Annotated[
     list[str],

@@ -28,6 +28,11 @@ from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 
 ACCOUNT = "cli_ledger:Account"
 COMMANDS = ["streams", "events", "tail", "show", "replay", "snapshot", "verify", "owners", "migrate", "doctor"]
+GROUPS = {
+    "schema": ["export", "check", "diff"],
+    "projections": ["list", "status", "run", "rebuild", "pause", "resume", "seek", "check"],
+    "dead-letters": ["list", "show", "replay", "purge"],
+}
 NOTES = [
     "this module prints while it is imported",
     "note: 'Account-carol': the events up to version 3 were removed; it was folded from the snapshot at version 4, "
@@ -88,6 +93,17 @@ class TestHelp:
                 assert f"`{option}" in reference or f" {option}" in reference, option
         for code in Exit:
             assert f"| {code.value} | " in reference
+
+    @pytest.mark.parametrize("group", GROUPS)
+    def test_every_command_of_a_group_has_an_example_and_stands_in_the_reference(self, cli: Run, group: str) -> None:
+        reference = (Path(__file__).parents[2] / "docs" / "cli.md").read_text("utf-8")
+        assert re.search(rf"^  {group} ", cli("--help").out, re.MULTILINE)
+        shown = cli(group)
+        assert (shown.code, shown.out) == (2, "")
+        for name in GROUPS[group]:
+            assert re.search(rf"^  {name} ", shown.err, re.MULTILINE)
+            assert f"    eventstore {group} {name} " in cli(group, name, "-h").out
+            assert re.search(rf"^\| `{group} .*`.*\b{name}\b", reference, re.MULTILINE)
 
     def test_without_a_command_the_help_is_shown_as_wrong_usage(self, cli: Run) -> None:
         result = cli()

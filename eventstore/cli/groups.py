@@ -1,0 +1,26 @@
+"""Groups of commands: `eventstore GROUP COMMAND`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from eventstore.cli.exits import Exit
+
+
+def command_group(summary: str) -> typer.Typer:
+    """A group, which shows its help where no command is named, as wrong usage."""
+    group = typer.Typer(
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+    group.callback(invoke_without_command=True, help=summary)(_show_help)
+    return group
+
+
+def _show_help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        sys.stderr.write(context.get_help() + "\n")
+        raise typer.Exit(Exit.USAGE)
