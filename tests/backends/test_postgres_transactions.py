@@ -491,18 +491,6 @@ class TestBehindAProxyThatPools:
             assert isinstance(await commit(store, [write("a", b"1")], "INSERT INTO ledger VALUES (5, 5)"), Appended)
         assert await entered(postgres_url) == [5]
 
-    async def test_no_statement_has_a_name_that_another_client_may_have_given(
-        self, postgres_url: str, url: str, pooling: PoolingProxy
-    ) -> None:
-        async with EventStore.open(url) as store:
-            for number in range(8):
-                async with transaction(store) as begun:
-                    await enter(begun, number)
-                    named = text("SELECT count(*) FROM pg_prepared_statements")
-                    assert (await begun.connection.execute(named)).scalar_one() == 0
-                    await begun.commit([write("a", b"1")])
-        assert len(await entered(postgres_url)) == 8
-
 
 async def test_a_session_that_was_lost_meanwhile_is_replaced(postgres_url: str, store: EventStore) -> None:
     await commit(store, [write("a", b"1")])
