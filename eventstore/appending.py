@@ -38,3 +38,7 @@ class Appending(asyncio.Future[Sequence[AppendOutcome]]):
                 raise
         else:
             self.end(outcomes, None)
+        finally:
+            # The error keeps this frame. If that kept what keeps the error, all of it would stay, with the events,
+            # until the garbage collector comes.
+            del self, work

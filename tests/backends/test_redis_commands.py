@@ -169,8 +169,9 @@ async def test_an_outcome_that_was_changed_by_hand_is_noticed(url: str, client: 
                 await store.truncate("a", 1, reason="test")
         else:
             client.hset(f"{KEY}:commands", "1:one", (client.hget(f"{KEY}:commands", "1:one") or b"")[:50])
-            with pytest.raises(JournalCorrupt, match="'one' is damaged"):
-                await found_command(backend, "a", "one")
+            (damaged,) = await backend.find_commands([CommandLookup("a", "one")])
+            assert isinstance(damaged, JournalCorrupt)
+            assert "'one'" in str(damaged)
         assert await versions(store.read("a")) == [1]
         assert await found_command(backend, "a", "two") is not None
 
@@ -196,7 +197,8 @@ async def test_an_event_with_thousands_of_outcomes_goes_after_them(url: str, cli
         await append_alone(backend, write("a", b"2", commands=[outcome("last")]))
         before = scripts_run(client)
         assert await store.truncate("a", 1, reason="test") == 1
-        assert scripts_run(client) == before + 3
+        # Three remove, and two look before: is the stream replicated, and does a projection need it.
+        assert scripts_run(client) == before + 3 + 2
         assert await remembered(backend) == {"last"}
         assert await versions(store.read("a")) == [2]
 

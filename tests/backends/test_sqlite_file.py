@@ -195,7 +195,7 @@ async def test_what_was_remembered_is_forgotten_after_an_error(url: str, monkeyp
         await store.append("a", happened(1))
         with monkeypatch.context() as patched:
 
-            def fail(*_: object) -> bool:
+            def fail(*_: object, **__: object) -> bool:
                 raise sqlite3.OperationalError("injected")
 
             patched.setattr(SQLiteAppend, "_insert", fail)

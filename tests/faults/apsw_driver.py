@@ -73,6 +73,8 @@ class Cursor:
 
             cursor.exec_trace = cast("Any", trace)
             rows = cursor.execute(sql, parameters).fetchall()
+        if self._connection.text_factory is bytes:
+            rows = [tuple(value.encode() if isinstance(value, str) else value for value in row) for row in rows]
         self._rows = iter(rows)
         self.description = [(name, None, None, None, None, None, None) for name, *_ in columns] or None
         if sql.lstrip().upper().startswith(_CHANGES):

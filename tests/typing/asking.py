@@ -239,9 +239,9 @@ async def systems(store: EventStore) -> None:
         assert_type(system, ActorSystem)
         assert_type(system.store, EventStore)
         assert_type(system.ref(Derived, "a"), ActorRef[Derived])
-        system.ref(int, "a")  # type: ignore[type-var] # pyright: ignore[reportArgumentType]
-        system.ref(Account, 1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        system.ref(Account)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        system.ref(int, "a")  # type: ignore[type-var] # pyright: ignore[reportCallIssue, reportArgumentType]
+        system.ref(Account, 1)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
+        system.ref(Account)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     ActorSystem(store, mailbox_overflow="drop")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     ActorSystem(7)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     assert_type(await fold(store, Account, "alice"), Folded)
