@@ -68,6 +68,8 @@ _CONFLICTS = ("40001", "40P01")
 # A lock that was not to be had, a statement that took too long.
 _TIMEOUTS = ("55P03", "57014")
 
+_CLOCKS_DIFFER_SECONDS = 0.1
+
 _NOTHING_STORED = "the transaction was rolled back, nothing of it was stored: run it again"
 
 
@@ -158,14 +160,17 @@ class PostgresTransaction:
 
     def _not_the_statements(self, error: BaseException) -> EventStoreError | None:
         state = sqlstate(error)
-        if self._is_expired or state in _EXPIRED:
+        is_cut = is_lost(error) or not self.session.is_connected
+        # The server ends it by a clock of its own, and by ending the session: of why, the driver tells no code.
+        is_late = is_cut and self._loop.time() > self._timer.when() - _CLOCKS_DIFFER_SECONDS
+        if self._is_expired or state in _EXPIRED or is_late:
             self._is_expired = True
             return TransactionExpired(self._seconds)
         if state in _CONFLICTS:
             return TransactionConflict(f"{_NOTHING_STORED}; {_line(error)} (SQLSTATE {state})")
         if state in _TIMEOUTS:
             return translated(error, writing=False)
-        if is_lost(error) or not self.session.is_connected:
+        if is_cut:
             return BackendUnavailable(f"the connection was lost; {_NOTHING_STORED}; {_line(error)}")
         return None
 
