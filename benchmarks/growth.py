@@ -18,6 +18,7 @@ from benchmarks.accounts import Account, Deposit, Deposited
 from benchmarks.harness import FULL, MICROSECONDS, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventStore
 from eventstore.backend import Load
+from eventstore.codec import checksum_of
 
 _SMALL = 10_000
 _EVENTS_PER_STREAM = 10
@@ -32,8 +33,8 @@ _READS = 200
 
 _INSERT_STREAM = "INSERT INTO journal_streams (id, stream_id, kind, created_at) VALUES (?, ?, 'Account', 1)"
 _INSERT_EVENT = """
-INSERT INTO journal_events (stream, version, type, schema_version, payload, event_id, epoch, recorded_at)
-VALUES (?, ?, 'benchmark.deposited', 1, '{"amount":1}', ?, 0, 1)
+INSERT INTO journal_events (stream, version, type, schema_version, payload, event_id, epoch, recorded_at, checksum)
+VALUES (?, ?, 'benchmark.deposited', 1, '{"amount":1}', ?, 0, 1, ?)
 """
 
 
@@ -133,7 +134,8 @@ async def _fill(path: Path, count: int) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _events(streams: int) -> Iterator[tuple[int, int, bytes]]:
+def _events(streams: int) -> Iterator[tuple[int, int, bytes, int]]:
+    checksum = checksum_of("benchmark.deposited", 1, b'{"amount":1}', None)
     for version in range(1, _EVENTS_PER_STREAM + 1):
         for stream in range(1, streams + 1):
-            yield stream, version, uuid7().bytes
+            yield stream, version, uuid7().bytes, checksum
