@@ -463,11 +463,14 @@ class Cell:
         granted = cast("asyncio.Future[Any]", hold.reply)
         if granted.done():
             return False  # Whoever wanted it has given up.
-        self.phase = Phase.HELD
-        self.is_ready = False
-        self.handling = hold.handling
+        self._hold_for(hold.handling)
         granted.set_result(None)
         return True
+
+    def _hold_for(self, handling: Handling) -> None:
+        self.phase = Phase.HELD
+        self.is_ready = False
+        self.handling = handling
 
     def only_reads_before(self, hold: Hold) -> bool:
         """Whether the actor only has to be read from the journal before it serves a transaction that waits."""
@@ -484,9 +487,7 @@ class Cell:
             return False
         if self.epoch is not None and not self._runtime.owns_streams(self.lease):
             return False
-        self.phase = Phase.HELD
-        self.is_ready = False
-        self.handling = handling
+        self._hold_for(handling)
         return True
 
     def begin_decision(self, metadata: bytes) -> None:
