@@ -19,9 +19,7 @@ CHECKPOINT_SECONDS = 10.0
 
 _T = TypeVar("_T", bound=SqlTransaction)
 
-SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.events, _c.c.checksum, _c.c.state).order_by(
-    _c.c.name, _c.c.version
-)
+_SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.events, _c.c.checksum, _c.c.state)
 
 # What is there already stays: two that begin at the same moment must not both go on.
 _INSERT = {
@@ -30,24 +28,36 @@ _INSERT = {
 }
 
 
+def selected(tenant: str) -> Executable:
+    """The tenant's checkpoints."""
+    return _SELECT.where(_c.c.tenant == tenant).order_by(_c.c.name, _c.c.version)
+
+
 async def save_checkpoint(
-    connection: AsyncConnection, checkpoint: StoredCheckpoint, *, schema: str | None = None
+    connection: AsyncConnection, tenant: str, checkpoint: StoredCheckpoint, *, schema: str | None = None
 ) -> bool:
     """Replace a checkpoint of this revision. On Postgres its row is locked until the transaction ends: who else wants
     to replace it waits, and finds that the revision is another one."""
-    values = {**checkpoint._asdict(), "state": checkpoint.state.decode(), "revision": checkpoint.revision + 1}
+    values = {
+        "tenant": tenant,
+        **checkpoint._asdict(),
+        "state": checkpoint.state.decode(),
+        "revision": checkpoint.revision + 1,
+    }
     if checkpoint.revision == 0:
         statement: Executable = _INSERT[connection.dialect.name].values(values)
     else:
-        statement = update(_c).where(*_is(checkpoint.name, checkpoint.version, checkpoint.revision)).values(values)
+        statement = (
+            update(_c).where(*_is(tenant, checkpoint.name, checkpoint.version, checkpoint.revision)).values(values)
+        )
     return await _changes_one(connection, statement, schema)
 
 
 async def delete_checkpoint(
-    connection: AsyncConnection, name: str, version: int, revision: int, *, schema: str | None = None
+    connection: AsyncConnection, tenant: str, name: str, version: int, revision: int, *, schema: str | None = None
 ) -> bool:
     """Remove a checkpoint of this revision."""
-    return await _changes_one(connection, delete(_c).where(*_is(name, version, revision)), schema)
+    return await _changes_one(connection, delete(_c).where(*_is(tenant, name, version, revision)), schema)
 
 
 async def in_sql(transaction: _T, change: Callable[[_T], Awaitable[bool]]) -> bool:
@@ -64,12 +74,12 @@ async def in_sql(transaction: _T, change: Callable[[_T], Awaitable[bool]]) -> bo
 def stored_checkpoint(
     name: str, version: int, revision: int, position: int, events: int, checksum: bytes, state: str
 ) -> StoredCheckpoint:
-    """A row of `SELECT`."""
+    """A row of `selected`."""
     return StoredCheckpoint(name, version, revision, position, events, checksum, state.encode())
 
 
-def _is(name: str, version: int, revision: int) -> tuple[Any, ...]:
-    return _c.c.name == name, _c.c.version == version, _c.c.revision == revision
+def _is(tenant: str, name: str, version: int, revision: int) -> tuple[Any, ...]:
+    return _c.c.tenant == tenant, _c.c.name == name, _c.c.version == version, _c.c.revision == revision
 
 
 async def _changes_one(connection: AsyncConnection, statement: Executable, schema: str | None) -> bool:

@@ -62,12 +62,13 @@ class PostgresBackend:
     many for transactions with the user's own statements, and one that listens once somebody waits for new events.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True, tenants=True)
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
         self._target = postgres_target(url)
-        self._sql = PostgresSQL(self._target.schema)
+        self._sql = PostgresSQL(self._target.schema, url.tenant)
+        self.tenant = url.tenant
         self.durability = Durability(self._target.durability)
         self.schema_revision: str | None = None
         self.database = "PostgreSQL"
@@ -153,8 +154,8 @@ class PostgresBackend:
 
     # Reading
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return await self._open.reader.checkpoints()
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        return await self._open.reader.checkpoints(shared=shared)
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         return await self._open.commands.find(lookups)
@@ -184,8 +185,13 @@ class PostgresBackend:
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._open.reader.start_of_last(count, where)
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        return await self._open.reader.streams(after=after, limit=limit, kind=kind)
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        return await self._open.reader.streams(after=after, limit=limit, kind=kind, tenant=tenant)
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        return await self._open.reader.tenants(after=after, limit=limit)
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         return await self._open.reader.read_snapshots(stream_id, through=through, limit=limit)

@@ -17,6 +17,7 @@ from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.records import batch_uuid_of, time_of, uuid_of
+from backends.tenants_sql import first_tenant
 from backends.times import nearest_time
 from eventstore.backend import (
     NO_EVENTS,
@@ -35,6 +36,7 @@ from eventstore.backend import (
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
+from eventstore.tenant import NO_TENANT
 
 _MAX_VERSION = 2**63 - 1
 
@@ -150,15 +152,25 @@ class PostgresReader:
                 return 0
             end = rows[-1][0] - 1
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind)]
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        own = self._sql.tenant
+        whose = own if tenant is None else tenant
+        if own not in (NO_TENANT, whose):
+            return []
+        return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind, whose)]
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        return [tenant for (tenant,) in await self._rows(self._sql.tenants, first_tenant(after), limit)]
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         rows = await self._rows(self._sql.snapshots, stream_id, _MAX_VERSION if through is None else through, limit)
         return [_snapshot(stream_id, *row) for row in rows]
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints)]
+    async def checkpoints(self, *, shared: bool) -> Sequence[StoredCheckpoint]:
+        whose = NO_TENANT if shared else self._sql.tenant
+        return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints, whose)]
 
     async def statistics(self) -> Statistics:
         (row,) = await self._rows(self._sql.statistics)
@@ -208,7 +220,7 @@ class PostgresReader:
 
 def _matches(where: EventFilter) -> Iterable[list[str] | None]:
     """The filter's fields in the order of the statements' parameters."""
-    return [list(field) or None for field in (where.kinds, where.types, where.stream_ids, where.tags)]
+    return [list(field) or None for field in (where.kinds, where.types, where.stream_ids, where.tags, where.tenants)]
 
 
 def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
@@ -263,7 +275,7 @@ def _record(
             bool(concurrent),
         )
     except (ValueError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
+        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
 
 
 def _loaded(

@@ -39,7 +39,7 @@ from eventstore.finishing import finish_then_cancel
 _PREPARE = """
 SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, EXISTS (
     SELECT FROM unnest($1::text[]) AS w (stream_id) WHERE NOT EXISTS (
-        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = w.stream_id)
+        SELECT FROM {schema}.journal_streams s WHERE s.tenant = {tenant} AND s.stream_id = w.stream_id)
 ), set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
     {planning}
 """
@@ -49,15 +49,15 @@ _STATUS = "SELECT pg_postmaster_start_time()::text, pg_xact_status($1::text::xid
 # A stream that is not there can be neither locked nor be kept from being made, so its row is made. One that another
 # transaction is making at this moment is waited for.
 _MAKE_STREAMS = """
-INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
-SELECT n.stream_id, n.kind, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, version, created_at)
+SELECT {tenant}, n.stream_id, n.kind, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
 ORDER BY n.stream_id COLLATE "C"
 ON CONFLICT DO NOTHING
 """
-_TRUNCATED = (
-    "SELECT stream_id, truncated FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = ANY ($1::text[])"
-)
+_TRUNCATED = """
+SELECT stream_id, truncated FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = ANY ($1::text[])
+"""
 
 # How often streams that do not exist yet are looked for again because others make them.
 _ROUNDS = 12
@@ -124,10 +124,12 @@ class PostgresTransaction:
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await save_checkpoint(self.connection, checkpoint, schema=self._sql.schema)
+        return await save_checkpoint(self.connection, self._sql.tenant, checkpoint, schema=self._sql.schema)
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await delete_checkpoint(self.connection, name, version, revision, schema=self._sql.schema)
+        return await delete_checkpoint(
+            self.connection, self._sql.tenant, name, version, revision, schema=self._sql.schema
+        )
 
     async def rollback(self) -> None:
         self._check_place()

@@ -30,7 +30,7 @@ WITH wanted AS MATERIALIZED (
         CASE WHEN w.value ->> '$[2]' THEN
             (SELECT max(n.version) FROM journal_snapshots n WHERE n.stream = s.id AND n.version > w.value ->> '$[1]')
         END AS snapshot
-    FROM json_each(?) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
+    FROM json_each(?2) w CROSS JOIN journal_streams s ON s.tenant = ?1 AND s.stream_id = w.value ->> '$[0]'
 )
 SELECT
     (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
@@ -79,8 +79,9 @@ class SQLiteLoader:
     whoever wants it. After an error of the database the connection is thrown away, and the next load opens another.
     """
 
-    def __init__(self, path: Path, *, busy_timeout: float) -> None:
+    def __init__(self, path: Path, *, tenant: str, busy_timeout: float) -> None:
         self._path = path
+        self._tenant = tenant
         self._busy_timeout = busy_timeout
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._connection: sqlite3.Connection | None = None
@@ -178,7 +179,7 @@ class SQLiteLoader:
     def _read(self, wanted: str, room: int) -> Any:
         connection = self._opened()
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, room)
-        return connection.execute(_LOAD, (wanted,)).fetchone()
+        return connection.execute(_LOAD, (self._tenant, wanted)).fetchone()
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -118,7 +118,7 @@ class SQLiteTurn:
     def _begin(self) -> UserConnection:
         connection = connect_user(self._path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
         try:
-            SQLiteAppend().begin(connection)
+            SQLiteAppend(self._append.tenant).begin(connection)
             connection.execute("BEGIN IMMEDIATE")
             connection.hand_over()
         except BaseException:
@@ -130,7 +130,7 @@ class SQLiteTurn:
         if not connection.in_transaction:
             raise TransactionRefused(f"an error of a statement has ended it: {_NOTHING_STORED}")
         try:
-            group = SQLiteAppend().append_within(connection, [batch])
+            group = SQLiteAppend(self._append.tenant).append_within(connection, [batch])
         except sqlite3.Error as error:
             raise translated(error, writing=False) from error
         (outcome,) = group.outcomes
@@ -163,8 +163,10 @@ class SQLiteTransaction:
         turn: SQLiteTurn,
         served: asyncio.Future[AppendOutcome | None],
         find_out: Callable[[Batch, Appended], asyncio.Future[AppendOutcome]],
+        tenant: str,
     ) -> None:
         self.connection = connection
+        self._tenant = tenant
         self._turn = turn
         self._served = served
         self._find_out = find_out
@@ -180,11 +182,11 @@ class SQLiteTransaction:
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         with self._turn.begun.result().for_checkpoints():
-            return await save_checkpoint(self.connection, checkpoint)
+            return await save_checkpoint(self.connection, self._tenant, checkpoint)
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
         with self._turn.begun.result().for_checkpoints():
-            return await delete_checkpoint(self.connection, name, version, revision)
+            return await delete_checkpoint(self.connection, self._tenant, name, version, revision)
 
     async def rollback(self) -> None:
         self._check_place()
@@ -324,7 +326,7 @@ class SQLiteTransactions:
         except BaseException:
             turn.end()
             raise
-        transaction = SQLiteTransaction(connection, turn, served, self._find_out)
+        transaction = SQLiteTransaction(connection, turn, served, self._find_out, self._append.tenant)
         await connection.execution_options(eventstore_transaction=transaction)
         self._open.add(transaction)
         served.add_done_callback(lambda _: self._open.discard(transaction))

@@ -43,7 +43,8 @@ journal_streams = Table(
     "journal_streams",
     metadata,
     Column("id", _Big, primary_key=True),
-    Column("tenant", Text, nullable=False, server_default=text("''")),
+    # "" for the store without a tenant.
+    Column("tenant", _Id, nullable=False, server_default=text("''")),
     Column("stream_id", _Id, nullable=False),
     Column("kind", Text, nullable=False),
     Column("epoch", _Big, nullable=False, server_default=_ZERO),
@@ -149,6 +150,7 @@ journal_commands = Table(
 journal_owners = Table(
     "journal_owners",
     metadata,
+    Column("tenant", _Id, primary_key=True, server_default=text("''")),
     Column("id", LargeBinary(16), primary_key=True),
     Column("name", Text, nullable=False),
     Column("renewals", _Big, nullable=False),
@@ -163,6 +165,7 @@ journal_owners = Table(
 journal_checkpoints = Table(
     "journal_checkpoints",
     metadata,
+    Column("tenant", _Id, primary_key=True, server_default=text("''")),
     Column("name", _Id, primary_key=True),
     Column("version", _Big, primary_key=True, autoincrement=False),
     # Counts the changes of the row: who changes it says which one it has seen.

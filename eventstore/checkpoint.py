@@ -41,6 +41,7 @@ class DeadLetter(NamedTuple):
     error: str
     attempts: int
     parked_at: str
+    tenant: str = ""
 
 
 class Mark(NamedTuple):
@@ -67,6 +68,7 @@ class Checkpoint:
     pause: str | None = None
     """Why it is paused; None if it is not."""
     kinds: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
     letters: tuple[DeadLetter, ...] = ()
     marks: tuple[Mark, ...] = ()
     updated_at: str = field(default_factory=now)
@@ -89,6 +91,7 @@ class Checkpoint:
                 fields["runner_name"],
                 fields["pause"],
                 tuple(fields["kinds"]),
+                tuple(fields["tenants"]),
                 tuple(DeadLetter(*letter) for letter in fields["letters"]),
                 tuple(Mark(at, count, bytes.fromhex(sums)) for at, count, sums in fields["marks"]),
                 fields["updated_at"],
@@ -104,12 +107,17 @@ class Checkpoint:
             "runner_name": self.runner_name,
             "pause": self.pause,
             "kinds": self.kinds,
+            "tenants": self.tenants,
             "letters": [list(letter) for letter in self.letters],
             "marks": [[mark.position, mark.events, mark.checksum.hex()] for mark in self.marks],
             "updated_at": now(),
         }
         numbers = (self.revision, self.position, self.events, self.checksum)
         return StoredCheckpoint(self.name, self.version, *numbers, orjson.dumps(state))
+
+    def wants(self, tenant: str, kind: str) -> bool:
+        """Whether events of a tenant's streams of a kind may be among those that it is given."""
+        return (not self.tenants or tenant in self.tenants) and (not self.kinds or kind in self.kinds)
 
     def saved(self) -> Checkpoint:
         """As it is once it was saved."""

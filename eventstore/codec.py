@@ -103,7 +103,9 @@ def verify_checksum(checksum: int, type: str, schema_version: int, payload: byte
         raise ValueError(f"its {part} not match its checksum")
 
 
-def damaged(reason: object, *, stream_id: str, version: int, position: int | None = None) -> JournalCorrupt:
+def damaged(
+    reason: object, *, stream_id: str, version: int, position: int | None = None, tenant: str = ""
+) -> JournalCorrupt:
     """The error for one stored event that cannot be read."""
     return JournalCorrupt(
         f"the event at version {version} is damaged ({reason}); restore it from a copy, `eventstore verify` lists all "
@@ -111,6 +113,7 @@ def damaged(reason: object, *, stream_id: str, version: int, position: int | Non
         stream_id=stream_id,
         version=version,
         position=position,
+        tenant=tenant,
     )
 
 

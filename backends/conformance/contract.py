@@ -20,6 +20,7 @@ from backends.conformance.replicas import ReplicatedEvents
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
+from backends.conformance.tenants import Tenants
 from backends.conformance.truncation import Truncation
 
 
@@ -42,6 +43,7 @@ class BackendContract(
     Snapshots,
     SQLCapability,
     Subscriptions,
+    Tenants,
     Truncation,
 ):
     """Inherit from it, and give it a fixture `url` that names an empty journal."""

@@ -17,6 +17,8 @@ branch_labels = None
 depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# Ids are ordered by their bytes, whatever the database's locale.
+ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 ZERO = sa.text("0")
 
 
@@ -31,8 +33,8 @@ def upgrade() -> None:
     op.create_table(
         "journal_streams",
         sa.Column("id", BIG, nullable=False),
-        sa.Column("tenant", sa.Text(), server_default=sa.text("''"), nullable=False),
-        sa.Column("stream_id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("tenant", ID, server_default=sa.text("''"), nullable=False),
+        sa.Column("stream_id", ID, nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("epoch", BIG, server_default=ZERO, nullable=False),
         sa.Column("truncated", BIG, server_default=ZERO, nullable=False),
@@ -117,7 +119,7 @@ def upgrade() -> None:
         "journal_commands",
         sa.Column("id", BIG, nullable=False),
         sa.Column("stream", BIG, nullable=False),
-        sa.Column("command_id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("command_id", ID, nullable=False),
         sa.Column("fingerprint", sa.LargeBinary(16), nullable=False),
         sa.Column("outcome_id", sa.LargeBinary(16), nullable=False),
         sa.Column("is_rejection", sa.Boolean(), nullable=False),
@@ -138,6 +140,7 @@ def upgrade() -> None:
 
     op.create_table(
         "journal_owners",
+        sa.Column("tenant", ID, server_default=sa.text("''"), nullable=False),
         sa.Column("id", sa.LargeBinary(16), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("renewals", BIG, nullable=False),
@@ -145,19 +148,20 @@ def upgrade() -> None:
         sa.Column("ends_at", BIG, nullable=False),
         sa.Column("report", sa.Text(), nullable=False),
         sa.Column("started_at", BIG, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_journal_owners"),
+        sa.PrimaryKeyConstraint("tenant", "id", name="pk_journal_owners"),
     )
 
     op.create_table(
         "journal_checkpoints",
-        sa.Column("name", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("tenant", ID, server_default=sa.text("''"), nullable=False),
+        sa.Column("name", ID, nullable=False),
         sa.Column("version", BIG, autoincrement=False, nullable=False),
         sa.Column("revision", BIG, nullable=False),
         sa.Column("position", BIG, nullable=False),
         sa.Column("events", BIG, nullable=False),
         sa.Column("checksum", sa.LargeBinary(16), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", "version", name="pk_journal_checkpoints"),
+        sa.PrimaryKeyConstraint("tenant", "name", "version", name="pk_journal_checkpoints"),
     )
 
     # The database itself refuses to change or lose an event; and the views, which SQL of users may rest on.

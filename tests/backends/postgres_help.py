@@ -60,7 +60,7 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
         event = (*columns, f"{{{checksum}}}", 0)
         stream = ([stream_id], [stream_id], [1])
         ((count, *_),) = await connection.fetch(
-            PostgresSQL(schema).append_to(new=True, commands=False, replicas=False), *event, [], [], [], [], *stream
+            PostgresSQL(schema, "").append_to(new=True, commands=False, replicas=False), *event, [], [], [], [], *stream
         )
         assert count == 1
         yield connection
