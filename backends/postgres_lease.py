@@ -32,8 +32,8 @@ WITH moment AS MATERIALIZED (
 )
 INSERT INTO {schema}.journal_owners AS o (tenant, id, name, renewals, duration, ends_at, report, started_at)
 SELECT {tenant}, $1, $4, 1, $2, m.now + $2, $3, m.now FROM moment m
-ON CONFLICT (tenant, id) DO UPDATE SET renewals = o.renewals + 1, duration = excluded.duration, ends_at = excluded.ends_at,
-    report = excluded.report
+ON CONFLICT (tenant, id) DO UPDATE SET renewals = o.renewals + 1, duration = excluded.duration,
+    ends_at = excluded.ends_at, report = excluded.report
 """
 _END = "DELETE FROM {schema}.journal_owners WHERE tenant = {tenant} AND id = $1"
 _RELEASE_ALL = """

@@ -153,7 +153,8 @@ return reply
 """
 )
 
-# ARGV: 5 limit, 6 and 7 the bounds between which ids are, as ZRANGEBYLEX has them. The reply is, for each: id, epoch, owner.
+# ARGV: 5 limit, 6 and 7 the bounds between which ids are, as ZRANGEBYLEX has them. The reply is, for each: id, epoch,
+# owner.
 _HOLDINGS = """
 local ids = redis.call('ZRANGEBYLEX', base .. ':held', ARGV[6], ARGV[7], 'LIMIT', 0, ARGV[5])
 local reply = {}

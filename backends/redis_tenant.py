@@ -43,7 +43,7 @@ class RedisTenant:
         return None
 
     def bounds(self, after: str, kind: str | None = None) -> list[bytes]:
-        """Pairs of bounds, as ZRANGEBYLEX has them, between which the streams behind an id are; of one kind if given."""
+        """Pairs of bounds, as ZRANGEBYLEX has them, between which the streams behind an id are, or those of a kind."""
         if kind is None:
             # No id begins with a byte as low as that.
             first = b"(" + self.name(after) if after else b"[" + (self._prefix or b"\x01")

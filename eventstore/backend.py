@@ -451,9 +451,9 @@ class Lease(Protocol):
 class Backend(Protocol):
     """A database as a journal. Instances are made by a factory that takes a `StoreUrl` and opens nothing.
 
-    An instance is one tenant's: the one that the `StoreUrl` names. Stream ids, and the ids of owners and of projections,
-    are that tenant's own: under the same id another one has another thing, which this instance neither finds nor
-    changes. Positions and event ids are the whole journal's: an id that any tenant has used is refused
+    An instance is one tenant's: the one that the `StoreUrl` names. Stream ids, and the ids of owners and of
+    projections, are that tenant's own: under the same id another one has another thing, which this instance neither
+    finds nor changes. Positions and event ids are the whole journal's: an id that any tenant has used is refused
     (`DuplicateEventError`).
     """
 

@@ -20,6 +20,7 @@ from eventstore.codec import decode_parts
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
+    DefinitionError,
     JournalCorrupt,
     OutcomeUnknown,
     ProjectionError,
@@ -71,6 +72,7 @@ class ProjectionRunner:
                 f"projection {projection.name!r} has tables, or handlers that take a connection, and "
                 f"{store.url.scheme}:// has no SQL: nothing was done; keep its read model elsewhere"
             )
+        _check_tenant(store, projection)
         self._store = store
         self._projection = projection
         self._lease_seconds = lease_seconds
@@ -223,7 +225,14 @@ class ProjectionRunner:
             why = f"{at}, could not be applied: {_said(error)}"
             return await self._save(replace(checkpoint, pause=why, runner=""))
         letter = DeadLetter(
-            recorded.position, recorded.stream_id, recorded.version, recorded.type, _said(error), attempts, now()
+            recorded.position,
+            recorded.stream_id,
+            recorded.version,
+            recorded.type,
+            _said(error),
+            attempts,
+            now(),
+            recorded.tenant,
         )
         behind = checkpoint.advanced(recorded.position, [recorded.event_id])
         return await self._save(replace(behind, letters=(*checkpoint.letters, letter)))
@@ -237,9 +246,26 @@ class ProjectionRunner:
         return behind.saved()
 
 
+def _check_tenant(store: EventStore, projection: type[Projection]) -> None:
+    if not store.tenant:
+        return
+    if projection.tenants and store.tenant not in projection.tenants:
+        raise DefinitionError(
+            f"projection {projection.name!r} is of the tenants {', '.join(projection.tenants)}, and the store is "
+            f"{store.tenant}'s: nothing was done"
+        )
+    if projection.tables:
+        # Each tenant would have a checkpoint of its own, and all the same tables: one's rebuild drops what others have.
+        raise DefinitionError(
+            f"projection {projection.name!r} has tables, which all tenants would share: run it on a store that was "
+            f'opened without a tenant, of tenants=("{store.tenant}",) if it is to have no others\' events'
+        )
+
+
 async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
     """Make a version of a read model, with nothing in it. False if it is there already."""
-    checkpoint = Checkpoint(projection.name, version, status, kinds=projection.kinds)
+    _check_tenant(store, projection)
+    checkpoint = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
     made = new(projection, checkpoint)
     building = version if made.is_building else None
     if not store.capabilities.user_sql:

@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 PAGES = ["idempotency", "ownership", "supervision", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
-STORIES = ["projections", "schema-evolution"]
+STORIES = ["projections", "schema-evolution", "tenants"]
 
 # A part of a program is run with what the page's first program defines, and a system that is open.
 FRAME = """

@@ -29,6 +29,7 @@ _ON_EVERY_DATABASE = {
     "test_recovery",
     "test_replies",
     "test_snapshots",
+    "test_tenants",
     "test_transaction_ids",
     "test_transactions",
 }
