@@ -186,10 +186,11 @@ class RedisReader(OpenedRedis):
         whose: list[Argument] = [-1] if tenants is None else [len(tenants), *tenants]
         arguments = [*bounds, len(kinds), *kinds, *whose, *stream_ids]
         end, looked, positions, names, flat = await self._run(READ_LOG, arguments)
-        streams = [split(name) for name in names]
+        streams: list[tuple[str, str]] = [split(name) for name in names]
         events: list[RecordedEvent] = []
         for index, position in zip(range(0, len(flat), 3), positions, strict=True):
-            tenant, stream_id = streams[flat[index]]
+            number: int = flat[index]
+            tenant, stream_id = streams[number]
             try:
                 event = recorded(tenant, stream_id, flat[index + 1], flat[index + 2])
             except JournalCorrupt as error:

@@ -71,7 +71,7 @@ async def caught_up(
     Raises `ProjectionBehind` when that takes longer, `ProjectionError` if it has not been run at all by then.
     """
     name = projection if isinstance(projection, str) else projection.name
-    wanted = (await store.read_page(limit=1)).end if position is None else position
+    wanted = await store.end() if position is None else position
     deadline = time.monotonic() + timeout
     while True:
         is_over = time.monotonic() >= deadline

@@ -97,7 +97,7 @@ class ProjectionRunner:
         while True:
             try:
                 if not follow and end is None:
-                    end = (await self._store.read_page(limit=1)).end
+                    end = await self._store.end()
                 checkpoint = await self._take(end)
                 failures = 0
                 if checkpoint is None or await self._work(checkpoint, end):

@@ -84,6 +84,7 @@ _CREATE_SCHEMA = "eventstore.schema:upgrade"
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
+_BEHIND_ALL = 2**62
 
 
 class Append(NamedTuple):
@@ -476,6 +477,11 @@ class EventStore:
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         return await self._open.read_all(after=after, limit=limit, where=where)
+
+    async def end(self) -> int:
+        """Where the log ends, whosever the last event is: what is appended from now on stands behind it."""
+        # From the first event on it would be looked for one of this tenant's.
+        return (await self._open.read_all(after=_BEHIND_ALL, limit=1, where=_EVERYTHING)).end
 
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
         """Which of the store's own streams got events in the next `limit` positions of the log, and how far they are:

@@ -398,6 +398,8 @@ class Tenants(StoreFixtures):
         assert [event.position for event in found] == [place.position for place in places]
         assert await collect(acme.read_all()) == [found[0], found[4]]
         assert await collect(bolt.read_all()) == [found[1], found[3]]
+        # Its end is everybody's, also to whom the last event is not shown.
+        assert [await one.end() for one in (store, acme, bolt)] == [places[-1].position] * 3
 
     @pytest.mark.parametrize("page_size", [1, 2, 500])
     async def test_the_log_is_filtered_by_tenants(

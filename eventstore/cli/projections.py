@@ -57,7 +57,7 @@ async def _list(messages: Messages, address: Address, *, json: bool) -> Exit:
     rows = listing(_PROJECTIONS, json=json)
     async with address.store() as store:
         checkpoints = await store.checkpoints()
-        end = (await store.read_page(limit=1)).end
+        end = await store.end()
     for checkpoint in checkpoints:
         rows.add(_Row(checkpoint, max(0, end - checkpoint.position)))
     rows.flush()
@@ -315,7 +315,7 @@ class _Row(NamedTuple):
 
 async def _row(store: EventStore, name: str) -> _Row:
     checkpoint = await _found(store, name)
-    return _Row(checkpoint, max(0, (await store.read_page(limit=1)).end - checkpoint.position))
+    return _Row(checkpoint, max(0, await store.end() - checkpoint.position))
 
 
 def _state(checkpoint: Checkpoint) -> str:

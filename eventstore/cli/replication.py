@@ -72,13 +72,13 @@ async def _status(address: Address, urls: dict[str, str], *, json: bool) -> Exit
         name = await replica_of(store)
         members = Members(store, name, ())
         await members.read()
-        ends = {name: (await store.read_page(limit=1)).end}
+        ends = {name: await store.end()}
         cursors = await _cursors(store, members)
         notes = dict.fromkeys(members.left, "has left for good")
         for other, other_url in urls.items():
             try:
                 async with Address(other_url, address.tenant).store() as other_store:
-                    ends[other] = (await other_store.read_page(limit=1)).end
+                    ends[other] = await other_store.end()
                     theirs = Members(other_store, await replica_of(other_store), ())
                     await theirs.read()
                     cursors += [each for each in await _cursors(other_store, theirs) if each[1] == name]
