@@ -556,6 +556,8 @@ class EventStore:
         stands for its own.
         """
         for tenant in (self.tenant,) if tenants is None else tenants:
+            if tenant:
+                checked_tenant(tenant)
             after = ""
             while True:
                 page = await self._open.streams(after=after, limit=page_size, kind=kind, tenant=tenant)
