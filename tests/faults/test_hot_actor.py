@@ -119,8 +119,8 @@ async def survives(tmp_path: Path, *, seconds: float, rounds: int, ratio: float,
 
 
 async def test_a_hot_actor_does_not_keep_others_waiting(tmp_path: Path) -> None:
-    # A wide bound: the machine may be busy. Those who starve wait a hundred times as long.
-    await survives(tmp_path, seconds=0.35, rounds=3, ratio=8.0, percent=90)
+    # A wide bound, and the median: the machine may be busy. Those who starve wait a hundred times as long.
+    await survives(tmp_path, seconds=0.35, rounds=3, ratio=8.0, percent=50)
 
 
 @pytest.mark.soak
@@ -148,5 +148,6 @@ async def test_a_queue_that_prefers_the_hot_actor_is_found_guilty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GroupCommit, "_take_group", hot_one_first)
-    seen = await load(sqlite_url(tmp_path / "vaults.db"), seconds=0.4, rounds=1)
-    assert seen.ratio(90) > 3.0
+    seen = await load(sqlite_url(tmp_path / "vaults.db"), seconds=0.4, rounds=3)
+    print(seen.ratio(50), seen.ratio(90))
+    assert seen.ratio(50) > 8.0
