@@ -515,7 +515,11 @@ async def test_a_transaction_over_owned_actors_carries_their_epochs(store: Event
 
 
 async def test_an_actor_that_is_owned_elsewhere_cannot_take_part(store: EventStore, other: EventStore):
-    async with ActorSystem(store, name="one") as one, ActorSystem(other, name="two") as two:
+    # The other is seen to be alive when it renews: a third of that later.
+    async with (
+        ActorSystem(store, name="one", lease_seconds=3.0) as one,
+        ActorSystem(other, name="two") as two,
+    ):
         await one.ref(Owned, "a").ask(Write(text="1"))
         with pytest.raises(OwnedElsewhere, match="one"):
             async with two.transaction() as tx:

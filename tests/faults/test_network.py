@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,13 +17,12 @@ from backends.conformance.events import collect, happened, numbers
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown
 from eventstore.backend import Load
 from tests.backends.postgres_help import via
+from tests.patience import PATIENCE_SECONDS, opened_patiently, patiently
 from tests.servers.proxy import FaultProxy
 
 from .broken import BROKEN, opened_with
 from .vault import Record, keep_depositing
 from .verdict import verdict
-
-T = TypeVar("T")
 
 
 @pytest.fixture(params=["postgres", "redis"])
@@ -40,8 +38,6 @@ async def proxy(url: str) -> AsyncIterator[FaultProxy]:
 
 
 # Under load
-
-PATIENCE_SECONDS = 60.0
 
 
 async def disturb(proxy: FaultProxy, seconds: float, *, losses: int, resets: int) -> None:
@@ -162,20 +158,6 @@ CALLS: dict[str, Callable[[EventStore], Awaitable[object]]] = {
     "streams": lambda store: collect(store.streams()),
     "statistics": lambda store: store.statistics(),
 }
-
-
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """What comes of a call in a store with short timeouts, which on a busy machine run out now and then."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            with suppress(BackendUnavailable, OutcomeUnknown):
-                return await call()
-
-
-@asynccontextmanager
-async def opened_patiently(url: str) -> AsyncGenerator[EventStore]:
-    async with AsyncExitStack() as stack:
-        yield await patiently(lambda: stack.enter_async_context(EventStore.open(url)))
 
 
 @pytest.mark.parametrize(
