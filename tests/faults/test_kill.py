@@ -47,7 +47,7 @@ def _file(folder: Path) -> Generator[str]:
 
 @pytest.fixture
 def short_cycles(request: pytest.FixtureRequest) -> int:
-    return 300 if "sqlite" in request.node.name else 60
+    return 150 if "sqlite" in request.node.name else 60
 
 
 def run_cycles(url: str, record_file: Path, cycles: int, worker: str = "honest") -> tuple[Counts, Record]:

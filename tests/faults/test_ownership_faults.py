@@ -101,6 +101,8 @@ def test_of_two_one_owns_and_when_it_is_stopped_the_other_takes_over_for_good(ur
 
         assert owners_verdict(url, pair) == []
         assert {error for stop in stops for error in stop.refusals} <= REFUSALS
+        # A machine that other work keeps busy needs longer than the second that is promised.
+        assert max(each for stop in stops for each in stop.seconds) < LEASE + 20
 
 
 def assert_fired(stops: list[Stopped]) -> None:
