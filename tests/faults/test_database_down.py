@@ -269,7 +269,9 @@ async def survives(outage: Outage, seconds: float, *, strict: bool = False) -> N
     assert seen.was_away
     assert complaints(seen, strict=strict) == []
     assert await verdict_on(outage, seen) == set()
-    assert set(seen.asking.errors) <= {"CircuitOpen", "BackendUnavailable"}
+    # On a busy machine those who come back may also wait too long for one of the connections that read.
+    busy = set() if strict else {"ConnectionsBusy"}
+    assert set(seen.asking.errors) <= {"CircuitOpen", "BackendUnavailable"} | busy
 
 
 @pytest.mark.parametrize("ground", ["postgres killed", "redis silent"], indirect=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from urllib.parse import urlsplit
 
 import pytest
@@ -169,8 +170,8 @@ async def test_a_session_that_is_ended_as_it_commits_has_stored_nothing_and_the_
 async def commits_are_held(url: str) -> None:
     """Wait until a commit waits for the standby."""
     async with asyncio.timeout(PATIENCE):
-        while True:
-            probing = asyncio.create_task(execute(url, "SELECT pg_current_xact_id()"))
+        for number in count():
+            probing = asyncio.create_task(execute(url, f"CREATE TABLE probe_{number} ()"))
             while not probing.done():
                 if await fetch(url, f"{TERMINATE}{WAITING} AND wait_event = 'SyncRep'"):
                     await asyncio.wait([probing])
