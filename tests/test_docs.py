@@ -64,7 +64,7 @@ def test_a_snippet_prints_what_the_page_says(snippet: Snippet, tmp_path: Path) -
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def printed_by(command: str, folder: Path) -> str:
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode <= 1, done.stderr

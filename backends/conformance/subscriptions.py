@@ -17,7 +17,7 @@ from eventstore.store import EventStore
 
 # Long enough that only a wake-up, never polling, can bring an event within the patience of a test.
 NEVER = 3600.0
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 async def _take(count: int, events: AsyncIterator[RecordedEvent]) -> list[int]:

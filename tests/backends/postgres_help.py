@@ -27,11 +27,13 @@ def with_parameters(url: str, **parameters: object) -> str:
 @asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[Any, None]:
     """A plain connection to the URL's database."""
-    connection = await asyncpg.connect(urlsplit(url)._replace(query="").geturl(), timeout=10, command_timeout=PATIENCE)
+    connection = await asyncpg.connect(
+        urlsplit(url)._replace(query="").geturl(), timeout=PATIENCE, command_timeout=3 * PATIENCE
+    )
     try:
         yield connection
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=PATIENCE)
 
 
 async def fetch(url: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -66,7 +66,7 @@ class Postgres(Server):
             user=self.account.uid,
             group=self.account.gid,
             extra_groups=None if self.account.uid is None else [],
-            timeout=60,
+            timeout=180,
             check=False,
         )
         if done.returncode != 0:
