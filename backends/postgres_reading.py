@@ -52,14 +52,14 @@ _TOO_LARGE = "54000"
 
 
 class _Part(NamedTuple):
-    """A settled part of the log. `count` is that of the rows that were read, of which a filter may have left fewer
+    """A settled part of the log. `rows` were read, of which a filter may have left fewer
     events. If it `is_full` there may be more behind the `position`. `end` is where the log ended."""
 
     events: Sequence[RecordedEvent]
     position: int
     is_full: bool
     end: int
-    count: int = 0
+    rows: int = 0
 
 
 class PostgresReader:
@@ -128,7 +128,7 @@ class PostgresReader:
         end = await self._settle()
         events = settled.events
         if settled.position < end:
-            more = await self._page(settled.position, end, limit - settled.count, where)
+            more = await self._page(settled.position, end, limit - settled.rows, where)
             events = [*events, *more.events] if events else more.events
             if more.is_full:
                 return LogPage(events, more.position, is_end=False, end=end)
@@ -181,12 +181,9 @@ class PostgresReader:
 
     async def _page(self, after: int, through: int, limit: int, where: EventFilter) -> _Part:
         """The matching events of a settled part: fewer than the limit if they are too large for one answer."""
-        while True:
-            parameters = (*_matches(where), after, through, limit)
-            row = await self._pool.run(lambda session: self._columns(session, parameters))
-            if row is not None:
-                break
-            limit = max(1, limit // 8)
+        parameters = [*_matches(where), after, through, limit]
+        while (row := await self._pool.run(lambda session: self._columns(session, parameters))) is None:
+            parameters[-1] = limit = max(1, limit // 8)
         end, count = row[0], row[1]
         if not count:
             return _Part((), after, is_full=not limit, end=end)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+from backends.checkpoints_sql import delete_text, insert_text, update_text
 from backends.postgres_append_sql import append_statement
 
 _STREAMS = """
@@ -88,6 +89,8 @@ _CHECKPOINTS = """
 SELECT name, version, revision, position, events, checksum, state FROM {schema}.journal_checkpoints
 ORDER BY name, version
 """
+# A row tells that something was changed.
+_WHETHER = " RETURNING 1"
 # With the metadata that the reader still has to look at: each row without is a match.
 _LAST = """
 SELECT e.position, CASE WHEN $4::text[] IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL THEN e.metadata END
@@ -214,6 +217,10 @@ class PostgresSQL:
         self.log_columns = self.named(_LOG_COLUMNS, record=_RECORD, matches=_MATCHES)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
+        table, places = "{schema}.journal_checkpoints", [f"${number}" for number in range(1, 8)]
+        self.insert_checkpoint = self.named(insert_text(table, places) + _WHETHER)
+        self.update_checkpoint = self.named(update_text(table, places) + _WHETHER)
+        self.delete_checkpoint = self.named(delete_text(table, places[:3]) + _WHETHER)
         self.last = self.named(_LAST, matches=_MATCHES)
         self.stream = self.named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self.named(_STREAM, record=_RECORD, order="DESC")

@@ -58,9 +58,7 @@ class SQLiteLoader:
         """
         wanted = orjson.dumps([tuple(load) for load in loads]).decode()
         try:
-            found, pages = await self._thread.row(
-                _LOAD, (wanted,), events=sum(load.limit for load in loads), room=room
-            )
+            found, pages = await self._thread.row(_LOAD, (wanted,), events=sum(load.limit for load in loads), room=room)
         except TooLarge:
             return await self._load_in_parts(loads)
         try:

@@ -40,11 +40,7 @@ FROM ({page}) p
 _SEPARATOR = SEPARATOR.encode()
 
 _e, _s = journal_events.c, journal_streams.c
-_PAGE = (
-    (_e.position, _s.stream_id, _s.tenant, _e.version, _e.type, _e.schema_version, _e.payload, _e.metadata)
-    + (_e.event_id, _e.batch_id, _e.epoch, _e.recorded_at, _e.checksum)
-    + (_e.origin, _e.origin_sequence, _e.clock, _e.concurrent)
-)
+_PAGE = (_s.stream_id, _s.tenant, *(column for column in _e if column is not _e.stream))
 
 Conditions = Callable[[EventFilter], Sequence[ColumnElement[bool]]]
 
@@ -54,8 +50,7 @@ class SQLiteLog:
 
     def __init__(self, path: Path, conditions: Conditions, *, busy_timeout: float) -> None:
         self._threads = [
-            SQLitePageThread(path, name=f"sqlite-log-{number}", busy_timeout=busy_timeout)
-            for number in range(_THREADS)
+            SQLitePageThread(path, name=f"sqlite-log-{number}", busy_timeout=busy_timeout) for number in range(_THREADS)
         ]
         # Making a statement takes as long as reading a hundred events.
         self._statement = lru_cache(maxsize=64)(
@@ -100,12 +95,12 @@ def _statement(conditions: Sequence[ColumnElement[bool]], *, in_order: bool) -> 
         .limit(bindparam("limit", 0))
     )
     compiled = page.compile(
-        dialect=sqlite.dialect(paramstyle="named"),  # type: ignore[no-untyped-call]
+        dialect=sqlite.dialect(paramstyle="named"),
         compile_kwargs={"render_postcompile": True},
     )
     text = str(compiled)
     if in_order:
-        # Else SQLite would look for the streams of a kind first, read all of their events, and sort them, for each page.
+        # Else SQLite would look for the streams of a kind first, read all of their events and sort them, at each page.
         text = text.replace("journal_events JOIN journal_streams", "journal_events CROSS JOIN journal_streams")
     return _COLUMNS.replace("{page}", text), dict(compiled.params)
 

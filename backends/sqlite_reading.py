@@ -78,8 +78,8 @@ _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().w
 
 
 class SQLiteReader:
-    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves, and
-    pages of the log, which have two. Whoever finds none of the first two free waits, with a deadline."""
+    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves,
+    and pages of the log, which have two. Whoever finds none of the first two free waits, with a deadline."""
 
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
         self._path = path
