@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import repeat
+from struct import unpack
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from backends.page_texts import SEPARATOR
-from backends.records import batch_uuid_of, time_of, uuids_of
+from backends.records import time_of, uuids_of
 from eventstore.codec import are_sound, decode_all_metadata
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.record_page import RecordPage
@@ -41,8 +42,8 @@ class LogColumns(NamedTuple):
     """None where no event has any."""
     event_ids: bytes
     """All of them, one after another."""
-    batch_ids: Sequence[bytes | None]
-    """None or empty for the first event of a batch: it names it."""
+    batch_ids: Sequence[UUID | None] | None
+    """None for the first event of a batch: it names it. None for all if each event is a batch of its own."""
     recorded_at: list[int]
     checksums: list[int]
     rare: Mapping[int, Rare]
@@ -54,30 +55,31 @@ class LogColumns(NamedTuple):
         if len(self.event_ids) != _ID_BYTES * len(self.types):
             raise ValueError("an event's id has not 16 bytes")
         others = (self.positions, self.stream_ids, self.versions, self.batch_ids, self.recorded_at)
-        if any(len(column) != len(self.types) for column in others):
+        if any(column is not None and len(column) != len(self.types) for column in others):
             raise ValueError("the columns are not of one length")
         notes = None if self.metadata is None else decode_all_metadata(self.metadata)
         # Whatever cannot be made a record of is to be found out now.
         times = list(map(time_of, self.recorded_at))
-        batches = None if not any(self.batch_ids) else [batch_uuid_of(one) if one else None for one in self.batch_ids]
-        ids = self.event_ids
-        numbers = [int.from_bytes(ids[at : at + _ID_BYTES]) for at in range(0, len(ids), _ID_BYTES)]
+        halves = unpack(f">{len(self.event_ids) // 8}Q", self.event_ids)
+        numbers = [high << 64 | low for high, low in zip(halves[::2], halves[1::2], strict=True)]
         return RecordPage(
             self.types,
             self.schema_versions,
             self.payloads,
             numbers,
-            lambda: self._records(numbers, times, batches, notes),
+            lambda: self._records(numbers, times, notes),
         )
 
     def _records(
         self,
         numbers: Sequence[int],
         times: Sequence[Any],
-        batches: Sequence[UUID | None] | None,
         notes: Sequence[Metadata | None] | None,
     ) -> list[RecordedEvent]:
         own = uuids_of(numbers)
+        batches = own
+        if self.batch_ids is not None:
+            batches = [batch or mine for batch, mine in zip(self.batch_ids, own, strict=True)]
         rows = zip(
             self.positions,
             self.stream_ids,
@@ -87,7 +89,7 @@ class LogColumns(NamedTuple):
             self.payloads,
             repeat(None) if notes is None else notes,
             own,
-            own if batches is None else [batch or mine for batch, mine in zip(batches, own, strict=True)],
+            batches,
             repeat(0),
             times,
             self.checksums,

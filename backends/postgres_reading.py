@@ -319,7 +319,7 @@ def _log_page(
         payloads.encode().split(SEPARATOR.encode()),
         None if metadata is None else [None if notes is None else notes.encode() for notes in metadata],
         event_ids,
-        batch_ids or [None] * count,
+        None if batch_ids is None else [None if one is None else batch_uuid_of(one) for one in batch_ids],
         recorded_at,
         checksums,
         {} if rare is None else rare_of(orjson.loads(rare), positions),

@@ -46,6 +46,12 @@ batch_uuid_of = lru_cache(maxsize=64)(uuid_of)
 
 
 @lru_cache(maxsize=64)
+def batch_uuid_of_hex(stored: str) -> UUID:
+    """The same of 32 digits."""
+    return uuid_of(bytes.fromhex(stored))
+
+
+@lru_cache(maxsize=64)
 def time_of(microseconds: int) -> datetime:
     """The time so long after the beginning of 1970. Events of one commit, which are read together, have the same.
 

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import sqlite
 
 from backends.log_columns import LogColumns, optional_texts, rare_of
 from backends.page_texts import SEPARATOR, names_of
+from backends.records import batch_uuid_of_hex
 from backends.sqlite_page_thread import LARGEST, ROOM, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
@@ -121,7 +122,7 @@ def _page(row: Row) -> tuple[RecordPage, int]:
         payloads.split(_SEPARATOR),
         optional_texts(metadata, count, with_metadata),
         bytes.fromhex(event_ids.decode()),
-        [bytes.fromhex(one) for one in batch_ids.decode().split(",")] if with_batch else [None] * count,
+        [batch_uuid_of_hex(one) if one else None for one in batch_ids.decode().split(",")] if with_batch else None,
         _numbers(recorded_at),
         _numbers(checksums),
         rare_of(orjson.loads(rare), places),

@@ -179,7 +179,15 @@ class ProjectionRunner:
                     await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
 
     async def _read(self, after: int) -> LogPage:
-        return await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        read = await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        if not read.events:
+            return read
+        # What does not touch the read model is done now, while the database is busy with the page before.
+        page = RecordPage.of(read.events)
+        page.decoded(decode_together)
+        if any(handler.takes > 1 for handler in self._projection.handlers.values()):
+            page.records  # noqa: B018
+        return read._replace(events=page)
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -310,7 +318,7 @@ async def handle_events(
     made = new(projection, checkpoint)
     page = RecordPage.of(events)
     try:
-        decoded = decode_together(page)
+        decoded = page.decoded(decode_together)
         if decoded is None:
             for recorded in events:
                 await _handle(made, decode_parts(recorded), repeat(recorded), connection)

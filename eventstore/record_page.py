@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import xor
-from typing import overload
+from typing import NamedTuple, overload
 
-from eventstore.events import RecordedEvent
+from eventstore.events import Event, RecordedEvent
+
+
+class _Decoded(NamedTuple):
+    events: Sequence[Event] | None
 
 
 class RecordPage(Sequence[RecordedEvent]):
@@ -17,7 +21,7 @@ class RecordPage(Sequence[RecordedEvent]):
     Raises `ValueError` for columns that are not of one length.
     """
 
-    __slots__ = ("_make", "_records", "event_ids", "payloads", "schema_versions", "types")
+    __slots__ = ("_decoded", "_make", "_records", "event_ids", "payloads", "schema_versions", "types")
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class RecordPage(Sequence[RecordedEvent]):
         """Each as the number that its UUID is."""
         self._make: Callable[[], list[RecordedEvent]] | None = make
         self._records: list[RecordedEvent] = []
+        self._decoded: _Decoded | None = None
 
     @classmethod
     def of(cls, records: Sequence[RecordedEvent]) -> RecordPage:
@@ -57,6 +62,12 @@ class RecordPage(Sequence[RecordedEvent]):
             # What it is made of is not kept beside it.
             self._records, self._make = self._make(), None
         return self._records
+
+    def decoded(self, decode: Callable[[RecordPage], Sequence[Event] | None]) -> Sequence[Event] | None:
+        """What a function makes of the page, which is called once."""
+        if self._decoded is None:
+            self._decoded = _Decoded(decode(self))
+        return self._decoded.events
 
     @property
     def checksum(self) -> bytes:

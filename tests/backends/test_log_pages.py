@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +24,14 @@ from .postgres_help import execute
 MIB = 1024 * 1024
 
 
-@pytest_asyncio.fixture(params=["sqlite", "postgres_url"])
-async def backend(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[SQLiteBackend | PostgresBackend]:
+@pytest.fixture(params=["sqlite", "postgres_url"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     is_sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path}/journal.db" if is_sqlite else request.getfixturevalue(request.param)
+    return f"sqlite:///{tmp_path}/journal.db" if is_sqlite else str(request.getfixturevalue(request.param))
+
+
+@pytest_asyncio.fixture
+async def backend(url: str) -> AsyncIterator[SQLiteBackend | PostgresBackend]:
     async with EventStore.open(url) as store:
         assert isinstance(store._backend, SQLiteBackend | PostgresBackend)
         yield store._backend
@@ -118,7 +123,7 @@ async def test_a_page_of_records_that_nobody_looks_at_makes_none(
     assert (page.events[0].position, made) == (1, [11])
 
 
-async def test_a_page_that_is_too_large_for_one_answer_comes_in_parts(tmp_path: Any) -> None:
+async def test_a_page_that_is_too_large_for_one_answer_comes_in_parts(tmp_path: Path) -> None:
     async with EventStore.open(f"sqlite:///{tmp_path}/journal.db") as store:
         backend = store._backend
         sizes = [MIB] * 20 + [17 * MIB] + [1]
@@ -140,10 +145,9 @@ async def test_a_control_character_where_none_can_be_is_damage_of_that_event(pos
         backend = store._backend
         assert isinstance(backend, PostgresBackend)
         await all_kinds(backend)
+        await execute(postgres_url, "ALTER TABLE journal_events DISABLE TRIGGER USER")
         await execute(
-            postgres_url,
-            "ALTER TABLE journal_events DISABLE TRIGGER USER",
-            "UPDATE journal_events SET payload = payload || chr(30) || '{}' WHERE position = 4",
+            postgres_url, "UPDATE journal_events SET payload = payload || chr(30) || '{}' WHERE position = 4"
         )
         with pytest.raises(JournalCorrupt) as raised:
             await backend.read_all(after=0, limit=500, where=EventFilter())
