@@ -135,7 +135,8 @@ class PostgresTransaction:
             if self._state is not _State.OPEN or self._is_expired:
                 raise self._ended()
             try:
-                return len(await self.session.fetch(statement, *parameters)) == 1
+                # Who waits here for another runner's transaction has as much time as this one.
+                return len(await self.session.connection.fetch(statement, *parameters)) == 1
             except DRIVER_ERRORS as error:
                 raise self._refusal(error) from error
 

@@ -146,9 +146,7 @@ async def test_a_control_character_where_none_can_be_is_damage_of_that_event(pos
         assert isinstance(backend, PostgresBackend)
         await all_kinds(backend)
         await execute(postgres_url, "ALTER TABLE journal_events DISABLE TRIGGER USER")
-        await execute(
-            postgres_url, "UPDATE journal_events SET payload = payload || chr(30) || '{}' WHERE position = 4"
-        )
+        await execute(postgres_url, "UPDATE journal_events SET payload = payload || chr(30) || '{}' WHERE position = 4")
         with pytest.raises(JournalCorrupt) as raised:
             await backend.read_all(after=0, limit=500, where=EventFilter())
         assert (raised.value.stream_id, raised.value.version, raised.value.position) == ("kind-\x1e,\u2028", 1, 4)
