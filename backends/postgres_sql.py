@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+from backends.checkpoints_sql import delete_text, insert_text, update_text
 from backends.postgres_append_sql import append_statement
 from backends.tenants_sql import TENANTS_FROM
 
@@ -63,6 +64,23 @@ FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.strea
 WHERE e.position > $6 AND e.position <= $7 AND {matches}
 ORDER BY e.position LIMIT $8
 """
+# A page of the log by column, as one row, as `_LOAD` has a stream's: a row for each event takes longer to make and to
+# take apart than all the rest.
+_LOG_COLUMNS = """
+SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq), count(*),
+    array_agg(p.position), array_agg(p.stream_id), array_agg(p.version), string_agg(p.type, chr(30)),
+    array_agg(p.schema_version), string_agg(p.payload, chr(30)),
+    CASE WHEN count(p.metadata) > 0 THEN array_agg(p.metadata) END, string_agg(p.event_id, ''::bytea),
+    CASE WHEN count(p.batch_id) > 0 THEN array_agg(p.batch_id) END, array_agg(p.recorded_at), array_agg(p.checksum),
+    json_agg(json_build_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
+        FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL)
+FROM (
+    SELECT {record}
+    FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
+    WHERE e.position > $6 AND e.position <= $7 AND {matches}
+    ORDER BY e.position LIMIT $8
+) p
+"""
 _MOVED = """
 SELECT s.stream_id, m.version FROM (
     SELECT stream, max(version) AS version FROM {schema}.journal_events
@@ -73,6 +91,8 @@ _CHECKPOINTS = """
 SELECT name, version, revision, position, events, checksum, state FROM {schema}.journal_checkpoints
 WHERE tenant = $1 ORDER BY name, version
 """
+# A row tells that something was changed.
+_WHETHER = " RETURNING 1"
 # With the metadata that the reader still has to look at: each row without is a match.
 _LAST = """
 SELECT e.position, CASE WHEN $4::text[] IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL THEN e.metadata END
@@ -201,8 +221,13 @@ class PostgresSQL:
         # The store without a tenant sees everybody's events.
         matches = {"matches": _MATCHES, "seen": "s.tenant = {tenant}" if tenant else "true"}
         self.log = self.named(_LOG, record=_RECORD, **matches)
+        self.log_columns = self.named(_LOG_COLUMNS, record=_RECORD, **matches)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
+        table, places = "{schema}.journal_checkpoints", [f"${number}" for number in range(1, 9)]
+        self.insert_checkpoint = self.named(insert_text(table, places) + _WHETHER)
+        self.update_checkpoint = self.named(update_text(table, places) + _WHETHER)
+        self.delete_checkpoint = self.named(delete_text(table, places[:4]) + _WHETHER)
         self.last = self.named(_LAST, **matches)
         self.stream = self.named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self.named(_STREAM, record=_RECORD, order="DESC")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from backends.checkpoints_sql import delete_checkpoint, save_checkpoint
+from backends.checkpoints_sql import saved_values
 from backends.deciding import Group, Head
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
@@ -124,12 +124,21 @@ class PostgresTransaction:
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await save_checkpoint(self.connection, self._sql.tenant, checkpoint, schema=self._sql.schema)
+        statement = self._sql.update_checkpoint if checkpoint.revision else self._sql.insert_checkpoint
+        return await self._change_checkpoint(statement, saved_values(self._sql.tenant, checkpoint))
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await delete_checkpoint(
-            self.connection, self._sql.tenant, name, version, revision, schema=self._sql.schema
-        )
+        return await self._change_checkpoint(self._sql.delete_checkpoint, (self._sql.tenant, name, version, revision))
+
+    async def _change_checkpoint(self, statement: str, parameters: Sequence[object]) -> bool:
+        async with self._turn:
+            if self._state is not _State.OPEN or self._is_expired:
+                raise self._ended()
+            try:
+                # Who waits here for another runner's transaction has as much time as this one.
+                return len(await self.session.connection.fetch(statement, *parameters)) == 1
+            except DRIVER_ERRORS as error:
+                raise self._refusal(error) from error
 
     async def rollback(self) -> None:
         self._check_place()
@@ -199,10 +208,12 @@ class PostgresTransaction:
     async def _store_and_commit(self, batch: Batch) -> AppendOutcome:
         try:
             stream_ids = _streams(batch)
+            outcome: AppendOutcome | None = Appended(0, ())
             prepare = self._sql.named(_PREPARE, planning=_PLANNING)
             ((xid, server_started, is_new, *_),) = await self.session.fetch(prepare, stream_ids)
-            await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
-            outcome = await self._append.append_within(self.session, batch)
+            if batch:
+                await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
+                outcome = await self._append.append_within(self.session, batch)
             if outcome is None:
                 raise TransactionConflict(f"another append was in the way; {_NOTHING_STORED}")
         except DRIVER_ERRORS as error:

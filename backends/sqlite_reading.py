@@ -21,6 +21,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from backends.records import batch_uuid_of, time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
+from backends.sqlite_log import SQLiteLog
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from backends.tenants_sql import TENANTS, first_tenant
 from backends.times import nearest_time
@@ -82,8 +83,8 @@ _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().w
 
 
 class SQLiteReader:
-    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves.
-    Whoever finds none of the two free waits, with a deadline."""
+    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves,
+    and pages of the log, which have two. Whoever finds none of the first two free waits, with a deadline."""
 
     def __init__(self, path: Path, *, tenant: str, busy_timeout: float) -> None:
         self._path = path
@@ -91,6 +92,7 @@ class SQLiteReader:
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
         self._loader: SQLiteLoader | None = None
+        self._log: SQLiteLog | None = None
         self._places = asyncio.Semaphore(_READERS)
         self._reads: set[asyncio.Task[Sequence[Any]]] = set()
         self._pid = 0
@@ -108,16 +110,20 @@ class SQLiteReader:
             pool_reset_on_return=None,
         )
         self._loader = SQLiteLoader(self._path, tenant=self.tenant, busy_timeout=self._busy_timeout)
+        self._log = SQLiteLog(self._path, self._conditions, tenant=self.tenant, busy_timeout=self._busy_timeout)
         self._pid = os.getpid()
 
     async def close_readers(self) -> None:
         """Close the connections."""
         engine, self._engine = self._engine, None
         loader, self._loader = self._loader, None
+        log, self._log = self._log, None
         if self._reads:
             await asyncio.wait(self._reads)
         if loader is not None:
             await loader.close()
+        if log is not None:
+            await log.close()
         if engine is not None:
             await engine.dispose()
 
@@ -152,6 +158,14 @@ class SQLiteReader:
         return StreamPage(await self._page(events, stream_id), max(truncated, version or 0), truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        self.check_open()
+        try:
+            return await cast("SQLiteLog", self._log).page(after, limit, where)
+        except (ValueError, JournalCorrupt):
+            return await self._read_one_by_one(after, limit, where)
+
+    async def _read_one_by_one(self, after: int, limit: int, where: EventFilter) -> LogPage:
+        """The same where something is wrong with an event: to find out what, and with which."""
         page = (
             select(*_RECORD)
             .join(journal_streams, _s.id == _e.stream)

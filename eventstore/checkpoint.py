@@ -125,10 +125,14 @@ class Checkpoint:
 
     def advanced(self, position: int, event_ids: Sequence[UUID]) -> Checkpoint:
         """Behind events that were applied."""
-        events, checksum = self.events + len(event_ids), added(self.checksum, event_ids)
+        return self.behind(position, len(event_ids), added(NOTHING, event_ids))
+
+    def behind(self, position: int, count: int, checksum: bytes) -> Checkpoint:
+        """The same for so many events, with the exclusive or of their ids."""
+        events, checksum = self.events + count, _combined(self.checksum, checksum)
         marks = self.marks
         last = marks[-1].events if marks else 0
-        if event_ids and events - last >= max(1, last // _MOST_MARKS):
+        if count and events - last >= max(1, last // _MOST_MARKS):
             # What was looked at long ago is told less finely, so that the number of marks is bounded.
             kept = marks if len(marks) < _MOST_MARKS else (*marks[:-2:2], marks[-1])
             marks = (*kept, Mark(position, events, checksum))
@@ -141,3 +145,7 @@ def added(checksum: bytes, event_ids: Iterable[UUID]) -> bytes:
     for event_id in event_ids:
         total ^= event_id.int
     return total.to_bytes(16)
+
+
+def _combined(one: bytes, other: bytes) -> bytes:
+    return (int.from_bytes(one) ^ int.from_bytes(other)).to_bytes(16)

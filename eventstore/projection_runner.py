@@ -8,15 +8,16 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from eventstore import read_model_tables
 from eventstore.backend import Appended, LogPage
 from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now
-from eventstore.codec import decode_parts
+from eventstore.codec import decode_parts, decode_together
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -30,6 +31,7 @@ from eventstore.errors import (
 from eventstore.events import Event, RecordedEvent
 from eventstore.projections import Projection
 from eventstore.reading_ahead import ReadAhead
+from eventstore.record_page import RecordPage
 from eventstore.store import EventStore
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ _TROUBLE = (BackendUnavailable, OutcomeUnknown)
 
 # How far a projection has come although none of its events was there is stored this often.
 _SAVE_EVERY_SECONDS = 1.0
+
+_WITH_CONNECTION = 3
 
 _P = TypeVar("_P", bound=Projection)
 
@@ -177,7 +181,15 @@ class ProjectionRunner:
                     await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
 
     async def _read(self, after: int) -> LogPage:
-        return await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        read = await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        if not read.events:
+            return read
+        # What does not touch the read model is done now, while the database is busy with the page before.
+        page = RecordPage.of(read.events)
+        page.decoded(decode_together)
+        if any(handler.takes > 1 for handler in self._projection.handlers.values()):
+            page.records  # noqa: B018
+        return read._replace(events=page)
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -240,8 +252,9 @@ class ProjectionRunner:
     async def _batch(self, checkpoint: Checkpoint, events: Sequence[RecordedEvent], position: int) -> Checkpoint:
         """Apply events, and store that they were. Raises `Poison` if they cannot be applied, `Lost` if another
         runner, or a command, has changed the checkpoint."""
-        behind = checkpoint.advanced(position, [recorded.event_id for recorded in events])
-        await apply_events(self._store, self._projection, behind, events)
+        page = RecordPage.of(events)
+        behind = checkpoint.behind(position, len(page), page.checksum)
+        await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
 
@@ -329,29 +342,55 @@ async def handle_events(
 ) -> None:
     """Hand events to the handlers of a version. Raises `Poison` for one that cannot be applied."""
     made = new(projection, checkpoint)
-    handlers = made.handlers
-    every = handlers.get(Event)
+    page = RecordPage.of(events)
     try:
-        for recorded in events:
-            for event in decode_parts(recorded):
-                handler = handlers.get(event.__class__, every)
-                if handler is None:
-                    # A part of an event of which the projection wants another part.
-                    continue
-                _, handle, takes, is_async = handler
-                if takes == 2:
-                    done = handle(made, event, recorded)
-                elif takes == 1:
-                    done = handle(made, event)
-                else:
-                    done = handle(made, event, recorded, connection)
-                if is_async:
-                    await done
+        decoded = page.decoded(decode_together)
+        if decoded is None:
+            for recorded in events:
+                await _handle(made, decode_parts(recorded), repeat(recorded), connection)
+        else:
+            await _handle(made, decoded, page, connection)
         await made.flush(connection)
     except (*_TROUBLE, StoreClosed):
         raise
     except Exception as error:
         raise Poison from error
+
+
+async def _handle(
+    made: Projection, events: Sequence[Event], records: Iterable[Any], connection: AsyncConnection | None
+) -> None:
+    """Hand events to their handlers, each with its record. Nobody looks at records that no handler takes."""
+    handlers = made.handlers
+    every = handlers.get(Event)
+    classes = set(map(type, events))
+    chosen = {cls: handlers.get(cls, every) for cls in classes}
+    wanted = [handler for handler in chosen.values() if handler is not None]
+    if all(handler.takes == 1 for handler in wanted):
+        records = repeat(None)
+    if len(classes) == len(wanted) == 1 and not wanted[0].is_async and wanted[0].takes < _WITH_CONNECTION:
+        handle = wanted[0].handle
+        if wanted[0].takes == 1:
+            for event in events:
+                handle(made, event)
+        else:
+            for event, recorded in zip(events, records, strict=False):
+                handle(made, event, recorded)
+        return
+    for event, recorded in zip(events, records, strict=False):
+        handler = chosen[event.__class__]
+        if handler is None:
+            # A part of an event of which the projection wants another part.
+            continue
+        _, handle, takes, is_async = handler
+        if takes == 2:
+            done = handle(made, event, recorded)
+        elif takes == 1:
+            done = handle(made, event)
+        else:
+            done = handle(made, event, recorded, connection)
+        if is_async:
+            await done
 
 
 def new(projection: type[_P], checkpoint: Checkpoint) -> _P:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiosqlite
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
@@ -34,6 +35,7 @@ from eventstore import (
     TransactionExpired,
     TransactionRefused,
 )
+from eventstore.backend import StoredCheckpoint
 from eventstore.sql_transaction import SqlTransaction
 
 from .sql_kills import survives_kills
@@ -296,6 +298,85 @@ class TestWhatTheUserMayNotDo:
         assert isinstance(await commit(store, [write("a", b"1")]), Appended)
 
 
+class TestTheConnection:
+    """One transaction after another has the same, and finds nothing on it of the one before."""
+
+    async def test_it_is_the_same(self, store: EventStore) -> None:
+        numbers: list[int] = []
+        for number in range(3):
+            async with transaction(store) as begun:
+                numbers.append(id((await driver(begun))._conn))
+                await enter(begun, number)
+                await begun.commit([])
+        assert len(set(numbers)) == 1
+
+    async def test_what_is_temporary_ends_with_the_transaction(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await begun.connection.execute(text("CREATE TEMP TABLE scratch (n)"))
+            await begun.commit([])
+        async with transaction(store) as begun:
+            with pytest.raises(DBAPIError, match="no such table: scratch"):
+                await begun.connection.execute(text("SELECT * FROM scratch"))
+
+    async def test_rows_come_as_before(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            opened = await driver(begun)
+            opened.row_factory = lambda *_: "a row"  # type: ignore[assignment,return-value]
+            opened.text_factory = bytes
+            await begun.commit([])
+        async with transaction(store) as begun:
+            assert (await begun.connection.execute(text("SELECT 'a', 1"))).all() == [("a", 1)]
+
+    async def test_rows_that_were_not_fetched_hold_nobody_up(self, path: Path, store: EventStore) -> None:
+        await commit(store, [], "INSERT INTO ledger VALUES (1, 0), (2, 0), (3, 0)")
+        async with transaction(store) as begun:
+            rows = await begun.connection.stream(text("SELECT n FROM ledger ORDER BY n"))
+            assert await rows.fetchone() == (1,)
+            await begun.commit([])
+        # Who still read what was there then could not write any more.
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("INSERT INTO ledger VALUES (4, 0)")
+        other.close()
+        async with transaction(store) as begun:
+            await enter(begun, 5)
+            await begun.commit([])
+        assert entered(path) == [1, 2, 3, 4, 5]
+
+    async def test_who_is_late_executes_nothing_in_the_transaction_of_another(
+        self, path: Path, store: EventStore
+    ) -> None:
+        late = await store.begin_sql(seconds=0.1)
+        raw = await driver(late)
+        async with transaction(store) as begun:
+            await enter(begun, 1)
+            assert (await driver(begun))._conn is not None
+            with pytest.raises(TransactionExpired):
+                await enter(late, 2)
+            with pytest.raises(TransactionExpired):
+                await raw.execute("INSERT INTO ledger VALUES (3, 0)")
+            with pytest.raises(TransactionExpired):
+                await late.save_checkpoint(StoredCheckpoint("late", 1, 0, 0, 0, bytes(16), b"{}"))
+            await begun.commit([])
+        await late.rollback()
+        assert entered(path) == [1]
+        assert await store.checkpoints() == []
+
+
+async def driver(begun: SqlTransaction) -> aiosqlite.Connection:
+    found = (await begun.connection.get_raw_connection()).driver_connection
+    assert isinstance(found, aiosqlite.Connection)
+    return found
+
+
+async def let_go_of_the_connection(store: EventStore) -> None:
+    """The next transaction opens another."""
+    backend = store._backend
+    assert isinstance(backend, SQLiteBackend)
+    transactions = backend._transactions
+    assert transactions is not None
+    await backend._open_writer.run(lambda _: transactions._connections.close())
+
+
 class FailingConnection(UserConnection):
     """Its COMMIT fails as if the disk did: before it is done, or after it."""
 
@@ -320,6 +401,7 @@ class TestADiskThatFailsAtTheCommit:
     async def test_it_is_found_out_what_was_stored(
         self, path: Path, store: EventStore, monkeypatch: pytest.MonkeyPatch, factory: type[FailingConnection]
     ) -> None:
+        await let_go_of_the_connection(store)
         monkeypatch.setattr("backends.sqlite_user_connection.UserConnection", factory)
         async with transaction(store) as begun:
             await enter(begun, 1)

@@ -79,9 +79,9 @@ async def pay(store: EventStore, *amounts: int, account: str = "account-a", tags
     return position
 
 
-async def write_raw(store: EventStore, type: str, payload: bytes) -> None:
+async def write_raw(store: EventStore, type: str, payload: bytes, schema_version: int = 1) -> None:
     event_id = new_event_id()
-    event = encoded_event(event_id, type, 1, payload, None, event_id)
+    event = encoded_event(event_id, type, schema_version, payload, None, event_id)
     await store._backend.append([[StreamWrite("account-a", Expected.ANY, [event])]])
 
 
