@@ -102,7 +102,7 @@ class PostgresReader:
             return StreamPage((), 0, 0)
         head, truncated, *_ = rows[0]
         # A stream without any event in the range is one row that has no position.
-        return StreamPage([_record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
+        return StreamPage([record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         records: list[RecordedEvent] = []
@@ -175,7 +175,7 @@ class PostgresReader:
         rows = await self._rows(self._sql.log, *_matches(where), after, through, limit)
         if not rows:
             return [], 0, after, 0
-        records = [_record(*row[1:]) for row in rows]
+        records = [record(*row[1:]) for row in rows]
         last = records[-1].position
         if where.tags:
             records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
@@ -220,7 +220,7 @@ def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
     return decoded is not None and not set(decoded.tags).isdisjoint(tags)
 
 
-def _record(
+def record(
     position: int,
     stream_id: str,
     version: int,

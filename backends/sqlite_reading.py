@@ -53,7 +53,7 @@ ORDER BY e.position LIMIT 1
 """
 
 _e, _s, _n, _r = journal_events.c, journal_streams.c, journal_snapshots.c, journal_removals.c
-_RECORD = (
+RECORD = (
     _e.position,
     _s.stream_id,
     _e.version,
@@ -132,13 +132,13 @@ class SQLiteReader:
         newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
         order = _e.version.desc() if backwards else _e.version.asc()
         page = (
-            select(*_RECORD)
+            select(*RECORD)
             .join(journal_streams, _s.id == _e.stream)
             .where(is_stream, _e.version > after, _e.version <= (_MAX_VERSION if through is None else through))
             .order_by(order)
             .limit(limit)
         )
-        statement = select(_s.truncated, newest, _as_one_row(page)).where(is_stream)
+        statement = select(_s.truncated, newest, as_one_row(page)).where(is_stream)
         rows = await self._reading(statement, stream_id)
         if not rows:
             return StreamPage((), 0, 0)
@@ -147,9 +147,9 @@ class SQLiteReader:
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         page = (
-            select(*_RECORD)
+            select(*RECORD)
             .join(journal_streams, _s.id == _e.stream)
-            .where(_e.position > after, *_conditions(where))
+            .where(_e.position > after, *conditions_of(where))
             .order_by(_e.position)
             .limit(limit)
         )
@@ -157,7 +157,7 @@ class SQLiteReader:
         end = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
         # Without a filter, a damaged event is looked for in this very page: who reads on behind it rests on that.
         part = (after, limit) if where == EventFilter() else ()
-        ((last, events),) = await self._reading(select(end, _as_one_row(page)), None, *part)
+        ((last, events),) = await self._reading(select(end, as_one_row(page)), None, *part)
         records = await self._page(events, None, *part)
         is_end = len(records) < limit
         position = max(after, last) if is_end else records[-1].position
@@ -184,7 +184,7 @@ class SQLiteReader:
         statement = (
             select(_e.position)
             .join(journal_streams, _s.id == _e.stream)
-            .where(*_conditions(where))
+            .where(*conditions_of(where))
             .order_by(_e.position.desc())
             .offset(count - 1)
             .limit(1)
@@ -346,12 +346,12 @@ class SQLiteReader:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
 
 
-def _as_one_row(page: SelectBase) -> ColumnElement[Any]:
+def as_one_row(page: SelectBase) -> ColumnElement[Any]:
     rows = page.subquery()
     return select(func.json_group_array(func.json_array(*rows.c))).scalar_subquery()
 
 
-def _conditions(where: EventFilter) -> list[ColumnElement[bool]]:
+def conditions_of(where: EventFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if where.kinds:
         conditions.append(_s.kind.in_(where.kinds))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
+from eventstore.audit_query import AuditPage, AuditQuery
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -456,6 +457,13 @@ class EventStore:
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         return await self._open.read_all(after=after, limit=limit, where=where)
+
+    async def audit_page(
+        self, query: AuditQuery, *, cursor: int | None = None, limit: int = _PAGE, backwards: bool = False
+    ) -> AuditPage:
+        """One page of what matches a query, rising behind a position, or falling before one. `eventstore.audit` has
+        the questions that are made of these."""
+        return await self._open.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
 
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
         """Which streams got events in the next `limit` positions of the log, and how far they are: for those who want
