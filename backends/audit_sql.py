@@ -46,9 +46,9 @@ _Condition = ColumnElement[bool]
 def is_scan(query: AuditQuery) -> bool:
     """Whether no index leads to the events, so that the log has to be looked through."""
     where = query.where
-    return not (where.kinds or where.types or where.stream_ids or query.users or query.correlation_ids) or bool(
-        query.payload or query.metadata or where.tags or query.causation_ids or query.command_ids
-    )
+    has_index = where.kinds or where.stream_ids or query.users or query.correlation_ids
+    looks_inside = query.payload or query.metadata or where.tags or query.causation_ids or query.command_ids
+    return bool(looks_inside) or not has_index
 
 
 class Part(NamedTuple):
@@ -69,12 +69,12 @@ class Part(NamedTuple):
         return AuditPage([event for event in candidates if query.passes(event)], position, is_end, end, query)
 
 
-def part_of(query: AuditQuery, *, cursor: int | None, end: int, backwards: bool) -> Part:
-    """What is left of a query's positions behind the cursor, or so much of it as one statement may look at."""
+def part_of(query: AuditQuery, *, cursor: int | None, end: int, backwards: bool, is_scan: bool) -> Part:
+    """What is left of a query's positions behind the cursor; of a scan so much as one statement may look at."""
     low, high = query.after, end if query.through is None else min(end, query.through)
     if cursor is not None:
         low, high = (low, min(high, cursor - 1)) if backwards else (max(low, cursor), high)
-    if high - low <= SCANNED_POSITIONS or not is_scan(query):
+    if high - low <= SCANNED_POSITIONS or not is_scan:
         return Part(low, high, is_last=True)
     if backwards:
         return Part(high - SCANNED_POSITIONS, high, is_last=False)

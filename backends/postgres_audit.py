@@ -8,13 +8,15 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.dialects.postgresql import asyncpg
 
-from backends.audit_sql import Part, PostgresAuditSQL, located, part_of
+from backends.audit_sql import Part, PostgresAuditSQL, is_scan, located, part_of
 from backends.postgres_pool import PostgresPool
 from backends.postgres_reading import PostgresReader, record
+from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.audit_query import AuditPage, AuditQuery
 
 _DIALECT = asyncpg.dialect()
+_PLANNING = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 
 
 class PostgresAudit(PostgresReader):
@@ -33,14 +35,33 @@ class PostgresAudit(PostgresReader):
         self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
     ) -> AuditPage:
         end = await self._end(query)
-        query = await self._located(query, end)
-        part = part_of(query, cursor=cursor, end=end, backwards=backwards)
-        statement = select(*self._record).join(
-            self._audit.streams, self._audit.streams.c.id == self._audit.events.c.stream
+        return await self._pool.run(
+            lambda session: self._audit_page(session, query, cursor, end, limit=limit, backwards=backwards)
         )
-        conditions = self._audit.conditions(query, part, with_unreadable=await self._has_unreadable(query))
-        statement = statement.where(*self._audit.where(query), *conditions)
-        rows = await self._select(self._audit.ordered(statement, limit=limit, backwards=backwards))
+
+    async def _audit_page(
+        self,
+        session: PostgresSession,
+        query: AuditQuery,
+        cursor: int | None,
+        end: int,
+        *,
+        limit: int,
+        backwards: bool,
+    ) -> AuditPage:
+        async with session.transaction():
+            # Elsewhere a plan serves every value. These questions are rare, and their values differ by orders.
+            await session.execute(_PLANNING)
+            query = await self._located(session, query, end)
+            part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_scan(query))
+            # Letting unreadable metadata through would keep an index from giving the events in the order of the log.
+            is_labelled = any(query.labels.values())
+            has_unreadable = is_labelled and bool(await _select(session, self._audit.unreadable()))
+            conditions = self._audit.conditions(query, part, with_unreadable=has_unreadable)
+            e, s = self._audit.events, self._audit.streams
+            statement = select(*self._record).join(s, s.c.id == e.c.stream)
+            statement = statement.where(*self._audit.where(query), *conditions)
+            rows = await _select(session, self._audit.ordered(statement, limit=limit, backwards=backwards))
         return part.page(query, [record(*row) for row in rows], limit=limit, end=end, backwards=backwards)
 
     async def _end(self, query: AuditQuery) -> int:
@@ -49,21 +70,15 @@ class PostgresAudit(PostgresReader):
             return self._settled
         return await self._settle()
 
-    async def _located(self, query: AuditQuery, end: int) -> AuditQuery:
+    async def _located(self, session: PostgresSession, query: AuditQuery, end: int) -> AuditQuery:
         """The query within the positions that its times leave."""
         if query.is_located or query.recorded_us == (None, None):
             return query
         whole = Part(query.after, end if query.through is None else min(end, query.through), is_last=True)
-        ((first, last),) = await self._select(self._audit.span_of_time(query, whole))
+        ((first, last),) = await _select(session, self._audit.span_of_time(query, whole))
         return located(query, first, last)
 
-    async def _has_unreadable(self, query: AuditQuery) -> bool:
-        """Whether there is metadata that jsonb cannot hold. If it had to be let through at every question, no index
-        would give the events in the order of the log, so it is looked for first."""
-        if not any(query.labels.values()):
-            return False
-        return bool(await self._select(self._audit.unreadable()))
 
-    async def _select(self, statement: Select[Any]) -> Sequence[Any]:
-        compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
-        return await self._rows(compiled.string, *(compiled.params[name] for name in compiled.positiontup or ()))
+async def _select(session: PostgresSession, statement: Select[Any]) -> Sequence[Any]:
+    compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+    return await session.fetch(compiled.string, *(compiled.params[name] for name in compiled.positiontup or ()))

@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from typing import Any
 
-from backends.audit_sql import Part, SQLiteAuditSQL, located, part_of
+from sqlalchemy import exists, func, literal, select
+from sqlalchemy import literal_column as sql
+
+from backends.audit_sql import SQLiteAuditSQL, is_scan, part_of
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row, conditions_of
 from backends.tables import journal_events, journal_streams
 from eventstore.audit_query import AuditPage, AuditQuery
 
 _SQL = SQLiteAuditSQL()
-_position = journal_events.c.position
+_e, _s = journal_events.c, journal_streams.c
+
+# So many events of the streams that are asked for are sorted at each page. Where there are more, the log is looked
+# through in its own order: sorting all of them for every page would take longer.
+_SORTED = 10_000
+
+# With the sign, the planner does not take it for a reason to walk through the whole log.
+_POSITION = sql("+journal_events.position")
 
 
 class SQLiteAudit(SQLiteReader):
-    """A page is a few statements. What is committed is final here, so they need not be of one moment."""
+    """A page is two statements. What is committed is final here, so they need not be of one moment."""
 
     async def audit_page(
         self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
     ) -> AuditPage:
-        ((end,),) = await self._rows(select(func.coalesce(func.max(_position), 0)))
-        query = await self._located(query, end)
-        part = part_of(query, cursor=cursor, end=end, backwards=backwards)
-        has_unreadable = any(query.labels.values()) and bool(await self._rows(_SQL.unreadable()))
-        conditions = _SQL.conditions(query, part, with_unreadable=has_unreadable)
-        statement = (
-            select(*RECORD)
-            .join(journal_streams, journal_streams.c.id == journal_events.c.stream)
-            .where(*conditions_of(query.where), *conditions)
-        )
+        end, has_unreadable, has_few = await self._facts(query)
+        part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_scan(query) and not has_few)
+        conditions = [
+            *conditions_of(query.where),
+            *_SQL.conditions(query, part, with_unreadable=has_unreadable),
+        ]
+        if has_few:
+            few = select(_e.position).select_from(_joined()).where(*conditions).order_by(_in_order(backwards))
+            conditions = [_e.position.in_(few.limit(limit))]
+        statement = select(*RECORD).select_from(_joined()).where(*conditions)
         page = as_one_row(_SQL.ordered(statement, limit=limit, backwards=backwards))
         ((found,),) = await self._reading(select(page), None, part.low, -1)
         candidates = await self._page(found, None, part.low, -1)
         return part.page(query, candidates, limit=limit, end=end, backwards=backwards)
 
-    async def _located(self, query: AuditQuery, end: int) -> AuditQuery:
-        """The query within the positions that its times leave."""
-        if query.is_located or query.recorded_us == (None, None):
-            return query
-        whole = Part(query.after, end if query.through is None else min(end, query.through), is_last=True)
-        ((first, last),) = await self._rows(_SQL.span_of_time(query, whole))
-        return located(query, first, last)
+    async def _facts(self, query: AuditQuery) -> tuple[int, bool, bool]:
+        """Where the log ends, whether any metadata cannot be told by the database, and whether the streams that are
+        asked for have few events."""
+        wanted: list[Any] = [select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()]
+        wanted.append(exists(_SQL.unreadable()) if any(query.labels.values()) else literal(0))
+        wanted.append(_has_few(query) if query.where.kinds or query.where.stream_ids else literal(0))
+        ((end, has_unreadable, has_few),) = await self._rows(select(*wanted))
+        return int(end), bool(has_unreadable), bool(has_few)
+
+
+def _has_few(query: AuditQuery) -> Any:
+    streams = conditions_of(query.where._replace(types=(), tags=()))
+    some = select(_e.stream).select_from(_joined()).where(*streams).limit(_SORTED + 1).subquery()
+    return select(func.count() <= _SORTED).select_from(some).scalar_subquery()
+
+
+def _joined() -> Any:
+    return journal_events.join(journal_streams, _s.id == _e.stream)
+
+
+def _in_order(backwards: bool) -> Any:
+    return _POSITION.desc() if backwards else _POSITION

@@ -197,9 +197,8 @@ journal_commands.append_column(Column("is_filed", Boolean, nullable=False, serve
 Index(None, journal_commands.c.command_id, journal_commands.c.stream, unique=True)
 Index(None, journal_commands.c.stream, journal_commands.c.command_id, sqlite_where=text("is_filed"))
 
-# What an audit finds events by. Within one type, one user or one correlation the log's order is the index's own: a row's
-# position is in every index on SQLite, and a column of it on Postgres. Events without metadata are in none of the last
-# two, and cost nothing there.
+# What an audit finds events by. Within one user or one correlation an index has the order of the log: on SQLite a row's
+# position is in every index. Events without metadata are in none of the two, and cost nothing there.
 _WITH_METADATA = text("metadata IS NOT NULL")
 
 
@@ -233,9 +232,6 @@ for _label in ("user", "correlation_id"):
         postgres_metadata.tables["journal_events"].c.position,
         postgresql_where=_WITH_METADATA,
     )
-Index(None, journal_events.c.type)
-Index(None, *(postgres_metadata.tables["journal_events"].c[_name] for _name in ("type", "position")))
-Index(None, journal_events.c.recorded_at)
 # Times rise with the log, but for what clocks do: the ranges of its pages are enough, and cost an append nothing.
 Index(
     "ix_journal_events_recorded_at", postgres_metadata.tables["journal_events"].c.recorded_at, postgresql_using="brin"
