@@ -7,7 +7,7 @@ that it cannot hold are left to that. So a condition may let through too much, a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from itertools import product
@@ -20,7 +20,8 @@ from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.functions import Function
 
 from backends.tables import journal_events, journal_streams, postgres_metadata, sqlite_label
-from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery
+from backends.times import nearest_time
+from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.events import RecordedEvent
 from eventstore.json_condition import JsonCondition, JsonScalar, Operator, is_index
 
@@ -34,6 +35,8 @@ UNREADABLE = "\x01"
 _SQLITE_LABELS: dict[str, ColumnElement[str]] = {
     name: literal_column(sqlite_label(name), Text) for name in ("user", "correlation_id", "causation_id", "command_id")
 }
+
+HOUR_US = 3_600_000_000
 
 _SAFE_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MOST_INDEXES = 3
@@ -79,6 +82,23 @@ def part_of(query: AuditQuery, *, cursor: int | None, end: int, backwards: bool,
     if backwards:
         return Part(high - SCANNED_POSITIONS, high, is_last=False)
     return Part(low, low + SCANNED_POSITIONS, is_last=False)
+
+
+def totals_of(
+    sums: Sequence[Any], hours: Iterable[Any], counted: Sequence[Sequence[Count]], *, end: int
+) -> AuditTotals:
+    """The totals, out of the rows of a database: events, bytes, bytes, first and last time, in microseconds."""
+    events, payload_bytes, metadata_bytes, first, last = sums
+    return AuditTotals(
+        int(events),
+        int(payload_bytes),
+        int(metadata_bytes),
+        None if first is None else nearest_time(first),
+        None if last is None else nearest_time(last),
+        {int(hour): int(count) for hour, count in hours},
+        *counted,
+        end=end,
+    )
 
 
 def located(query: AuditQuery, first: Any, last: Any) -> AuditQuery:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from backends.memory_journal import Journal, Stream
 from backends.memory_owners import MemoryLease
-from eventstore.audit_query import AuditPage, AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.audit_scan import scanned_page
 from eventstore.backend import (
     AppendOutcome,
@@ -129,6 +129,9 @@ class MemoryBackend:
         self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
     ) -> AuditPage:
         return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return None
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         log = self._opened.log

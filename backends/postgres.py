@@ -23,7 +23,7 @@ from backends.postgres_transaction import PostgresTransaction
 from backends.postgres_transactions import PostgresTransactions
 from backends.postgres_wakeup import PostgresWakeUp
 from eventstore.appending import Appending
-from eventstore.audit_query import AuditPage, AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -183,6 +183,9 @@ class PostgresBackend:
         self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
     ) -> AuditPage:
         return await self._open.reader.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return await self._open.reader.audit_totals(query, top=top)
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         return await self._open.reader.moved(after=after, limit=limit)

@@ -14,7 +14,7 @@ from backends.redis_ownership import found_holdings, owner_infos
 from backends.redis_ownership_scripts import HOLDINGS, OWNERS
 from backends.redis_reading_scripts import LOAD, MOVED, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
-from eventstore.audit_query import AuditPage, AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.audit_scan import scanned_page
 from eventstore.backend import (
     CommandLookup,
@@ -115,6 +115,9 @@ class RedisReader(OpenedRedis):
         self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
     ) -> AuditPage:
         return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return None
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)

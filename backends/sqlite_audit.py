@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import exists, func, literal, select
+from sqlalchemy import LargeBinary, case, cast, exists, func, literal, select
 from sqlalchemy import literal_column as sql
 
-from backends.audit_sql import SQLiteAuditSQL, is_scan, part_of
+from backends.audit_sql import HOUR_US, SQLiteAuditSQL, is_scan, part_of, totals_of
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row, conditions_of
 from backends.tables import journal_events, journal_streams
-from eventstore.audit_query import AuditPage, AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 
 _SQL = SQLiteAuditSQL()
 _e, _s = journal_events.c, journal_streams.c
+
+_USER = case((func.json_valid(_e.metadata) == 1, func.json_extract(_e.metadata, "$.user")))
 
 # So many events of the streams that are asked for are sorted at each page. Where there are more, the log is looked
 # through in its own order: sorting all of them for every page would take longer.
@@ -43,6 +45,28 @@ class SQLiteAudit(SQLiteReader):
         ((found,),) = await self._reading(select(page), None, part.low, -1)
         candidates = await self._page(found, None, part.low, -1)
         return part.page(query, candidates, limit=limit, end=end, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        if not query.is_plain:
+            return None
+        end, _, _ = await self._facts(query)
+        part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
+        where = [*conditions_of(query.where), *_SQL.conditions(query, part)]
+        bytes_of = [func.coalesce(func.sum(func.length(cast(text, LargeBinary))), 0) for text in (_e.payload, _e.metadata)]
+        sums = select(func.count(), *bytes_of, func.min(_e.recorded_at), func.max(_e.recorded_at))
+        # A text with a NUL, which JSON escapes, ends there for SQLite's functions.
+        nuls = func.coalesce(func.sum(func.instr(_e.metadata, "\\u0000") > 0), 0)
+        ((*row, has_nul),) = await self._rows(sums.add_columns(nuls).select_from(_joined()).where(*where))
+        if has_nul:
+            return None
+        hour = _e.recorded_at.op("/")(HOUR_US)
+        hours = await self._rows(select(hour, func.count()).select_from(_joined()).where(*where).group_by(hour))
+        counted = []
+        for name in (_e.type, _s.stream_id, _USER):
+            most = select(name, func.count().label("events")).select_from(_joined()).where(*where).group_by(name)
+            rows = await self._rows(most.order_by(sql("events").desc(), name).limit(top))
+            counted.append([Count(*found) for found in rows])
+        return totals_of(row, hours, counted, end=end)
 
     async def _facts(self, query: AuditQuery) -> tuple[int, bool, bool]:
         """Where the log ends, whether any metadata cannot be told by the database, and whether the streams that are

@@ -9,7 +9,7 @@ from eventstore.audit_query import AuditQuery
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
-_FIRST_PAGE = 100
+_FIRST_PAGE = 200
 _LARGEST_PAGE = 1000
 # A page holds no more than this, if its events are about as large as those of the page before.
 _PAGE_BYTES = 4 * 1024 * 1024

@@ -72,11 +72,19 @@ class AuditQuery:
         """The bounds of the time in microseconds since 1970, from the first that is wanted to the first that is not."""
         return _microseconds(self.recorded_from), _microseconds(self.recorded_before)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether columns alone decide, and nothing within a payload or metadata."""
+        return not (any(self.labels.values()) or self.where.tags or self.payload or self.metadata)
+
     def passes(self, recorded: RecordedEvent) -> bool:
         """Whether an event matches in everything but `where` and the range of positions, which backends look at."""
         metadata = recorded.metadata or _NOTHING
         return (
-            all(not wanted or getattr(metadata, name) in wanted for name, wanted in self.labels.items())
+            (not self.users or metadata.user in self.users)
+            and (not self.correlation_ids or metadata.correlation_id in self.correlation_ids)
+            and (not self.causation_ids or metadata.causation_id in self.causation_ids)
+            and (not self.command_ids or metadata.command_id in self.command_ids)
             and (not self.where.tags or not set(self.where.tags).isdisjoint(metadata.tags))
             and (not self.origins or recorded.origin in self.origins)
             and (not self.epochs or recorded.epoch in self.epochs)

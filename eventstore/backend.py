@@ -24,7 +24,7 @@ from eventstore.errors import (
 from eventstore.events import RecordedEvent
 
 if TYPE_CHECKING:
-    from eventstore.audit_query import AuditPage, AuditQuery
+    from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
     from eventstore.sql_transaction import SqlTransaction
 
 
@@ -563,6 +563,11 @@ class Backend(Protocol):
         What is final is as in `read_all`. A call ends after a bounded part of the log; a page may be empty, and is at
         the end only where it says so. A backend that has nothing better answers with `audit_scan.scanned_page`.
         """
+        ...
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        """The sums over what matches, with the `top` most frequent types, streams and users. None where the database
+        cannot tell for this query: it is counted from the pages then."""
         ...
 
     async def moved(self, *, after: int, limit: int) -> Moved:

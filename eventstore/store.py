@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
-from eventstore.audit_query import AuditPage, AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -464,6 +464,10 @@ class EventStore:
         """One page of what matches a query, rising behind a position, or falling before one. `eventstore.audit` has
         the questions that are made of these."""
         return await self._open.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        """What the database itself can count of what matches. For `eventstore.audit.totals`."""
+        return await self._open.audit_totals(query, top=top)
 
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
         """Which streams got events in the next `limit` positions of the log, and how far they are: for those who want

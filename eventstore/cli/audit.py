@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from eventstore.cli.audit_query import query
+from eventstore.cli.audit_query import query_command
 from eventstore.cli.groups import command_group
 
 audit = command_group("Questions to the whole journal.")
 
-audit.command(short_help="Find events.")(query)
+audit.command("query", short_help="Find events.")(query_command)
