@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from eventstore.audit import find
@@ -26,9 +26,10 @@ async def totals(store: EventStore, query: AuditQuery, *, top: int = 10) -> Audi
     if found is not None:
         return found
     sums = _Sums()
-    async for recorded in find(store, query):
+    end = (await store.read_page(limit=1)).end
+    through = end if query.through is None else min(query.through, end)
+    async for recorded in find(store, replace(query, through=through)):
         sums.add(recorded)
-    end = (await store.read_page(limit=0)).end
     return sums.totals(top, end)
 
 
