@@ -13,8 +13,27 @@ from decimal import Decimal
 from itertools import product
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, ColumnElement, Integer, MetaData, Numeric, String, Table, Text, and_, any_, case, cast
-from sqlalchemy import Select, false, func, literal, literal_column, or_, select, true
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    MetaData,
+    Numeric,
+    Select,
+    String,
+    Table,
+    Text,
+    and_,
+    any_,
+    case,
+    cast,
+    false,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.functions import Function
@@ -169,9 +188,7 @@ class AuditSQL:
         """A text of the metadata's own, or `UNREADABLE`, exactly as the indexes have it."""
         raise NotImplementedError
 
-    def json(
-        self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]
-    ) -> _Condition | None:
+    def json(self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]) -> _Condition | None:
         """A condition on what stands in a JSON text. None where only looking at every event can tell."""
         raise NotImplementedError
 
@@ -186,9 +203,7 @@ class SQLiteAuditSQL(AuditSQL):
         """A field of the metadata, exactly as the indexes have it."""
         return _SQLITE_LABELS[name]
 
-    def json(
-        self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]
-    ) -> _Condition | None:
+    def json(self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]) -> _Condition | None:
         paths = _sqlite_paths((*prefix, *condition.pointer))
         if not paths:
             return None
@@ -236,9 +251,7 @@ class PostgresAuditSQL(AuditSQL):
             found.append(or_(has_one, and_(e.metadata.is_not(None), document.is_(None))))
         return found
 
-    def json(
-        self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]
-    ) -> _Condition | None:
+    def json(self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]) -> _Condition | None:
         pointer = (*prefix, *condition.pointer)
         if any("\0" in token for token in pointer):
             return None

@@ -125,9 +125,7 @@ class MemoryBackend:
                 found.append(recorded)
         return LogPage(found, position, is_end=position >= len(log), end=len(log))
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:

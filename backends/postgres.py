@@ -179,9 +179,7 @@ class PostgresBackend:
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._open.reader.read_all(after=after, limit=limit, where=where)
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         return await self._open.reader.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:

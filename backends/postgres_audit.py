@@ -34,9 +34,7 @@ class PostgresAudit(PostgresReader):
         origin = (e.origin, e.origin_sequence, e.clock, e.concurrent)
         self._record = (e[first], s.stream_id, *(e[name] for name in others), s.tenant, *origin)
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         end = await self._end(query)
         return await self._pool.run(
             lambda session: self._audit_page(session, query, cursor, end, limit=limit, backwards=backwards)

@@ -111,9 +111,7 @@ class RedisReader(OpenedRedis):
             self._opened.saw(newest.position, newest.event_id.bytes)
         return LogPage(events, position, position >= page.end, page.end)
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:

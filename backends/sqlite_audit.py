@@ -28,9 +28,7 @@ _POSITION = sql("+journal_events.position")
 class SQLiteAudit(SQLiteReader):
     """A page is two statements. What is committed is final here, so they need not be of one moment."""
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         end, has_unreadable, has_few = await self._facts(query)
         part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_scan(query) and not has_few)
         conditions = [
@@ -52,7 +50,9 @@ class SQLiteAudit(SQLiteReader):
         end, _, _ = await self._facts(query)
         part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
         where = [*conditions_of(query.where), *_SQL.conditions(query, part)]
-        bytes_of = [func.coalesce(func.sum(func.length(cast(text, LargeBinary))), 0) for text in (_e.payload, _e.metadata)]
+        bytes_of = [
+            func.coalesce(func.sum(func.length(cast(text, LargeBinary))), 0) for text in (_e.payload, _e.metadata)
+        ]
         sums = select(func.count(), *bytes_of, func.min(_e.recorded_at), func.max(_e.recorded_at))
         # A text with a NUL, which JSON escapes, ends there for SQLite's functions.
         nuls = func.coalesce(func.sum(func.instr(_e.metadata, "\\u0000") > 0), 0)

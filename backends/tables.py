@@ -203,8 +203,8 @@ _WITH_METADATA = text("metadata IS NOT NULL")
 
 
 def sqlite_label(name: str) -> str:
-    """An expression for one text in an event's metadata, as far as that can be told without JSON functions, which SQLite
-    lets no index have that is to work with an untrusted schema.
+    """An expression for one text in an event's metadata, as far as that can be told without JSON functions: SQLite
+    lets no index have these that is to work with an untrusted schema.
 
     It is `chr(1)` where it cannot be told: where something is escaped, where the name stands twice, or its value is no
     text. It may be the text of another thing by that name. Where the name does not stand at all, it is NULL.

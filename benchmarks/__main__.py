@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="rewrite the table in docs/performance.md")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about two minutes: to see that it runs")
-    size.add_argument("--long", action="store_true", help="row 15 with a journal of 10^7 events, row 22 with one of 10^6")
+    size.add_argument(
+        "--long", action="store_true", help="row 15 with a journal of 10^7 events, row 22 with one of 10^6"
+    )
     given = parser.parse_args()
     if unknown := [name for name in given.rows if not _chosen([name])]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")

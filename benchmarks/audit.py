@@ -96,7 +96,9 @@ async def on_postgres(plan: Plan) -> list[Ratio]:
         connection = await stack.enter_async_context(_connected(servers.dsn_of(url)))
         progress(f"  making a journal of {count:,} events")
         columns = ("id", "stream_id", "kind", "created_at")
-        await connection.copy_records_to_table("journal_streams", records=((*row, 1) for row in _streams()), columns=columns)
+        await connection.copy_records_to_table(
+            "journal_streams", records=((*row, 1) for row in _streams()), columns=columns
+        )
         await connection.copy_records_to_table("journal_events", records=_events(count), columns=_EVENT_COLUMNS)
         await connection.execute(f"SELECT setval('journal_events_position_seq', {count})")
         await connection.execute("VACUUM ANALYZE")

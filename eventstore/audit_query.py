@@ -24,8 +24,8 @@ class AuditQuery:
 
     `where` is what reading the log can be filtered by, too. Times are aware: `recorded_from` <= recorded_at <
     `recorded_before`, to the microsecond. Positions are `after` < position <= `through`. `payload` conditions look into
-    the payload as it is stored, `metadata` conditions into the metadata's `values`; all of them must hold. Of a key that
-    a payload has twice either may be looked at.
+    the payload as it is stored, `metadata` conditions into the metadata's `values`; all of them must hold. Of a key
+    that a payload has twice either may be looked at.
 
     Raises `InvalidQuery` for what no event can match by its form.
     """

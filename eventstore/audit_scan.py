@@ -8,9 +8,6 @@ from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery
 from eventstore.backend import EventFilter, LogPage
 
 
-
-
-
 class ReadAll(Protocol):
     """`Backend.read_all`."""
 
@@ -35,7 +32,9 @@ async def scanned_page(
 async def _backwards(read_all: ReadAll, query: AuditQuery, cursor: int | None, limit: int) -> AuditPage:
     # Nothing comes, but the end of the log is told.
     end = (await read_all(after=MAX_POSITION, limit=0, where=query.where)).end
-    top = min(end, MAX_POSITION if query.through is None else query.through, MAX_POSITION if cursor is None else cursor - 1)
+    top = min(
+        end, MAX_POSITION if query.through is None else query.through, MAX_POSITION if cursor is None else cursor - 1
+    )
     bottom = max(query.after, top - limit)
     found = []
     position = bottom

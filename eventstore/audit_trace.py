@@ -60,7 +60,7 @@ class Trace:
         for recorded in self.events:
             metadata = recorded.metadata or _NOTHING
             node, command, cause = str(recorded.event_id), metadata.command_id, metadata.causation_id
-            if command == cause or command == node:
+            if command in (cause, node):
                 command = None
             if cause == node:
                 cause = None

@@ -555,9 +555,7 @@ class Backend(Protocol):
         """
         ...
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         """At most `limit` events that match, rising, or falling if `backwards`: with position > cursor, or < cursor.
 
         What is final is as in `read_all`. A call ends after a bounded part of the log; a page may be empty, and is at

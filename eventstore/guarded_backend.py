@@ -109,9 +109,7 @@ class GuardedBackend:
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._call(self._backend.read_all, after=after, limit=limit, where=where)
 
-    async def audit_page(
-        self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool
-    ) -> AuditPage:
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         return await self._call(self._backend.audit_page, query, cursor=cursor, limit=limit, backwards=backwards)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:

@@ -77,7 +77,8 @@ class JsonCondition:
                     return isinstance(self.value, str) and self.value in found
                 if not isinstance(found, list):
                     return False
-                return any(_equal(item, self.value) for item in cast("list[Any]", found))
+                items: list[Any] = found
+                return any(_equal(item, self.value) for item in items)
             case ordered:
                 if isinstance(found, str) and isinstance(self.value, str):
                     return _ORDERED[ordered](found, self.value)
@@ -124,7 +125,7 @@ def _at(document: Any, pointer: tuple[str, ...]) -> Any:
             case dict():
                 found = cast("dict[str, Any]", found).get(token, _MISSING)
             case list() | tuple() if is_index(token) and len(token) < 20:
-                items = cast("list[Any]", found)
+                items: list[Any] = found
                 found = items[int(token)] if int(token) < len(items) else _MISSING
             case _:
                 return _MISSING

@@ -51,8 +51,8 @@ def _filters(
         Texts,
         typer.Option(
             metavar="CONDITION",
-            help="What the payload has at a JSON pointer: '/amount>=50', '/by/name=Ann', '/note*=late', or '/note', which "
-            "asks that it is there. Operators: = != < <= > >= and *= (contains).",
+            help="What the payload has at a JSON pointer: '/amount>=50', '/by/name=Ann', '/note*=late', or '/note', "
+            "which asks that it is there. Operators: = != < <= > >= and *= (contains).",
         ),
     ] = None,
     meta: Annotated[

@@ -26,7 +26,9 @@ def trace_command(
     context: typer.Context,
     url: Url,
     correlation: Annotated[str, typer.Argument(metavar="CORRELATION", help="The request's correlation id.")],
-    limit: Annotated[int, typer.Option(metavar="COUNT", min=1, max=100_000, help="At most so many events.")] = MOST_EVENTS,
+    limit: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=100_000, help="At most so many events.")
+    ] = MOST_EVENTS,
     json: Json = False,
 ) -> Exit:
     """Show the commands and the events of one request, in all streams, each below what caused it.
