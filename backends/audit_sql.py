@@ -108,6 +108,7 @@ def totals_of(
 ) -> AuditTotals:
     """The totals, out of the rows of a database: events, bytes, bytes, first and last time, in microseconds."""
     events, payload_bytes, metadata_bytes, first, last = sums
+    types, streams, users = counted
     return AuditTotals(
         int(events),
         int(payload_bytes),
@@ -115,8 +116,10 @@ def totals_of(
         None if first is None else nearest_time(first),
         None if last is None else nearest_time(last),
         {int(hour): int(count) for hour, count in hours},
-        *counted,
-        end=end,
+        types,
+        streams,
+        users,
+        end,
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select, tuple_
-from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy import Select, func, make_url, or_, select, tuple_
 
 from backends.audit_sql import HOUR_US, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
 from backends.postgres_pool import PostgresPool
@@ -18,7 +17,7 @@ from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 # What `grouping` tells of a row: a bit for each column that it is not grouped by.
 _ALL, _BY_TYPE, _BY_STREAM, _BY_USER, _BY_HOUR = 0b1111, 0b0111, 0b1011, 0b1101, 0b1110
 
-_DIALECT = asyncpg.dialect()
+_DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
 _PLANNING = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 
 

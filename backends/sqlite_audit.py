@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import LargeBinary, case, cast, exists, func, literal, select
+from sqlalchemy import ColumnElement, LargeBinary, case, cast, exists, func, literal, select
 from sqlalchemy import literal_column as sql
 
 from backends.audit_sql import HOUR_US, SQLiteAuditSQL, is_scan, part_of, totals_of
@@ -22,7 +22,7 @@ _USER = case((func.json_valid(_e.metadata) == 1, func.json_extract(_e.metadata, 
 _SORTED = 10_000
 
 # With the sign, the planner does not take it for a reason to walk through the whole log.
-_POSITION = sql("+journal_events.position")
+_POSITION: ColumnElement[int] = sql("+journal_events.position")
 
 
 class SQLiteAudit(SQLiteReader):
