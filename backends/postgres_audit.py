@@ -18,6 +18,7 @@ from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 _ALL, _BY_TYPE, _BY_STREAM, _BY_USER, _BY_HOUR = 0b1111, 0b0111, 0b1011, 0b1101, 0b1110
 
 _DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
+# Elsewhere a plan serves every value. These questions are rare, and their values differ by orders.
 _PLANNING = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 
 
@@ -27,6 +28,7 @@ class PostgresAudit(PostgresReader):
     def __init__(self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float) -> None:
         super().__init__(sql, pool, settle_seconds=settle_seconds)
         self._audit = PostgresAuditSQL(sql.schema)
+        self._readable_through = 0
         e, s = self._audit.events.c, self._audit.streams.c
         names = "position version type schema_version payload metadata event_id batch_id epoch recorded_at checksum"
         first, *others = names.split()
@@ -49,14 +51,11 @@ class PostgresAudit(PostgresReader):
         limit: int,
         backwards: bool,
     ) -> AuditPage:
-        async with session.transaction():
-            # Elsewhere a plan serves every value. These questions are rare, and their values differ by orders.
-            await session.execute(_PLANNING)
+        async with session.reading(_PLANNING):
             query = await self._located(session, query, end)
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_scan(query))
             # Letting unreadable metadata through would keep an index from giving the events in the order of the log.
-            is_labelled = any(query.labels.values())
-            has_unreadable = is_labelled and bool(await _select(session, self._audit.unreadable()))
+            has_unreadable = any(query.labels.values()) and await self._has_unreadable(session, end)
             conditions = self._audit.conditions(query, part, with_unreadable=has_unreadable)
             e, s = self._audit.events, self._audit.streams
             statement = select(*self._record).join(s, s.c.id == e.c.stream)
@@ -72,9 +71,8 @@ class PostgresAudit(PostgresReader):
 
     async def _totals(self, session: PostgresSession, query: AuditQuery, end: int, top: int) -> AuditTotals | None:
         e, s = self._audit.events.c, self._audit.streams.c
-        async with session.transaction():
-            await session.execute(_PLANNING)
-            if await _select(session, self._audit.unreadable()):
+        async with session.reading(_PLANNING):
+            if await self._has_unreadable(session, end):
                 return None
             query = await self._located(session, query, end)
             part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
@@ -107,6 +105,12 @@ class PostgresAudit(PostgresReader):
         if query.through is not None and query.through <= self._settled:
             return self._settled
         return await self._settle()
+
+    async def _has_unreadable(self, session: PostgresSession, end: int) -> bool:
+        """Whether there is metadata up to a settled position that jsonb cannot hold."""
+        if end > self._readable_through and not await _select(session, self._audit.unreadable()):
+            self._readable_through = end
+        return end > self._readable_through
 
     async def _located(self, session: PostgresSession, query: AuditQuery, end: int) -> AuditQuery:
         """The query within the positions that its times leave."""

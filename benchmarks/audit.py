@@ -21,7 +21,7 @@ from eventstore.codec import checksum_of
 
 _GOAL = Goal(3, 2, is_upper_limit=True)
 _STREAMS = 2_000
-_LIMIT = 200
+_LIMIT = 500
 _START = 1_700_000_000_000_000
 _STEP = 1_000_000
 
@@ -48,11 +48,11 @@ class Question(NamedTuple):
 def _questions(count: int) -> list[Question]:
     # Each answer is `_LIMIT` events, or all there are, from the middle of the journal or from all over it.
     middle = _START + count // 2 * _STEP
-    start, end = (datetime.fromtimestamp(second, UTC) for second in (middle // _STEP, middle // _STEP + 150))
-    user, correlation = "user-77", f"request-{count // 6}"
+    start, end = (datetime.fromtimestamp(second, UTC) for second in (middle // _STEP, middle // _STEP + 400))
+    user, correlation = "user-77", f"request-{count // 400}"
     label = "journal_label(e.metadata, '{}') = '{}' AND e.metadata IS NOT NULL"
     extracted = "json_extract(e.metadata, '$.{}') = '{}'"
-    in_time = f"e.recorded_at >= {middle} AND e.recorded_at < {middle + 150 * _STEP}"
+    in_time = f"e.recorded_at >= {middle} AND e.recorded_at < {middle + 400 * _STEP}"
     return [
         Question("stream", AuditQuery(EventFilter(stream_ids=("Order-77",))), *["s.stream_id = 'Order-77'"] * 2),
         Question("kind", AuditQuery(EventFilter(kinds=("Rare",))), *["s.kind = 'Rare'"] * 2),
@@ -161,7 +161,7 @@ def _events(count: int) -> Iterator[tuple[Any, ...]]:
     for number in range(count):
         type_ = "rare" if number % 1000 == 7 else f"type-{number % 7}"
         payload = f'{{"amount":{number % 1000},"note":"a note that is as long as notes are"}}'
-        notes = f'{{"correlation_id":"request-{number // 3}","user":"user-{number % 1009}"}}' if number % 2 else None
+        notes = f'{{"correlation_id":"request-{number // 200}","user":"user-{number % 1009}"}}' if number % 2 else None
         checksum = checksum_of(type_, 1, payload.encode(), notes.encode() if notes else None)
         place = (number + 1, number % _STREAMS + 1, number // _STREAMS + 1)
         yield (*place, type_, 1, payload, notes, uuid7().bytes, 0, _START + number * _STEP, checksum)
