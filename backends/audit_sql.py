@@ -38,7 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.functions import Function
 
-from backends.tables import journal_events, journal_streams, postgres_metadata, sqlite_label
+from backends.tables import LABEL_CHARACTERS, journal_events, journal_streams, postgres_metadata, sqlite_label
 from backends.times import nearest_time
 from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.events import RecordedEvent
@@ -143,7 +143,8 @@ class AuditSQL:
         found: list[_Condition] = [e.position > part.low, e.position <= part.high]
         for name, wanted in query.labels.items():
             if wanted:
-                texts = [*wanted, UNREADABLE] if with_unreadable else wanted
+                texts = [text[:LABEL_CHARACTERS] for text in wanted]
+                texts += [UNREADABLE] if with_unreadable else []
                 found += [e.metadata.is_not(None), self.among(self.label(name), texts)]
         if query.origins:
             found.append(self.among(e.origin, query.origins))
@@ -188,7 +189,7 @@ class AuditSQL:
         return statements.limit(1)
 
     def label(self, name: str) -> ColumnElement[str]:
-        """A text of the metadata's own, or `UNREADABLE`, exactly as the indexes have it."""
+        """The beginning of a text of the metadata's own, or `UNREADABLE`, exactly as the indexes have it."""
         raise NotImplementedError
 
     def json(self, column: ColumnElement[Any], condition: JsonCondition, prefix: tuple[str, ...]) -> _Condition | None:
@@ -237,6 +238,11 @@ class PostgresAuditSQL(AuditSQL):
         """A field of the metadata, exactly as the indexes have it."""
         # The name is a constant of the statement, because an index serves its very own expression and no other.
         return self.function("journal_label", self.events.c.metadata, literal_column(f"'{name}'"), type_=Text())
+
+    def text_of_metadata(self, name: str) -> ColumnElement[str]:
+        """A text of the metadata's own, or NULL."""
+        document = self.function("journal_json", self.events.c.metadata, type_=JSONB())
+        return document.op("->>", return_type=Text())(literal_column(f"'{name}'"))
 
     def function(self, name: str, *arguments: Any, type_: Any) -> Function[Any]:
         """A call of one of the journal's functions."""

@@ -80,7 +80,7 @@ class PostgresAudit(PostgresReader):
                 select(
                     e.type,
                     s.stream_id,
-                    self._audit.label("user").label("user"),
+                    self._audit.text_of_metadata("user").label("user"),
                     e.recorded_at.op("/")(HOUR_US).label("hour"),
                     e.recorded_at,
                     func.octet_length(e.payload).label("payload_bytes"),

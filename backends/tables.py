@@ -202,12 +202,17 @@ Index(None, journal_commands.c.stream, journal_commands.c.command_id, sqlite_whe
 _WITH_METADATA = text("metadata IS NOT NULL")
 
 
+# An entry of Postgres's indexes has a limit, and no id of a request needs more to be told from others.
+LABEL_CHARACTERS = 200
+
+
 def sqlite_label(name: str) -> str:
     """An expression for one text in an event's metadata, as far as that can be told without JSON functions: SQLite
     lets no index have these that is to work with an untrusted schema.
 
-    It is `chr(1)` where it cannot be told: where something is escaped, where the name stands twice, or its value is no
-    text. It may be the text of another thing by that name. Where the name does not stand at all, it is NULL.
+    It is the text's first `LABEL_CHARACTERS`, and `chr(1)` where that cannot be told: where something is escaped, where
+    the name stands twice, or its value is no text. It may be the text of another thing by that name. Where the name does
+    not stand at all, it is NULL.
     """
     key, start = f'"{name}"', f'"{name}":"'
     behind = f"substr(metadata, instr(metadata, '{start}') + {len(start)})"
@@ -215,7 +220,7 @@ def sqlite_label(name: str) -> str:
         f"CASE WHEN instr(metadata, '\\') > 0 THEN char(1) WHEN instr(metadata, '{key}') = 0 THEN NULL "
         f"WHEN instr(metadata, '{start}') = 0 THEN char(1) WHEN instr({behind}, '{key}') > 0 THEN char(1) "
         f"WHEN instr(metadata, '{key}') < instr(metadata, '{start}') THEN char(1) "
-        f"ELSE substr({behind}, 1, instr({behind}, '\"') - 1) END"
+        f"ELSE substr({behind}, 1, min({LABEL_CHARACTERS}, instr({behind}, '\"') - 1)) END"
     )
 
 

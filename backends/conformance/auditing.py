@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -105,6 +106,9 @@ IN_PAYLOADS: Mapping[str | JsonCondition, set[int]] = {
     "/*": set(),
 }
 
+# Longer than an entry of an index may be, and nothing that could be packed.
+LONG = "".join(sha256(bytes([number])).hexdigest() for number in range(200))
+
 NOTES: Sequence[Metadata | bytes | None] = (
     Metadata(user="ann", correlation_id="r1", tags=("a",)),
     Metadata(user="ann", correlation_id="r2", causation_id="e1", command_id="c1"),
@@ -120,6 +124,7 @@ NOTES: Sequence[Metadata | bytes | None] = (
     b'{"user":"\\u0061nn"}',
     b'{"values":{"user":"zed"},"user":"ann"}',
     b'{"user":null,"values":{"user":"ann"}}',
+    Metadata(user=f"{LONG}é", correlation_id=LONG),
 )
 ANN = {0, 1, 6, 7, 10, 11, 12}
 
@@ -137,6 +142,9 @@ IN_METADATA: Sequence[tuple[AuditQuery, set[int]]] = (
     (AuditQuery(correlation_ids=("r1",)), {0}),
     (AuditQuery(correlation_ids=("r1", "r2")), {0, 1}),
     (AuditQuery(correlation_ids=("correlation_id",)), {8}),
+    (AuditQuery(users=(f"{LONG}é",)), {14}),
+    (AuditQuery(users=(f"{LONG}è", LONG)), set()),
+    (AuditQuery(correlation_ids=(LONG,)), {14}),
     (AuditQuery(causation_ids=("e1",)), {1}),
     (AuditQuery(command_ids=("c1",)), {1}),
     (AuditQuery(users=("ann",), correlation_ids=("r1",)), {0}),

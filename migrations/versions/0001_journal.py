@@ -184,7 +184,7 @@ def sqlite_label(name: str) -> str:
         f"CASE WHEN instr(metadata, '\\') > 0 THEN char(1) WHEN instr(metadata, '{key}') = 0 THEN NULL "
         f"WHEN instr(metadata, '{start}') = 0 THEN char(1) WHEN instr({behind}, '{key}') > 0 THEN char(1) "
         f"WHEN instr(metadata, '{key}') < instr(metadata, '{start}') THEN char(1) "
-        f"ELSE substr({behind}, 1, instr({behind}, '\"') - 1) END"
+        f"ELSE substr({behind}, 1, min(200, instr({behind}, '\"') - 1)) END"
     )
 
 
@@ -288,12 +288,12 @@ EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex
 END
 $$
 """,
-    # For the indexes of an audit: one field of the metadata, and a character that marks what jsonb cannot hold, so that
+    # For the indexes of an audit: one field of the metadata, no longer than an index may have it, and a character that marks what jsonb cannot hold, so that
     # whoever looks for a field finds those events, too, and decides himself.
     """
 CREATE FUNCTION journal_label(metadata text, name text) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT AS $$
 BEGIN
-    RETURN metadata::jsonb ->> name;
+    RETURN left(metadata::jsonb ->> name, 200);
 EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
     RETURN chr(1);
 END
