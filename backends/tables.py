@@ -211,8 +211,8 @@ def sqlite_label(name: str) -> str:
     lets no index have these that is to work with an untrusted schema.
 
     It is the text's first `LABEL_CHARACTERS`, and `chr(1)` where that cannot be told: where something is escaped, where
-    the name stands twice, or its value is no text. It may be the text of another thing by that name. Where the name does
-    not stand at all, it is NULL.
+    the name stands twice, or its value is no text. It may be the text of another thing by that name. Where the name
+    does not stand at all, it is NULL.
     """
     key, start = f'"{name}"', f'"{name}":"'
     behind = f"substr(metadata, instr(metadata, '{start}') + {len(start)})"
