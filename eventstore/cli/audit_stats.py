@@ -86,9 +86,9 @@ def _record(found: AuditTotals) -> Mapping[str, object]:
 
 def _list(found: AuditTotals) -> None:
     rows: list[tuple[str, str, int]] = [
-        ("events", "", found.events),
-        ("payload bytes", "", found.payload_bytes),
-        ("metadata bytes", "", found.metadata_bytes),
+        ("events", "all", found.events),
+        ("payload bytes", "all", found.payload_bytes),
+        ("metadata bytes", "all", found.metadata_bytes),
     ]
     rows += [("day", day, events) for day, events in _days(found)]
     rows += [("hour", hour, events) for hour, events in _hours(found)]
