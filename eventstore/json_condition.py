@@ -91,7 +91,7 @@ class JsonCondition:
         """A condition as it is written: a JSON pointer, an operator and a value, such as `/by/name="Ann"`; a pointer
         alone asks that something is there.
 
-        The value is JSON if it can be, and else a string as it is. A key with one of `=!<>*` in it is written in the
+        The value is JSON if it can be, and else a string as it is, but for spaces around it. A key with one of `=!<>*` in it is written in the
         form of a URL's fragment, `#/a%3Db=1` (RFC 6901, section 6). Raises `InvalidQuery`.
         """
         parts = _SPLIT.fullmatch(text)
@@ -176,7 +176,7 @@ def _value(text: str, whole: str) -> JsonScalar:
     try:
         value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
     except (ValueError, InvalidOperation, RecursionError):
-        return text
+        return text.strip()
     if isinstance(value, dict | list):
         raise InvalidQuery(f"{whole!r} compares with an object or an array: compare what is in it, or ask for text")
     return cast("JsonScalar", value)
