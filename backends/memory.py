@@ -8,6 +8,8 @@ from datetime import datetime
 
 from backends.memory_journal import Entry, Journal, Log, Stream
 from backends.memory_owners import MemoryLease
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.audit_scan import scanned_page
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -126,6 +128,12 @@ class MemoryBackend:
             if entry is not None and self._sees(entry) and passes(recorded := entry.recorded(), where):
                 found.append(recorded)
         return LogPage(found, position, is_end=position >= len(log), end=len(log))
+
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return None
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         log = self._opened.log.entries

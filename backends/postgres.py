@@ -10,12 +10,12 @@ from datetime import datetime
 
 from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.postgres_append import PostgresAppend
+from backends.postgres_audit import PostgresAudit
 from backends.postgres_changes import PostgresChanges
 from backends.postgres_commands import PostgresCommands
 from backends.postgres_lease import PostgresLease
 from backends.postgres_ownership import PostgresOwnership
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader
 from backends.postgres_server import PostgresServer, check_server
 from backends.postgres_session import PostgresSession, connect
 from backends.postgres_sql import PostgresSQL
@@ -23,6 +23,7 @@ from backends.postgres_transaction import PostgresTransaction
 from backends.postgres_transactions import PostgresTransactions
 from backends.postgres_wakeup import PostgresWakeUp
 from eventstore.appending import Appending
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -179,6 +180,12 @@ class PostgresBackend:
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._open.reader.read_all(after=after, limit=limit, where=where)
 
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await self._open.reader.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return await self._open.reader.audit_totals(query, top=top)
+
     async def moved(self, *, after: int, limit: int) -> Moved:
         return await self._open.reader.moved(after=after, limit=limit)
 
@@ -253,7 +260,7 @@ class _Parts:
         self.changes = PostgresChanges(sql, self.pool)
         self.commands = PostgresCommands(sql, self.pool)
         self.ownership = PostgresOwnership(sql, self.pool)
-        self.reader = PostgresReader(sql, self.pool, settle_seconds=target.command_timeout)
+        self.reader = PostgresAudit(sql, self.pool, settle_seconds=target.command_timeout)
         # A proxy that pools connections gives the one that listens to somebody else.
         self.wakeup = PostgresWakeUp(sql.channel, self.pool, session, listens=not server.is_pooled)
         self.transactions = PostgresTransactions(

@@ -117,7 +117,7 @@ class PostgresReader:
             return StreamPage((), 0, 0)
         head, truncated, *_ = rows[0]
         # A stream without any event in the range is one row that has no position.
-        return StreamPage([_record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
+        return StreamPage([record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         settled = _Part((), max(after, 0), is_full=not limit, end=0)
@@ -205,7 +205,7 @@ class PostgresReader:
         except ValueError:
             # Something is wrong with an event: it is found out what, and with which.
             rows = await self._rows(self._sql.log, *parameters)
-            events = [_record(*row[1:]) for row in rows]
+            events = [record(*row[1:]) for row in rows]
             count, last = len(events), events[-1].position if events else after
         if where.tags:
             events = [event for event in events if event.metadata and set(event.metadata.tags) & set(where.tags)]
@@ -260,7 +260,7 @@ def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
     return decoded is not None and not set(decoded.tags).isdisjoint(tags)
 
 
-def _record(
+def record(
     position: int,
     stream_id: str,
     version: int,

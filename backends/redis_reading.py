@@ -24,6 +24,8 @@ from backends.redis_reading_scripts import (
 )
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
 from backends.redis_tenant import RedisTenant, seen, split
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.audit_scan import scanned_page
 from eventstore.backend import (
     CommandLookup,
     CommandsFound,
@@ -121,6 +123,12 @@ class RedisReader(OpenedRedis):
             newest = page.events[-1]
             self._opened.saw(newest.position, newest.event_id.bytes)
         return LogPage(events, position, position >= page.end, page.end)
+
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return None
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)

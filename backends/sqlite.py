@@ -13,9 +13,9 @@ from backends import checkpoints_sql, sqlite_changing, sqlite_commands, sqlite_o
 from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.damaged_outcomes import damaged_outcome
 from backends.sqlite_append import SQLiteAppend
+from backends.sqlite_audit import SQLiteAudit
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
-from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.appending import Appending
@@ -52,7 +52,7 @@ _SYNCHRONOUS = {Durability.POWER_LOSS: "FULL", Durability.PROCESS_CRASH: "NORMAL
 _T = TypeVar("_T")
 
 
-class SQLiteBackend(SQLiteReader):
+class SQLiteBackend(SQLiteAudit):
     """`sqlite:///bank.db`, with `?durability=power-loss|process-crash` and `?busy_timeout=` in seconds.
 
     Several processes may open one file: each commit takes the file's write lock, and a process that cannot get it

@@ -56,7 +56,7 @@ ORDER BY e.position LIMIT 1
 """
 
 _e, _s, _n, _r = journal_events.c, journal_streams.c, journal_snapshots.c, journal_removals.c
-_RECORD = (
+RECORD = (
     _e.position,
     _s.stream_id,
     _e.version,
@@ -110,7 +110,7 @@ class SQLiteReader:
             pool_reset_on_return=None,
         )
         self._loader = SQLiteLoader(self._path, tenant=self.tenant, busy_timeout=self._busy_timeout)
-        self._log = SQLiteLog(self._path, self._conditions, tenant=self.tenant, busy_timeout=self._busy_timeout)
+        self._log = SQLiteLog(self._path, self.conditions, tenant=self.tenant, busy_timeout=self._busy_timeout)
         self._pid = os.getpid()
 
     async def close_readers(self) -> None:
@@ -144,13 +144,13 @@ class SQLiteReader:
         newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
         order = _e.version.desc() if backwards else _e.version.asc()
         page = (
-            select(*_RECORD)
+            select(*RECORD)
             .join(journal_streams, _s.id == _e.stream)
             .where(is_stream, _e.version > after, _e.version <= (_MAX_VERSION if through is None else through))
             .order_by(order)
             .limit(limit)
         )
-        statement = select(_s.truncated, newest, _as_one_row(page)).where(is_stream)
+        statement = select(_s.truncated, newest, as_one_row(page)).where(is_stream)
         rows = await self._reading(statement, stream_id)
         if not rows:
             return StreamPage((), 0, 0)
@@ -167,9 +167,9 @@ class SQLiteReader:
     async def _read_one_by_one(self, after: int, limit: int, where: EventFilter) -> LogPage:
         """The same where something is wrong with an event: to find out what, and with which."""
         page = (
-            select(*_RECORD)
+            select(*RECORD)
             .join(journal_streams, _s.id == _e.stream)
-            .where(_e.position > after, *self._conditions(where))
+            .where(_e.position > after, *self.conditions(where))
             .order_by(_e.position)
             .limit(limit)
         )
@@ -178,7 +178,7 @@ class SQLiteReader:
         # Without a filter, a damaged event is looked for in this very page: who reads on behind it rests on that. Of a
         # tenant's own it is the first behind the position.
         part = (after, limit if not self.tenant and where == EventFilter() else -1)
-        ((last, events),) = await self._reading(select(end, _as_one_row(page)), None, *part)
+        ((last, events),) = await self._reading(select(end, as_one_row(page)), None, *part)
         records = await self._page(events, None, *part)
         is_end = len(records) < limit
         position = max(after, last) if is_end else records[-1].position
@@ -205,7 +205,7 @@ class SQLiteReader:
         statement = (
             select(_e.position)
             .join(journal_streams, _s.id == _e.stream)
-            .where(*self._conditions(where))
+            .where(*self.conditions(where))
             .order_by(_e.position.desc())
             .offset(count - 1)
             .limit(1)
@@ -371,7 +371,8 @@ class SQLiteReader:
         located.__cause__ = error
         return located
 
-    def _conditions(self, where: EventFilter) -> list[ColumnElement[bool]]:
+    def conditions(self, where: EventFilter) -> list[ColumnElement[bool]]:
+        """A filter in SQL: of what the store shows."""
         conditions = _conditions(where)
         if self.tenant:
             conditions.append(_tenant == self.tenant)
@@ -386,7 +387,7 @@ class SQLiteReader:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
 
 
-def _as_one_row(page: SelectBase) -> ColumnElement[Any]:
+def as_one_row(page: SelectBase) -> ColumnElement[Any]:
     rows = page.subquery()
     return select(func.json_group_array(func.json_array(*rows.c))).scalar_subquery()
 

@@ -24,6 +24,7 @@ from eventstore.errors import (
 from eventstore.events import RecordedEvent
 
 if TYPE_CHECKING:
+    from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
     from eventstore.sql_transaction import SqlTransaction
 
 
@@ -569,6 +570,19 @@ class Backend(Protocol):
         Once this has returned an event, no event with a lower position ever appears later, in any process.
         Raises as `read_stream` does.
         """
+        ...
+
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        """At most `limit` events that match, rising, or falling if `backwards`: with position > cursor, or < cursor.
+
+        What is final is as in `read_all`. A call ends after a bounded part of the log; a page may be empty, and is at
+        the end only where it says so. A backend that has nothing better answers with `audit_scan.scanned_page`.
+        """
+        ...
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        """The sums over what matches, with the `top` most frequent types, streams and users. None where the database
+        cannot tell for this query: it is counted from the pages then."""
         ...
 
     async def moved(self, *, after: int, limit: int) -> Moved:

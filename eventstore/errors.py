@@ -25,6 +25,10 @@ class InvalidCommandId(EventStoreError, ValueError):
     """The id cannot name a command. Nothing was done: choose another id."""
 
 
+class InvalidQuery(EventStoreError, ValueError):
+    """An audit asks for what cannot be meant: the message says what. Nothing was read: correct the question."""
+
+
 class InvalidReplica(EventStoreError, ValueError):
     """A replica cannot be named so: the message says what is wrong with it."""
 

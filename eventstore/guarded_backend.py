@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
     Backend,
@@ -111,6 +112,12 @@ class GuardedBackend:
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._call(self._backend.read_all, after=after, limit=limit, where=where)
+
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await self._call(self._backend.audit_page, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return await self._call(self._backend.audit_totals, query, top=top)
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         return await self._call(self._backend.moved, after=after, limit=limit)

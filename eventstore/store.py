@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -482,6 +483,17 @@ class EventStore:
         """Where the log ends, whosever the last event is: what is appended from now on stands behind it."""
         # From the first event on it would be looked for one of this tenant's.
         return (await self._open.read_all(after=_BEHIND_ALL, limit=1, where=_EVERYTHING)).end
+
+    async def audit_page(
+        self, query: AuditQuery, *, cursor: int | None = None, limit: int = _PAGE, backwards: bool = False
+    ) -> AuditPage:
+        """One page of what matches a query, rising behind a position, or falling before one. `eventstore.audit` has
+        the questions that are made of these."""
+        return await self._open.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        """What the database itself can count of what matches. For `eventstore.audit.totals`."""
+        return await self._open.audit_totals(query, top=top)
 
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
         """Which of the store's own streams got events in the next `limit` positions of the log, and how far they are:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backends.conformance.appending import Appending
+from backends.conformance.auditing import Auditing
 from backends.conformance.batches import Batches
 from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
@@ -26,6 +27,7 @@ from backends.conformance.truncation import Truncation
 
 class BackendContract(
     Appending,
+    Auditing,
     Batches,
     Checkpoints,
     Commands,

@@ -29,6 +29,7 @@ from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 ACCOUNT = "cli_ledger:Account"
 COMMANDS = ["streams", "events", "tail", "show", "replay", "snapshot", "verify", "owners", "migrate", "doctor"]
 GROUPS = {
+    "audit": ["query", "trace", "stats"],
     "schema": ["export", "check", "diff"],
     "projections": ["list", "status", "run", "rebuild", "pause", "resume", "seek", "check"],
     "dead-letters": ["list", "show", "replay", "purge"],

@@ -26,6 +26,7 @@ from eventstore import (
     StoreBusy,
     schema,
 )
+from eventstore.audit_query import AuditQuery
 from eventstore.backend import Claim, CommandLookup, Load
 from eventstore.url import parse_store_url
 from tests.backends.postgres_help import connected, fetch, proxy_to, until, via
@@ -94,6 +95,8 @@ CALLS: dict[str, Callable[[EventStore], Awaitable[object]]] = {
     "read_page": lambda store: store.read_page(),
     "streams": lambda store: collect(store.streams()),
     "load": lambda store: store.load(Load("a")),
+    "audit_page": lambda store: store.audit_page(AuditQuery()),
+    "audit_totals": lambda store: store.audit_totals(AuditQuery(), top=1),
     "moved": lambda store: store.moved(after=0),
     "find_command": lambda store: store.find_command(CommandLookup("a", "1")),
     "forget_commands": lambda store: store.forget_commands("a", keep=1),
