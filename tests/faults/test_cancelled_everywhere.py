@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from actors import ActorRef, ActorSystem, fold, new_command_id
+from backends.sqlite_writer import SQLiteWriter
 from eventstore import BackendUnavailable, EventStore
 from eventstore.backend import Claim, CommandLookup, Load
 from eventstore.snapshots import new_snapshot
@@ -393,9 +394,20 @@ async def old_commands_forgotten(store: EventStore) -> None:
     ids=lambda change: change.__name__,
 )
 def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
-    tmp_path: Path, change: Callable[[EventStore], Coroutine[Any, Any, None]], is_in_time: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[EventStore], Coroutine[Any, Any, None]],
+    is_in_time: bool,
 ) -> None:
     path = tmp_path / "vaults.db"
+    jobs: list[object] = []
+    submit = SQLiteWriter.submit
+
+    def counted(writer: SQLiteWriter, job: Any, *arguments: Any, **options: Any) -> None:
+        jobs.append(job)
+        submit(writer, job, *arguments, **options)
+
+    monkeypatch.setattr(SQLiteWriter, "submit", counted)
     busy_seconds = 60.0 if is_in_time else 0.7
 
     async def cancel_behind_the_lock() -> None:
@@ -404,8 +416,12 @@ def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
                 await system.ref(Vault, "1").ask(COMMAND, command_id="before")
             before = _all_rows(path)
             with lock_held(path) as other:
+                jobs.clear()
                 task = asyncio.create_task(change(store))
-                await asyncio.sleep(0.05)
+                async with asyncio.timeout(20):
+                    # Before that it looks, and who is cancelled then has changed nothing.
+                    while not jobs:
+                        await asyncio.sleep(0)
                 assert not task.done(), "it did not wait for the lock"
                 task.cancel()
                 await asyncio.sleep(0.05 if is_in_time else 1.0)
