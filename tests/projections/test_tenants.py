@@ -121,9 +121,9 @@ async def test_a_projection_of_all_tenants_keeps_a_tenant_from_truncating_what_i
     for one in (acme, bolt):
         await pay(one, 3)
     with pytest.raises(ProjectionBehind):
-        await bolt.truncate("account-a", 2, reason="test")
+        await bolt.truncate("account-a", 3, reason="test")
     await run(store, Some)
-    assert await acme.truncate("account-a", 2, reason="test") == 1
+    assert await acme.truncate("account-a", 3, reason="test") == 2
 
 
 async def test_a_dead_letter_is_found_whosever_it_is(store: EventStore, acme: EventStore):
@@ -137,8 +137,9 @@ async def test_a_dead_letter_is_found_whosever_it_is(store: EventStore, acme: Ev
     assert event is not None
     assert (event.tenant, event.json()) == ("acme", {"amount": 7})
     Everybodys.fails_on = None
+    Everybodys.got.clear()
     assert await replay_letter(store, Everybodys, letter) is None
-    assert Everybodys.got == [("", "account-a", 1), ("acme", "account-a", 7)]
+    assert Everybodys.got == [("acme", "account-a", 7)]
     assert (await live_checkpoint(store, "everybodys")).letters == ()
 
 
