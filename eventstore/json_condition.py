@@ -91,8 +91,8 @@ class JsonCondition:
         """A condition as it is written: a JSON pointer, an operator and a value, such as `/by/name="Ann"`; a pointer
         alone asks that something is there.
 
-        The value is JSON if it can be, and else a string as it is, but for spaces around it. A key with one of `=!<>*` in it is written in the
-        form of a URL's fragment, `#/a%3Db=1` (RFC 6901, section 6). Raises `InvalidQuery`.
+        The value is JSON if it can be, and else a string as it is, but for spaces around it. A key with one of `=!<>*`
+        in it is written in the form of a URL's fragment, `#/a%3Db=1` (RFC 6901, section 6). Raises `InvalidQuery`.
         """
         parts = _SPLIT.fullmatch(text)
         if parts is None:
