@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from struct import unpack
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class LogColumns(NamedTuple):
         numbers: Sequence[int],
         times: Sequence[Any],
         notes: Sequence[Metadata | None] | None,
-    ) -> list[RecordedEvent]:
+    ) -> Iterator[RecordedEvent]:
         own = uuids_of(numbers)
         batches = own
         if self.batch_ids is not None:
@@ -100,10 +100,13 @@ class LogColumns(NamedTuple):
             repeat(False),
         )
         # As the class does it by itself, without a call in Python for each.
-        records = list(map(tuple.__new__, repeat(RecordedEvent), rows))
+        made = map(tuple.__new__, repeat(RecordedEvent), rows)
+        if not self.rare:
+            return made
+        records = list(made)
         for place, rare in self.rare.items():
             records[place] = records[place]._replace(**rare._asdict())
-        return records
+        return iter(records)
 
 
 def rare_of(found: Sequence[Any], positions: Sequence[int]) -> Mapping[int, Rare]:
