@@ -25,7 +25,6 @@ SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.even
 # both go on. On Postgres the row is locked until the transaction ends: who else wants to replace it waits, and finds
 # that the revision is another one.
 _COLUMNS = ("name", "version", "revision", "position", "events", "checksum", "state")
-_REPLACED = tuple(column for column in _COLUMNS if column not in ("name", "version"))
 
 
 def insert_text(table: str, parameters: Sequence[str]) -> str:
@@ -35,12 +34,9 @@ def insert_text(table: str, parameters: Sequence[str]) -> str:
 
 def update_text(table: str, parameters: Sequence[str]) -> str:
     """The statement that replaces the checkpoint of the revision before. The parameters are those of the columns."""
-    new = dict(zip(_COLUMNS, parameters, strict=True))
-    changes = ", ".join(f"{column} = {new[column]}" for column in _REPLACED)
-    return (
-        f"UPDATE {table} SET {changes} "  # noqa: S608 - names
-        f"WHERE name = {new['name']} AND version = {new['version']} AND revision = {new['revision']} - 1"
-    )
+    name, version, revision, *_ = parameters
+    changes = ", ".join(f"{column} = {new}" for column, new in zip(_COLUMNS[2:], parameters[2:], strict=True))
+    return f"UPDATE {table} SET {changes} WHERE name = {name} AND version = {version} AND revision = {revision} - 1"  # noqa: S608
 
 
 def delete_text(table: str, parameters: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from eventstore.errors import (
     StoreClosed,
 )
 from eventstore.events import Event, RecordedEvent
-from eventstore.projections import Handler, Projection
+from eventstore.projections import Projection
 from eventstore.reading_ahead import ReadAhead
 from eventstore.record_page import RecordPage
 from eventstore.store import EventStore
@@ -357,11 +357,13 @@ def _handled_together(made: Projection, page: RecordPage) -> bool:
                 handle(made, event, recorded)
         else:
             for event, recorded in zip(events, page, strict=True):
-                match chosen[event.__class__]:
-                    case Handler(handle=handle, takes=2):
-                        handle(made, event, recorded)
-                    case Handler(handle=handle):
-                        handle(made, event)
+                handler = chosen[event.__class__]
+                if handler is None:
+                    continue
+                if handler.takes == 1:
+                    handler.handle(made, event)
+                else:
+                    handler.handle(made, event, recorded)
         return True
 
 

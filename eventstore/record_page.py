@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
-from operator import xor
 from typing import overload
 
 from eventstore.events import RecordedEvent
@@ -56,7 +54,10 @@ class RecordPage(Sequence[RecordedEvent]):
     @property
     def checksum(self) -> bytes:
         """The exclusive or of the event ids."""
-        return reduce(xor, self.event_ids, 0).to_bytes(16)
+        total = 0
+        for event_id in self.event_ids:
+            total ^= event_id
+        return total.to_bytes(16)
 
     def __len__(self) -> int:
         return len(self.types)
