@@ -23,7 +23,6 @@ _SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.eve
 # both go on. On Postgres the row is locked until the transaction ends: who else wants to replace it waits, and finds
 # that the revision is another one.
 _COLUMNS = ("tenant", "name", "version", "revision", "position", "events", "checksum", "state")
-_REPLACED = tuple(column for column in _COLUMNS if column not in ("tenant", "name", "version"))
 
 
 def selected(tenant: str) -> Executable:
@@ -38,11 +37,11 @@ def insert_text(table: str, parameters: Sequence[str]) -> str:
 
 def update_text(table: str, parameters: Sequence[str]) -> str:
     """The statement that replaces the checkpoint of the revision before. The parameters are those of the columns."""
-    new = dict(zip(_COLUMNS, parameters, strict=True))
-    changes = ", ".join(f"{column} = {new[column]}" for column in _REPLACED)
+    tenant, name, version, revision, *_ = parameters
+    changes = ", ".join(f"{column} = {new}" for column, new in zip(_COLUMNS[3:], parameters[3:], strict=True))
     return (
-        f"UPDATE {table} SET {changes} WHERE tenant = {new['tenant']} "  # noqa: S608 - names
-        f"AND name = {new['name']} AND version = {new['version']} AND revision = {new['revision']} - 1"
+        f"UPDATE {table} SET {changes} WHERE tenant = {tenant} "  # noqa: S608 - names
+        f"AND name = {name} AND version = {version} AND revision = {revision} - 1"
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from struct import unpack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from backends.page_texts import SEPARATOR
@@ -15,6 +15,7 @@ from eventstore.events import Metadata, RecordedEvent
 from eventstore.record_page import RecordPage
 
 _ID_BYTES = 16
+_new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()
 
 
@@ -76,7 +77,7 @@ class LogColumns(NamedTuple):
         numbers: Sequence[int],
         times: Sequence[Any],
         notes: Sequence[Metadata | None] | None,
-    ) -> list[RecordedEvent]:
+    ) -> Iterator[RecordedEvent]:
         own = uuids_of(numbers)
         batches = own
         if self.batch_ids is not None:
@@ -101,10 +102,13 @@ class LogColumns(NamedTuple):
             repeat(False),
         )
         # As the class does it by itself, without a call in Python for each.
-        records = list(map(tuple.__new__, repeat(RecordedEvent), rows))
+        made = map(_new_record, repeat(RecordedEvent), rows)
+        if not self.rare:
+            return made
+        records = list(made)
         for place, rare in self.rare.items():
             records[place] = records[place]._replace(**rare._asdict())
-        return records
+        return iter(records)
 
 
 def rare_of(found: Sequence[Any], positions: Sequence[int]) -> Mapping[int, Rare]:

@@ -54,10 +54,9 @@ class SQLiteLog:
         self._threads = [
             SQLitePageThread(path, name=f"sqlite-log-{number}", busy_timeout=busy_timeout) for number in range(_THREADS)
         ]
+        self._conditions = conditions
         # Making a statement takes as long as reading a hundred events.
-        self._statement = lru_cache(maxsize=64)(
-            lambda where: _statement(conditions(where), in_order=not where.stream_ids)
-        )
+        self._statement = lru_cache(maxsize=64)(self._new_statement)
 
     async def page(self, after: int, limit: int, where: EventFilter) -> LogPage:
         """As `Backend.read_all`. A page that would be too large has fewer events.
@@ -86,25 +85,22 @@ class SQLiteLog:
         """Finish what is under way, close the connections, end the threads."""
         await asyncio.gather(*(thread.close() for thread in self._threads))
 
-
-def _statement(conditions: Sequence[ColumnElement[bool]], *, in_order: bool) -> tuple[str, dict[str, Any]]:
-    """The statement's text, and those of its parameters that are the filter's."""
-    page = (
-        select(*_PAGE)
-        .join(journal_streams, _s.id == _e.stream)
-        .where(_e.position > bindparam("after", 0), *conditions)
-        .order_by(_e.position)
-        .limit(bindparam("limit", 0))
-    )
-    compiled = page.compile(
-        dialect=sqlite.dialect(paramstyle="named"),
-        compile_kwargs={"render_postcompile": True},
-    )
-    text = str(compiled)
-    if in_order:
-        # Else SQLite would look for the streams of a kind first, read all of their events and sort them, at each page.
-        text = text.replace("journal_events JOIN journal_streams", "journal_events CROSS JOIN journal_streams")
-    return _COLUMNS.replace("{page}", text), dict(compiled.params)
+    def _new_statement(self, where: EventFilter) -> tuple[str, dict[str, Any]]:
+        """The statement's text, and those of its parameters that are the filter's."""
+        page = (
+            select(*_PAGE)
+            .join(journal_streams, _s.id == _e.stream)
+            .where(_e.position > bindparam("after", 0), *self._conditions(where))
+            .order_by(_e.position)
+            .limit(bindparam("limit", 0))
+        )
+        compiled = page.compile(dialect=sqlite.dialect(paramstyle="named"), compile_kwargs={"render_postcompile": True})
+        text = str(compiled)
+        if not where.stream_ids:
+            # Else SQLite would look for the streams of a kind first, read all of their events and sort them, at each
+            # page.
+            text = text.replace("journal_events JOIN journal_streams", "journal_events CROSS JOIN journal_streams")
+        return _COLUMNS.replace("{page}", text), dict(compiled.params)
 
 
 def _page(row: Row, tenant: str) -> tuple[RecordPage, int]:

@@ -77,7 +77,7 @@ class UserDriver(aiosqlite.Connection):
 
     def __init__(self, connection: UserConnection, tenure: Tenure, calls: queue.SimpleQueue[Any]) -> None:
         super().__init__(lambda: connection, _CHUNK)
-        self._tx = calls
+        self._tx = self._calls = calls
         self._connection = connection
         self._user = connection
         self._tenure = tenure
@@ -123,7 +123,7 @@ class UserDriver(aiosqlite.Connection):
                 self._done += 1
 
         future = asyncio.get_running_loop().create_future()
-        self._tx.put_nowait((future, call))
+        self._calls.put((future, call))
         return await future
 
     async def _ready(self) -> Self:
