@@ -61,15 +61,15 @@ async def test_a_transaction_is_one_tenants(url: str):
 
 async def test_an_actor_learns_what_its_own_tenant_appended_elsewhere(url: str):
     # Of the store without a tenant too, although it sees everybody's events of that id.
-    for tenant, stranger in (("acme", None), (None, "acme")):
+    for key, tenant, stranger in (("b", "acme", None), ("c", None, "acme")):
         async with ActorSystem(url, tenant=tenant, catch_up_seconds=0.05) as system:
-            mine = system.ref(Notebook, "b")
+            mine = system.ref(Notebook, key)
             await mine.ask(Write(text="first"))
             async with ActorSystem(url, tenant=stranger) as other:
                 for _ in range(3):
-                    await other.ref(Notebook, "b").ask(Write(text="a stranger's"))
+                    await other.ref(Notebook, key).ask(Write(text="a stranger's"))
             async with ActorSystem(url, tenant=tenant) as same:
-                await same.ref(Notebook, "b").ask(Write(text="second"))
+                await same.ref(Notebook, key).ask(Write(text="second"))
             lines: list[str] = []
             async with asyncio.timeout(20):
                 while len(lines) < 2:
