@@ -76,7 +76,7 @@ class TestQuery:
         assert found_by(cli, made, "--tag", "t", "--type", "audit.thing", "--epoch", "0") == [2]
         assert found_by(cli, made, "--origin", "eu") == []
         assert found_by(cli, made, "--position-from", "4", "--position-to", "6") == [4, 5, 6]
-        assert found_by(cli, made, "--meta", "/@SUM(1)=@SUM(1)") == []
+        assert found_by(cli, made, "--meta", "/@SUM(1)=@SUM(1)") == [10]
         assert found_by(cli, made, "--meta", "#/%3D1+1==1+1") == [7]
         assert found_by(cli, made, "--limit", "0") == []
 
