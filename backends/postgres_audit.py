@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, make_url, or_, select, tuple_
+from sqlalchemy import ARRAY, BigInteger, Select, any_, func, literal, make_url, or_, select, tuple_
 
-from backends.audit_sql import HOUR_US, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
+from backends.audit_sql import HOUR_US, Found, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
 from backends.postgres_pool import PostgresPool
 from backends.postgres_reading import PostgresReader, record
 from backends.postgres_session import PostgresSession
@@ -58,10 +58,16 @@ class PostgresAudit(PostgresReader):
             has_unreadable = any(query.labels.values()) and await self._has_unreadable(session, end)
             conditions = self._audit.conditions(query, part, with_unreadable=has_unreadable)
             e, s = self._audit.events, self._audit.streams
-            statement = select(*self._record).join(s, s.c.id == e.c.stream)
-            statement = statement.where(*self._audit.where(query), *conditions)
-            rows = await _select(session, self._audit.ordered(statement, limit=limit, backwards=backwards))
-        return part.page(query, [record(*row) for row in rows], limit=limit, end=end, backwards=backwards)
+            size = func.octet_length(e.c.payload) + func.coalesce(func.octet_length(e.c.metadata), 0)
+            joined = e.join(s, s.c.id == e.c.stream)
+            sizes = select(e.c.position, size).select_from(joined).where(*self._audit.where(query), *conditions)
+            sizes = sizes.order_by(e.c.position.desc() if backwards else e.c.position).limit(limit)
+            found = Found.of(await _select(session, sizes), limit=limit, backwards=backwards)
+            places = literal(list(found.positions), ARRAY(BigInteger))
+            events = select(*self._record).select_from(joined).where(e.c.position == any_(places))
+            events = events.order_by(e.c.position.desc() if backwards else e.c.position)
+            rows = await _select(session, events) if found.positions else ()
+        return part.page(query, found, [record(*row) for row in rows], end=end)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:

@@ -124,7 +124,7 @@ def _at(document: Any, pointer: tuple[str, ...]) -> Any:
         match found:
             case dict():
                 found = cast("dict[str, Any]", found).get(token, _MISSING)
-            case list() | tuple() if is_index(token) and len(token) < 20:
+            case list() if is_index(token) and len(token) < 20:
                 items: list[Any] = found
                 found = items[int(token)] if int(token) < len(items) else _MISSING
             case _:
