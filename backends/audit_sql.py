@@ -47,7 +47,7 @@ from eventstore.json_condition import JsonCondition, JsonScalar, Operator, is_in
 SCANNED_POSITIONS = 50_000
 """So many positions are looked at in one statement, where no index leads to the events."""
 
-PAGE_BYTES = 4 * 1024 * 1024
+PAGE_BYTES = 2 * 1024 * 1024
 """A page has no more events than fit in here, whatever its limit: nobody knows before how large they are."""
 
 UNREADABLE = "\x01"
