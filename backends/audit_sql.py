@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Numeric,
     Select,
+    SelectBase,
     String,
     Table,
     Text,
@@ -178,7 +179,7 @@ class AuditSQL:
                     found += [column.is_not(None), compiled]
         return found
 
-    def span_of_time(self, query: AuditQuery, part: Part) -> Select[Any]:
+    def span_of_time(self, query: AuditQuery, part: Part) -> SelectBase:
         """The first and the last position of the events in the query's time. NULL if there are none."""
         position = self.events.c.position
         # The sum keeps the planner from walking through the log until it meets the first.

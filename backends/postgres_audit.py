@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Select, any_, func, literal, make_url, or_, select, tuple_
+from sqlalchemy import ARRAY, BigInteger, SelectBase, any_, func, literal, make_url, or_, select, tuple_
 
 from backends.audit_sql import HOUR_US, Found, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
 from backends.postgres_pool import PostgresPool
@@ -127,7 +127,7 @@ class PostgresAudit(PostgresReader):
         return located(query, first, last)
 
 
-def _grouped(chosen: Any, top: int) -> Select[Any]:
+def _grouped(chosen: Any, top: int) -> SelectBase:
     """All sums in one pass: of everything, and by type, stream, user and hour, of the first three the most frequent."""
     c = chosen.c
     by = (c.type, c.stream_id, c.user, c.hour)
@@ -150,6 +150,6 @@ def _grouped(chosen: Any, top: int) -> Select[Any]:
     return select(*columns).where(is_wanted).order_by(found.c.group_, found.c.place)
 
 
-async def _select(session: PostgresSession, statement: Select[Any]) -> Sequence[Any]:
+async def _select(session: PostgresSession, statement: SelectBase) -> Sequence[Any]:
     compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
     return await session.fetch(compiled.string, *(compiled.params[name] for name in compiled.positiontup or ()))

@@ -72,10 +72,11 @@ class SQLiteAudit(SQLiteReader):
             return None
         hour = _e.recorded_at.op("/")(HOUR_US)
         hours = await self._rows(select(hour, func.count()).select_from(_joined()).where(*where).group_by(hour))
-        counted = []
+        counted: list[list[Count]] = []
+        count: ColumnElement[int] = func.count()
         for name in (_e.type, _s.stream_id, _USER):
-            most = select(name, func.count().label("events")).select_from(_joined()).where(*where).group_by(name)
-            rows = await self._rows(most.order_by(sql("events").desc(), name).limit(top))
+            most = select(name, count).select_from(_joined()).where(*where).group_by(name)
+            rows = await self._rows(most.order_by(count.desc(), name).limit(top))
             counted.append([Count(*found) for found in rows])
         return totals_of(row, hours, counted, end=end)
 
