@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Numeric,
     Select,
+    SelectBase,
     String,
     Table,
     Text,
@@ -46,6 +47,9 @@ from eventstore.json_condition import JsonCondition, JsonScalar, Operator, is_in
 
 SCANNED_POSITIONS = 50_000
 """So many positions are looked at in one statement, where no index leads to the events."""
+
+PAGE_BYTES = 2 * 1024 * 1024
+"""A page has no more events than fit in here, whatever its limit: nobody knows before how large they are."""
 
 UNREADABLE = "\x01"
 """What the labels of metadata are that a database cannot read."""
@@ -80,15 +84,33 @@ class Part(NamedTuple):
     high: int
     is_last: bool
 
-    def page(
-        self, query: AuditQuery, candidates: Sequence[RecordedEvent], *, limit: int, end: int, backwards: bool
-    ) -> AuditPage:
-        """The answer, of the events that a statement found here, at most `limit` of them."""
-        if limit and len(candidates) >= limit:
-            position, is_end = candidates[-1].position, False
+    def page(self, query: AuditQuery, found: Found, events: Sequence[RecordedEvent], *, end: int) -> AuditPage:
+        """The answer, of the candidates that a statement found here, once they were read."""
+        if found.is_full:
+            position, is_end = found.positions[-1], False
         else:
-            position, is_end = self.low + 1 if backwards else max(self.low, self.high), self.is_last
-        return AuditPage([event for event in candidates if query.passes(event)], position, is_end, end, query)
+            position, is_end = self.low + 1 if found.backwards else max(self.low, self.high), self.is_last
+        return AuditPage([event for event in events if query.passes(event)], position, is_end, end, query)
+
+
+class Found(NamedTuple):
+    """Where candidates stand, in the order asked for. `is_full` says that there may be more here."""
+
+    positions: Sequence[int]
+    is_full: bool
+    backwards: bool
+
+    @classmethod
+    def of(cls, sizes: Sequence[Any], *, limit: int, backwards: bool) -> Found:
+        """As many of these as a page may have in bytes, and one in any case. `sizes` are positions with their bytes."""
+        positions: list[int] = []
+        room = PAGE_BYTES
+        for position, size in sizes:
+            if positions and size > room:
+                return cls(positions, is_full=True, backwards=backwards)
+            positions.append(position)
+            room -= size
+        return cls(positions, len(positions) >= limit > 0, backwards)
 
 
 def part_of(query: AuditQuery, *, cursor: int | None, end: int, backwards: bool, is_scan: bool) -> Part:
@@ -157,12 +179,7 @@ class AuditSQL:
                     found += [column.is_not(None), compiled]
         return found
 
-    def ordered(self, statement: Select[Any], *, limit: int, backwards: bool) -> Select[Any]:
-        """The first so many of a statement's events, in the order asked for."""
-        position = self.events.c.position
-        return statement.order_by(position.desc() if backwards else position).limit(limit)
-
-    def span_of_time(self, query: AuditQuery, part: Part) -> Select[Any]:
+    def span_of_time(self, query: AuditQuery, part: Part) -> SelectBase:
         """The first and the last position of the events in the query's time. NULL if there are none."""
         position = self.events.c.position
         # The sum keeps the planner from walking through the log until it meets the first.

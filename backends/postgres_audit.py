@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, make_url, or_, select, tuple_
+from sqlalchemy import ARRAY, BigInteger, SelectBase, any_, func, literal, make_url, or_, select, tuple_
 
-from backends.audit_sql import HOUR_US, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
+from backends.audit_sql import HOUR_US, Found, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
 from backends.postgres_pool import PostgresPool
 from backends.postgres_reading import PostgresReader, record
 from backends.postgres_session import PostgresSession
@@ -58,10 +58,16 @@ class PostgresAudit(PostgresReader):
             has_unreadable = any(query.labels.values()) and await self._has_unreadable(session, end)
             conditions = self._audit.conditions(query, part, with_unreadable=has_unreadable)
             e, s = self._audit.events, self._audit.streams
-            statement = select(*self._record).join(s, s.c.id == e.c.stream)
-            statement = statement.where(*self._audit.where(query), *conditions)
-            rows = await _select(session, self._audit.ordered(statement, limit=limit, backwards=backwards))
-        return part.page(query, [record(*row) for row in rows], limit=limit, end=end, backwards=backwards)
+            size = func.octet_length(e.c.payload) + func.coalesce(func.octet_length(e.c.metadata), 0)
+            joined = e.join(s, s.c.id == e.c.stream)
+            sizes = select(e.c.position, size).select_from(joined).where(*self._audit.where(query), *conditions)
+            sizes = sizes.order_by(e.c.position.desc() if backwards else e.c.position).limit(limit)
+            found = Found.of(await _select(session, sizes), limit=limit, backwards=backwards)
+            places = literal(list(found.positions), ARRAY(BigInteger))
+            events = select(*self._record).select_from(joined).where(e.c.position == any_(places))
+            events = events.order_by(e.c.position.desc() if backwards else e.c.position)
+            rows = await _select(session, events) if found.positions else ()
+        return part.page(query, found, [record(*row) for row in rows], end=end)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
@@ -121,7 +127,7 @@ class PostgresAudit(PostgresReader):
         return located(query, first, last)
 
 
-def _grouped(chosen: Any, top: int) -> Select[Any]:
+def _grouped(chosen: Any, top: int) -> SelectBase:
     """All sums in one pass: of everything, and by type, stream, user and hour, of the first three the most frequent."""
     c = chosen.c
     by = (c.type, c.stream_id, c.user, c.hour)
@@ -144,6 +150,6 @@ def _grouped(chosen: Any, top: int) -> Select[Any]:
     return select(*columns).where(is_wanted).order_by(found.c.group_, found.c.place)
 
 
-async def _select(session: PostgresSession, statement: Select[Any]) -> Sequence[Any]:
+async def _select(session: PostgresSession, statement: SelectBase) -> Sequence[Any]:
     compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
     return await session.fetch(compiled.string, *(compiled.params[name] for name in compiled.positiontup or ()))

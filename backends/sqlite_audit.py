@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 from sqlalchemy import ColumnElement, LargeBinary, case, cast, exists, func, literal, select
 from sqlalchemy import literal_column as sql
 
-from backends.audit_sql import HOUR_US, SQLiteAuditSQL, is_scan, part_of, totals_of
+from backends.audit_sql import HOUR_US, Found, SQLiteAuditSQL, is_scan, part_of, totals_of
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.events import RecordedEvent
 
 _SQL = SQLiteAuditSQL()
 _e, _s = journal_events.c, journal_streams.c
@@ -22,12 +24,11 @@ _USER = case((func.json_valid(_e.metadata) == 1, func.json_extract(_e.metadata, 
 # through in its own order: sorting all of them for every page would take longer.
 _SORTED = 10_000
 
-# With the sign, the planner does not take it for a reason to walk through the whole log.
 _POSITION: ColumnElement[int] = sql("+journal_events.position")
 
 
 class SQLiteAudit(SQLiteReader):
-    """A page is two statements. What is committed is final here, so they need not be of one moment."""
+    """A page is a few statements. What is committed is final here, so they need not be of one moment."""
 
     async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         end, has_unreadable, has_few = await self._facts(query)
@@ -36,14 +37,23 @@ class SQLiteAudit(SQLiteReader):
             *self.conditions(query.where),
             *_SQL.conditions(query, part, with_unreadable=has_unreadable),
         ]
-        if has_few:
-            few = select(_e.position).select_from(_joined()).where(*conditions).order_by(_in_order(backwards))
-            conditions = [_e.position.in_(few.limit(limit))]
-        statement = select(*RECORD).select_from(_joined()).where(*conditions)
-        page = as_one_row(_SQL.ordered(statement, limit=limit, backwards=backwards))
-        ((found,),) = await self._reading(select(page), None, part.low, -1)
-        candidates = await self._page(found, None, part.low, -1)
-        return part.page(query, candidates, limit=limit, end=end, backwards=backwards)
+        # With the sign, the planner does not walk through the whole log for its order.
+        order = _POSITION if has_few else _e.position
+        size = func.length(_e.payload) + func.coalesce(func.length(_e.metadata), 0)
+        sizes = select(_e.position, size).select_from(_joined()).where(*conditions)
+        sizes = sizes.order_by(order.desc() if backwards else order).limit(limit)
+        found = Found.of(await self._reading(sizes, None, part.low, -1), limit=limit, backwards=backwards)
+        return part.page(query, found, await self._events_at(found), end=end)
+
+    async def _events_at(self, found: Found) -> Sequence[RecordedEvent]:
+        if not found.positions:
+            return ()
+        position = func.json_each(orjson.dumps(found.positions).decode()).table_valued("value").c.value
+        events = select(*RECORD).select_from(_joined()).where(_e.position.in_(select(position)))
+        events = events.order_by(_e.position.desc() if found.backwards else _e.position)
+        part = (min(found.positions) - 1, -1)
+        ((page,),) = await self._reading(select(as_one_row(events)), None, *part)
+        return await self._page(page, None, *part)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
@@ -62,10 +72,11 @@ class SQLiteAudit(SQLiteReader):
             return None
         hour = _e.recorded_at.op("/")(HOUR_US)
         hours = await self._rows(select(hour, func.count()).select_from(_joined()).where(*where).group_by(hour))
-        counted = []
+        counted: list[list[Count]] = []
+        count: ColumnElement[int] = func.count()
         for name in (_e.type, _s.stream_id, _USER):
-            most = select(name, func.count().label("events")).select_from(_joined()).where(*where).group_by(name)
-            rows = await self._rows(most.order_by(sql("events").desc(), name).limit(top))
+            most = select(name, count).select_from(_joined()).where(*where).group_by(name)
+            rows = await self._rows(most.order_by(count.desc(), name).limit(top))
             counted.append([Count(*found) for found in rows])
         return totals_of(row, hours, counted, end=end)
 
@@ -90,7 +101,3 @@ def _has_few(streams: Sequence[ColumnElement[bool]]) -> Any:
 
 def _joined() -> Any:
     return journal_events.join(journal_streams, _s.id == _e.stream)
-
-
-def _in_order(backwards: bool) -> Any:
-    return _POSITION.desc() if backwards else _POSITION

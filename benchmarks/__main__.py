@@ -45,8 +45,8 @@ ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
     "20-postgres": projections.delivery_on_postgres,
     "21-sqlite": projections.read_model_on_sqlite,
     "21-postgres": projections.read_model_on_postgres,
-    "22-sqlite": audit.on_sqlite,
-    "22-postgres": audit.on_postgres,
+    "23-sqlite": audit.on_sqlite,
+    "23-postgres": audit.on_postgres,
 }
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about two minutes: to see that it runs")
     size.add_argument(
-        "--long", action="store_true", help="row 15 with a journal of 10^7 events, row 22 with one of 10^6"
+        "--long", action="store_true", help="row 15 with a journal of 10^7 events, row 23 with one of 10^6"
     )
     given = parser.parse_args()
     if unknown := [name for name in given.rows if not _chosen([name])]:

@@ -9,10 +9,7 @@ from eventstore.audit_query import AuditQuery
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
-_FIRST_PAGE = 200
-_LARGEST_PAGE = 1000
-# A page holds no more than this, if its events are about as large as those of the page before.
-_PAGE_BYTES = 4 * 1024 * 1024
+_PAGE = 1000
 
 
 async def find(
@@ -31,9 +28,9 @@ async def find(
     Raises `JournalCorrupt` for an event that is damaged, and what reading the log raises.
     """
     remaining = limit
-    size = _FIRST_PAGE
     while remaining is None or remaining > 0:
-        wanted = size if remaining is None else min(size, remaining)
+        # A backend gives fewer where they are large.
+        wanted = _PAGE if remaining is None else min(_PAGE, remaining)
         page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)
         for recorded in page.events:
             yield recorded
@@ -42,10 +39,3 @@ async def find(
         remaining = None if remaining is None else remaining - len(page.events)
         cursor, query = page.position, page.rest
         query = query if query.through is not None else replace(query, through=page.end)
-        size = _next_size(size, sum(len(recorded.payload) for recorded in page.events), len(page.events))
-
-
-def _next_size(size: int, read_bytes: int, events: int) -> int:
-    """How many events the next page is to have: more and more, as long as they are small."""
-    room = _PAGE_BYTES * events // read_bytes if read_bytes else _LARGEST_PAGE
-    return max(1, min(2 * size, room, _LARGEST_PAGE))

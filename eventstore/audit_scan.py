@@ -6,6 +6,7 @@ from typing import Protocol
 
 from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery
 from eventstore.backend import EventFilter, LogPage
+from eventstore.events import RecordedEvent
 
 
 class ReadAll(Protocol):
@@ -36,7 +37,7 @@ async def _backwards(read_all: ReadAll, query: AuditQuery, cursor: int | None, l
         end, MAX_POSITION if query.through is None else query.through, MAX_POSITION if cursor is None else cursor - 1
     )
     bottom = max(query.after, top - limit)
-    found = []
+    found: list[RecordedEvent] = []
     position = bottom
     while position < top:
         page = await read_all(after=position, limit=top - position, where=query.where)

@@ -75,16 +75,16 @@ class JsonCondition:
             case Operator.CONTAINS:
                 if isinstance(found, str):
                     return isinstance(self.value, str) and self.value in found
-                if not isinstance(found, list):
-                    return False
-                items = cast("Sequence[Any]", found)
-                return any(_equal(item, self.value) for item in items)
+                return isinstance(found, list) and self._is_among(cast("Sequence[object]", found))
             case ordered:
                 if isinstance(found, str) and isinstance(self.value, str):
                     return _ORDERED[ordered](found, self.value)
                 if _is_number(found) and _is_number(self.value):
                     return _ORDERED[ordered](_exact(found), _exact(self.value))
                 return False
+
+    def _is_among(self, items: Sequence[object]) -> bool:
+        return any(_equal(item, self.value) for item in items)
 
     @classmethod
     def parse(cls, text: str) -> JsonCondition:
@@ -119,17 +119,20 @@ def is_index(token: str) -> bool:
 
 
 def _at(document: Any, pointer: tuple[str, ...]) -> Any:
-    found = document
+    found: Any = document
     for token in pointer:
         match found:
             case dict():
                 found = cast("dict[str, Any]", found).get(token, _MISSING)
-            case list() | tuple() if is_index(token) and len(token) < 20:
-                items = cast("Sequence[Any]", found)
-                found = items[int(token)] if int(token) < len(items) else _MISSING
+            case list() if is_index(token) and len(token) < 20:
+                found = _item(cast("Sequence[object]", found), int(token))
             case _:
                 return _MISSING
     return found
+
+
+def _item(items: Sequence[object], index: int) -> object:
+    return items[index] if index < len(items) else _MISSING
 
 
 def _equal(found: Any, value: JsonScalar) -> bool:

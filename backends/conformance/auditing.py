@@ -252,7 +252,7 @@ class Auditing(StoreFixtures):
         places = [recorded.position for recorded in await all_of(store)]
         noted = {0, 2, 4, 6, 8, 10}
         accounts = {0, 1, 3, 4, 6, 7, 9, 10, 13}
-        cases = [
+        cases: list[tuple[str, AuditQuery, set[int]]] = [
             ("nothing asked", AuditQuery(), set(range(14))),
             ("kind", AuditQuery(EventFilter(kinds=("Account",))), accounts),
             ("two kinds", AuditQuery(EventFilter(kinds=("Account", "Order"))), set(range(14))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from io import StringIO, TextIOWrapper
+from typing import Any, cast
 
 import orjson
 
@@ -62,8 +63,9 @@ class CsvRows:
 
     def _begin(self) -> None:
         self._has_header = True
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="")
+        stream: object = sys.stdout
+        if isinstance(stream, TextIOWrapper):
+            cast("TextIOWrapper[Any]", stream).reconfigure(encoding="utf-8", newline="")
         self._write(COLUMNS)
 
     def _write(self, cells: tuple[str | int | None, ...]) -> None:

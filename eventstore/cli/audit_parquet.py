@@ -14,7 +14,7 @@ from eventstore.cli.recorded import checked_payload
 from eventstore.events import Metadata, RecordedEvent
 
 _GROUP_ROWS = 10_000
-_GROUP_BYTES = 8 * 1024 * 1024
+_GROUP_BYTES = 2 * 1024 * 1024
 _NOTHING = Metadata()
 
 
