@@ -61,7 +61,10 @@ class LogColumns(NamedTuple):
             raise ValueError("the columns are not of one length")
         notes = None if self.metadata is None else decode_all_metadata(self.metadata)
         # Whatever cannot be made a record of is to be found out now.
-        times = list(map(time_of, self.recorded_at))
+        try:
+            times = list(map(time_of, self.recorded_at))
+        except OverflowError as error:
+            raise ValueError(f"a time is out of range: {error}") from error
         halves = unpack(f">{len(self.event_ids) // 8}Q", self.event_ids)
         numbers = [high << 64 | low for high, low in zip(halves[::2], halves[1::2], strict=True)]
         return RecordPage(

@@ -147,8 +147,9 @@ class EventFilter(NamedTuple):
 class LogPage(NamedTuple):
     """Part of the whole log, in position order.
 
-    `position` is how far the log has been looked through: the next page starts after it, even when the filter let
-    nothing pass. `is_end` says that there was no more when the page was read, and `end` where the log ended then.
+    The `events` may be a `RecordPage`, which makes records when they are looked at; all were checked before. `position`
+    is how far the log has been looked through: the next page starts after it, even when the filter let nothing pass.
+    `is_end` says that there was no more when the page was read, and `end` where the log ended then.
     """
 
     events: Sequence[RecordedEvent]
