@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import sys
 from io import StringIO, TextIOWrapper
-from typing import Any, cast
 
 import orjson
 
@@ -65,7 +64,7 @@ class CsvRows:
         self._has_header = True
         stream: object = sys.stdout
         if isinstance(stream, TextIOWrapper):
-            cast("TextIOWrapper[Any]", stream).reconfigure(encoding="utf-8", newline="")
+            stream.reconfigure(encoding="utf-8", newline="")
         self._write(COLUMNS)
 
     def _write(self, cells: tuple[str | int | None, ...]) -> None:
