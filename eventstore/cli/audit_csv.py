@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
-from io import StringIO, TextIOWrapper
-from typing import Any, cast
+from io import StringIO
+from typing import Any
 
 import orjson
 
@@ -63,9 +63,9 @@ class CsvRows:
 
     def _begin(self) -> None:
         self._has_header = True
-        stream: object = sys.stdout
-        if isinstance(stream, TextIOWrapper):
-            cast("TextIOWrapper[Any]", stream).reconfigure(encoding="utf-8", newline="")
+        reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", newline="")
         self._write(COLUMNS)
 
     def _write(self, cells: tuple[str | int | None, ...]) -> None:
