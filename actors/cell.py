@@ -26,7 +26,7 @@ from actors.replies import rejected, replied
 from actors.snapshotting import due_snapshot
 from actors.supervisor import described
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
-from eventstore.codec import checksum_of, encode_metadata, encode_payload
+from eventstore.codec import checksum_of, encode_metadata, encode_payload, with_tags
 from eventstore.errors import (
     ActorError,
     ActorStopped,
@@ -579,11 +579,12 @@ class Cell:
                     f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
                     "nothing was stored"
                 )
-            type_, schema_version, payload = encode_payload(event, limit=self._runtime.max_payload_bytes)
+            type_, schema_version, payload, is_tagged = encode_payload(event, limit=self._runtime.max_payload_bytes)
             event_id = uuid7().bytes
             batch_id = batch_id or event_id
-            checksum = checksum_of(type_, schema_version, payload, metadata)
-            added.append(EncodedEvent(event_id, type_, schema_version, payload, metadata, batch_id, checksum))
+            notes = with_tags(event, metadata) if is_tagged else metadata
+            checksum = checksum_of(type_, schema_version, payload, notes)
+            added.append(EncodedEvent(event_id, type_, schema_version, payload, notes, batch_id, checksum))
         # From here on the state differs from the journal until the events are stored.
         self._is_touched = True
         self._is_deciding = False
