@@ -42,6 +42,8 @@ from eventstore.errors import (
     FencedError,
     OutcomeUnknown,
     OwnedElsewhere,
+    ProjectionError,
+    ProjectionFailed,
     SchemaError,
     StoreClosed,
     TransactionError,
@@ -58,13 +60,14 @@ _ATTEMPTS = 3
 _TURN = 64
 
 # These say nothing about the actor, so they are not its failures: the database is away, or not what it should be, or
-# somebody else owns the stream.
+# somebody else owns the stream, or an inline projection cannot apply the events.
 _NOT_ITS_OWN = (
     BackendUnavailable,
     DurabilityError,
     FencedError,
     OutcomeUnknown,
     OwnedElsewhere,
+    ProjectionError,
     SchemaError,
     StoreClosed,
     TransactionError,
@@ -96,6 +99,7 @@ class CellRuntime(Protocol):
     mailbox_size: int
     mailbox_overflow: Literal["reject", "wait"]
     max_payload_bytes: int
+    has_inline: bool
     is_open: bool
     is_shut: bool
 
@@ -306,6 +310,8 @@ class Cell:
             must_look = self._must_look(route, first)
             if (route.is_async or must_look) and self._pipeline.head is not None:
                 break  # It may do I/O, so it must not act on what may turn out not to be stored.
+            if first.is_apart and self._pipeline.head is not None:
+                break
             envelope = mailbox.take()
             if must_look:
                 self._begin(self._look(route, envelope), None)
@@ -360,6 +366,8 @@ class Cell:
 
     async def _handle(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
         outcome: CommandOutcome | None = None
+        # It is not run again, so no other must be the reason that it is not stored.
+        envelope.is_apart = self._runtime.has_inline
         self.begin_handling()
         self._metadata = merged(sent_with(), envelope.metadata)
         self._identity = envelope.identity
@@ -648,6 +656,8 @@ class Cell:
         again: list[Envelope] = []
         for envelope in envelopes:
             if self._is_decided_again(envelope, error):
+                # One of several cannot be stored: each by itself, it is seen which.
+                envelope.is_apart = isinstance(error, ProjectionFailed)
                 envelope.result = envelope.error = None
                 again.append(envelope)
             else:
@@ -666,6 +676,8 @@ class Cell:
             # Another process was faster with this very command: what came of it there is the answer.
             envelope.is_decided = envelope.is_decided or is_named
             return is_pure or is_named
+        if isinstance(error, ProjectionFailed):
+            return is_pure and not envelope.is_apart
         return isinstance(error, ConcurrencyError) and is_pure and envelope.attempts < _ATTEMPTS
 
     def _refused(self, envelope: Envelope, error: BaseException) -> None:

@@ -43,6 +43,16 @@ async def save_checkpoint(
     return await _changes_one(connection, statement, schema)
 
 
+async def lock_checkpoint(
+    connection: AsyncConnection, name: str, version: int, *, schema: str | None = None
+) -> StoredCheckpoint | None:
+    """A checkpoint, whose row nobody else changes until the transaction ends. On SQLite nobody else writes at all."""
+    statement = SELECT.where(_c.c.name == name, _c.c.version == version).with_for_update()
+    options = {} if schema is None else {"schema_translate_map": {None: schema}}
+    row = (await connection.execute(statement, execution_options=options)).first()
+    return None if row is None else stored_checkpoint(*row)
+
+
 async def delete_checkpoint(
     connection: AsyncConnection, name: str, version: int, revision: int, *, schema: str | None = None
 ) -> bool:

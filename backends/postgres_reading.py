@@ -173,13 +173,7 @@ class PostgresReader:
         """The matching events of a settled part, how many rows they came in, the last one's position, and where the
         log ended."""
         rows = await self._rows(self._sql.log, *_matches(where), after, through, limit)
-        if not rows:
-            return [], 0, after, 0
-        records = [_record(*row[1:]) for row in rows]
-        last = records[-1].position
-        if where.tags:
-            records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
-        return records, len(rows), last, rows[0][0]
+        return _page_of(rows, after, where)
 
     async def _settle(self) -> int:
         """A position up to which the log is final: nothing appears below it any more.
@@ -204,6 +198,27 @@ class PostgresReader:
             ((appends,),) = await self._rows(self._sql.still_appending, appends)
         self._settled = max(self._settled, end)
         return int(end)
+
+
+async def log_within(
+    session: PostgresSession, sql: PostgresSQL, *, after: int, limit: int, where: EventFilter
+) -> LogPage:
+    """A page of the log in a transaction that keeps all others from appending: all that it sees is settled.
+
+    Raises the driver's errors."""
+    rows = await session.fetch(sql.log, *_matches(where), after, _MAX_VERSION, limit)
+    records, count, position, _ = _page_of(rows, after, where)
+    return LogPage(records, position, count < limit, position)
+
+
+def _page_of(rows: Sequence[Any], after: int, where: EventFilter) -> tuple[list[RecordedEvent], int, int, int]:
+    if not rows:
+        return [], 0, after, 0
+    records = [_record(*row[1:]) for row in rows]
+    last = records[-1].position
+    if where.tags:
+        records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
+    return records, len(rows), last, rows[0][0]
 
 
 def _matches(where: EventFilter) -> Iterable[list[str] | None]:

@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, or_, select, text
 from sqlalchemy import literal_column as sql
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends.records import batch_uuid_of, time_of, uuid_of
@@ -344,6 +344,20 @@ class SQLiteReader:
         # File locks and connections do not survive a fork: using them in the child can damage the file.
         if os.getpid() != self._pid:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
+
+
+async def log_within(connection: AsyncConnection, *, after: int, limit: int, where: EventFilter) -> LogPage:
+    """A page of the log as the transaction sees it that a connection is in."""
+    page = (
+        select(*_RECORD)
+        .join(journal_streams, _s.id == _e.stream)
+        .where(_e.position > after, *_conditions(where))
+        .order_by(_e.position)
+        .limit(limit)
+    )
+    records = [_record(*row) for row in await connection.execute(page)]
+    position = records[-1].position if records else after
+    return LogPage(records, position, len(records) < limit, position)
 
 
 def _as_one_row(page: SelectBase) -> ColumnElement[Any]:

@@ -37,6 +37,7 @@ from eventstore.errors import (
     OwnedElsewhere,
     PayloadTooLarge,
     ProjectionBehind,
+    ProjectionFailed,
     ProjectionError,
     ProjectionStopped,
     RecoveryError,
@@ -60,6 +61,7 @@ from eventstore.errors import (
 )
 from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
+from eventstore.inline import InlineProjections
 from eventstore.projection_control import caught_up
 from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
@@ -97,6 +99,7 @@ __all__ = [
     "EventTooNew",
     "Expected",
     "FencedError",
+    "InlineProjections",
     "InvalidCommandId",
     "InvalidReplica",
     "InvalidStoreUrl",
@@ -114,6 +117,7 @@ __all__ = [
     "Projection",
     "ProjectionBehind",
     "ProjectionError",
+    "ProjectionFailed",
     "ProjectionRunner",
     "ProjectionStopped",
     "RecordedEvent",

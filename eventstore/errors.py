@@ -407,6 +407,20 @@ class ProjectionStopped(ProjectionError):
         self.reason = reason
 
 
+class ProjectionFailed(ProjectionError):
+    """An inline projection could not apply the events, so nothing was stored: neither these nor its read model.
+
+    What its handler raised, or the database said, is chained. `projection` is its name.
+    """
+
+    def __init__(self, projection: str, cause: BaseException) -> None:
+        super().__init__(
+            f"projection {projection!r} could not apply the events, so nothing was stored: "
+            f"{type(cause).__name__}: {cause}"
+        )
+        self.projection = projection
+
+
 class ProjectionBehind(ProjectionError):
     """A projection has not come to where it was waited for, or where it must have come before events are removed.
 

@@ -125,9 +125,12 @@ class ProjectionRunner:
                     raise ProjectionStopped(checkpoint.name, checkpoint.pause)
                 await asyncio.sleep(self._poll_seconds)
                 continue
+            if checkpoint.runner == self._id:
+                # An inline projection, or a command, has changed it: it is this runner's as before.
+                return checkpoint
             if checkpoint.revision != seen:
                 seen, since = checkpoint.revision, time.monotonic()
-            is_free = checkpoint.runner in ("", self._id) or time.monotonic() - since >= self._lease_seconds
+            is_free = checkpoint.runner == "" or time.monotonic() - since >= self._lease_seconds
             if is_free or _has_ended(checkpoint.runner_name):
                 return await self._save(replace(checkpoint, runner=self._id, runner_name=self._name))
             if end is not None and checkpoint.position >= end:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -17,6 +18,7 @@ from eventstore.backend import (
     Appended,
     AppendOutcome,
     Backend,
+    Batch,
     Capabilities,
     Claim,
     CommandLookup,
@@ -42,6 +44,7 @@ from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.errors import (
     BackendUnavailable,
+    DefinitionError,
     EventStoreError,
     InvalidStoreUrl,
     JournalCorrupt,
@@ -119,6 +122,7 @@ class EventStore:
         self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
         self._calls: _GroupCalls | None = None
+        self._is_appended_through = False
         self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
 
     @classmethod
@@ -291,6 +295,23 @@ class EventStore:
         transaction = await self._open.begin_sql(seconds=seconds)
         breaker = self._open_commits.breaker
         return GuardedSqlTransaction(transaction, breaker, self._sql_commits, resolve_within=self._resolve_within)
+
+    def append_through(
+        self,
+        append: Callable[[Backend, Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]] | None,
+    ) -> None:
+        """Have every group of appends stored by something that is given the backend; by the backend itself again with
+        None. For inline projections.
+
+        Raises `DefinitionError` where something else does it already.
+        """
+        if append is not None and self._is_appended_through:
+            raise DefinitionError("this store has inline projections already: give it all of them at once")
+        self._is_appended_through = append is not None
+        if append is not None:
+            self._open_commits.append_by(partial(append, self._backend))
+        elif self._commits is not None:
+            self._commits.append_by(self._backend.append)
 
     @property
     def commits(self) -> GroupCommit:
