@@ -72,11 +72,9 @@ class PostgresAppend:
                 self._streams.clear()
                 raise
 
-    async def append_within(
-        self, session: PostgresSession, batches: Sequence[Batch]
-    ) -> Sequence[AppendOutcome] | None:
-        """Store batches in the transaction that somebody else's session is in, and that keeps other appends away: by the
-        rows of the streams, or from the whole log.
+    async def append_within(self, session: PostgresSession, batches: Sequence[Batch]) -> Sequence[AppendOutcome] | None:
+        """Store batches in the transaction that somebody else's session is in, and that keeps other appends away by
+        the rows of the streams, or from the whole log.
 
         None: they cannot be stored there. Raises the driver's errors too. What comes of it is not known here
         (`stored`).

@@ -44,8 +44,8 @@ SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, EXISTS (
 ), set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
     {planning}{shared}
 """
-# Appends take the lock before they lock streams, and so does this: else one that has it alone, and wants a stream, would
-# wait for one that has the stream, and wants the lock.
+# Appends take the lock before they lock streams, and so does this. Else one that has it alone, and wants a stream,
+# would wait for one that has the stream, and wants the lock.
 _SHARED = ", pg_advisory_xact_lock_shared({lock})"
 # Alone: all other appends have ended when it is had, and none begins before the end of the transaction. So the log is
 # what the next statement sees, and positions rise in the order of commits.

@@ -264,7 +264,9 @@ class SQLiteTransaction:
                 await self._end()
                 raise TransactionRefused("its connection was closed before the commit: nothing was stored")
             if self._stored and batch:
-                raise TransactionRefused(f"its batches were stored before, and it takes no further one: {_NOTHING_STORED}")
+                raise TransactionRefused(
+                    f"its batches were stored before, and it takes no further one: {_NOTHING_STORED}"
+                )
             self._turn.commit(batch)
             outcome: AppendOutcome | None = None
             try:

@@ -45,8 +45,8 @@ _Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
 
 
 Append = Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]]
-"""What stores a group: each batch with an outcome of its own, as `Backend.append` does. A batch may have any error as its
-outcome that says for certain that nothing of it was stored."""
+"""What stores a group: each batch with an outcome of its own, as `Backend.append` does. That may be any error that says
+for certain that nothing of the batch was stored."""
 
 
 class PendingAppend:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, EventFilter, LogPage, StoredCheckpoint
-from eventstore.checkpoint import Checkpoint, Status
+from eventstore.checkpoint import Checkpoint, Status, version_of
 from eventstore.errors import (
     CapabilityError,
     DefinitionError,
@@ -41,7 +41,7 @@ _ROUNDS = 8
 
 
 class InlineProjections:
-    """Applies projections in each transaction that appends events of their kinds through a store, as long as it is open.
+    """Applies projections in each transaction that appends events of their kinds through a store.
 
     A group of appends is one transaction. It locks the projection's checkpoint, keeps everybody else from appending,
     stores its events, and applies all that the log has behind the checkpoint: its own, and before them what others have
@@ -60,6 +60,12 @@ class InlineProjections:
         names = [projection.name for projection in projections]
         if len(set(names)) < len(names):
             raise DefinitionError(f"inline projections with one name would share a read model: {', '.join(names)}")
+        for projection in projections:
+            if projection.partitions > 1:
+                raise DefinitionError(
+                    f"{projection.__qualname__} has {projection.partitions} partitions, and an inline projection gets "
+                    "events in the order of the log, one commit after the other: leave partitions=… out"
+                )
         self._store = store
         # Everybody locks checkpoints in the same order.
         self._projections = sorted(projections, key=lambda projection: projection.name)
@@ -169,11 +175,13 @@ class InlineProjections:
             stored = None if version is None else await transaction.lock_checkpoint(name, version)
             if stored is not None and (found := Checkpoint.of(stored)).status is Status.LIVE:
                 return found
-            live = [one.version for one in await self._store.checkpoints() if _is_live(one, name)]
+            live = version_of(await self._store.checkpoints(), name, Status.LIVE)
             if not live:
                 raise Behind(projection)
-            self._versions[name] = max(live)
-        raise TransactionConflict(f"projection {name!r} is being rebuilt again and again: nothing was stored, try again")
+            self._versions[name] = live[0].version
+        raise TransactionConflict(
+            f"projection {name!r} is being rebuilt again and again: nothing was stored, try again"
+        )
 
     async def catch_up_with(self, behind: Behind) -> None:
         """Bring a projection forward that was too far behind."""
@@ -208,10 +216,6 @@ async def _apply(
         raise TransactionConflict(f"projection {projection.name!r} was changed by somebody else: nothing was stored")
 
 
-def _is_live(checkpoint: Checkpoint, name: str) -> bool:
-    return checkpoint.name == name and checkpoint.status is Status.LIVE
-
-
 class Behind(ProjectionError):
     """The projection has to catch up first: nothing was stored."""
 
@@ -221,7 +225,7 @@ class Behind(ProjectionError):
 
 
 class _InlineTransaction:
-    """A transaction with statements of the user's own, which stores a batch and applies the projections at its commit."""
+    """A transaction with statements of the user's own. Its commit stores a batch and applies the projections."""
 
     def __init__(self, transaction: SqlTransaction, inline: InlineProjections) -> None:
         self._transaction = transaction

@@ -47,7 +47,7 @@ class SqlTransaction(Protocol):
         ...
 
     async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        """Store batches as `Backend.append` does, and leave the transaction open: `commit` without a batch commits them.
+        """Store batches as `Backend.append` does, and leave the transaction open: `commit(())` commits them.
 
         Called once. From here to the end of the transaction nobody else appends, so that `read_all` gives the whole
         log, these events at its end. A batch that is refused, or was stored before, stores nothing. Raises what a

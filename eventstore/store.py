@@ -344,7 +344,7 @@ class EventStore:
 
     async def _check_projections(self, stream_id: str, through: int) -> None:
         kind = stream_kind(stream_id)
-        needy = [one for one in await self.checkpoints() if not one.kinds or kind in one.kinds]
+        needy = [one for one in await self.checkpoints() if one.has(stream_id) and (not one.kinds or kind in one.kinds)]
         if not needy:
             return
         page = await self._open.read_stream(stream_id, after=0, through=through, limit=1, backwards=True)
@@ -571,7 +571,7 @@ class EventStore:
 
     async def delete_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Forget a version of a read model. False if it has been changed since it was read."""
-        return await self._open.delete_checkpoint(checkpoint.name, checkpoint.version, checkpoint.revision)
+        return await self._open.delete_checkpoint(checkpoint.stored_name, checkpoint.version, checkpoint.revision)
 
     async def statistics(self) -> Statistics:
         """Counts of what the journal holds."""

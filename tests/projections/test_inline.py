@@ -79,7 +79,8 @@ async def test_a_handlers_error_refuses_the_command_alone_and_stores_nothing_of_
     failed = [number for number, answer in enumerate(answers, start=1) if isinstance(answer, BaseException)]
     assert failed == [13]
     error = answers[12]
-    assert isinstance(error, ProjectionFailed) and isinstance(error.__cause__, ValueError)
+    assert isinstance(error, ProjectionFailed)
+    assert isinstance(error.__cause__, ValueError)
     assert str(error) == (
         "projection 'ledger' could not apply the events, so nothing was stored: ValueError: this amount cannot be"
     )
