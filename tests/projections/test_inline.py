@@ -189,11 +189,11 @@ async def test_what_others_have_stored_and_cannot_be_applied_refuses_no_command(
     system: ActorSystem, store: EventStore, other: EventStore
 ):
     Ledger.fails_on = 2
-    await pay(other, 2)
+    await pay(other, 2, account="account-b")
     assert await system.ref(Account, "a").ask(Pay(amount=1)) == 1
     assert await amounts(store) == [1]
     checkpoint = await live_checkpoint(store, "ledger")
-    assert ([letter.stream_id for letter in checkpoint.letters], checkpoint.events) == (["account-a"], 2)
+    assert ([letter.stream_id for letter in checkpoint.letters], checkpoint.events) == (["account-b"], 2)
 
 
 async def test_it_begins_where_a_runner_was_and_a_runner_goes_on_where_it_was(store: EventStore):
