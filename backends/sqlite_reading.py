@@ -355,7 +355,8 @@ async def log_within(connection: AsyncConnection, *, after: int, limit: int, whe
         .order_by(_e.position)
         .limit(limit)
     )
-    records = [_record(*row) for row in await connection.execute(page)]
+    rows: Sequence[Any] = (await connection.execute(page)).all()
+    records = [_record(*row) for row in rows]
     position = records[-1].position if records else after
     return LogPage(records, position, len(records) < limit, position)
 

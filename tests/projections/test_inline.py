@@ -15,14 +15,17 @@ from eventstore import (
     DefinitionError,
     EventStore,
     InlineProjections,
+    OutcomeUnknown,
     ProjectionFailed,
     ProjectionRunner,
     ProjectionStopped,
     caught_up,
     rebuild,
 )
+from eventstore.backend import AppendOutcome, Batch
 from eventstore.completeness import check_completeness
 from eventstore.projection_control import live_checkpoint, pause, resume
+from eventstore.sql_transaction import SqlTransaction
 
 from .bank import Account, Close, Other, Pay, PayLater
 from .ledger import ENTRIES, Ledger, Paid, PlainLedger, amounts, entries, pay
@@ -148,6 +151,37 @@ async def test_a_command_with_an_id_is_applied_once(system: ActorSystem, store: 
     for _ in range(2):
         assert await ref.ask(Pay(amount=1), command_id="once") == 1
     assert await amounts(store) == [1]
+    assert await is_complete(store)
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_an_append_that_nobody_answered_is_applied_once(
+    system: ActorSystem, store: EventStore, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+):
+    """It comes again as it was, and its ids tell whether it is stored: the read model is as the events are."""
+    backend = store._backend
+    begin, lost = backend.begin_sql, [2]
+
+    async def begin_sql(*, seconds: float) -> SqlTransaction:
+        transaction = await begin(seconds=seconds)
+        commit = transaction.commit
+
+        async def answer_lost(batch: Batch) -> AppendOutcome:
+            if not lost[0]:
+                return await commit(batch)
+            lost[0] -= 1
+            await (commit(batch) if is_stored else transaction.rollback())
+            raise OutcomeUnknown("the answer was lost")
+
+        monkeypatch.setattr(transaction, "commit", answer_lost)
+        return transaction
+
+    monkeypatch.setattr(backend, "begin_sql", begin_sql)
+    refs = [system.ref(Account, str(number)) for number in range(5)]
+    assert await asyncio.gather(*(ref.ask(Pay(amount=1)) for ref in refs)) == [1] * 5
+    assert lost == [0] if not is_stored else lost[0] < 2
+    monkeypatch.undo()
+    assert await amounts(store) == [1] * 5
     assert await is_complete(store)
 
 
