@@ -97,19 +97,23 @@ async def _inline(database: Database, plan: Plan) -> list[Ratio]:
     beside = plan._replace(directory=plan.directory / "plain")
     beside.directory.mkdir(exist_ok=True)
     ratios: list[Ratio] = []
-    async with database.journal(plan) as journal, database.journal(beside) as bare:
-        async with ActorSystem(journal.url, inline=(Entries,)) as inline, ActorSystem(bare.url) as plain:
-            for count in (64, 1):
-                with_it, without = await accounts(inline, count), await accounts(plain, count)
-                kept, what = database.durability, "64 actors" if count > 1 else "one actor"
-                sides = [
-                    Side(f"{what}, a row of a read model for each event", kept, _asking(with_it)),
-                    Side(f"{what}, no read model", kept, _asking(without)),
-                ]
-                figures = await interleaved(sides, plan)
-                goal = Goal(0.1, 0.3)
-                named = f"{database.name}: {what} with an inline projection / without"
-                ratios.append(compared("22", named, sides, figures, EVENTS_PER_SECOND, goal))
+    async with (
+        database.journal(plan) as journal,
+        database.journal(beside) as bare,
+        ActorSystem(journal.url, inline=(Entries,)) as inline,
+        ActorSystem(bare.url) as plain,
+    ):
+        for count in (64, 1):
+            with_it, without = await accounts(inline, count), await accounts(plain, count)
+            kept, what = database.durability, "64 actors" if count > 1 else "one actor"
+            sides = [
+                Side(f"{what}, a row of a read model for each event", kept, _asking(with_it)),
+                Side(f"{what}, no read model", kept, _asking(without)),
+            ]
+            figures = await interleaved(sides, plan)
+            goal = Goal(0.1, 0.3)
+            named = f"{database.name}: {what} with an inline projection / without"
+            ratios.append(compared("22", named, sides, figures, EVENTS_PER_SECOND, goal))
     return ratios
 
 
