@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, insert, select
 
-from actors import ActorSystem
+from actors import ActorSystem, Transaction
 from eventstore import (
     CapabilityError,
     DefinitionError,
@@ -215,6 +215,26 @@ async def test_many_events_of_others_are_caught_up_with_beforehand(
     for start in range(0, 1500, 500):
         await other.append("account-b", [Paid(amount=number) for number in range(start, start + 500)])
     await system.ref(Account, "a").ask(Pay(amount=1500))
+    assert await amounts(store) == list(range(1501))
+    assert await is_complete(store)
+
+
+async def test_a_transaction_with_statements_is_run_again_when_it_had_to_be_caught_up_first(
+    system: ActorSystem, store: EventStore, other: EventStore
+):
+    for start in range(0, 1500, 500):
+        await other.append("account-b", [Paid(amount=number) for number in range(start, start + 500)])
+    runs = 0
+
+    async def work(tx: Transaction) -> int:
+        nonlocal runs
+        runs += 1
+        version = await tx.ask(system.ref(Account, "a"), Pay(amount=1500))
+        await tx.connection.scalar(select(func.count()).select_from(ENTRIES))
+        return version
+
+    assert await system.transact(work) == 1
+    assert runs == 2
     assert await amounts(store) == list(range(1501))
     assert await is_complete(store)
 
