@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, EventFilter, LogPage, StoredCheckpoint
@@ -29,8 +29,6 @@ from eventstore.store import EventStore
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-logger = logging.getLogger(__name__)
 
 # So many positions that others have stored are looked through while everybody who appends waits. More are caught up
 # with before.
@@ -74,11 +72,13 @@ class InlineProjections:
     async def open(self) -> None:
         """Bring every projection to the end of the log, and apply it in all appends from now on.
 
-        The first time that may take long; `eventstore projections run` does it beforehand. Raises what
-        `ProjectionRunner.run` raises, and `DefinitionError` for a store that has inline projections already.
+        The first time that may take long; `eventstore projections run` does it beforehand. One that is paused refuses
+        the appends of its kinds. Raises what `ProjectionRunner.run` raises besides, and `DefinitionError` for a store
+        that has inline projections already.
         """
         for projection in self._projections:
-            await self._catch_up(projection)
+            with suppress(ProjectionStopped):
+                await self._catch_up(projection)
         self._store.append_through(self.append)
 
     def close(self) -> None:

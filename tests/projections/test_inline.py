@@ -303,8 +303,21 @@ async def test_a_paused_one_refuses_commands_until_it_is_resumed(system: ActorSy
     with pytest.raises(ProjectionStopped, match="a look at it; it is inline, so nothing was stored"):
         await ref.ask(Pay(amount=1))
     assert await store.version("account-a") == 0
+    assert await system.ref(Other, "a").ask(Pay(amount=1)) == 1
     await resume(store, "ledger")
     assert await ref.ask(Pay(amount=1)) == 1
+    assert await amounts(store) == [1]
+
+
+async def test_a_system_starts_while_one_is_paused(store: EventStore):
+    await ProjectionRunner(store, Ledger).run(follow=False)
+    await pause(store, "ledger", "a look at it")
+    async with ActorSystem(store, inline=(Ledger,)) as system:
+        with pytest.raises(ProjectionStopped):
+            await system.ref(Account, "a").ask(Pay(amount=1))
+        assert await system.ref(Other, "a").ask(Pay(amount=1)) == 1
+        await resume(store, "ledger")
+        assert await system.ref(Account, "a").ask(Pay(amount=1)) == 1
     assert await amounts(store) == [1]
 
 
