@@ -108,12 +108,14 @@ class PostgresReader:
         records: list[RecordedEvent] = []
         count = 0
         position = max(after, 0)
-        if limit and position < self._settled:
+        # As it is now: another read may find the log settled further while the page of this one is on its way.
+        settled = self._settled
+        if limit and position < settled:
             # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
-            records, count, last, end = await self._page(position, self._settled, limit, where)
+            records, count, last, end = await self._page(position, settled, limit, where)
             if count == limit:
                 return LogPage(records, last, is_end=False, end=end)
-            position = self._settled
+            position = settled
         end = await self._settle()
         if position < end:
             more, more_count, last, _ = await self._page(position, end, limit - count, where)
