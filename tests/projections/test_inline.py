@@ -107,6 +107,23 @@ async def test_an_async_handlers_command_is_refused_for_its_own_events_alone(sys
     assert await amounts(store) == [1, 2, 4, 5]
 
 
+async def test_an_async_handlers_command_shares_no_batch_with_one_that_may_be_refused(
+    system: ActorSystem, store: EventStore
+):
+    """It is not run again, so it must not be refused for what was decided behind it."""
+    Ledger.fails_on = 3
+    ref, others = system.ref(Account, "a"), [system.ref(Account, str(number)) for number in range(20)]
+    await asyncio.gather(*(each.ask(Pay(amount=1)) for each in (ref, *others)))
+    # While these are being stored, the commands of the other one wait, and might be put together.
+    busy = [asyncio.create_task(each.ask(Pay(amount=1))) for each in others]
+    await asyncio.sleep(0)
+    answers = await asyncio.gather(ref.ask(PayLater(amount=2)), ref.ask(Pay(amount=3)), return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == ["int", "ProjectionFailed"]
+    await asyncio.gather(*busy)
+    assert await store.version("account-a") == 2
+    assert await is_complete(store)
+
+
 async def test_a_transaction_over_actors_is_one_with_the_read_model(system: ActorSystem, store: EventStore):
     alice, bob = system.ref(Account, "alice"), system.ref(Account, "bob")
     async with system.transaction() as tx:
