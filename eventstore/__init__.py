@@ -37,9 +37,11 @@ from eventstore.errors import (
     NotReplicated,
     OutcomeUnknown,
     OwnedElsewhere,
+    PartitionsChanged,
     PayloadTooLarge,
     ProjectionBehind,
     ProjectionError,
+    ProjectionFailed,
     ProjectionStopped,
     RecoveryError,
     ReplicaRefused,
@@ -62,6 +64,7 @@ from eventstore.errors import (
 )
 from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
+from eventstore.inline import InlineProjections
 from eventstore.projection_control import caught_up
 from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
@@ -99,6 +102,7 @@ __all__ = [
     "EventTooNew",
     "Expected",
     "FencedError",
+    "InlineProjections",
     "InvalidCommandId",
     "InvalidQuery",
     "InvalidReplica",
@@ -114,10 +118,12 @@ __all__ = [
     "NotReplicated",
     "OutcomeUnknown",
     "OwnedElsewhere",
+    "PartitionsChanged",
     "PayloadTooLarge",
     "Projection",
     "ProjectionBehind",
     "ProjectionError",
+    "ProjectionFailed",
     "ProjectionRunner",
     "ProjectionStopped",
     "RecordedEvent",
