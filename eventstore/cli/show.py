@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.recovery import fold
+from actors.folding import fold
 from eventstore.backend import Load, Loaded
 from eventstore.cli.arguments import Full, Json, Target, Url
 from eventstore.cli.escaping import escaped, printable_json

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.recovery import fold
+from actors.folding import fold
 from actors.replicated_actor import ReplicatedActor
 from eventstore.cli.arguments import Full, Json, Target, Url
 from eventstore.cli.escaping import escaped, one_line

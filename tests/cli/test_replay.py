@@ -74,7 +74,7 @@ class TestReplay:
         result = cli("replay", own_url, ACCOUNT)
         assert result.code == 1
         assert result.lines == [
-            "Account-alice\t3\tsnapshot differs: $.amount is 61 in it, 60 when replayed",
+            "Account-alice\t3\tsnapshot differs: /amount is 61 in it, 60 when replayed",
             "4 Account actors, 8 events folded, 4 snapshots compared: 1 problem",
         ]
         problem, summary = cli("replay", own_url, ACCOUNT, "--json").objects
