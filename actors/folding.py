@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.convergence import History
@@ -66,8 +66,8 @@ class Fold:
 
     It goes the way of recovery: upcasters, checksums and event handlers are the same, and of a replicated actor the
     events of all replicas that the journal has up to a version are put in order. `snapshot_version` is where it began
-    (0: before the first event), `stream_version` the stream's own when that was looked up, `truncated` the version up to
-    which events were removed.
+    (0: before the first event), `stream_version` the stream's own when that was looked up, `truncated` the version up
+    to which events were removed.
 
     Every method raises `RecoveryError` when the events cannot be folded, or a page of them does not come in time.
     """
@@ -173,7 +173,7 @@ class Fold:
         way, when the state is the one of that version.
         """
         if self._history is not None:
-            await self._merge(self._history, version, on_events, after_each)
+            await self._merge(version, on_events, after_each)
             return
         try:
             await self._replay.through(version, on_events=on_events, after_each=after_each)
@@ -229,7 +229,6 @@ class Fold:
 
     async def _merge(
         self,
-        history: History,
         version: int,
         on_events: Callable[[int], None] | None,
         after_each: Callable[[], None] | None,
@@ -237,8 +236,7 @@ class Fold:
         """The same for a replicated actor: events go where they belong, not behind those that were there before."""
         if version <= self.version:
             return
-        actor = self._actor
-        assert isinstance(actor, ReplicatedActor)
+        history, actor = cast("History", self._history), cast("ReplicatedActor[Any]", self._actor)
         entries = await newer_entries(
             self._store, history, self._stage, through=version, page_timeout=self._page_timeout
         )
@@ -275,3 +273,21 @@ async def snapshot_places(store: EventStore, stream_id: str) -> Sequence[StoredS
         if len(page) < _SNAPSHOTS:
             return places
         through = places[-1].version - 1
+
+
+async def canonical_at(
+    store: EventStore, cls: type[PersistentActor[Any]], key: str, versions: Sequence[int], *, use_snapshots: bool = True
+) -> list[Any]:
+    """The states of one actor at several versions, as plain JSON values (`StateType.canonical`): for `state_changes`.
+
+    Raises `RecoveryError`.
+    """
+    found: dict[int, Any] = {}
+    folding: Fold | None = None
+    for version in sorted(set(versions)):
+        nearer = await Fold.newest(store, cls, key, through=version, use_snapshots=use_snapshots)
+        if folding is None or nearer.version > folding.version:
+            folding = nearer
+        await folding.through(version)
+        found[version] = folding.canonical()
+    return [found[version] for version in versions]

@@ -60,8 +60,8 @@ class StateType:
             raise CodecError(f"the state cannot be written as JSON: {error}") from error
 
     def canonical(self, state: Any) -> Any:
-        """The state as plain JSON values: two states that are equal give equal ones, in any process. They are those that
-        `dump` writes, with the members of sets in one order. Raises `CodecError` as `dump` does."""
+        """The state as plain JSON values: two states that are equal give equal ones, in any process. They are those
+        that `dump` writes, with the members of sets in one order. Raises `CodecError` as `dump` does."""
         # Not orjson: it would turn integers of more than 64 bits into floats.
         written = json.loads(self.dump(state))
         try:

@@ -12,11 +12,15 @@ from typing import Annotated
 
 import typer
 
+from eventstore.cli.bisect import bisect_
+from eventstore.cli.blame import blame_
 from eventstore.cli.conflicts import conflicts
 from eventstore.cli.dead_letters import dead_letters
+from eventstore.cli.diff import diff
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
+from eventstore.cli.fork import fork_
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
@@ -59,19 +63,23 @@ app = typer.Typer(
     epilog=_EXIT_CODES,
 )
 
-for _command, _summary in (
-    (streams, "List the streams."),
-    (events, "Show the events of one stream."),
-    (tail, "Show the end of the log, and follow it."),
-    (show, "Show the state of an actor, now or earlier."),
-    (replay, "Fold actors again, and check their snapshots."),
-    (snapshot, "Take snapshots of actors."),
-    (verify, "Check every event and snapshot, and list what is damaged."),
-    (owners, "List the processes that own actors, and what they own."),
-    (migrate, "Create the journal, or bring it up to date."),
-    (doctor, "Report what a store is, and what is wrong."),
+for _name, _command, _summary in (
+    ("streams", streams, "List the streams."),
+    ("events", events, "Show the events of one stream."),
+    ("tail", tail, "Show the end of the log, and follow it."),
+    ("show", show, "Show the state of an actor, now or earlier."),
+    ("diff", diff, "Show what changed in an actor between two versions."),
+    ("blame", blame_, "Show which event set a value of an actor's state."),
+    ("bisect", bisect_, "Find the event after which something does not hold any more."),
+    ("fork", fork_, "Copy an actor up to a version, to a file to try things in."),
+    ("replay", replay, "Fold actors again, and check their snapshots."),
+    ("snapshot", snapshot, "Take snapshots of actors."),
+    ("verify", verify, "Check every event and snapshot, and list what is damaged."),
+    ("owners", owners, "List the processes that own actors, and what they own."),
+    ("migrate", migrate, "Create the journal, or bring it up to date."),
+    ("doctor", doctor, "Report what a store is, and what is wrong."),
 ):
-    app.command(short_help=_summary)(_command)
+    app.command(_name, short_help=_summary)(_command)
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")

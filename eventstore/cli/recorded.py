@@ -10,7 +10,8 @@ from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
 
 
-def _record(recorded: RecordedEvent) -> dict[str, Any]:
+def event_record(recorded: RecordedEvent) -> dict[str, Any]:
+    """An event as an object. Raises `JournalCorrupt` if its payload is no JSON."""
     metadata = _metadata(recorded)
     return {
         "stream_id": recorded.stream_id,
@@ -72,5 +73,5 @@ def _metadata(recorded: RecordedEvent) -> bytes:
 _EVENT = ("TYPE", "PAYLOAD", "METADATA")
 _NUMBERS = frozenset({"POSITION", "VERSION"})
 
-STREAM_EVENTS = View(("VERSION", "POSITION", "TIME", *_EVENT), _of_stream, _record, 4, _NUMBERS)
-LOG_EVENTS = View(("POSITION", "TIME", "STREAM", "VERSION", *_EVENT), _of_log, _record, 5, _NUMBERS)
+STREAM_EVENTS = View(("VERSION", "POSITION", "TIME", *_EVENT), _of_stream, event_record, 4, _NUMBERS)
+LOG_EVENTS = View(("POSITION", "TIME", "STREAM", "VERSION", *_EVENT), _of_log, event_record, 5, _NUMBERS)
