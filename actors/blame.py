@@ -133,15 +133,13 @@ async def _changes(
 
 
 def _between(before: JsonValue, after: JsonValue, pointer: str, names: tuple[str, ...]) -> Iterator[StateChange]:
-    match value_at(before, names), value_at(after, names):
-        case Nothing(), Nothing():
-            pass
-        case Nothing(), new:
-            yield StateChange(pointer, "added", None, new)  # type: ignore[arg-type]
-        case old, Nothing():
-            yield StateChange(pointer, "removed", old, None)  # type: ignore[arg-type]
-        case old, new:
-            yield from state_changes(old, new, pointer)  # type: ignore[arg-type]
+    old, new = value_at(before, names), value_at(after, names)
+    if not isinstance(old, Nothing) and not isinstance(new, Nothing):
+        yield from state_changes(old, new, pointer)
+    elif not isinstance(new, Nothing):
+        yield StateChange(pointer, "added", None, new)
+    elif not isinstance(old, Nothing):
+        yield StateChange(pointer, "removed", old, None)
 
 
 class _Setters:

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 
 def in_order(value: Any, written: Any) -> Any:
     """What was `written` of a Python value as JSON, with the members of its sets in one order. Those come in the order
     of their hashes otherwise, which for texts differs from process to process."""
-    if isinstance(written, dict):
-        members = cast("dict[str, Any]", written)
-        if isinstance(value, Mapping) and len(cast("Mapping[Any, Any]", value)) == len(members):
-            values = cast("Mapping[Any, Any]", value).values()
-            return {name: in_order(one, member) for one, (name, member) in zip(values, members.items(), strict=True)}
-        return members
-    if isinstance(written, list):
-        items = cast("list[Any]", written)
+    if is_object(written):
+        if is_object(value) and len(value) == len(written):
+            pairs = zip(value.values(), written.items(), strict=True)
+            return {name: in_order(one, member) for one, (name, member) in pairs}
+        return written
+    if is_array(written):
         if isinstance(value, Set):
-            return without_order(items)
-        if isinstance(value, list | tuple | deque) and len(cast("list[Any]", value)) == len(items):
-            return [in_order(one, item) for one, item in zip(cast("list[Any]", value), items, strict=True)]
-    return cast("Any", written)
+            return without_order(written)
+        if is_array(value) and len(value) == len(written):
+            return [in_order(one, item) for one, item in zip(value, written, strict=True)]
+    return written
 
 
 def without_order(value: Any) -> Any:
     """The value with every array sorted."""
-    if isinstance(value, dict):
-        return {name: without_order(member) for name, member in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return sorted(map(without_order, cast("list[Any]", value)), key=canonical_text)
+    if is_object(value):
+        return {name: without_order(member) for name, member in value.items()}
+    if is_array(value):
+        return sorted(map(without_order, value), key=canonical_text)
     return value
+
+
+def is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is what JSON writes as an object."""
+    return isinstance(value, Mapping)
+
+
+def is_array(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether it is what JSON writes as an array, in an order that means something."""
+    return isinstance(value, list | tuple | deque)
 
 
 def canonical_text(value: Any) -> str:

@@ -26,11 +26,11 @@ from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
 from eventstore.cli.projections import projections
+from eventstore.cli.rebuild import rebuild
 from eventstore.cli.replay import replay
 from eventstore.cli.replication import replication
 from eventstore.cli.schema import schema
 from eventstore.cli.show import show
-from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
 from eventstore.cli.verify import verify
@@ -73,13 +73,13 @@ for _name, _command, _summary in (
     ("bisect", bisect_, "Find the event after which something does not hold any more."),
     ("fork", fork_, "Copy an actor up to a version, to a file to try things in."),
     ("replay", replay, "Fold actors again, and check their snapshots."),
-    ("snapshot", snapshot, "Take snapshots of actors."),
     ("verify", verify, "Check every event and snapshot, and list what is damaged."),
     ("owners", owners, "List the processes that own actors, and what they own."),
     ("migrate", migrate, "Create the journal, or bring it up to date."),
     ("doctor", doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(_name, short_help=_summary)(_command)
+app.add_typer(rebuild, name="rebuild", short_help="Make anew what is made of the events.")
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import CodeType
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.bisection import Bisected, BisectionRefused, Predicate, PredicateRaised, bisect
+from actors.canonical import is_object
 from eventstore.cli.arguments import Full, Json, Key, Target, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
@@ -78,9 +79,8 @@ def _fields_of(state: Any) -> Mapping[str, Any]:
         return {name: getattr(state, name) for name in type(state).model_fields}
     if is_dataclass(state):
         return {field.name: getattr(state, field.name) for field in fields(state)}
-    if isinstance(state, Mapping):
-        members = cast("Mapping[Any, Any]", state)
-        return {name: value for name, value in members.items() if isinstance(name, str)}
+    if is_object(state):
+        return state
     return {}
 
 

@@ -24,7 +24,6 @@ from eventstore.errors import ProjectionError
 from eventstore.projection_control import live_checkpoint, pause, resume, seek
 from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
-from eventstore.rebuild import rebuild
 from eventstore.store import EventStore
 
 projections = command_group("Run read models, and look after them.")
@@ -127,35 +126,12 @@ def run(
 async def _run(messages: Messages, url: str, projection: type[Projection], *, follow: bool, lease: float) -> Exit:
     async with EventStore.open(url, create=False) as store:
         with ExitStack() as stack:
-            progress = await _progress(store, projection, stack)
+            progress = await projection_progress(store, projection, stack)
             runner = ProjectionRunner(
                 store, projection, lease_seconds=lease, on_progress=lambda _, count: progress.advance(count)
             )
             await runner.run(follow=follow)
-        await _say_where(store, projection.name, messages)
-    return Exit.FINE
-
-
-@projections.command("rebuild", short_help="Make a read model anew, beside the live one.")
-def rebuild_(context: typer.Context, url: Url, target: Target) -> Exit:
-    """Build a new version of the read model beside the live one, from the first event. When it has all that the live
-    one has it takes its place, on SQL stores in one transaction, and the old one is dropped.
-
-    An event that cannot be applied stops it, and the live read model stays. One that was killed is taken up again.
-
-    \b
-    Example:
-      eventstore projections rebuild sqlite:///bank.db bank:Balances
-    """
-    return asyncio.run(_rebuild(context.obj, url, projection_class(target)))
-
-
-async def _rebuild(messages: Messages, url: str, projection: type[Projection]) -> Exit:
-    async with EventStore.open(url, create=False) as store:
-        with ExitStack() as stack:
-            progress = await _progress(store, None, stack)
-            await rebuild(store, projection, on_progress=lambda _, count: progress.advance(count))
-        await _say_where(store, projection.name, messages)
+        await say_where(store, projection.name, messages)
     return Exit.FINE
 
 
@@ -266,11 +242,12 @@ async def _change(messages: Messages, url: str, name: str, work: Callable[[Event
     async with EventStore.open(url, create=False) as store:
         await _found(store, name)
         await work(store)
-        await _say_where(store, name, messages)
+        await say_where(store, name, messages)
     return Exit.FINE
 
 
-async def _say_where(store: EventStore, name: str, messages: Messages) -> None:
+async def say_where(store: EventStore, name: str, messages: Messages) -> None:
+    """Tell how far a projection is, behind a command that moved it."""
     row = await _row(store, name)
     found = row.checkpoint
     lag = f"{row.lag:,} positions behind the end of the log" if row.lag else "at the end of the log"
@@ -281,7 +258,13 @@ async def _say_where(store: EventStore, name: str, messages: Messages) -> None:
         messages.note(f"{len(found.letters):,} events could not be applied: eventstore dead-letters list shows them")
 
 
-async def _progress(store: EventStore, projection: type[Projection] | None, stack: ExitStack) -> Progress:
+async def write_status(store: EventStore, name: str) -> None:
+    """The same as an object, as `status --json` has it."""
+    write_json(_record(await _row(store, name)))
+
+
+async def projection_progress(store: EventStore, projection: type[Projection] | None, stack: ExitStack) -> Progress:
+    """A bar over the events that a projection has not had; None: one that has had none."""
     if not is_shown():
         return Silent()
     done = 0

@@ -1,0 +1,147 @@
+"""FoldProcess: actors folded in an interpreter of their own, asked for over its pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from eventstore.cli.exits import CommandFailed, Exit
+
+# The largest state that a snapshot may have, written with every character escaped.
+_LONGEST_ANSWER_BYTES = 512 * 1024 * 1024
+_MODULE = "eventstore.cli.fold_child"
+
+
+class ChildFailed(CommandFailed):
+    """A process that folds could not begin, or ended. The message says why."""
+
+
+class FoldError(NamedTuple):
+    """Why an actor cannot be folded there: the event's version, if it is one, the kind of error, and the reason."""
+
+    version: int | None
+    name: str
+    reason: str
+
+
+class FoldAnswer(NamedTuple):
+    """What folding came to: digests of the state by version, up to the last one that was reached. `breaches` are
+    handler, event type, version and call (`actors.determinism.Breach`)."""
+
+    digests: dict[int, str]
+    breaches: Sequence[tuple[str, str, int, str]]
+    error: FoldError | None
+    state: Any
+
+
+class FoldProcess:
+    """A process that is alive, and folds one actor after another."""
+
+    def __init__(self, process: Process, kind: str, fingerprint: str, name: str) -> None:
+        self._process = process
+        self._name = name
+        self.kind = kind
+        self.fingerprint = fingerprint
+
+    async def fold(
+        self,
+        key: str,
+        through: int,
+        *,
+        start: int = 0,
+        after: int = 0,
+        stride: int = 1 << 30,
+        also: Sequence[int] = (),
+        watch: bool = False,
+        state: bool = False,
+    ) -> FoldAnswer:
+        """Fold one actor up to a version, from the first event that is there or from the snapshot of version `start`,
+        with stops every `stride` versions behind `after` and at those in `also`. `watch` notes what its handlers call,
+        `state` gives the state at the end.
+
+        Raises `ChildFailed`.
+        """
+        answer = await _asked(
+            self._process,
+            self._name,
+            {
+                "key": key,
+                "through": through,
+                "start": start,
+                "after": after,
+                "stride": stride,
+                "also": list(also),
+                "watch": watch,
+                "state": state,
+            },
+        )
+        error = answer["error"]
+        return FoldAnswer(
+            dict(answer["digests"]),
+            [(handler, type_, version, call) for handler, type_, version, call in answer["breaches"]],
+            None if error is None else FoldError(error["version"], error["name"], error["reason"]),
+            answer.get("state"),
+        )
+
+
+@asynccontextmanager
+async def fold_process(
+    url: str,
+    target: str,
+    *,
+    name: str,
+    python: str = sys.executable,
+    paths: Sequence[str] = (),
+    shift_seconds: float = 0,
+    environment: dict[str, str] | None = None,
+) -> AsyncGenerator[FoldProcess, None]:
+    """Start an interpreter that folds actors of the class that a target names, and end it behind the block.
+
+    `paths` come before everything else that it imports from. `name` is what messages call it. Raises `ChildFailed`.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(python, "-P", "-m", _MODULE),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL,
+        env={**os.environ, **(environment or {})},
+        limit=_LONGEST_ANSWER_BYTES,
+        # Ctrl-C is for the program, which ends this one.
+        start_new_session=True,
+    )
+    try:
+        setup = {"url": url, "target": target, "paths": list(paths), "shift_seconds": shift_seconds}
+        begun = await _asked(process, name, setup)
+        yield FoldProcess(process, begun["kind"], begun["fingerprint"], name)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _asked(process: Process, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    stdin, stdout = process.stdin, process.stdout
+    if stdin is None or stdout is None:
+        raise ChildFailed(f"{name}: its pipes are closed")
+    line = b""
+    try:
+        stdin.write(json.dumps(record).encode() + b"\n")
+        await stdin.drain()
+        line = await stdout.readline()
+    except (BrokenPipeError, ConnectionResetError):
+        line = await stdout.readline()
+    if not line:
+        code = await process.wait()
+        raise ChildFailed(f"{name}: the process that folds has ended with {code}, and has not said why")
+    answer: dict[str, Any] = json.loads(line)
+    if "refused" in answer:
+        failure = ChildFailed(f"{name}: {answer['refused']}")
+        failure.code = Exit(answer["code"])
+        raise failure
+    return answer
