@@ -34,6 +34,7 @@ from eventstore.cli.show import show
 from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
 from eventstore.cli.verify import verify
+from eventstore.cli.whatif import whatif
 from eventstore.errors import EventStoreError
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
@@ -73,6 +74,7 @@ for _name, _command, _summary in (
     ("bisect", bisect_, "Find the event after which something does not hold any more."),
     ("fork", fork_, "Copy an actor up to a version, to a file to try things in."),
     ("replay", replay, "Fold actors again, and check their snapshots."),
+    ("whatif", whatif, "Compare what two versions of your code make of the journal."),
     ("verify", verify, "Check every event and snapshot, and list what is damaged."),
     ("owners", owners, "List the processes that own actors, and what they own."),
     ("migrate", migrate, "Create the journal, or bring it up to date."),

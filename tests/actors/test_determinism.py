@@ -46,7 +46,7 @@ class Entry(BaseModel):
 
 FORBIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
     "time": (time.time, "time.time"),
-    "time by another name": (lambda: time_by_another_name(), "time.time"),
+    "time by another name": (time_by_another_name, "time.time"),
     "monotonic": (time.monotonic, "time.monotonic"),
     "sleep": (lambda: time.sleep(0), "time.sleep"),
     "now": (lambda: datetime.now(UTC), "datetime.datetime.now"),
@@ -54,7 +54,7 @@ FORBIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
     "default": (Entry, "datetime.datetime.now"),
     "random": (random.random, "random.random"),
     "choice": (lambda: random.choice("ab"), "random.getrandbits"),
-    "unseeded": (lambda: random.Random(), "random.Random"),
+    "unseeded": (random.Random, "random.Random"),
     "system random": (lambda: random.SystemRandom().getrandbits(8), "random.Random"),
     "secrets": (secrets.token_hex, "posix.urandom"),
     "urandom": (lambda: os.urandom(1), "posix.urandom"),
@@ -128,9 +128,12 @@ def test_the_call_is_not_done_and_the_error_says_what_to_do(tmp_path: Path) -> N
         def did(self, event: Did) -> None:
             made.write_text(event.what)
 
-    with pytest.raises(NotDeterministic, match="let the command handler call it") as caught, deterministic(Writer):
-        with pytest.raises(RecoveryError, match=r"its handler for 'determinism\.did' raised NotDeterministic"):
-            Scenario(Writer).given(Did(what="x"))
+    with (
+        pytest.raises(NotDeterministic, match="let the command handler call it") as caught,
+        deterministic(Writer),
+        pytest.raises(RecoveryError, match=r"its handler for 'determinism\.did' raised NotDeterministic"),
+    ):
+        Scenario(Writer).given(Did(what="x"))
     assert caught.value.breach.call == "pathlib.Path.write_text -> pathlib.Path.open -> io.open"
     assert not made.exists()
 
@@ -195,9 +198,8 @@ def test_what_was_there_before_is_put_back() -> None:
     clock = time.time
     sys.setprofile(before)
     try:
-        with pytest.raises(NotDeterministic), deterministic(Doer):
-            with pytest.raises(RecoveryError):
-                Scenario(Doer).given(Did(what="time"))
+        with pytest.raises(NotDeterministic), deterministic(Doer), pytest.raises(RecoveryError):
+            Scenario(Doer).given(Did(what="time"))
         assert sys.getprofile() is before
     finally:
         sys.setprofile(None)
