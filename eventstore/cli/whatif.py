@@ -139,7 +139,10 @@ async def _whatif(url: str, target: str, keys: Sequence[str], old: str, new: str
 
 async def _started(url: str, target: str, name: str, code: str, stack: AsyncExitStack) -> FoldProcess:
     where = await stack.enter_async_context(candidate(code))
-    process = fold_process(url, target, name=name, python=where.python, paths=where.paths)
+    # The same hashes in both: what is looked for is what the code makes, not what it leaves to chance.
+    process = fold_process(
+        url, target, name=name, python=where.python, paths=where.paths, environment={"PYTHONHASHSEED": "0"}
+    )
     return await stack.enter_async_context(process)
 
 
