@@ -20,10 +20,10 @@ from eventstore.cli.exits import WrongUsage
 
 
 class Candidate(NamedTuple):
-    """The interpreter that runs the code, and what it imports from before everything else."""
+    """The interpreter that runs the code, and the folder that it is in; none ("") if it is installed."""
 
     python: str
-    paths: tuple[str, ...]
+    folder: str
 
 
 @asynccontextmanager
@@ -34,11 +34,11 @@ async def candidate(code: str) -> AsyncGenerator[Candidate, None]:
     Raises `WrongUsage` for a folder that is not there, and for what pip cannot install.
     """
     if (folder := _folder(code)) is not None:
-        yield Candidate(sys.executable, (folder,))
+        yield Candidate(sys.executable, folder)
         return
     with TemporaryDirectory(prefix="eventstore-whatif-") as place:
         python = await _installed(code, Path(place))
-        yield Candidate(python, ())
+        yield Candidate(python, "")
 
 
 def _folder(code: str) -> str | None:

@@ -123,7 +123,7 @@ def _between(one: FoldAnswer, other: FoldAnswer) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def fold_checker(store: EventStore, url: str, target: str, path: str) -> AsyncGenerator[FoldChecker, None]:
+async def fold_checker(store: EventStore, url: str, target: str, folder: str) -> AsyncGenerator[FoldChecker, None]:
     """Start both processes, and end them behind the block. Raises `ChildFailed`."""
     async with AsyncExitStack() as stack:
         one, other = [
@@ -132,7 +132,7 @@ async def fold_checker(store: EventStore, url: str, target: str, path: str) -> A
                     url,
                     target,
                     name="replay --check",
-                    paths=[path],
+                    folder=folder,
                     shift_seconds=shift,
                     environment={"PYTHONHASHSEED": seed, "TZ": zone},
                 )

@@ -37,8 +37,7 @@ def main() -> int:
     try:
         if setup["shift_seconds"]:
             shift_clock(setup["shift_seconds"])
-        sys.path[:0] = setup["paths"]
-        cls = actor_class(setup["target"])
+        cls = actor_class(setup["target"], folder=setup["folder"])
     except CommandFailed as error:
         _answer(answers, _refusal(error, error.code))
         return error.code

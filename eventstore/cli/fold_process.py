@@ -97,13 +97,13 @@ async def fold_process(
     *,
     name: str,
     python: str = sys.executable,
-    paths: Sequence[str] = (),
+    folder: str = "",
     shift_seconds: float = 0,
     environment: dict[str, str] | None = None,
 ) -> AsyncGenerator[FoldProcess, None]:
     """Start an interpreter that folds actors of the class that a target names, and end it behind the block.
 
-    `paths` come before everything else that it imports from. `name` is what messages call it. Raises `ChildFailed`.
+    Its module is looked for in `folder` before what is installed. `name` is what messages call it. Raises `ChildFailed`.
     """
     process = await asyncio.create_subprocess_exec(
         *(python, "-P", "-m", _MODULE),
@@ -116,7 +116,7 @@ async def fold_process(
         start_new_session=True,
     )
     try:
-        setup = {"url": url, "target": target, "paths": list(paths), "shift_seconds": shift_seconds}
+        setup = {"url": url, "target": target, "folder": folder, "shift_seconds": shift_seconds}
         begun = await _asked(process, name, setup)
         yield FoldProcess(process, begun["kind"], begun["fingerprint"], name)
     finally:

@@ -28,6 +28,10 @@ _STRIDE = 256
 _MOST_CHANGES = 100
 _SHOWN_CHANGES = 10
 
+# The same hashes in both: what is looked for is what the code makes, not what it leaves to chance. And no byte code is
+# left in folders that are only looked at.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
 # Errors that tell of an event that cannot be read, not of a handler that raised.
 _UNDECODABLE = frozenset({"UnknownEventType", "EventDecodeError", "EventTooNew", "UpcasterMissing"})
 
@@ -139,10 +143,7 @@ async def _whatif(url: str, target: str, keys: Sequence[str], old: str, new: str
 
 async def _started(url: str, target: str, name: str, code: str, stack: AsyncExitStack) -> FoldProcess:
     where = await stack.enter_async_context(candidate(code))
-    # The same hashes in both: what is looked for is what the code makes, not what it leaves to chance.
-    process = fold_process(
-        url, target, name=name, python=where.python, paths=where.paths, environment={"PYTHONHASHSEED": "0"}
-    )
+    process = fold_process(url, target, name=name, python=where.python, folder=where.folder, environment=_ENVIRONMENT)
     return await stack.enter_async_context(process)
 
 

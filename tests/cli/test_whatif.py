@@ -117,6 +117,21 @@ class TestWhatif:
         }
         assert (last["summary"]["actors"], last["summary"]["differ"]) == (3, 2)
 
+    def test_the_current_folder_s_code_gets_into_neither(
+        self, cli: Run, url: str, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old, new = folders
+        change(new, ("self.state.cents -= event.cents", "self.state.cents -= 2 * event.cents"))
+        monkeypatch.chdir(new)
+        # A relative URL stays what it is.
+        for code, arguments in ((0, (old, "../old")), (1, (old, ".")), (1, ("../old", new))):
+            result = cli("whatif", "sqlite:///../till.db", "till:Till", "--old", arguments[0], "--new", arguments[1])
+            assert result.code == code, result
+        (tmp_path / "empty").mkdir()
+        result = cli("whatif", url, "till:Till", "--old", "../old", "--new", "../empty")
+        assert (result.code, result.out) == (2, "")
+        assert "--new: there is no module 'till' in" in result.err
+
     def test_a_new_field_is_a_difference_from_the_beginning(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
         old, new = folders
         change(new, ("    sales: int = 0\n", "    sales: int = 0\n    currency: str = 'EUR'\n"))
