@@ -103,7 +103,8 @@ async def fold_process(
 ) -> AsyncGenerator[FoldProcess, None]:
     """Start an interpreter that folds actors of the class that a target names, and end it behind the block.
 
-    Its module is looked for in `folder` before what is installed. `name` is what messages call it. Raises `ChildFailed`.
+    Its module is looked for in `folder` before what is installed. `name` is what messages call it. Raises
+    `ChildFailed`.
     """
     process = await asyncio.create_subprocess_exec(
         *(python, "-P", "-m", _MODULE),

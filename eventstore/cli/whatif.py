@@ -214,7 +214,7 @@ async def _note_undecodable(store: EventStore, difference: Difference, summary: 
 
 
 def _write_summary(summary: Summary) -> None:
-    read = f"{summary.actors:,} actors, {summary.events:,} events folded with both: "
+    read = f"{_count(summary.actors, 'actor')}, {_count(summary.events, 'event')} folded with both: "
     if summary.is_same:
         write_line((read, ""), ("no differences", "bold green"))
         return
@@ -222,7 +222,7 @@ def _write_summary(summary: Summary) -> None:
         write_line(
             (
                 f"{escaped(kind['type'])} version {kind['schema_version']} cannot be read by the new code "
-                f"({kind['error']}): {kind['actors']:,} actors, first {escaped(kind['stream_id'])} at version "
+                f"({kind['error']}): {_count(kind['actors'], 'actor')}, first {escaped(kind['stream_id'])} at version "
                 f"{kind['version']}",
                 "red",
             )
@@ -237,6 +237,10 @@ def _write_summary(summary: Summary) -> None:
         if count
     ]
     write_line((read, ""), (", ".join(found), "bold red"))
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:
