@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 from actors.actor import PersistentActor
 from eventstore.errors import ActorError
+from eventstore.events import Event
 
 _CLOCK = frozenset(
     {
@@ -109,7 +110,7 @@ def breaches_noted(*actors: type[PersistentActor[Any]]) -> Generator[list[Breach
 
 @contextmanager
 def _watching(actors: tuple[type[PersistentActor[Any]], ...], on_breach: Callable[[Breach], None]) -> Generator[None]:
-    watch = _Watch({code for actor in actors for code in _codes_of(actor)}, on_breach)
+    watch = _Watch(dict(pair for actor in actors for pair in _handlers_of(actor)), on_breach)
     before = sys.getprofile()
     sys.setprofile(watch)
     try:
@@ -118,24 +119,24 @@ def _watching(actors: tuple[type[PersistentActor[Any]], ...], on_breach: Callabl
         sys.setprofile(before)
 
 
-def _codes_of(actor: type[PersistentActor[Any]]) -> Iterator[CodeType]:
+def _handlers_of(actor: type[PersistentActor[Any]]) -> Iterator[tuple[CodeType, str]]:
     for handler in actor.handlers.events.values():
         code = getattr(handler, "__code__", None)
         if isinstance(code, CodeType):
-            yield code
+            yield code, getattr(handler, "__name__", code.co_name)
 
 
 class _Watch:
     """The profile function: it is told of every call and return in its thread."""
 
-    def __init__(self, codes: set[CodeType], on_breach: Callable[[Breach], None]) -> None:
-        self._codes = codes
+    def __init__(self, handlers: dict[CodeType, str], on_breach: Callable[[Breach], None]) -> None:
+        self._handlers = handlers
         self._on_breach = on_breach
         self._handler: FrameType | None = None
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if self._handler is None:
-            if event == "call" and frame.f_code in self._codes:
+            if event == "call" and frame.f_code in self._handlers:
                 self._handler = frame
         elif event == "c_call":
             if (name := _forbidden(argument)) is not None:
@@ -157,15 +158,26 @@ class _Watch:
             frame = frame.f_back
         if handler is None or frame is None:
             return
-        actor, event, *_ = (handler.f_locals[each] for each in handler.f_code.co_varnames[:2])
-        self._on_breach(
-            Breach(
-                f"{type(actor).__qualname__}.{handler.f_code.co_name}",
-                getattr(event, "__event_type__", type(event).__qualname__),
-                actor.version,
-                " -> ".join(reversed(way)),
-            )
-        )
+        actor, event = _arguments_of(handler)
+        if actor is not None and event is not None:
+            name = f"{type(actor).__qualname__}.{self._handlers[handler.f_code]}"
+            self._on_breach(Breach(name, event.__event_type__, actor.version, " -> ".join(reversed(way))))
+
+
+def _arguments_of(handler: FrameType) -> tuple[PersistentActor[Any] | None, Event | None]:
+    """The actor and the event that a handler was called with; one that wraps another may take them as `*arguments`."""
+    actor, event = None, None
+    for name in handler.f_code.co_varnames[:2]:
+        argument = handler.f_locals.get(name)
+        for each in argument if isinstance(argument, tuple) else (argument,):
+            match each:
+                case PersistentActor():
+                    actor = each
+                case Event():
+                    event = each
+                case _:
+                    pass
+    return actor, event
 
 
 def _forbidden(function: Any) -> str | None:

@@ -66,10 +66,9 @@ class FoldChecker(NamedTuple):
                 return True
             return False
         before, version = _between(whole, again)
-        stride = {"after": before, "stride": 1}
         one, other = await asyncio.gather(
-            self.one.fold(key, version, **stride),
-            self.other.fold(key, version, **stride),
+            self.one.fold(key, version, after=before, stride=1),
+            self.other.fold(key, version, after=before, stride=1),
         )
         version = _difference(one, other) or version
         one, other = await asyncio.gather(

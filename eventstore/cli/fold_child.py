@@ -48,7 +48,8 @@ async def _serve(url: str, cls: type[PersistentActor[Any]], answers: TextIO) -> 
     try:
         async with EventStore.open(url, create=False) as store:
             _answer(answers, {"kind": cls.kind, "fingerprint": cls.state_type.fingerprint})
-            requests: asyncio.Queue[Record] = asyncio.Queue()
+            # Who asks waits for the answer.
+            requests: asyncio.Queue[Record] = asyncio.Queue(1)
             _read_in_a_thread(asyncio.get_running_loop(), requests)
             while True:
                 request = await requests.get()

@@ -6,15 +6,17 @@ import asyncio
 import json
 import os
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple
 
 from eventstore.cli.exits import CommandFailed, Exit
 
 # The largest state that a snapshot may have, written with every character escaped.
 _LONGEST_ANSWER_BYTES = 512 * 1024 * 1024
+_ERRORS_BYTES = 4096
 _MODULE = "eventstore.cli.fold_child"
 
 
@@ -43,9 +45,10 @@ class FoldAnswer(NamedTuple):
 class FoldProcess:
     """A process that is alive, and folds one actor after another."""
 
-    def __init__(self, process: Process, kind: str, fingerprint: str, name: str) -> None:
+    def __init__(self, process: Process, kind: str, fingerprint: str, name: str, errors: IO[bytes]) -> None:
         self._process = process
         self._name = name
+        self._errors = errors
         self.kind = kind
         self.fingerprint = fingerprint
 
@@ -70,6 +73,7 @@ class FoldProcess:
         answer = await _asked(
             self._process,
             self._name,
+            self._errors,
             {
                 "key": key,
                 "through": through,
@@ -106,27 +110,28 @@ async def fold_process(
     Its module is looked for in `folder` before what is installed. `name` is what messages call it. Raises
     `ChildFailed`.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(python, "-P", "-m", _MODULE),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env={**os.environ, **(environment or {})},
-        limit=_LONGEST_ANSWER_BYTES,
-        # Ctrl-C is for the program, which ends this one.
-        start_new_session=True,
-    )
-    try:
-        setup = {"url": url, "target": target, "folder": folder, "shift_seconds": shift_seconds}
-        begun = await _asked(process, name, setup)
-        yield FoldProcess(process, begun["kind"], begun["fingerprint"], name)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    with TemporaryFile() as errors:
+        process = await asyncio.create_subprocess_exec(
+            *(python, "-P", "-m", _MODULE),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=errors,
+            env={**os.environ, **(environment or {})},
+            limit=_LONGEST_ANSWER_BYTES,
+            # Ctrl-C is for the program, which ends this one.
+            start_new_session=True,
+        )
+        try:
+            setup = {"url": url, "target": target, "folder": folder, "shift_seconds": shift_seconds}
+            begun = await _asked(process, name, errors, setup)
+            yield FoldProcess(process, begun["kind"], begun["fingerprint"], name, errors)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
 
-async def _asked(process: Process, name: str, record: dict[str, Any]) -> dict[str, Any]:
+async def _asked(process: Process, name: str, errors: IO[bytes], record: dict[str, Any]) -> dict[str, Any]:
     stdin, stdout = process.stdin, process.stdout
     if stdin is None or stdout is None:
         raise ChildFailed(f"{name}: its pipes are closed")
@@ -139,10 +144,18 @@ async def _asked(process: Process, name: str, record: dict[str, Any]) -> dict[st
         line = await stdout.readline()
     if not line:
         code = await process.wait()
-        raise ChildFailed(f"{name}: the process that folds has ended with {code}, and has not said why")
+        raise ChildFailed(f"{name}: the process that folds has ended with {code}{_last_line(errors)}")
     answer: dict[str, Any] = json.loads(line)
     if "refused" in answer:
         failure = ChildFailed(f"{name}: {answer['refused']}")
         failure.code = Exit(answer["code"])
         raise failure
     return answer
+
+
+def _last_line(errors: IO[bytes]) -> str:
+    """What the process has said last: of a traceback that is the error."""
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - _ERRORS_BYTES))
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    return f": {lines[-1]}" if lines else ", and has not said why"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -161,6 +162,28 @@ def test_another_class_is_not_guarded() -> None:
 
     with deterministic(Doer):
         Scenario(Other).given(Did(what="x"))
+
+
+def test_a_handler_that_wraps_another_is_guarded_too() -> None:
+    def wrapping(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def wrapper(*arguments: Any) -> None:
+            function(*arguments)
+
+        return wrapper
+
+    class Wrapped(PersistentActor[Count]):
+        @event_handler
+        @wrapping
+        def did(self, event: Did) -> None:
+            time.time()
+
+    with breaches_noted(Wrapped) as breaches:
+        Scenario(Wrapped).given(Did(what="x"))
+    (breach,) = breaches
+    assert breach.handler.endswith("Wrapped.did")
+    assert (breach.event_type, breach.version) == ("determinism.did", 1)
+    assert breach.call.endswith("time.time")
 
 
 def test_threads_guard_each_for_themselves() -> None:

@@ -233,10 +233,16 @@ class TestWhatif:
 
     def test_code_that_ends_its_process_is_an_error(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
         old, new = folders
-        change(new, ("self.state.cents -= event.cents", "import os; os._exit(7)"))
+        change(
+            new,
+            (
+                "self.state.cents -= event.cents",
+                "import os, sys; print('the last words', file=sys.stderr, flush=True); os._exit(7)",
+            ),
+        )
         result = cli("whatif", url, "till:Till", "--old", old, "--new", new)
         assert (result.code, result.out) == (1, "")
-        assert "--new: the process that folds has ended with 7" in result.err
+        assert "--new: the process that folds has ended with 7: the last words\n" in result.err
 
     def test_a_package_is_installed_for_the_time_being(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
         old, new = folders
