@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,11 @@ class Summary:
     truncated_actors: int = 0
     problems: int = 0
 
+    @classmethod
+    def so_far(cls, counts: Mapping[str, int]) -> Summary:
+        """The sum that a run before this one had come to."""
+        return cls(**{name: count for name, count in counts.items() if name in vars(cls())})
+
     def add(self, replayed: Replayed) -> None:
         """Count one actor in."""
         self.actors += 1
@@ -114,7 +119,7 @@ class _Replaying:
     is_json: bool
 
     async def run(self, messages: Messages) -> Exit:
-        summary = Summary() if self.file is None else Summary(**self.file.so_far)
+        summary = Summary() if self.file is None else Summary.so_far(self.file.so_far)
         problems = listing(_PROBLEMS, json=self.is_json)
         async with EventStore.open(self.url, create=False) as store, AsyncExitStack() as stack:
             checker = None

@@ -23,20 +23,21 @@ class ResumeFile:
         self._path = path
         self._work = dict(work)
         self.after: str | None = None
-        self.so_far: dict[str, Any] = {}
+        self.so_far: dict[str, int] = {}
         try:
             found = json.loads(path.read_text("utf-8"))
-            work_there, self.after, self.so_far = found["work"], found["after"], found["so_far"]
+            work_there, self.after = found["work"], str(found["after"])
+            self.so_far = {str(name): int(count) for name, count in found["so_far"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WrongUsage(f"{printable(str(path))} cannot be read as a file to resume from: {error}") from error
         if work_there != self._work:
             raise WrongUsage(
                 f"{printable(str(path))} was left by something else: {work_there}; name another file, or remove it"
             )
 
-    def save(self, after: str, so_far: Mapping[str, Any]) -> None:
+    def save(self, after: str, so_far: Mapping[str, int]) -> None:
         """Everything up to `after` is done. Raises `OutputFailed`."""
         text = json.dumps({"work": self._work, "after": after, "so_far": dict(so_far)})
         beside = self._path.with_name(f"{self._path.name}.new")
