@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import eventstore
 from eventstore.cli.escaping import one_line, printable
 from eventstore.cli.exits import WrongUsage
 
@@ -55,8 +54,7 @@ async def _installed(requirement: str, place: Path) -> str:
     names = {"base": str(place), "platbase": str(place)}
     packages = Path(sysconfig.get_path("purelib", "venv", names))
     here = [entry for entry in sys.path if Path(entry).name == "site-packages"]
-    root = str(Path(eventstore.__file__).parents[1])
-    (packages / "eventstore_whatif.pth").write_text("\n".join(dict.fromkeys([*here, root])) + "\n", "utf-8")
+    (packages / "eventstore_whatif.pth").write_text("\n".join(dict.fromkeys(here)) + "\n", "utf-8")
     python = str(Path(sysconfig.get_path("scripts", "venv", names)) / Path(sys.executable).name)
     pip = await asyncio.create_subprocess_exec(
         *(python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", requirement),

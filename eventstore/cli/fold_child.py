@@ -143,7 +143,3 @@ def _shifted(real: Any, shift: timedelta) -> Callable[..., datetime]:
         return cast("datetime", real.__get__(None, cls)(*arguments, **named) + shift)
 
     return shifted
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,15 +9,21 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
+import eventstore
 from eventstore.cli.exits import CommandFailed, Exit
 
 # The largest state that a snapshot may have, written with every character escaped.
 _LONGEST_ANSWER_BYTES = 512 * 1024 * 1024
 _ERRORS_BYTES = 4096
-_MODULE = "eventstore.cli.fold_child"
+
+# Where this package is not installed but found in the current directory, -P would hide it. What an interpreter has of
+# its own comes first.
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from eventstore.cli.fold_child import main; sys.exit(main())"
+_ROOT = str(Path(eventstore.__file__).parents[1])
 
 
 class ChildFailed(CommandFailed):
@@ -112,7 +118,7 @@ async def fold_process(
     """
     with TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
-            *(python, "-P", "-m", _MODULE),
+            *(python, "-P", "-c", _PROGRAM, _ROOT),
             stdin=PIPE,
             stdout=PIPE,
             stderr=errors,
