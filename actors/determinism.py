@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import date
+from io import BytesIO, StringIO
 from types import BuiltinMethodType, CodeType, FrameType, MethodType
 from typing import Any, NamedTuple, cast
 
@@ -207,9 +208,10 @@ def _forbidden_method(owner: Any, name: str) -> str | None:
     if owner is _SHARED_RANDOM and name in _RANDOM_METHODS:
         return f"random.{name}"
     kind: type[Any] = owner.__class__
-    if kind.__module__ == "_io" and name in _FILE_METHODS and kind.__name__ not in ("BytesIO", "StringIO"):
+    modules = {base.__module__ for base in kind.__mro__}
+    if "_io" in modules and name in _FILE_METHODS and not isinstance(owner, BytesIO | StringIO):
         return f"io.{kind.__qualname__}.{name}"
-    if any(base.__module__ in ("_socket", "_ssl", "_sqlite3", "sqlite3") for base in kind.__mro__):
+    if not modules.isdisjoint(("_socket", "_ssl", "_sqlite3", "sqlite3")):
         return f"{kind.__qualname__}.{name}"
     return None
 

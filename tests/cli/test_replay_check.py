@@ -44,7 +44,7 @@ def save(url: str, key: str, version: int) -> None:
         from cli_moody import Moody
 
         async with EventStore.open(url) as store:
-            data = Moody.state_type.dump((await fold(store, Moody, key, through=version)).state)
+            data = Moody.state_type.dump((await fold(store, Moody, key, through=version, use_snapshots=False)).state)
             snapshot = new_snapshot(f"Moody-{key}", version, Moody.state_type.fingerprint, data)
             await store.save_snapshot(snapshot, keep=10)
 
