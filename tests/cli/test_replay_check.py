@@ -23,6 +23,18 @@ MOODY = "cli_moody:Moody"
 ACCOUNT = "cli_ledger:Account"
 
 
+PARTED = "come to different states at 'cli-moody.did': /notes/0 is "
+MOODS = {
+    "clock": ["calls datetime.datetime.now", f"{PARTED}20"],
+    "random": ["calls random.random", f"{PARTED}0."],
+    "uuid": ["calls uuid.uuid4 -> posix.urandom", PARTED],
+    "file": ["calls pathlib.Path.read_bytes -> pathlib.Path.open -> io.open", "-> io.BufferedReader.read"],
+    "hash": [f'{PARTED}"name-'],
+    "unseen": [f"{PARTED}1"],
+    "elsewhere": ["it can be folded in one process, and not in another: its handler"],
+}
+
+
 @pytest.fixture
 def moody_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'moody.db'}"
@@ -57,31 +69,20 @@ class TestCheck:
         assert result.code == 0
         assert result.lines == ["4 Account actors, 8 events folded, 3 snapshots compared: no differences"]
 
-    @pytest.mark.parametrize(
-        ("what", "problems"),
-        [
-            ("clock", ["calls datetime.datetime.now", "come to different states at 'cli-moody.did': /notes/0 is 20"]),
-            ("random", ["calls random.random", "come to different states at 'cli-moody.did': /notes/0 is 0."]),
-            ("uuid", ["calls uuid.uuid4 -> posix.urandom", "come to different states"]),
-            ("file", ["calls pathlib.Path.read_bytes -> pathlib.Path.open -> io.open", "io.BufferedReader.read"]),
-            ("hash", ["come to different states at 'cli-moody.did': /notes/0 is \"name-"]),
-            ("unseen", ["come to different states at 'cli-moody.did': /notes/0 is 1"]),
-            ("fail elsewhere", ["it can be folded in one process, and not in another: its handler"]),
-        ],
-    )
-    def test_the_first_event_where_two_folds_part_is_named(
-        self, cli: Run, moody_url: str, what: str, problems: list[str]
-    ) -> None:
-        fill(moody_url, calm=["nothing"] * 3, moody=["nothing"] * 600 + [what] + ["nothing"] * 700 + [what])
+    def test_the_first_event_where_two_folds_part_is_named(self, cli: Run, moody_url: str) -> None:
+        streams = {what: ["nothing"] * 300 + [what] + ["nothing"] * 350 + [what] for what in MOODS}
+        fill(moody_url, **streams, calm=["nothing"] * 3)
         result = cli("replay", moody_url, MOODY, "--check")
         assert result.code == 1
         *rows, summary = result.lines
-        assert len(rows) == len(problems)
-        for row, problem in zip(rows, problems, strict=True):
-            stream_id, version, text = row.split("\t")
-            assert (stream_id, version) == ("Moody-moody", "601")
-            assert problem in text
-        assert summary.startswith("2 Moody actors, 1,305 events folded")
+        assert summary.startswith(f"{len(MOODS) + 1} Moody actors, {652 * len(MOODS) + 3:,} events folded")
+        found = [row.split("\t") for row in rows]
+        for what, problems in MOODS.items():
+            texts = [text for stream_id, version, text in found if (stream_id, version) == (f"Moody-{what}", "301")]
+            assert len(texts) == len(problems), texts
+            for text, problem in zip(texts, problems, strict=True):
+                assert problem in text
+        assert len(rows) == sum(map(len, MOODS.values()))
         # The process at hand, alone, sees nothing of it.
         assert cli("replay", moody_url, MOODY).code == 0
 

@@ -90,11 +90,6 @@ def change(folder: str, *changes: tuple[str, str]) -> None:
 
 
 class TestWhatif:
-    def test_the_same_code_makes_the_same(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
-        old, new = folders
-        result = cli("whatif", url, "till:Till", "--old", old, "--new", new)
-        assert result == (0, "3 actors, 1,008 events folded with both: no differences\n", "")
-
     def test_states_that_differ_are_named_with_where_they_part(
         self, cli: Run, url: str, folders: tuple[str, str]
     ) -> None:
@@ -126,9 +121,8 @@ class TestWhatif:
         monkeypatch.chdir(new)
         # A relative URL means the same in the processes that fold.
         shutil.copy(tmp_path / "till.db", new)
-        for code, arguments in ((0, (old, "../old")), (1, (old, ".")), (1, ("../old", new))):
-            result = cli("whatif", "sqlite:///till.db", "till:Till", "--old", arguments[0], "--new", arguments[1])
-            assert result.code == code, result
+        result = cli("whatif", "sqlite:///till.db", "till:Till", "b", "--old", "../old", "--new", ".")
+        assert (result.code, result.lines[0]) == (1, "Till-b\t3\t/cents is 5 instead of 10")
         (tmp_path / "empty").mkdir()
         result = cli("whatif", url, "till:Till", "--old", "../old", "--new", "../empty")
         assert (result.code, result.out) == (2, "")
@@ -161,17 +155,6 @@ class TestWhatif:
             "version 3",
             "3 actors, 1,008 events folded with both: 2 only the old code can fold",
         ]
-        *_, last = cli("whatif", url, "till:Till", "--old", old, "--new", new, "--json").objects
-        assert last["summary"]["undecodable"] == [
-            {
-                "type": "till.returned",
-                "schema_version": 1,
-                "error": "UnknownEventType",
-                "stream_id": "Till-b",
-                "version": 3,
-                "actors": 2,
-            }
-        ]
 
     def test_code_that_mends_something_makes_a_difference_too(
         self, cli: Run, url: str, folders: tuple[str, str]
@@ -196,7 +179,8 @@ class TestWhatif:
         for folder in folders:
             change(folder, ("self.state.cents -= event.cents", "self.state.cents = hash('x') % 1000"))
         old, new = folders
-        assert cli("whatif", url, "till:Till", "--old", old, "--new", new).code == 0
+        result = cli("whatif", url, "till:Till", "--old", old, "--new", new)
+        assert result == (0, "3 actors, 1,008 events folded with both: no differences\n", "")
 
     @pytest.mark.parametrize(
         ("target", "broken", "code", "message"),

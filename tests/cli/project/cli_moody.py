@@ -61,7 +61,7 @@ class Moody(PersistentActor[Mood]):
                 state.notes.append(state.hidden)
             case "die" if os.environ.get("MOODY_DIES"):
                 os.kill(os.getpid(), getattr(signal, os.environ["MOODY_DIES"]))
-            case "fail elsewhere" if os.environ.get("PYTHONHASHSEED") == "2":
+            case "elsewhere" if os.environ.get("PYTHONHASHSEED") == "2":
                 raise RuntimeError("not here")
             case _:
                 pass
