@@ -116,7 +116,7 @@ class TestWhatif:
     def test_the_current_folder_s_code_gets_into_neither(
         self, cli: Run, url: str, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        old, new = folders
+        new = folders[1]
         change(new, ("self.state.cents -= event.cents", "self.state.cents -= 2 * event.cents"))
         monkeypatch.chdir(new)
         # A relative URL means the same in the processes that fold.
