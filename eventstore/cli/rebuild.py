@@ -64,7 +64,7 @@ def projections_(
     url: Url,
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="MODULE:CLASS...", help="The projections' classes.", show_default=False),
+        typer.Argument(metavar="MODULE:CLASS", help="The projections' classes.", show_default=False),
     ],
     json: Json = False,
 ) -> Exit:
