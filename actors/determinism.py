@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import date
 from io import BytesIO, StringIO
 from types import BuiltinMethodType, CodeType, FrameType, MethodType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from actors.actor import PersistentActor
 from eventstore.errors import ActorError
@@ -167,18 +167,24 @@ class _Watch:
 
 def _arguments_of(handler: FrameType) -> tuple[PersistentActor[Any] | None, Event | None]:
     """The actor and the event that a handler was called with; one that wraps another may take them as `*arguments`."""
-    actor, event = None, None
+    actor: PersistentActor[Any] | None = None
+    event: Event | None = None
     for name in handler.f_code.co_varnames[:2]:
-        argument = handler.f_locals.get(name)
-        for each in argument if isinstance(argument, tuple) else (argument,):
-            match each:
-                case PersistentActor():
-                    actor = each
-                case Event():
-                    event = each
-                case _:
-                    pass
+        argument: object = handler.f_locals.get(name)
+        for each in argument if _is_tuple(argument) else (argument,):
+            if _is_actor(each):
+                actor = each
+            elif isinstance(each, Event):
+                event = each
     return actor, event
+
+
+def _is_tuple(value: object) -> TypeGuard[tuple[object, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_actor(value: object) -> TypeGuard[PersistentActor[Any]]:
+    return isinstance(value, PersistentActor)
 
 
 def _forbidden(function: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backends.conformance.appending import Appending
+from backends.conformance.auditing import Auditing
 from backends.conformance.batches import Batches
 from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
@@ -20,11 +21,13 @@ from backends.conformance.replicas import ReplicatedEvents
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
+from backends.conformance.tenants import Tenants
 from backends.conformance.truncation import Truncation
 
 
 class BackendContract(
     Appending,
+    Auditing,
     Batches,
     Checkpoints,
     Commands,
@@ -42,6 +45,7 @@ class BackendContract(
     Snapshots,
     SQLCapability,
     Subscriptions,
+    Tenants,
     Truncation,
 ):
     """Inherit from it, and give it a fixture `url` that names an empty journal."""

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from eventstore.cli.audit import audit
 from eventstore.cli.bisect import bisect_
 from eventstore.cli.blame import blame_
 from eventstore.cli.conflicts import conflicts
@@ -82,6 +83,7 @@ for _name, _command, _summary in (
 ):
     app.command(_name, short_help=_summary)(_command)
 app.add_typer(rebuild, name="rebuild", short_help="Make anew what is made of the events.")
+app.add_typer(audit, name="audit", short_help="Questions to the whole journal.")
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")

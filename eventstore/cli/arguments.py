@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
+
+from eventstore.errors import InvalidTenant
+from eventstore.store import EventStore
+from eventstore.tenant import checked_tenant
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The store, such as sqlite:///bank.db", show_default=False)]
 Target = Annotated[
@@ -12,6 +16,25 @@ Target = Annotated[
     typer.Argument(
         metavar="MODULE:CLASS",
         help="The actor's class, such as bank:Account; modules are looked for in the current directory too.",
+        show_default=False,
+    ),
+]
+
+
+def _checked(tenant: str | None) -> str | None:
+    try:
+        return None if tenant is None else checked_tenant(tenant)
+    except InvalidTenant as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Tenant = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant",
+        metavar="NAME",
+        callback=_checked,
+        help="Whose streams; without it those of no tenant, and the whole log is everybody's.",
         show_default=False,
     ),
 ]
@@ -23,3 +46,14 @@ AtTime = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),
 ]
+
+
+class Address(NamedTuple):
+    """Where a command looks: which store, and as whom."""
+
+    url: str
+    tenant: str | None
+
+    def store(self) -> EventStore:
+        """The store, to be entered. A journal that is not there is not made."""
+        return EventStore.open(self.url, create=False, tenant=self.tenant)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from actors.actor import PersistentActor, stream_id_of
 from actors.bisection import Bisected, BisectionRefused, Predicate, PredicateRaised, bisect
 from actors.canonical import is_object
-from eventstore.cli.arguments import Full, Json, Key, Target, Url
+from eventstore.cli.arguments import Address, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import json_cell, timestamp, write_fields, write_json
@@ -22,7 +22,6 @@ from eventstore.cli.recorded import event_record
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import event_at, head_of, parse_version, version_of
 from eventstore.events import RecordedEvent
-from eventstore.store import EventStore
 
 _LONGEST_STATE = 200
 
@@ -41,6 +40,7 @@ def bisect_(
         str | None, typer.Option(metavar="VERSION", help="End here, where it does not hold: a version, or a time.")
     ] = None,
     full: Full = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Find the event after which something that held of an actor's state does not hold any more.
@@ -57,7 +57,9 @@ def bisect_(
     """
     predicate = predicate_of(expression)
     ends = [None if text is None else parse_version(text) for text in (after, through)]
-    return asyncio.run(_bisect(url, actor_class(target), key, expression, predicate, ends, full=full, json=json))
+    return asyncio.run(
+        _bisect(Address(url, tenant), actor_class(target), key, expression, predicate, ends, full=full, json=json)
+    )
 
 
 def predicate_of(expression: str) -> Predicate:
@@ -85,7 +87,7 @@ def _fields_of(state: Any) -> Mapping[str, Any]:
 
 
 async def _bisect(
-    url: str,
+    address: Address,
     cls: type[PersistentActor[Any]],
     key: str,
     expression: str,
@@ -96,7 +98,7 @@ async def _bisect(
     json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         head = await head_of(store, stream_id)
         after, through = [None if each is None else await version_of(store, stream_id, head, each) for each in ends]
         try:

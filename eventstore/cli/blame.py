@@ -12,7 +12,7 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from actors.blame import Blamed, NeverSet, Setting, blame, history
 from actors.state_changes import InvalidPointer, names_of
-from eventstore.cli.arguments import At, AtTime, Json, Key, Target, Url
+from eventstore.cli.arguments import Address, At, AtTime, Json, Key, Target, Tenant, Url
 from eventstore.cli.changes import json_of, record_of, text_of
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
@@ -22,7 +22,6 @@ from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import head_of, parse_wanted, version_of
 from eventstore.events import RecordedEvent
-from eventstore.store import EventStore
 
 
 def blame_(
@@ -37,6 +36,7 @@ def blame_(
     all: Annotated[bool, typer.Option("--all", help="Every event that changed it, oldest first.")] = False,
     at: At = None,
     at_time: AtTime = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show which event last set a value in the state of an actor: its id, its command and its user, if they are known,
@@ -59,12 +59,14 @@ def blame_(
     except InvalidPointer as error:
         raise WrongUsage(str(error)) from error
     wanted = parse_wanted(at, at_time)
-    return asyncio.run(_blame(context.obj, url, actor_class(target), key, pointer, wanted, all=all, json=json))
+    return asyncio.run(
+        _blame(context.obj, Address(url, tenant), actor_class(target), key, pointer, wanted, all=all, json=json)
+    )
 
 
 async def _blame(
     messages: Messages,
-    url: str,
+    address: Address,
     cls: type[PersistentActor[Any]],
     key: str,
     pointer: str | None,
@@ -74,7 +76,7 @@ async def _blame(
     json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         head = await head_of(store, stream_id)
         through = head.version if wanted is None else await version_of(store, stream_id, head, wanted)
         with ExitStack() as stack:

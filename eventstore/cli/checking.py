@@ -11,6 +11,7 @@ from actors.determinism import Breach
 from actors.folding import snapshot_places
 from actors.state_changes import state_changes
 from eventstore.backend import Load
+from eventstore.cli.arguments import Address
 from eventstore.cli.changes import short
 from eventstore.cli.fold_process import FoldAnswer, FoldProcess, fold_process
 from eventstore.cli.folding import Problem, Replayed
@@ -122,13 +123,15 @@ def _between(one: FoldAnswer, other: FoldAnswer) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def fold_checker(store: EventStore, url: str, target: str, folder: str) -> AsyncGenerator[FoldChecker, None]:
+async def fold_checker(
+    store: EventStore, address: Address, target: str, folder: str
+) -> AsyncGenerator[FoldChecker, None]:
     """Start both processes, and end them behind the block. Raises `ChildFailed`."""
     async with AsyncExitStack() as stack:
         one, other = [
             await stack.enter_async_context(
                 fold_process(
-                    url,
+                    address,
                     target,
                     name="replay --check",
                     folder=folder,

@@ -12,7 +12,7 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from actors.folding import canonical_at
 from actors.state_changes import StateChange, state_changes
-from eventstore.cli.arguments import Full, Json, Key, Target, Url
+from eventstore.cli.arguments import Address, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.changes import record_of, text_of
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import Exit
@@ -20,7 +20,6 @@ from eventstore.cli.messages import Messages
 from eventstore.cli.output import flush, write, write_json, write_line
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import head_of, parse_version, version_of
-from eventstore.store import EventStore
 
 _SHOWN = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
@@ -35,6 +34,7 @@ def diff(
         str | None, typer.Argument(metavar="V2", help="The same; the newest version if it is not given.")
     ] = None,
     full: Full = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show what changed in the state of an actor between two versions. Nothing is written, and no command is run.
@@ -50,12 +50,12 @@ def diff(
       eventstore diff sqlite:///bank.db bank:Account alice 2026-01-31T12:00:00Z
     """
     wanted = [parse_version(before), None if after is None else parse_version(after)]
-    return asyncio.run(_diff(context.obj, url, actor_class(target), key, wanted, full=full, json=json))
+    return asyncio.run(_diff(context.obj, Address(url, tenant), actor_class(target), key, wanted, full=full, json=json))
 
 
 async def _diff(
     messages: Messages,
-    url: str,
+    address: Address,
     cls: type[PersistentActor[Any]],
     key: str,
     wanted: list[int | datetime | None],
@@ -64,7 +64,7 @@ async def _diff(
     json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         head = await head_of(store, stream_id)
         before, after = [
             head.version if each is None else await version_of(store, stream_id, head, each) for each in wanted

@@ -20,6 +20,7 @@ from actors.actor import PersistentActor
 from actors.canonical import digest_of
 from actors.determinism import breaches_noted
 from actors.folding import Fold
+from eventstore.cli.arguments import Address
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit
 from eventstore.cli.targets import actor_class
 from eventstore.errors import EventStoreError, RecoveryError
@@ -41,12 +42,12 @@ def main() -> int:
     except CommandFailed as error:
         _answer(answers, _refusal(error, error.code))
         return error.code
-    return asyncio.run(_serve(setup["url"], cls, answers))
+    return asyncio.run(_serve(Address(setup["url"], setup["tenant"]), cls, answers))
 
 
-async def _serve(url: str, cls: type[PersistentActor[Any]], answers: TextIO) -> int:
+async def _serve(address: Address, cls: type[PersistentActor[Any]], answers: TextIO) -> int:
     try:
-        async with EventStore.open(url, create=False) as store:
+        async with address.store() as store:
             _answer(answers, {"kind": cls.kind, "fingerprint": cls.state_type.fingerprint})
             # Who asks waits for the answer.
             requests: asyncio.Queue[Record] = asyncio.Queue(1)

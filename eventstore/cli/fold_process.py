@@ -14,6 +14,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 import eventstore
+from eventstore.cli.arguments import Address
 from eventstore.cli.exits import CommandFailed, Exit
 
 # The largest state that a snapshot may have, written with every character escaped.
@@ -102,7 +103,7 @@ class FoldProcess:
 
 @asynccontextmanager
 async def fold_process(
-    url: str,
+    address: Address,
     target: str,
     *,
     name: str,
@@ -128,7 +129,7 @@ async def fold_process(
             start_new_session=True,
         )
         try:
-            setup = {"url": url, "target": target, "folder": folder, "shift_seconds": shift_seconds}
+            setup = {**address._asdict(), "target": target, "folder": folder, "shift_seconds": shift_seconds}
             begun = await _asked(process, name, errors, setup)
             yield FoldProcess(process, begun["kind"], begun["fingerprint"], name, errors)
         finally:

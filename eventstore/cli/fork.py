@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from actors.actor import stream_id_of
-from eventstore.cli.arguments import At, AtTime, Json, Key, Target, Url
+from eventstore.cli.arguments import Address, At, AtTime, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import write_json, write_line
@@ -29,13 +29,14 @@ def fork_(
     ],
     at: At = None,
     at_time: AtTime = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Copy the stream of an actor, up to a version, into a SQLite file of its own: to try there what would have been.
 
     Payloads, metadata and the ids of the events are those of the original; their times and positions are the file's
-    own. The file is made if it is not there; a stream that is in it already is only gone on with. The original is only
-    read.
+    own. The file is made if it is not there; a stream that is in it already is only gone on with. With --tenant it is
+    that tenant's stream, and in the file one of no tenant. The original is only read.
 
     \b
     Examples:
@@ -48,11 +49,15 @@ def fork_(
     target_url = to if "://" in to else f"sqlite:///{to}"
     if parse_store_url(url) == parse_store_url(target_url):
         raise WrongUsage("the stream cannot be forked into the store that it comes from: name another file")
-    return asyncio.run(_fork(url, stream_id_of(actor_class(target), key), target_url, wanted, json=json))
+    return asyncio.run(
+        _fork(Address(url, tenant), stream_id_of(actor_class(target), key), target_url, wanted, json=json)
+    )
 
 
-async def _fork(url: str, stream_id: str, target_url: str, wanted: int | datetime | None, *, json: bool) -> Exit:
-    async with EventStore.open(url, create=False) as source:
+async def _fork(
+    address: Address, stream_id: str, target_url: str, wanted: int | datetime | None, *, json: bool
+) -> Exit:
+    async with address.store() as source:
         head = await head_of(source, stream_id)
         through = head.version if wanted is None else await version_of(source, stream_id, head, wanted)
         if head.truncated:

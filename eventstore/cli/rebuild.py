@@ -12,7 +12,7 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from actors.folding import fold
 from actors.replicated_actor import ReplicatedActor
-from eventstore.cli.arguments import Full, Json, Target, Url
+from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
 from eventstore.cli.groups import command_group
@@ -35,6 +35,7 @@ def snapshots(
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The actors' keys.")] = None,
     all: Annotated[bool, typer.Option("--all", help="Every actor of the class.")] = False,
     full: Full = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Take a snapshot of actors, so that their next recovery starts there. Older ones go as the class's policy says.
@@ -55,7 +56,7 @@ def snapshots(
     cls = actor_class(target)
     if issubclass(cls, ReplicatedActor):
         raise WrongUsage(f"{target} is replicated: its replica takes snapshots, because it knows what the others have")
-    return asyncio.run(_take_all(url, cls, keys or (), rows, full=full))
+    return asyncio.run(_take_all(Address(url, tenant), cls, keys or (), rows, full=full))
 
 
 @rebuild.command("projections", short_help="Make read models anew, beside the live ones.")
@@ -66,6 +67,7 @@ def projections_(
         list[str],
         typer.Argument(metavar="MODULE:CLASS", help="The projections' classes.", show_default=False),
     ],
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Build a new version of each read model beside the live one, from the first event, one after another. When it has
@@ -78,13 +80,13 @@ def projections_(
       eventstore rebuild projections sqlite:///bank.db bank:Balances bank:Totals
     """
     classes = [projection_class(target) for target in targets]
-    return asyncio.run(_rebuild_projections(context.obj, url, classes, json=json))
+    return asyncio.run(_rebuild_projections(context.obj, Address(url, tenant), classes, json=json))
 
 
 async def _rebuild_projections(
-    messages: Messages, url: str, classes: Sequence[type[Projection]], *, json: bool
+    messages: Messages, address: Address, classes: Sequence[type[Projection]], *, json: bool
 ) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         for projection in classes:
             await _rebuild_projection(store, projection)
             if json:
@@ -110,10 +112,10 @@ class Outcome(NamedTuple):
 
 
 async def _take_all(
-    url: str, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
+    address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
 ) -> Exit:
     exit_code = Exit.FINE
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         async for key in actor_keys(store, cls, keys):
             outcome = await _take(store, cls, key, full=full)
             if outcome.problem is not None:

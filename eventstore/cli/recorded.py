@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eventstore.cli.escaping import escaped
+from eventstore.cli.escaping import escaped, of_tenant
 from eventstore.cli.output import View, json_cell, json_fragment, timestamp
 from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
@@ -24,6 +24,7 @@ def event_record(recorded: RecordedEvent) -> dict[str, Any]:
         "metadata": json_fragment(metadata) if metadata else None,
         "event_id": str(recorded.event_id),
         "batch_id": str(recorded.batch_id),
+        "tenant": recorded.tenant,
     }
 
 
@@ -55,7 +56,7 @@ def _of_log(recorded: RecordedEvent) -> tuple[str, ...]:
     return (
         str(recorded.position),
         timestamp(recorded.recorded_at),
-        escaped(recorded.stream_id),
+        of_tenant(recorded.stream_id, recorded.tenant),
         str(recorded.version),
         escaped(recorded.type),
         json_cell(recorded.payload),

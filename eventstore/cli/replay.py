@@ -15,7 +15,7 @@ import typer
 
 from actors.actor import PersistentActor, stream_id_of
 from eventstore.backend import Load
-from eventstore.cli.arguments import Json, Target, Url
+from eventstore.cli.arguments import Address, Json, Target, Tenant, Url
 from eventstore.cli.checking import fold_checker
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
@@ -49,6 +49,7 @@ def replay(
         Path | None,
         typer.Option(metavar="FILE", help="Note here how far it is, and go on from there the next time."),
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Fold actors again from their first events, and compare every stored snapshot with the state at its version.
@@ -74,8 +75,9 @@ def replay(
         raise WrongUsage("--resume is for all actors of the class: name no keys with it")
     file = None
     if resume is not None:
-        file = ResumeFile(resume, {"replay": str(parse_store_url(url)), "class": target, "check": check})
-    work = _Replaying(url, target, cls, keys or (), jobs, file, is_checking=check, is_json=json)
+        replayed = {"replay": str(parse_store_url(url)), "tenant": tenant or "", "class": target, "check": check}
+        file = ResumeFile(resume, replayed)
+    work = _Replaying(Address(url, tenant), target, cls, keys or (), jobs, file, is_checking=check, is_json=json)
     return asyncio.run(work.run(context.obj))
 
 
@@ -109,7 +111,7 @@ class Summary:
 class _Replaying:
     """One run of the command."""
 
-    url: str
+    address: Address
     target: str
     cls: type[PersistentActor[Any]]
     keys: Sequence[str]
@@ -121,10 +123,10 @@ class _Replaying:
     async def run(self, messages: Messages) -> Exit:
         summary = Summary() if self.file is None else Summary.so_far(self.file.so_far)
         problems = listing(_PROBLEMS, json=self.is_json)
-        async with EventStore.open(self.url, create=False) as store, AsyncExitStack() as stack:
+        async with self.address.store() as store, AsyncExitStack() as stack:
             checker = None
             if self.is_checking:
-                checker = await stack.enter_async_context(fold_checker(store, self.url, self.target, os.getcwd()))
+                checker = await stack.enter_async_context(fold_checker(store, self.address, self.target, os.getcwd()))
             progress: Progress = Silent()
             if is_shown():
                 total = await _count_events(store, self.cls, self.keys) - summary.events

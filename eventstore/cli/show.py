@@ -9,13 +9,12 @@ from typing import Any
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.folding import fold
-from eventstore.cli.arguments import At, AtTime, Full, Json, Key, Target, Url
+from eventstore.cli.arguments import Address, At, AtTime, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import json_fragment, timestamp, write_fields, write_json, write_line
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import event_at, head_of, parse_wanted, version_of
-from eventstore.store import EventStore
 
 
 def show(
@@ -25,6 +24,7 @@ def show(
     at: At = None,
     at_time: AtTime = None,
     full: Full = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show the state of an actor, rebuilt from its events. Nothing is written, and no command is run.
@@ -36,11 +36,11 @@ def show(
       eventstore show sqlite:///bank.db bank:Account alice --at-time 2026-01-31T12:00:00+01:00
     """
     wanted = parse_wanted(at, at_time)
-    return asyncio.run(_show(url, actor_class(target), key, wanted, full=full, json=json))
+    return asyncio.run(_show(Address(url, tenant), actor_class(target), key, wanted, full=full, json=json))
 
 
 async def _show(
-    url: str,
+    address: Address,
     cls: type[PersistentActor[Any]],
     key: str,
     wanted: int | datetime | None,
@@ -49,7 +49,7 @@ async def _show(
     json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         head = await head_of(store, stream_id)
         through = None if wanted is None else await version_of(store, stream_id, head, wanted)
         state, version, snapshot_version = await fold(store, cls, key, through=through, use_snapshots=not full)

@@ -13,7 +13,7 @@ import typer
 
 from actors.state_changes import StateChange, state_changes
 from eventstore.backend import Load, StreamInfo
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.candidates import candidate
 from eventstore.cli.changes import record_of, short
 from eventstore.cli.escaping import escaped, one_line
@@ -52,6 +52,7 @@ def whatif(
     ] = None,
     old: Code = ".",
     new: Code = ".",
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Fold actors with two versions of your code, each in a process of its own, and list the states that differ and the
@@ -70,7 +71,7 @@ def whatif(
       eventstore whatif sqlite:///bank.db bank:Account --old deployed --new .
       eventstore whatif sqlite:///bank.db bank:Account --old bank==1.2 --new . --json
     """
-    return asyncio.run(_whatif(url, target, keys or (), old, new, json=json))
+    return asyncio.run(_whatif(Address(url, tenant), target, keys or (), old, new, json=json))
 
 
 class Difference(NamedTuple):
@@ -112,11 +113,13 @@ class Summary:
         return not (self.differ or self.only_old_can_fold or self.only_new_can_fold)
 
 
-async def _whatif(url: str, target: str, keys: Sequence[str], old: str, new: str, *, json: bool) -> Exit:
+async def _whatif(address: Address, target: str, keys: Sequence[str], old: str, new: str, *, json: bool) -> Exit:
     rows = listing(_DIFFERENCES, json=json)
     summary = Summary()
-    async with EventStore.open(url, create=False) as store, AsyncExitStack() as stack:
-        one, other = [await _started(url, target, name, code, stack) for name, code in (("--old", old), ("--new", new))]
+    async with address.store() as store, AsyncExitStack() as stack:
+        one, other = [
+            await _started(address, target, name, code, stack) for name, code in (("--old", old), ("--new", new))
+        ]
         if one.kind != other.kind:
             raise CommandFailed(
                 f"the old class has streams of the kind {one.kind!r}, the new one of {other.kind!r}: the new one would "
@@ -141,9 +144,11 @@ async def _whatif(url: str, target: str, keys: Sequence[str], old: str, new: str
     return Exit.FINE if summary.is_same else Exit.WRONG
 
 
-async def _started(url: str, target: str, name: str, code: str, stack: AsyncExitStack) -> FoldProcess:
+async def _started(address: Address, target: str, name: str, code: str, stack: AsyncExitStack) -> FoldProcess:
     where = await stack.enter_async_context(candidate(code))
-    process = fold_process(url, target, name=name, python=where.python, folder=where.folder, environment=_ENVIRONMENT)
+    process = fold_process(
+        address, target, name=name, python=where.python, folder=where.folder, environment=_ENVIRONMENT
+    )
     return await stack.enter_async_context(process)
 
 
