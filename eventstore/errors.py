@@ -542,11 +542,16 @@ class AskCycle(ActorError):
 
 
 class RecoveryError(ActorError):
-    """The actor's state could not be rebuilt from the journal, so it serves no command. The cause is chained."""
+    """The actor's state could not be rebuilt from the journal, so it serves no command. The cause is chained.
 
-    def __init__(self, stream_id: str, message: str) -> None:
+    `reason` is the message without the actor, `version` that of the event that stood in the way, None if it is none.
+    """
+
+    def __init__(self, stream_id: str, message: str, *, version: int | None = None) -> None:
         super().__init__(f"actor {stream_id!r} cannot recover: {message}")
         self.stream_id = stream_id
+        self.reason = message
+        self.version = version
 
 
 class ActorStopped(ActorError):
