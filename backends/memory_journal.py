@@ -24,8 +24,10 @@ from eventstore.backend import (
     Holder,
     Load,
     Loaded,
+    Removal,
     StoredCheckpoint,
     StoredCommand,
+    StoredSeal,
     StoredSnapshot,
     refusal,
 )
@@ -77,6 +79,7 @@ class Entry(NamedTuple):
             sequence,
             clock,
             concurrent,
+            metadata,
         )
 
 
@@ -169,8 +172,8 @@ class Journal:
         self.log: list[Entry | None] = []
         self.streams: dict[str, Stream] = {}
         self.entries_by_id: dict[bytes, Entry] = {}
-        # Which events were truncated, and why: (stream, through, reason).
-        self.removals: list[tuple[str, int, str]] = []
+        self.removals: list[Removal] = []
+        self.seals: list[StoredSeal] = []
         self.owners = Owners()
         self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
         self.waiters: set[asyncio.Future[None]] = set()
@@ -226,7 +229,8 @@ class Journal:
         stream.check_epoch(stream_id, epoch)
         removed = stream.select(after=0, through=through, limit=len(stream.entries))
         if removed:
-            self.removals.append((stream_id, removed[-1].version, reason))
+            number, last = len(self.removals) + 1, removed[-1].version
+            self.removals.append(Removal(number, stream_id, last, len(removed), reason, self._now()))
             stream.truncated += len(removed)
             del stream.entries[: len(removed)]
             stream.forget([each for each in stream.commands.values() if each.version <= removed[-1].version])

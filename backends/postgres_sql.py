@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+from backends import seals_sql
 from backends.postgres_append_sql import append_statement
 
 _STREAMS = """
@@ -145,7 +146,7 @@ SELECT (SELECT count(*) FROM {schema}.journal_streams s
     (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq),
     pg_total_relation_size('{schema}.journal_streams') + pg_total_relation_size('{schema}.journal_events') +
         pg_total_relation_size('{schema}.journal_snapshots') + pg_total_relation_size('{schema}.journal_removals') +
-        pg_total_relation_size('{schema}.journal_commands')
+        pg_total_relation_size('{schema}.journal_commands') + pg_total_relation_size('{schema}.journal_seals')
 """
 
 _SERVER = """
@@ -157,7 +158,7 @@ SELECT current_setting('server_version_num')::int AS version,
     to_regclass('{schema}.eventstore_version') IS NOT NULL AS has_revision,
     to_regclass('{schema}.journal_events') IS NOT NULL AS has_events,
     ARRAY(SELECT tgname::text FROM pg_catalog.pg_trigger WHERE NOT tgisinternal AND tgenabled IN ('O', 'A')
-        AND tgrelid = to_regclass('{schema}.journal_events')) AS triggers
+        AND tgrelid IN (to_regclass('{schema}.journal_events'), to_regclass('{schema}.journal_seals'))) AS triggers
 """
 _REVISION = "SELECT version_num FROM {schema}.eventstore_version"
 
@@ -173,6 +174,8 @@ class PostgresSQL:
         key = int.from_bytes(hashlib.sha256(f"eventstore journal {schema}".encode()).digest()[:8], "big", signed=True)
         self.channel = f"eventstore_{key & (2**64 - 1):016x}"
         self._names["lock"] = f"({key})::bigint"
+        removals = hashlib.sha256(f"eventstore removals {schema}".encode()).digest()[:8]
+        self._names["removals_lock"] = f"({int.from_bytes(removals, 'big', signed=True)})::bigint"
         unsigned = key & (2**64 - 1)
         is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
@@ -196,6 +199,10 @@ class PostgresSQL:
         self.log = self.named(_LOG, record=_RECORD, matches=_MATCHES)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
+        in_schema = {"schema": f'"{schema}".', "after": "$1", "limit": "$2"}
+        self.removals = seals_sql.REMOVALS.format(**in_schema)
+        self.seals = seals_sql.seals(**in_schema, backwards=False)
+        self.seals_backwards = seals_sql.seals(**in_schema, backwards=True)
         self.last = self.named(_LAST, matches=_MATCHES)
         self.stream = self.named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self.named(_STREAM, record=_RECORD, order="DESC")

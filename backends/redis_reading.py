@@ -14,6 +14,7 @@ from backends.redis_ownership import found_holdings, owner_infos
 from backends.redis_ownership_scripts import HOLDINGS, OWNERS
 from backends.redis_reading_scripts import LOAD, MOVED, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
+from backends.redis_seals import REMOVALS, SEALS, found_removals, found_seals
 from eventstore.backend import (
     CommandLookup,
     CommandsFound,
@@ -24,7 +25,9 @@ from eventstore.backend import (
     LogPage,
     Moved,
     OwnerInfo,
+    Removal,
     Statistics,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -144,6 +147,12 @@ class RedisReader(OpenedRedis):
     async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
         (bound, _) = _bounds(after.encode(), None)
         return found_holdings(await self._run(HOLDINGS, [limit, bound]))
+
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        return found_removals(after, await self._run(REMOVALS, [after, limit]))
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        return found_seals(await self._run(SEALS, [after, limit, int(backwards)]))
 
     async def statistics(self) -> Statistics:
         """The size is that of records, snapshots and commands' outcomes, without what the server needs around them."""

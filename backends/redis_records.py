@@ -161,6 +161,7 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             sequence,
             clock,
             concurrent,
+            metadata,
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position) from error

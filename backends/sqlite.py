@@ -32,6 +32,7 @@ from eventstore.backend import (
     Owner,
     OwnerInfo,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
 )
 from eventstore.errors import InvalidStoreUrl, JournalCorrupt
@@ -151,6 +152,9 @@ class SQLiteBackend(SQLiteReader):
         return await self._change(
             lambda connection: sqlite_changing.truncate(connection, stream_id, through, reason, epoch), None
         )
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        return await self._open_writer.run(lambda connection: sqlite_changing.add_seal(connection, seal))
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         await self._open_writer.run(lambda connection: sqlite_changing.save_snapshot(connection, snapshot, keep))

@@ -420,6 +420,31 @@ class ProjectionBehind(ProjectionError):
         self.wanted = wanted
 
 
+class ExtraMissing(EventStoreError):
+    """What was asked for needs a package that is not installed. Nothing was done: install the extra that is named."""
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed: pip install 'eventstore-actors[{extra}]'")
+        self.extra = extra
+
+
+class SealError(EventStoreError):
+    """The root of what is said about seals, their keys, anchors and proofs."""
+
+
+class KeyFileError(SealError):
+    """A file holds no key that can be used for this. Nothing was done: the message says what it holds."""
+
+
+class SealRefused(SealError):
+    """No seal was made, because it would not go on from those that are there: they were made with another key, or by
+    somebody else. Nothing was changed: `eventstore audit verify` says what is there."""
+
+
+class ProofInvalid(SealError):
+    """What was given as a proof, or as an anchor, proves nothing. The message says where it does not hold."""
+
+
 class ActorError(EventStoreError):
     """What concerns one actor, not the store."""
 

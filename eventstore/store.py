@@ -33,7 +33,9 @@ from eventstore.backend import (
     Moved,
     Owner,
     OwnerInfo,
+    Removal,
     Statistics,
+    StoredSeal,
     StreamInfo,
     StreamWrite,
 )
@@ -551,6 +553,38 @@ class EventStore:
     async def delete_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Forget a version of a read model. False if it has been changed since it was read."""
         return await self._open.delete_checkpoint(checkpoint.name, checkpoint.version, checkpoint.revision)
+
+    # Seals (docs/tamper-evidence.md)
+
+    async def removals(self, *, after: int = 0, page_size: int = _PAGE) -> AsyncGenerator[Removal, None]:
+        """Every truncation of the journal, in the order in which they were done, behind the one with a number."""
+        while True:
+            page = await self._open.removals(after=after, limit=page_size)
+            for removal in page:
+                yield removal
+            if len(page) < page_size:
+                return
+            after = page[-1].number
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        """Store the next seal. False, and nothing was done, if its number is not the next: another one was faster."""
+        return await self._open.add_seal(seal)
+
+    async def newest_seal(self) -> StoredSeal | None:
+        """The seal with the greatest number."""
+        found = await self._open.seals(after=0, limit=1, backwards=True)
+        return found[0] if found else None
+
+    async def seal_after(self, number: int) -> StoredSeal | None:
+        """The first seal with a greater number than this. With its list of leaves it is large."""
+        found = await self._open.seals(after=number, limit=1, backwards=False)
+        return found[0] if found else None
+
+    async def seals(self, *, after: int = 0) -> AsyncGenerator[StoredSeal, None]:
+        """Every seal, by number, after one. They are large, and come one at a time."""
+        while (found := await self.seal_after(after)) is not None:
+            yield found
+            after = found.number
 
     async def statistics(self) -> Statistics:
         """Counts of what the journal holds."""

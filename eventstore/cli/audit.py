@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from eventstore.cli.audit_query import query
 from eventstore.cli.groups import command_group
+from eventstore.cli.sealing import keys, prove, seal
+from eventstore.cli.sealing_verify import verify
 
 audit = command_group("Questions to the whole journal.")
 
 audit.command(short_help="Find events.")(query)
+audit.command(short_help="Seal what was appended.")(seal)
+audit.command(short_help="Compare the journal with its seals.")(verify)
+audit.command(short_help="Prove that an event was sealed.")(prove)
+audit.add_typer(keys, name="keys", short_help="Keys to seal with.")
