@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate, pairwise
 from struct import Struct, error
 from typing import Any
 
@@ -15,8 +16,8 @@ from eventstore.errors import JournalCorrupt
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
-# The number, so that no two seals are one member of the set; the bytes of statement, signature and leaves, which follow,
-# and then the removals.
+# The number, so that no two seals are one member of the set; the bytes of statement, signature and leaves, which
+# follow, and then the removals.
 _HEAD = Struct(">QIII")
 
 # ARGV: 5 number, 6 seal. The reply: 1 if it was the next one.
@@ -67,12 +68,9 @@ def _seal(packed: bytes, number: int) -> StoredSeal:
         _, *sizes = _HEAD.unpack_from(packed)
     except error:
         return StoredSeal(number, b"", b"", b"", b"")
-    parts: list[bytes] = []
-    at = _HEAD.size
-    for size in sizes:
-        parts.append(packed[at : at + size])
-        at += size
-    return StoredSeal(number, *parts, packed[at:])
+    ends = list(accumulate(sizes, initial=_HEAD.size))
+    statement, signature, leaves = (packed[start:end] for start, end in pairwise(ends))
+    return StoredSeal(number, statement, signature, leaves, packed[ends[-1] :])
 
 
 def found_removals(after: int, reply: Sequence[bytes]) -> list[Removal]:

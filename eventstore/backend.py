@@ -661,7 +661,7 @@ class Backend(Protocol):
     async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
         """At most `limit` seals with number > after, rising, or the newest first if `backwards`.
 
-        Numbers, and what the seals hold, are given as they are found: whoever verifies is told what is missing, and what
+        Numbers, and what the seals hold, are given as they are found: whoever verifies has to see what is missing. What
         is not a seal any more is given with empty bytes.
         """
         ...

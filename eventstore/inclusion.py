@@ -45,7 +45,8 @@ async def prove(store: EventStore, position: int) -> bytes:
         raise ProofInvalid(f"the list of leaves of seal {stored.number} was changed: nothing can be proven by it")
     if found not in leaves:
         raise ProofInvalid(
-            f"the event at position {position} is not the one that seal {stored.number} covers: run eventstore audit verify"
+            f"the event at position {position} is not the one that seal {stored.number} covers: run eventstore audit "
+            "verify"
         )
     index = leaves.index(found)
     path = [each.hex() for each in inclusion_path(hashes, index)]

@@ -1,7 +1,7 @@
 """Leaves: what of an event is hashed, and the list of them that is kept with a seal.
 
-A leaf names the event's place in the log and in its stream, and the digest of all else. So the list can tell which event is
-missing without holding what it said.
+A leaf names the event's place in the log and in its stream, and the digest of all else. So the list can tell which
+event is missing without holding what it said.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def leaf_of(recorded: RecordedEvent) -> Leaf:
 def content_digest(recorded: RecordedEvent) -> bytes:
     """SHA-256 over all of an event but its place: it is the same wherever a copy of the event stands.
 
-    Texts and bytes come after their lengths, and what may be absent after a byte that says whether it is, so that no two
-    events have one encoding.
+    Texts and bytes come after their lengths, and what may be absent after a byte that says whether it is, so that no
+    two events have one encoding.
     """
     try:
         encoded = b"".join(

@@ -154,8 +154,8 @@ class SealChain:
         if not self.trusted:
             first = next((link.statement.key for link in self._links if link.statement is not None), "none")
             yield _seal_finding(
-                f"none of the {len(self._links)} seals is signed with the key given, {self._public}; the first is signed "
-                f"with {first}: nothing is proven"
+                f"none of the {len(self._links)} seals is signed with the key given, {self._public}; the first is "
+                f"signed with {first}: nothing is proven"
             )
         else:
             for link, behind in zip(self._links, [*self._links[1:], None], strict=True):
@@ -234,10 +234,10 @@ class SealChain:
                 for finding in await _compared(recorded, removal, stored.number, through):
                     yield finding
                 through = removal.number
-        while (removal := await recorded.peek()) is not None:
+        while (left := await recorded.peek()) is not None:
             await recorded.take()
-            if removal.number > through:
-                self.note(removal, None)
+            if left.number > through:
+                self.note(left, None)
 
     def note(self, removal: Removal, seal: int | None) -> None:
         """Take note of a truncation that was recorded, and of the seal that lists it."""

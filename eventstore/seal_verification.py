@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from eventstore.backend import EventFilter, StoredSeal
-from eventstore.errors import JournalCorrupt
+from eventstore.errors import JournalCorrupt, JournalLost
 from eventstore.events import RecordedEvent
 from eventstore.leaves import Leaf, leaf_of, unpack_leaves
 from eventstore.merkle import MerkleTree
@@ -22,8 +22,8 @@ _EVERYTHING = EventFilter()
 
 @dataclass
 class Verified:
-    """How much was compared. `truncated` events were removed by truncations that were recorded; `sealed` is the position
-    through which the log is sealed, `end` that of its end."""
+    """How much was compared. `truncated` events were removed by truncations that were recorded; `sealed` is the
+    position through which the log is sealed, `end` that of its end."""
 
     seals: int = 0
     events: int = 0
@@ -34,8 +34,8 @@ class Verified:
 
 
 class SealVerification:
-    """Reads the seals, then the log, part by part. It holds one seal's list of leaves at a time, one page of events, the
-    statements of all seals, and of each stream that was truncated how far.
+    """Reads the seals, then the log, part by part. It holds one seal's list of leaves at a time, one page of events,
+    the statements of all seals, and of each stream that was truncated how far.
 
     Others may append, truncate and seal meanwhile; what they add after the seals were read is not looked at.
     """
@@ -59,6 +59,17 @@ class SealVerification:
             yield self._counted(finding)
         self.verified.seals = self._chain.count
         newest = self._chain.newest
+        try:
+            async for finding in self._parts(newest):
+                yield self._counted(finding)
+        except JournalLost as error:
+            # What stands where the store has just read something else.
+            text = f"the log was changed while it was read, or contradicts itself: {error}"
+            yield self._counted(Finding(Found.UNREADABLE, None, None, None, text))
+            return
+        self.verified.end = (await self._store.statistics()).last_position
+
+    async def _parts(self, newest: Statement | None) -> AsyncGenerator[Finding, None]:
         if newest is not None:
             self.verified.sealed = newest.last
             async for stored in self._store.seals():
@@ -66,8 +77,7 @@ class SealVerification:
                     break
                 if stored.number in self._chain.trusted:
                     async for finding in self._part(stored):
-                        yield self._counted(finding)
-        self.verified.end = (await self._store.statistics()).last_position
+                        yield finding
 
     def _counted(self, finding: Finding) -> Finding:
         self.verified.problems += finding.is_problem
@@ -85,6 +95,8 @@ class SealVerification:
         try:
             async for recorded in self._events(statement, part.damaged):
                 part.compare(recorded)
+        except JournalLost:
+            raise
         except JournalCorrupt as error:
             text = f"the log cannot be read behind position {part.position}: {error}"
             yield Finding(Found.UNREADABLE, error.stream_id, error.version, error.position, text)
@@ -148,8 +160,8 @@ class SealVerification:
                 return
 
     async def _truncated_since(self, part: _Part) -> Mapping[tuple[str, str], Sanctioned]:
-        """The truncations that were recorded. Where events are missing that none of them covers, one may have come since
-        they were read."""
+        """The truncations that were recorded. Where events are missing that none of them covers, one may have come
+        since they were read."""
         known = self._chain.sanctioned
         if not any(not _covers(known, leaf) for leaf in part.missing):
             return known
@@ -270,7 +282,7 @@ def _leaves(stored: StoredSeal, statement: Statement) -> Sequence[Leaf] | None:
     try:
         leaves = unpack_leaves(stored.leaves)
         root = MerkleTree(leaf.hash for leaf in leaves).root().hex()
-    except Exception:  # noqa: BLE001 - whatever was put there
+    except Exception:
         return None
     return leaves if (len(leaves), root) == (statement.count, statement.root) else None
 
@@ -285,7 +297,8 @@ def _by_stream(leaf: Leaf) -> tuple[str, str, int]:
 
 
 def _place(leaf: Leaf) -> str:
-    return f"version {leaf.version} of {leaf.stream_id!r}"
+    of_tenant = f" of tenant {leaf.tenant!r}" if leaf.tenant else ""
+    return f"version {leaf.version} of {leaf.stream_id!r}{of_tenant}"
 
 
 def _named(leaf: Leaf) -> str:

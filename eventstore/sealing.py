@@ -37,8 +37,8 @@ _PAGE = 500
 class Sealer:
     """Makes seals, each of at most `every` events, with one key.
 
-    Any number of sealers may work on one journal: the database takes one seal of each number, and who comes second goes on
-    from the first. A seal is stored in one step, whatever becomes of its maker.
+    Any number of sealers may work on one journal: the database takes one seal of each number, and who comes second goes
+    on from the first. A seal is stored in one step, whatever becomes of its maker.
     """
 
     def __init__(self, store: EventStore, key: SigningKey, *, every: int = DEFAULT_EVERY) -> None:
@@ -63,7 +63,7 @@ class Sealer:
             raise SealRefused(f"seal {stored.number}, the newest, was changed after it was signed: nothing was sealed")
         if seal.signing_key != self._key.public:
             raise SealRefused(
-                f"seal {stored.number}, the newest, is to be followed by one of key {seal.signing_key}, and this is key "
+                f"seal {stored.number}, the newest, is to be followed by one of key {seal.signing_key}, and this is "
                 f"{self._key.public}: nothing was sealed; a key is handed over to another one by `--next-key`"
             )
         return seal

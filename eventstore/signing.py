@@ -53,7 +53,8 @@ def public_file(path: Path) -> Path:
 def generate(path: Path) -> str:
     """Make a key: the private one in a file that only its owner can read, the public one beside it (`.pub`), both PEM.
 
-    Returns the public key. Raises `KeyFileError` where one of the files exists, or cannot be written; and `ExtraMissing`.
+    Returns the public key. Raises `KeyFileError` where one of the files exists, or cannot be written, and
+    `ExtraMissing`.
     """
     _need_library()
     from cryptography.hazmat.primitives import serialization
@@ -81,7 +82,8 @@ def generate(path: Path) -> str:
 
 
 def private_key(path: Path) -> SigningKey:
-    """The private key in a file. Raises `KeyFileError`, where others than its owner can read it too; and `ExtraMissing`."""
+    """The private key in a file. Raises `KeyFileError`, also where others than its owner can read it, and
+    `ExtraMissing`."""
     _need_library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

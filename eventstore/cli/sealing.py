@@ -201,8 +201,8 @@ class _Sealing:
         found = await self._store.seal_after(number - 1)
         if found is None or found.number != number or found.statement != kept.statement.encoded():
             raise CommandFailed(
-                f"{self._anchor} names a seal {number} that is not in this journal: it is not overwritten, and nothing was "
-                "sealed; run eventstore audit verify with this anchor"
+                f"{self._anchor} names a seal {number} that is not in this journal: it is not overwritten, and nothing "
+                "was sealed; run eventstore audit verify with this anchor"
             )
         self._is_checked = True
 

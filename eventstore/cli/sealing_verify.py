@@ -37,11 +37,11 @@ def verify(
     proof: Annotated[Path | None, typer.Option(metavar="FILE", help="Check a proof instead (audit prove).")] = None,
     json: Json = False,
 ) -> Exit:
-    """Compare every event with what was sealed of it: what was changed, deleted, inserted or moved is listed with its place.
+    """Compare every event with what was sealed of it: what was changed, deleted, inserted or moved is listed.
 
     The public key may be any that the seals were signed with. Whoever holds the private one can seal anew what he has
-    changed, and whoever can delete events can delete the newest seals: an --anchor that was kept elsewhere shows both. The
-    exit code is 1 if anything is not as it was sealed. Truncations that were recorded are listed, and are no fault.
+    changed, and whoever can delete events can delete the newest seals: an --anchor that was kept elsewhere shows both.
+    The exit code is 1 if anything is not as it was sealed. Truncations that were recorded are listed, and are no fault.
 
     Columns: what was found, stream id, version, position, and how it is and was.
 
