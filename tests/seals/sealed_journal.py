@@ -1,4 +1,4 @@
-"""A sealed journal to be tampered with: every field in use, holes, a truncation that is sealed, and an unsealed tail."""
+"""A sealed journal to be tampered with: every field in use, holes, a sealed truncation, and an unsealed tail."""
 
 from __future__ import annotations
 
