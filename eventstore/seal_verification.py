@@ -100,7 +100,8 @@ class SealVerification:
         except JournalCorrupt as error:
             text = f"the log cannot be read behind position {part.position}: {error}"
             yield Finding(Found.UNREADABLE, error.stream_id, error.version, error.position, text)
-            part.is_cut = True
+        else:
+            part.end()
         for finding in part.findings(await self._truncated_since(part)):
             yield finding
         self.verified.truncated += part.truncated
@@ -188,7 +189,6 @@ class _Part:
         self.position = 0
         self.compared = 0
         self.truncated = 0
-        self.is_cut = False
 
     def compare(self, recorded: RecordedEvent) -> None:
         """Take the next event of the log."""
@@ -207,10 +207,12 @@ class _Part:
         if found != sealed:
             self._differing.append((found, sealed))
 
+    def end(self) -> None:
+        """All events were taken: what is left of the leaves has none."""
+        self._pass_by(None)
+
     def findings(self, sanctioned: Mapping[tuple[str, str], Sanctioned]) -> Iterator[Finding]:
-        """What was found, once all events were taken."""
-        if not self.is_cut:
-            self._pass_by(None)
+        """What was found, in the order of the log."""
         self.missing = [leaf for leaf in self.missing if leaf.position not in self.damaged]
         found = [*self._changes(), *self._losses(sanctioned)]
         for position, error in self.damaged.items():

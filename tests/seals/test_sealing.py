@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 from backends.conformance.events import happened
@@ -18,6 +22,7 @@ from eventstore.seal_verification import SealVerification
 from eventstore.sealing import Sealer
 from eventstore.seals import parse_stored
 from eventstore.signing import SigningKey, generate, private_key, public_file, public_key
+from tests.backends.postgres_help import connected, execute
 
 from .attacker import attacker
 from .sealed_journal import fill, new_key, seal_all
@@ -159,12 +164,6 @@ async def test_a_damaged_event_is_not_sealed(key: SigningKey, tmp_path: Path) ->
 async def test_seals_are_never_changed_or_removed_by_mistake(
     key: SigningKey, tmp_path: Path, postgres_url: str
 ) -> None:
-    import sqlite3
-
-    import asyncpg
-
-    from tests.backends.postgres_help import execute
-
     for url in (f"sqlite:///{tmp_path}/own.db", postgres_url):
         async with EventStore.open(url) as store:
             await fill(store, count=3)
@@ -205,3 +204,37 @@ def test_without_the_extra_it_is_said_what_to_install(tmp_path: Path, monkeypatc
         generate(tmp_path / "seal.key")
     assert missing.value.extra == "seal"
     assert not (tmp_path / "seal.key").exists()
+
+
+async def test_no_truncation_appears_below_one_that_was_seen(postgres_url: str) -> None:
+    """Else a seal would go past it, and no seal would ever hold its record."""
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1))
+        await store.append("b", happened(1))
+        async with connected(postgres_url) as session, connected(postgres_url) as watcher:
+            held = session.transaction()
+            await held.start()
+            # The first truncation has its number, and cannot remove its event yet.
+            await session.execute("SELECT FROM journal_events WHERE position = 1 FOR UPDATE")
+            first = asyncio.ensure_future(store.truncate("a", 1, reason="first"))
+            await until(lambda: waits(watcher, "locktype <> 'advisory'"))
+            second = asyncio.ensure_future(other.truncate("b", 1, reason="second"))
+
+            async def second_is_done_or_waits() -> bool:
+                return second.done() or await waits(watcher, "locktype = 'advisory'")
+
+            await until(second_is_done_or_waits)
+            assert [removal async for removal in store.removals()] == []
+            await held.rollback()
+        assert await asyncio.gather(first, second) == [1, 1]
+        assert [removal.reason async for removal in store.removals()] == ["first", "second"]
+
+
+async def waits(watcher: Any, where: str) -> bool:
+    return bool(await watcher.fetchval(f"SELECT count(*) FROM pg_locks WHERE NOT granted AND {where}"))
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await holds():
+            await asyncio.sleep(0.01)
