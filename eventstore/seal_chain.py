@@ -3,50 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from enum import Enum
 from typing import NamedTuple
 
 from eventstore.backend import Removal, StoredSeal
 from eventstore.errors import JournalCorrupt
+from eventstore.seal_findings import Finding, Found, Sanctioned
 from eventstore.seals import Seal, Statement, digest_of, parse_stored, unpack_removals
 from eventstore.store import EventStore
-
-
-class Found(Enum):
-    """What was found. All but `TRUNCATED` is tampering, or cannot be told from it."""
-
-    TRUNCATED = "truncated"
-    CHANGED = "changed"
-    DELETED = "deleted"
-    INSERTED = "inserted"
-    MOVED = "moved"
-    SEAL = "seal"
-    REMOVAL = "truncation record"
-    UNREADABLE = "unreadable"
-
-
-class Finding(NamedTuple):
-    """One place where the journal is not what was sealed, as far as it could be found out where that is."""
-
-    what: Found
-    stream_id: str | None
-    version: int | None
-    position: int | None
-    text: str
-
-    @property
-    def is_problem(self) -> bool:
-        """Whether it speaks against the journal."""
-        return self.what is not Found.TRUNCATED
-
-
-class Sanctioned(NamedTuple):
-    """The truncation of a stream that reaches furthest: its number, and that of the seal that holds its record, if one
-    does."""
-
-    through: int
-    number: int
-    seal: int | None
 
 
 class _Link(NamedTuple):
@@ -214,11 +177,15 @@ class SealChain:
     async def _removals(self) -> AsyncGenerator[Finding, None]:
         """Compare the record of truncations with the sealed lists of it, and note which there were."""
         recorded = _Cursor(self._store.removals())
-        through = 0
+        number = through = 0
+        # Whether a list is missing, so that nobody knows what there was before the next one.
+        is_gap = False
         async for stored in self._store.seals():
             if stored.number > self._links[-1].number:
                 break
-            if stored.number not in self.trusted:
+            is_gap = is_gap or stored.number != number + 1 or stored.number not in self.trusted
+            number = stored.number
+            if number not in self.trusted:
                 continue
             statement = parse_stored(stored).statement
             try:
@@ -226,18 +193,26 @@ class SealChain:
                     raise ValueError("it is not the list that was sealed")
                 sealed = unpack_removals(stored.removals)
             except ValueError as error:
-                text = f"the truncations that seal {stored.number} lists cannot be trusted: {error}"
+                text = f"the list of truncations of seal {number} was changed: {error}"
                 yield Finding(Found.SEAL, None, None, None, text)
+                is_gap = True
                 continue
+            if is_gap:
+                through = sealed[0].number - 1 if sealed else statement.removals.through
+                await self._pass_by(recorded, through)
             for removal in sealed:
-                self.note(removal, stored.number)
-                for finding in await _compared(recorded, removal, stored.number, through):
+                self.note(removal, number)
+                for finding in await _compared(recorded, removal, number, through):
                     yield finding
-                through = removal.number
-        while (left := await recorded.peek()) is not None:
+            through = statement.removals.through
+            is_gap = False
+        await self._pass_by(recorded, None)
+
+    async def _pass_by(self, recorded: _Cursor, through: int | None) -> None:
+        """Take note of the records up to a number, which no seal lists."""
+        while (removal := await recorded.peek()) is not None and (through is None or removal.number <= through):
             await recorded.take()
-            if left.number > through:
-                self.note(left, None)
+            self.note(removal, None)
 
     def note(self, removal: Removal, seal: int | None) -> None:
         """Take note of a truncation that was recorded, and of the seal that lists it."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from eventstore.backend import EventFilter, StoredSeal
 from eventstore.errors import JournalCorrupt, JournalLost
@@ -12,7 +11,9 @@ from eventstore.events import RecordedEvent
 from eventstore.leaves import Leaf, leaf_of, unpack_leaves
 from eventstore.merkle import MerkleTree
 from eventstore.reading_past import PastDamage
-from eventstore.seal_chain import Finding, Found, Sanctioned, SealChain
+from eventstore.seal_chain import SealChain
+from eventstore.seal_findings import Finding, Found, Sanctioned
+from eventstore.sealed_part import SealedPart, covers
 from eventstore.seals import Seal, Statement, parse_stored
 from eventstore.store import EventStore
 
@@ -91,7 +92,7 @@ class SealVerification:
             async for finding in self._as_a_whole(statement):
                 yield finding
             return
-        part = _Part(statement.number, leaves)
+        part = SealedPart(statement.number, leaves)
         try:
             async for recorded in self._events(statement, part.damaged):
                 part.compare(recorded)
@@ -125,14 +126,14 @@ class SealVerification:
         yield Finding(Found.SEAL, None, None, None, text)
         for position, error in unreadable.items():
             yield Finding(Found.CHANGED, error.stream_id, error.version, position, str(error))
-        yield Finding(
-            Found.CHANGED,
-            None,
-            None,
-            first,
+        text = (
             f"the {tree.size} events from position {first} to {last} are not the {statement.count} that were sealed; "
-            "without the list it cannot be told where they differ",
+            "without the list it cannot be told where they differ"
         )
+        if tree.size < statement.count and self._chain.sanctioned:
+            yield Finding(Found.SEAL, None, None, None, f"{text}, nor whether by truncation alone")
+        else:
+            yield Finding(Found.CHANGED, None, None, first, text)
 
     async def _events(
         self, statement: Statement, damaged: dict[int, JournalCorrupt]
@@ -160,11 +161,11 @@ class SealVerification:
             if page.is_end:
                 return
 
-    async def _truncated_since(self, part: _Part) -> Mapping[tuple[str, str], Sanctioned]:
+    async def _truncated_since(self, part: SealedPart) -> Mapping[tuple[str, str], Sanctioned]:
         """The truncations that were recorded. Where events are missing that none of them covers, one may have come
         since they were read."""
         known = self._chain.sanctioned
-        if not any(not _covers(known, leaf) for leaf in part.missing):
+        if not any(not covers(known, leaf) for leaf in part.missing):
             return known
         newest = max((each.number for each in known.values()), default=0)
         try:
@@ -175,110 +176,6 @@ class SealVerification:
         return known
 
 
-class _Part:
-    """The events of one seal beside its leaves."""
-
-    def __init__(self, seal: int, leaves: Sequence[Leaf]) -> None:
-        self._seal = seal
-        self._leaves = leaves
-        self._next = 0
-        # Where something else stands than was sealed: what stands there, and the sealed leaf if there is one.
-        self._differing: list[tuple[Leaf, Leaf | None]] = []
-        self.damaged: dict[int, JournalCorrupt] = {}
-        self.missing: list[Leaf] = []
-        self.position = 0
-        self.compared = 0
-        self.truncated = 0
-
-    def compare(self, recorded: RecordedEvent) -> None:
-        """Take the next event of the log."""
-        self.position = recorded.position
-        self.compared += 1
-        self._pass_by(recorded.position)
-        sealed = self._leaves[self._next] if self._next < len(self._leaves) else None
-        if sealed is not None and sealed.position == recorded.position:
-            self._next += 1
-        else:
-            sealed = None
-        try:
-            found = leaf_of(recorded)
-        except ValueError as error:
-            found = Leaf(recorded.position, recorded.tenant, recorded.stream_id, recorded.version, str(error).encode())
-        if found != sealed:
-            self._differing.append((found, sealed))
-
-    def end(self) -> None:
-        """All events were taken: what is left of the leaves has none."""
-        self._pass_by(None)
-
-    def findings(self, sanctioned: Mapping[tuple[str, str], Sanctioned]) -> Iterator[Finding]:
-        """What was found, in the order of the log."""
-        self.missing = [leaf for leaf in self.missing if leaf.position not in self.damaged]
-        found = [*self._changes(), *self._losses(sanctioned)]
-        for position, error in self.damaged.items():
-            text = f"it cannot be read any more: {error}"
-            found.append(Finding(Found.CHANGED, error.stream_id, error.version, position, text))
-        found.sort(key=lambda finding: finding.position or 0)
-        yield from found
-
-    def _pass_by(self, position: int | None) -> None:
-        """The leaves in front of a position have no event."""
-        while self._next < len(self._leaves):
-            leaf = self._leaves[self._next]
-            if position is not None and leaf.position >= position:
-                return
-            self.missing.append(leaf)
-            self._next += 1
-
-    def _changes(self) -> Iterator[Finding]:
-        origins = {leaf.digest: leaf for leaf in self._leaves} if self._differing else {}
-        for found, sealed in self._differing:
-            place = (found.stream_id, found.version, found.position)
-            origin = origins.get(found.digest)
-            if sealed is None:
-                if origin is None:
-                    yield Finding(Found.INSERTED, *place, f"nothing was here when seal {self._seal} was made")
-                else:
-                    yield Finding(Found.MOVED, *place, f"it was sealed as {_named(origin)}; here was nothing")
-            elif origin is None:
-                text = f"it is not what was sealed here as {_place(sealed)}: its content was changed"
-                yield Finding(Found.CHANGED, *place, text)
-            elif origin == sealed:
-                yield Finding(Found.MOVED, *place, f"it was sealed as {_place(sealed)}, and is now {_place(found)}")
-            else:
-                text = f"it was sealed as {_named(origin)}; here was {_place(sealed)}"
-                yield Finding(Found.MOVED, *place, text)
-
-    def _losses(self, sanctioned: Mapping[tuple[str, str], Sanctioned]) -> Iterator[Finding]:
-        elsewhere = {found.digest: found for found, _ in self._differing}
-        gone: list[Leaf] = []
-        for leaf in self.missing:
-            place = (leaf.stream_id, leaf.version, leaf.position)
-            now = elsewhere.get(leaf.digest)
-            if now is not None:
-                yield Finding(Found.MOVED, *place, f"it was sealed here, and is now {_named(now)}")
-            elif _covers(sanctioned, leaf):
-                gone.append(leaf)
-            else:
-                truncation = sanctioned.get((leaf.tenant, leaf.stream_id))
-                up_to = "none of its stream" if truncation is None else f"only those up to version {truncation.through}"
-                yield Finding(Found.DELETED, *place, f"it is gone, and {up_to} was removed by a recorded truncation")
-        self.truncated = len(gone)
-        for key, leaves in groupby(sorted(gone, key=_by_stream), key=lambda leaf: (leaf.tenant, leaf.stream_id)):
-            first, *others = leaves
-            last = others[-1] if others else first
-            through, number, seal = sanctioned[key]
-            recorded = "not sealed yet" if seal is None else f"in seal {seal}"
-            count = f"{1 + len(others)} event{'s' if others else ''} from version {first.version} to {last.version}"
-            yield Finding(
-                Found.TRUNCATED,
-                first.stream_id,
-                last.version,
-                first.position,
-                f"{count} removed by truncation up to version {through}, recorded (truncation {number}, {recorded})",
-            )
-
-
 def _leaves(stored: StoredSeal, statement: Statement) -> Sequence[Leaf] | None:
     """A seal's list of leaves, if it is the one that was sealed."""
     try:
@@ -287,21 +184,3 @@ def _leaves(stored: StoredSeal, statement: Statement) -> Sequence[Leaf] | None:
     except Exception:
         return None
     return leaves if (len(leaves), root) == (statement.count, statement.root) else None
-
-
-def _covers(sanctioned: Mapping[tuple[str, str], Sanctioned], leaf: Leaf) -> bool:
-    truncation = sanctioned.get((leaf.tenant, leaf.stream_id))
-    return truncation is not None and leaf.version <= truncation.through
-
-
-def _by_stream(leaf: Leaf) -> tuple[str, str, int]:
-    return leaf.tenant, leaf.stream_id, leaf.version
-
-
-def _place(leaf: Leaf) -> str:
-    of_tenant = f" of tenant {leaf.tenant!r}" if leaf.tenant else ""
-    return f"version {leaf.version} of {leaf.stream_id!r}{of_tenant}"
-
-
-def _named(leaf: Leaf) -> str:
-    return f"{_place(leaf)} at position {leaf.position}"

@@ -17,7 +17,7 @@ from eventstore.cli.output import View, listing, timestamp, write_fields, write_
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.errors import KeyFileError, ProofInvalid
 from eventstore.inclusion import check
-from eventstore.seal_chain import Finding
+from eventstore.seal_findings import Finding
 from eventstore.seal_verification import SealVerification, Verified
 from eventstore.seals import ANCHOR, Seal, imported
 from eventstore.signing import public_key as key_in

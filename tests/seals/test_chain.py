@@ -13,7 +13,7 @@ from eventstore import EventStore, SealRefused
 from eventstore.backend import StoredSeal
 from eventstore.leaves import leaf_of, pack_leaves, unpack_leaves
 from eventstore.merkle import MerkleTree
-from eventstore.seal_chain import Finding, Found
+from eventstore.seal_findings import Finding, Found
 from eventstore.seal_verification import SealVerification
 from eventstore.sealing import Sealer
 from eventstore.seals import Seal, Statement, parse_stored, sign

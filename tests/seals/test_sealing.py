@@ -17,7 +17,7 @@ import pytest
 from backends.conformance.events import happened
 from eventstore import EventStore, JournalCorrupt
 from eventstore.errors import ExtraMissing, KeyFileError
-from eventstore.seal_chain import Finding, Found
+from eventstore.seal_findings import Finding, Found
 from eventstore.seal_verification import SealVerification
 from eventstore.sealing import Sealer
 from eventstore.seals import parse_stored

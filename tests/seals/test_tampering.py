@@ -16,7 +16,7 @@ import pytest_asyncio
 from eventstore import EventStore
 from eventstore.backend import StoredSeal
 from eventstore.events import RecordedEvent
-from eventstore.seal_chain import Finding, Found
+from eventstore.seal_findings import Finding, Found
 from eventstore.seal_verification import SealVerification
 from eventstore.seals import parse_stored, sign
 
@@ -200,7 +200,10 @@ async def tamper_at_random(
         else:
             assert of_events == set(), (what, found)
             assert found, what
-            assert any(what.rpartition(": ")[2].split()[-2] in finding.text for finding in found), (what, found)
+            named = " ".join(what.rpartition(": ")[2].split()[-3:-1])
+            assert any(named in finding.text for finding in found), (what, found)
+            kind = Found.SEAL if name.startswith("seal") else Found.REMOVAL
+            assert {finding.what for finding in found} == {kind}, (what, found)
         done[name] += 1
         await mallory.restore()
     assert problems(await audit.findings()) == []
