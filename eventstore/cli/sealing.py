@@ -16,7 +16,7 @@ from eventstore.cli.files import read_file, write_file
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write, write_fields, write_json
-from eventstore.errors import BackendUnavailable, KeyFileError, ProofInvalid, SealRefused
+from eventstore.errors import BackendUnavailable, KeyFileError, OutcomeUnknown, ProofInvalid, SealRefused
 from eventstore.inclusion import prove as prove_event
 from eventstore.sealing import DEFAULT_EVERY, MOST_EVENTS, Sealer
 from eventstore.seals import ANCHOR, Seal, export, imported
@@ -173,7 +173,7 @@ class _Sealing:
                 await self.through_the_end()
                 is_away = False
                 await self._wait(every, within)
-            except BackendUnavailable as error:
+            except (BackendUnavailable, OutcomeUnknown) as error:
                 if not is_away:
                     messages.warning(f"{error}; it is tried again")
                 is_away = True
