@@ -223,14 +223,14 @@ class RedisAttacker:
         self._saved: dict[bytes, bytes] = {}
 
     async def save(self) -> None:
-        self._saved = {key: self._call.dump(key) for key in self._keys()}
+        self._saved = self._dumped()
 
     async def restore(self) -> None:
-        for key in self._keys():
-            if key not in self._saved:
-                self._call.delete(key)
+        current = self._dumped()
+        for key in current.keys() - self._saved.keys():
+            self._call.delete(key)
         for key, dumped in self._saved.items():
-            if self._call.dump(key) != dumped:
+            if current.get(key) != dumped:
                 self._call.restore(key, 0, dumped, replace=True)
 
     async def close(self) -> None:
@@ -344,8 +344,12 @@ class RedisAttacker:
         if seal is not None:
             self._call.zadd(f"{self._base}:seals", {packed_seal(seal): number})
 
-    def _keys(self) -> list[bytes]:
-        return [key for key in self._call.keys("*") if key.startswith(self._base.encode())]
+    def _dumped(self) -> dict[bytes, bytes]:
+        keys = [key for key in self._call.keys("*") if key.startswith(self._base.encode())]
+        pipeline = self._call.pipeline(transaction=False)
+        for key in keys:
+            pipeline.dump(key)
+        return dict(zip(keys, pipeline.execute(), strict=True))
 
     def _position(self) -> int:
         return int(self._call.hget(self._base, "position"))
