@@ -152,6 +152,9 @@ def _append_varint(data: bytearray, number: int) -> None:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    # Nearly all are below 128.
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
     number = 0
     for index, byte in enumerate(data[at : at + _MAX_VARINT_BYTES]):
         number |= (byte & 0x7F) << 7 * index
