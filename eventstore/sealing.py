@@ -71,7 +71,8 @@ class Sealer:
     async def seal(self, *, next_key: str | None = None) -> Seal | None:
         """Seal what is settled and not sealed yet, up to the limit. None if there is nothing.
 
-        With a `next_key` there always is: the seal says that the ones after it are signed with that key. Raises
+        With a `next_key` there always is: the seal says that the ones after it are signed with that key. So there is
+        for the key that was handed over to. Raises
         `SealRefused`, and `JournalCorrupt` for an event that is damaged already: nothing was sealed then.
         """
         while True:
@@ -85,7 +86,9 @@ class Sealer:
         # First: what is truncated while the events are read is sealed with them, and its record next time.
         removals = await self._removals(known)
         leaves = await self._leaves(last)
-        if not leaves and not removals and next_key is None:
+        # Who takes over says so at once: until then the new key vouches for nothing.
+        takes_over = newest is not None and newest.statement.next_key is not None
+        if not leaves and not removals and next_key is None and not takes_over:
             return None
         packed = pack_removals(removals)
         statement = Statement(
