@@ -72,8 +72,8 @@ class Sealer:
         """Seal what is settled and not sealed yet, up to the limit. None if there is nothing.
 
         With a `next_key` there always is: the seal says that the ones after it are signed with that key. So there is
-        for the key that was handed over to. Raises
-        `SealRefused`, and `JournalCorrupt` for an event that is damaged already: nothing was sealed then.
+        for the first seal of that one. Raises `SealRefused`, and `JournalCorrupt` for an event that is damaged already:
+        nothing was sealed then.
         """
         while True:
             draft = await self._draft(await self.newest(), next_key)

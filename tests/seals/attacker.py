@@ -72,6 +72,7 @@ class SQLAttacker:
             self._saved[table] = await self.run(f"SELECT * FROM {table}")
 
     async def restore(self) -> None:
+        await self.run("BEGIN")
         for table, rows in self._saved.items():
             current = await self.run(f"SELECT * FROM {table}")
             if current != rows:
@@ -79,6 +80,7 @@ class SQLAttacker:
                 for row in rows:
                     marks = ", ".join(f"?{index}" for index in range(1, len(row) + 1))
                     await self.run(f"INSERT INTO {table} VALUES ({marks})", *row)
+        await self.run("COMMIT")
 
     async def change(self, at: int, field: str, rng: random.Random, *, clever: bool) -> None:
         [(old, type_, schema_version, payload, metadata)] = await self.run(
@@ -177,6 +179,8 @@ class SQLiteAttacker(SQLAttacker):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._connection = sqlite3.connect(Path(url.removeprefix("sqlite:///")), isolation_level=None, timeout=30)
+        # He need not wait for the disk.
+        self._connection.execute("PRAGMA synchronous = OFF")
         self._triggers = self._connection.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
         ).fetchall()

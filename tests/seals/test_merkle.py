@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstore.merkle import EMPTY_ROOT, MerkleTree, inclusion_path, leaf_hash, node_hash, root_of_path
@@ -82,7 +82,6 @@ def test_a_path_is_that_of_the_definition_and_leads_to_the_root(leaves: list[byt
     assert root_of_path(leaves[index], index, len(leaves), path) == naive_root(leaves)
 
 
-@settings(max_examples=300)
 @given(LEAVES.filter(lambda leaves: len(leaves) > 1), st.data())
 def test_no_other_leaf_place_size_or_path_leads_there(leaves: list[bytes], data: st.DataObject) -> None:
     distinct = [leaf_hash(b"%d" % place + leaf) for place, leaf in enumerate(leaves)]
