@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from backends.conformance.events import happened
 from eventstore import EventStore, SealRefused
 from eventstore.backend import StoredSeal
 from eventstore.leaves import leaf_of, pack_leaves, unpack_leaves
@@ -16,7 +17,7 @@ from eventstore.merkle import MerkleTree
 from eventstore.seal_findings import Finding, Found
 from eventstore.seal_verification import SealVerification
 from eventstore.sealing import Sealer
-from eventstore.seals import Seal, Statement, parse_stored, sign
+from eventstore.seals import Seal, Statement, pack_removals, parse_stored, sign, unpack_removals
 from eventstore.signing import SigningKey
 
 from .attacker import SQLiteAttacker
@@ -115,14 +116,60 @@ async def test_seals_made_anew_with_the_stolen_key_differ_from_the_anchor(
     store: EventStore, key: SigningKey, mallory: SQLiteAttacker
 ) -> None:
     await fill(store, count=5)
-    anchor = await seal_all(Sealer(store, key, every=4))
+    anchor = await seal_all(Sealer(store, key))
     await mallory.run("DELETE FROM journal_seals")
     await mallory.delete(1)
-    await seal_all(Sealer(store, key, every=4))
+    await seal_all(Sealer(store, key))
     assert await problems(store, key) == []
-    found = await problems(store, key, anchor)
-    assert len(found) == 1
-    assert "anchor" in found[0].text
+    [finding] = await problems(store, key, anchor)
+    assert "seal 1 is not the one that the anchor names" in finding.text
+
+
+async def test_a_seal_made_to_suit_the_change_without_a_key_is_not_trusted(
+    store: EventStore, key: SigningKey, mallory: SQLiteAttacker
+) -> None:
+    """The newest one, so that no other seal names it: nothing but its signature stands in the way."""
+    await fill(store, count=5)
+    await seal_all(Sealer(store, key))
+    await mallory.run("UPDATE journal_events SET epoch = epoch + 1 WHERE position = 3")
+    leaves = [leaf_of(recorded) async for recorded in store.read_all()]
+    [stored] = await mallory.seals()
+    root = MerkleTree(leaf.hash for leaf in leaves).root().hex()
+    statement = parse_stored(stored).statement.model_copy(update={"root": root})
+    await mallory.replace_seal(1, stored._replace(statement=statement.encoded(), leaves=pack_leaves(leaves)))
+    [finding] = await problems(store, key)
+    assert "none of the 1 seals is signed with the key given" in finding.text
+    # And where others are trusted:
+    await mallory.replace_seal(1, stored)
+    await mallory.run("UPDATE journal_events SET epoch = epoch - 1 WHERE position = 3")
+    await fill(store, first=5, count=1)
+    await seal_all(Sealer(store, key))
+    newest = (await mallory.seals())[-1]
+    statement = parse_stored(newest).statement.model_copy(update={"root": root})
+    await mallory.replace_seal(2, newest._replace(statement=statement.encoded()))
+    [finding] = await problems(store, key)
+    assert "seal 2 was changed after it was signed" in finding.text
+
+
+async def test_a_sealed_truncation_cannot_be_stretched(
+    store: EventStore, key: SigningKey, mallory: SQLiteAttacker
+) -> None:
+    """Not by changing both its record and the seal's list of it: the list's hash is signed."""
+    await store.append("Account-a", happened(1, 2, 3, 4))
+    await seal_all(Sealer(store, key))
+    await store.truncate("Account-a", 2, reason="test")
+    await seal_all(Sealer(store, key))
+    assert await problems(store, key) == []
+    newest = (await mallory.seals())[-1]
+    await mallory.truncate_without_record("Account-a", 3)
+    await mallory.run("UPDATE journal_removals SET through = 3")
+    [removal] = unpack_removals(newest.removals)
+    await mallory.replace_seal(2, newest._replace(removals=pack_removals([removal._replace(through=3)])))
+    [finding] = await problems(store, key)
+    assert (finding.what, finding.text) == (
+        Found.SEAL,
+        "the list of truncations of seal 2 was changed: it is not the list that was sealed",
+    )
 
 
 async def test_one_seal_made_anew_with_the_stolen_key_contradicts_the_next(
