@@ -72,7 +72,6 @@ class SQLAttacker:
             self._saved[table] = await self.run(f"SELECT * FROM {table}")
 
     async def restore(self) -> None:
-        await self.run("BEGIN")
         for table, rows in self._saved.items():
             current = await self.run(f"SELECT * FROM {table}")
             if current != rows:
@@ -80,7 +79,6 @@ class SQLAttacker:
                 for row in rows:
                     marks = ", ".join(f"?{index}" for index in range(1, len(row) + 1))
                     await self.run(f"INSERT INTO {table} VALUES ({marks})", *row)
-        await self.run("COMMIT")
 
     async def change(self, at: int, field: str, rng: random.Random, *, clever: bool) -> None:
         [(old, type_, schema_version, payload, metadata)] = await self.run(
@@ -189,6 +187,11 @@ class SQLiteAttacker(SQLAttacker):
 
     async def run(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return self._connection.execute(statement, parameters).fetchall()
+
+    async def restore(self) -> None:
+        await self.run("BEGIN")
+        await super().restore()
+        await self.run("COMMIT")
 
     async def close(self) -> None:
         for _, statement in self._triggers:
