@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     """One stored event. It keeps the bytes: a reader gets objects of its own and can change nothing."""
 
     position: int
+    tenant: str
     stream_id: str
     version: int
     event: EncodedEvent
@@ -59,7 +60,9 @@ class Entry(NamedTuple):
         try:
             verify_checksum(checksum, type_, schema_version, payload, metadata)
         except ValueError as error:
-            raise damaged(error, stream_id=self.stream_id, version=self.version, position=self.position) from error
+            raise damaged(
+                error, stream_id=self.stream_id, version=self.version, position=self.position, tenant=self.tenant
+            ) from error
         origin, sequence, clock, concurrent = (None, None, None, False) if replica is None else replica
         return RecordedEvent(
             self.position,
@@ -74,7 +77,7 @@ class Entry(NamedTuple):
             self.epoch,
             self.recorded_at,
             checksum,
-            "",
+            self.tenant,
             origin,
             sequence,
             clock,
@@ -133,7 +136,7 @@ class Stream:
         after = load.after if snapshot is None else snapshot.version
         events = EventPage.of(
             (version, event.type, event.schema_version, event.payload, event.checksum)
-            for _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
+            for _, _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
         )
         return Loaded(snapshot, events, self.version, self.truncated)
 
@@ -165,19 +168,41 @@ class Stream:
         return [version for version in self.snapshots if through is None or version <= through]
 
 
-class Journal:
-    """The data: every event in the order of the log, None where it was truncated, and what finds it."""
+class Log:
+    """What all tenants share: every event in the order of the log, None where it was truncated; and each one's own."""
 
     def __init__(self) -> None:
-        self.log: list[Entry | None] = []
-        self.streams: dict[str, Stream] = {}
+        self.entries: list[Entry | None] = []
         self.entries_by_id: dict[bytes, Entry] = {}
         self.removals: list[Removal] = []
         self.seals: list[StoredSeal] = []
-        self.owners = Owners()
-        self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
+        self.journals: dict[str, Journal] = {}
         self.waiters: set[asyncio.Future[None]] = set()
         self._clock = _EPOCH_START
+
+    def journal(self, tenant: str) -> Journal:
+        return self.journals.setdefault(tenant, Journal(self, tenant))
+
+    def wake(self) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def now(self) -> datetime:
+        # The wall clock may jump back; times in the log do not.
+        self._clock = max(self._clock, datetime.fromtimestamp(time.time(), UTC))
+        return self._clock
+
+
+class Journal:
+    """One tenant's streams, owners and checkpoints."""
+
+    def __init__(self, log: Log, tenant: str) -> None:
+        self.log = log
+        self.tenant = tenant
+        self.streams: dict[str, Stream] = {}
+        self.owners = Owners()
+        self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
 
     def stream(self, stream_id: str) -> Stream:
         """The stream to read from; asking for one creates none."""
@@ -229,20 +254,17 @@ class Journal:
         stream.check_epoch(stream_id, epoch)
         removed = stream.select(after=0, through=through, limit=len(stream.entries))
         if removed:
-            number, last = len(self.removals) + 1, removed[-1].version
-            self.removals.append(Removal(number, stream_id, last, len(removed), reason, self._now()))
+            number, last = len(self.log.removals) + 1, removed[-1].version
+            self.log.removals.append(
+                Removal(number, stream_id, last, len(removed), reason, self.log.now(), self.tenant)
+            )
             stream.truncated += len(removed)
             del stream.entries[: len(removed)]
             stream.forget([each for each in stream.commands.values() if each.version <= removed[-1].version])
         for entry in removed:
-            self.log[entry.position - 1] = None
-            del self.entries_by_id[entry.event.event_id]
+            self.log.entries[entry.position - 1] = None
+            del self.log.entries_by_id[entry.event.event_id]
         return len(removed)
-
-    def wake(self) -> None:
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def _original(self, batch: Batch) -> Appended | None:
         """Where the batch stands if all of it is stored: the same events in the same streams and order."""
@@ -251,8 +273,10 @@ class Journal:
         for write in batch:
             version = self.stream(write.stream_id).version
             for index, event in enumerate(write.events):
-                entry = self.entries_by_id.get(event.event_id)
-                if entry is None or entry.stream_id != write.stream_id or entry.position <= position:
+                entry = self.log.entries_by_id.get(event.event_id)
+                if entry is None or (entry.tenant, entry.stream_id) != (self.tenant, write.stream_id):
+                    return None
+                if entry.position <= position:
                     return None
                 if index > 0 and entry.version != version + 1:
                     return None
@@ -281,7 +305,7 @@ class Journal:
         seen: set[bytes] = set()
         for write in batch:
             for event in write.events:
-                if event.event_id in self.entries_by_id or event.event_id in seen:
+                if event.event_id in self.log.entries_by_id or event.event_id in seen:
                     return DuplicateEventError(write.stream_id, str(UUID(bytes=event.event_id)))
                 seen.add(event.event_id)
         return None
@@ -309,21 +333,18 @@ class Journal:
     def _store(self, batch: Batch) -> Appended:
         position = 0
         versions: list[int] = []
-        now = self._now()
+        log = self.log
+        now = log.now()
         for write in batch:
             stream = self.streams.setdefault(write.stream_id, Stream())
             for event in write.events:
-                position = len(self.log) + 1
-                entry = Entry(position, write.stream_id, stream.version + 1, event, write.epoch or 0, now)
-                self.log.append(entry)
+                position = len(log.entries) + 1
+                epoch = write.epoch or 0
+                entry = Entry(position, self.tenant, write.stream_id, stream.version + 1, event, epoch, now)
+                log.entries.append(entry)
                 stream.entries.append(entry)
-                self.entries_by_id[event.event_id] = entry
+                log.entries_by_id[event.event_id] = entry
             for command in write.commands:
                 stream.commands[command.command_id] = Remembered(command, stream.version, now)
             versions.append(stream.version)
         return Appended(position, tuple(versions))
-
-    def _now(self) -> datetime:
-        # The wall clock may jump back; times in the log do not.
-        self._clock = max(self._clock, datetime.fromtimestamp(time.time(), UTC))
-        return self._clock

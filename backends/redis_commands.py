@@ -8,6 +8,7 @@ from typing import Any
 
 from backends.damaged_outcomes import damaged_outcome
 from backends.redis_connection import Argument
+from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
 from eventstore.errors import JournalCorrupt
@@ -23,8 +24,8 @@ def packed_command(outcome: CommandOutcome) -> bytes:
     return _GIVEN.pack(fingerprint, outcome_id, issued_at, is_rejection) + payload
 
 
-def lookup_arguments(lookups: Sequence[CommandLookup]) -> list[Argument]:
-    arguments: list[Argument] = [len(lookups), *(lookup.stream_id.encode() for lookup in lookups)]
+def lookup_arguments(tenant: RedisTenant, lookups: Sequence[CommandLookup]) -> list[Argument]:
+    arguments: list[Argument] = [len(lookups), *(tenant.name(lookup.stream_id) for lookup in lookups)]
     for _, command_id, recent in lookups:
         arguments += (command_id.encode(), max(recent, 0))
     return arguments

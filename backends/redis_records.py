@@ -11,6 +11,7 @@ from uuid import UUID
 from backends.records import time_of, uuid_of
 from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
+from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
 from eventstore.backend import (
     Appended,
@@ -60,7 +61,7 @@ class Group(NamedTuple):
     last_ids: list[bytes | None]
 
 
-def packed_group(batches: Sequence[Batch]) -> Group:
+def packed_group(tenant: RedisTenant, batches: Sequence[Batch]) -> Group:
     """Raises `PayloadTooLarge`, before anything is sent, for more than one command can carry."""
     streams: dict[str, int] = {}
     plan: list[bytes] = []
@@ -93,7 +94,7 @@ def packed_group(batches: Sequence[Batch]) -> Group:
     if size > MAX_GROUP_BYTES:
         raise PayloadTooLarge("the batch", size, MAX_GROUP_BYTES)
     has_distinct_ids = len(set(event_ids)) == len(event_ids)
-    ids = [stream_id.encode() for stream_id in streams]
+    ids = [tenant.name(stream_id) for stream_id in streams]
     sizes = (len(ids), len(commands) // 3)
     return Group([int(has_distinct_ids), b"".join(plan), *sizes, *ids, *commands, *records], last_ids)
 
@@ -118,7 +119,7 @@ def outcomes_of(batches: Sequence[Batch], reply: Sequence[int]) -> list[AppendOu
     return outcomes
 
 
-def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
+def recorded(tenant: str, stream_id: str, version: int, record: bytes) -> RecordedEvent:
     """A stored record as it is read. Raises `JournalCorrupt`."""
     position = None
     try:
@@ -156,7 +157,7 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             epoch,
             time_of(time),
             checksum,
-            "",
+            tenant,
             origin,
             sequence,
             clock,
@@ -164,7 +165,7 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             metadata,
         )
     except (struct.error, ValueError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
+        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
 
 
 def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPage:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from backends.redis_scripts import OPENED, script
+from backends.redis_tenant import split
 from eventstore.backend import Removal, StoredSeal
 from eventstore.errors import JournalCorrupt
 
@@ -83,6 +84,7 @@ def _removal(number: int, entry: bytes) -> Removal:
         found: Any = orjson.loads(entry)
         seconds, _, microseconds = found["recorded_at"].partition(".")
         at = _EPOCH_START + timedelta(seconds=int(seconds), microseconds=int(microseconds))
-        return Removal(number, found["stream"], found["through"], found["removed"], found["reason"], at)
+        tenant, stream_id = split(found["stream"].encode())
+        return Removal(number, stream_id, found["through"], found["removed"], found["reason"], at, tenant)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as damage:
         raise JournalCorrupt(f"the record of truncation {number} cannot be read: {damage}") from damage

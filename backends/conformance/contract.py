@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backends.conformance.appending import Appending
+from backends.conformance.auditing import Auditing
 from backends.conformance.batches import Batches
 from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
@@ -21,11 +22,13 @@ from backends.conformance.seals import Seals
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
+from backends.conformance.tenants import Tenants
 from backends.conformance.truncation import Truncation
 
 
 class BackendContract(
     Appending,
+    Auditing,
     Batches,
     Checkpoints,
     Commands,
@@ -44,6 +47,7 @@ class BackendContract(
     Snapshots,
     SQLCapability,
     Subscriptions,
+    Tenants,
     Truncation,
 ):
     """Inherit from it, and give it a fixture `url` that names an empty journal."""
