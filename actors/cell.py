@@ -26,7 +26,7 @@ from actors.replies import rejected, replied
 from actors.snapshotting import due_snapshot
 from actors.supervisor import described
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
-from eventstore.codec import checksum_of, encode_metadata, encode_payload
+from eventstore.codec import checksum_of, encode_metadata, encode_payload, with_tags
 from eventstore.errors import (
     ActorError,
     ActorStopped,
@@ -42,6 +42,8 @@ from eventstore.errors import (
     FencedError,
     OutcomeUnknown,
     OwnedElsewhere,
+    ProjectionError,
+    ProjectionFailed,
     SchemaError,
     StoreClosed,
     TransactionError,
@@ -58,13 +60,14 @@ _ATTEMPTS = 3
 _TURN = 64
 
 # These say nothing about the actor, so they are not its failures: the database is away, or not what it should be, or
-# somebody else owns the stream.
+# somebody else owns the stream, or an inline projection cannot apply the events.
 _NOT_ITS_OWN = (
     BackendUnavailable,
     DurabilityError,
     FencedError,
     OutcomeUnknown,
     OwnedElsewhere,
+    ProjectionError,
     SchemaError,
     StoreClosed,
     TransactionError,
@@ -96,6 +99,7 @@ class CellRuntime(Protocol):
     mailbox_size: int
     mailbox_overflow: Literal["reject", "wait"]
     max_payload_bytes: int
+    has_inline: bool
     is_open: bool
     is_shut: bool
 
@@ -306,6 +310,8 @@ class Cell:
             must_look = self._must_look(route, first)
             if (route.is_async or must_look) and self._pipeline.head is not None:
                 break  # It may do I/O, so it must not act on what may turn out not to be stored.
+            if first.is_apart and self._pipeline.head is not None:
+                break
             envelope = mailbox.take()
             if must_look:
                 self._begin(self._look(route, envelope), None)
@@ -360,6 +366,8 @@ class Cell:
 
     async def _handle(self, handle: Callable[[Any, Any], Awaitable[Any]], envelope: Envelope) -> None:
         outcome: CommandOutcome | None = None
+        # It is not run again, so no other must be the reason that it is not stored.
+        envelope.is_apart = self._runtime.has_inline
         self.begin_handling()
         self._metadata = merged(sent_with(), envelope.metadata)
         self._identity = envelope.identity
@@ -579,11 +587,12 @@ class Cell:
                     f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
                     "nothing was stored"
                 )
-            type_, schema_version, payload = encode_payload(event, limit=self._runtime.max_payload_bytes)
+            type_, schema_version, payload, is_tagged = encode_payload(event, limit=self._runtime.max_payload_bytes)
             event_id = uuid7().bytes
             batch_id = batch_id or event_id
-            checksum = checksum_of(type_, schema_version, payload, metadata)
-            added.append(EncodedEvent(event_id, type_, schema_version, payload, metadata, batch_id, checksum))
+            notes = with_tags(event, metadata) if is_tagged else metadata
+            checksum = checksum_of(type_, schema_version, payload, notes)
+            added.append(EncodedEvent(event_id, type_, schema_version, payload, notes, batch_id, checksum))
         # From here on the state differs from the journal until the events are stored.
         self._is_touched = True
         self._is_deciding = False
@@ -647,6 +656,8 @@ class Cell:
         again: list[Envelope] = []
         for envelope in envelopes:
             if self._is_decided_again(envelope, error):
+                # One of several cannot be stored: each by itself, it is seen which.
+                envelope.is_apart = isinstance(error, ProjectionFailed)
                 envelope.result = envelope.error = None
                 again.append(envelope)
             else:
@@ -665,6 +676,8 @@ class Cell:
             # Another process was faster with this very command: what came of it there is the answer.
             envelope.is_decided = envelope.is_decided or is_named
             return is_pure or is_named
+        if isinstance(error, ProjectionFailed):
+            return is_pure and not envelope.is_apart
         return isinstance(error, ConcurrencyError) and is_pure and envelope.attempts < _ATTEMPTS
 
     def _refused(self, envelope: Envelope, error: BaseException) -> None:

@@ -22,7 +22,7 @@ class Commit(PendingAppend):
     then fails exactly those commands that were decided on what is lost.
     """
 
-    __slots__ = ("commands", "envelopes", "events", "snapshot", "version")
+    __slots__ = ("commands", "envelopes", "events", "is_apart", "snapshot", "version")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Commit(PendingAppend):
         self.on_taken = None
         self.is_taken = False
         self.is_withdrawn = False
+        self.is_apart = False
         self.events = events
         self.commands = commands
         self.envelopes: list[Envelope] = []

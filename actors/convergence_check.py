@@ -114,7 +114,7 @@ def converges(
 
 def entry_of(event: Event, stamp: Stamp, version: int) -> Entry:
     """An event as a history holds it."""
-    type_, schema_version, payload = encode_payload(event)
+    type_, schema_version, payload, _ = encode_payload(event)
     checksum = checksum_of(type_, schema_version, payload, None)
     return Entry(stamp.key, stamp, new_event_id(), version, type_, schema_version, payload, checksum)
 

@@ -18,7 +18,8 @@ from eventstore.events import Metadata
 class Envelope:
     """A command in a mailbox, or one that was decided and waits for its events to be durable.
 
-    `is_fresh` asks for a state that is the newest; `is_decided` says that an outcome of it is known to be stored.
+    `is_fresh` asks for a state that is the newest; `is_decided` says that an outcome of it is known to be stored;
+    `is_apart` has it stored by itself, so that what refuses it refuses no other.
     """
 
     __slots__ = (
@@ -27,6 +28,7 @@ class Envelope:
         "context",
         "error",
         "identity",
+        "is_apart",
         "is_decided",
         "is_fresh",
         "metadata",
@@ -49,6 +51,7 @@ class Envelope:
         self.identity = identity
         self.is_fresh = False
         self.is_decided = False
+        self.is_apart = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.attempts = 0

@@ -10,7 +10,7 @@ from actors.commit import Commit, size_of
 from actors.mailbox import Envelope
 from actors.snapshotting import due_snapshot
 from eventstore.backend import Appended, AppendOutcome, CommandOutcome, EncodedEvent
-from eventstore.errors import EventStoreError, JournalCorrupt
+from eventstore.errors import EventStoreError, JournalCorrupt, ProjectionFailed
 from eventstore.group_commit import GroupCommit
 
 
@@ -52,7 +52,7 @@ class Pipeline:
     def is_congested(self) -> bool:
         """Whether so much waits that no more should be decided."""
         tail = self.tail
-        return tail is not None and (tail.is_full or self._commits.is_full)
+        return tail is not None and (tail.is_full or tail.is_apart or self._commits.is_full)
 
     def put(self, envelope: Envelope, staged: list[EncodedEvent] | None, outcome: CommandOutcome | None) -> None:
         """Send a command's events and outcome on, if there are any, and let its reply wait for all so far."""
@@ -63,6 +63,9 @@ class Pipeline:
             self._decider.deliver(envelope)
             return
         tail.envelopes.append(envelope)
+        if envelope.is_apart:
+            tail.is_apart = True
+            self._decider.is_ready = False
         if tail.is_full or self._commits.is_full:
             self._decider.is_ready = False
             tail.on_taken = self._decider.pump
@@ -132,6 +135,9 @@ class Pipeline:
             outcome = JournalCorrupt(
                 f"events were stored up to version {outcome.versions[0]}, not {stored}", stream_id=decider.stream_id
             )
+        if isinstance(outcome, ProjectionFailed) and len(commit.envelopes) == 1:
+            # It was alone, so it is this one that cannot be stored.
+            commit.envelopes[0].is_apart = True
         envelopes = [*commit.envelopes, *(behind.envelopes if behind else ())]
         self.withdraw()
         decider.lost(envelopes, outcome)

@@ -22,7 +22,7 @@ from actors.replicated_recovery import (
     stamp_of,
 )
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
-from eventstore.codec import checksum_of, encode_metadata, encode_payload, new_event_id
+from eventstore.codec import checksum_of, encode_metadata, encode_payload, new_event_id, with_tags
 from eventstore.errors import (
     ActorError,
     DefinitionError,
@@ -176,15 +176,16 @@ class ReplicatedCell(Cell):
                     f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
                     "nothing was stored"
                 )
-            type_, schema_version, payload = encode_payload(event, limit=self._runtime.max_payload_bytes)
+            type_, schema_version, payload, is_tagged = encode_payload(event, limit=self._runtime.max_payload_bytes)
             event_id = new_event_id()
             batch_id = batch_id or event_id
             clock = clock.incremented(replica)
             stamp = Stamp(replica, clock[replica], clock, time)
-            checksum = checksum_of(type_, schema_version, payload, metadata)
+            notes = with_tags(event, metadata) if is_tagged else metadata
+            checksum = checksum_of(type_, schema_version, payload, notes)
             fields = stamp.fields(concurrent=False)
             added.append(
-                (EncodedEvent(event_id, type_, schema_version, payload, metadata, batch_id, checksum, fields), stamp)
+                (EncodedEvent(event_id, type_, schema_version, payload, notes, batch_id, checksum, fields), stamp)
             )
         return added
 

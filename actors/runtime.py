@@ -37,6 +37,7 @@ from actors.transaction import Transaction
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
 from eventstore.errors import ActorStopped, DefinitionError, EventStoreError, RecoveryError
 from eventstore.events import Metadata, Snapshot
+from eventstore.inline import InlineProjections
 from eventstore.snapshots import new_snapshot
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
@@ -58,7 +59,14 @@ _TURN_SECONDS = 0.02
 class Runtime:
     """Made inside the event loop it belongs to, over an open store."""
 
-    def __init__(self, store: EventStore, settings: Settings, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        settings: Settings,
+        dead_letters: DeadLetters,
+        *,
+        inline: InlineProjections | None = None,
+    ) -> None:
         self._store = store
         self._settings = settings
         self.loop = asyncio.get_running_loop()
@@ -71,6 +79,8 @@ class Runtime:
         self.next_use = count(1).__next__
         self.is_open = True
         self.is_shut = False
+        self._inline = inline
+        self.has_inline = inline is not None
         self.has_user_sql = store.capabilities.user_sql
         self.membership: Membership | None = None
         self.transactions: set[Transaction] = set()
@@ -193,7 +203,8 @@ class Runtime:
 
     async def begin_sql(self, seconds: float) -> SqlTransaction:
         """A transaction of the database's, for statements of the user's own."""
-        return await self._store.begin_sql(seconds=seconds)
+        transaction = await self._store.begin_sql(seconds=seconds)
+        return transaction if self._inline is None else self._inline.within(transaction)
 
     async def transact(
         self,

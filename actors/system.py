@@ -23,6 +23,8 @@ from actors.transacting import RETRIES
 from actors.transaction import Transaction
 from eventstore.errors import DefinitionError, InvalidTenant, StoreClosed
 from eventstore.events import Metadata
+from eventstore.inline import InlineProjections
+from eventstore.projections import Projection
 from eventstore.store import EventStore
 from eventstore.vector_clock import checked_replica
 
@@ -57,6 +59,10 @@ class ActorSystem:
     are `replicated` or were given to `ref`, at the latest `replication_seconds` after they were stored; with None, when
     `replication.pull_from` is called.
 
+    `inline` are projections whose read models are written in the same commits as the events, on stores with SQL:
+    whoever has got a reply finds it there. A command whose events one of them cannot apply is refused with
+    `ProjectionFailed`; docs/projections.md says what it costs.
+
     `supervision` says what becomes of failed actors whose class does not say it. `dead_letters` is how many failed
     tells are kept, the newest, and `on_dead_letter` a function that is called with each.
     """
@@ -83,6 +89,7 @@ class ActorSystem:
         peers: Mapping[str, str | EventStore | Peer] | None = None,
         replicated: Iterable[type[ReplicatedActor[Any]]] = (),
         replication_seconds: float | None = 0.5,
+        inline: Iterable[type[Projection]] = (),
         supervision: Supervision = Restart(),  # noqa: B008 (it is frozen)
         dead_letters: int = 1000,
         on_dead_letter: Callable[[DeadLetter], object] | None = None,
@@ -110,6 +117,8 @@ class ActorSystem:
             transaction_timeout,
             f"{gethostname()}:{os.getpid()}" if name is None else name,
         )
+        classes = tuple(inline)
+        self._inline = InlineProjections(self._store, classes) if classes else None
         self._dead_letters = DeadLetters(dead_letters, on_dead_letter)
         self._classes: dict[str, type[PersistentActor[Any]]] = {}
         self._runtime: Runtime | None = None
@@ -127,7 +136,14 @@ class ActorSystem:
             raise StoreClosed("this actor system was entered before: make a new one")
         if self._owns_store:
             await self._store.__aenter__()
-        self._runtime = Runtime(self._store, self._settings, self._dead_letters)
+        try:
+            if self._inline is not None:
+                await self._inline.open()
+        except BaseException:
+            if self._owns_store:
+                await self._store.close()
+            raise
+        self._runtime = Runtime(self._store, self._settings, self._dead_letters, inline=self._inline)
         if self._replica is not None:
             try:
                 await self._open_replication(self._runtime, self._replica)
@@ -169,6 +185,8 @@ class ActorSystem:
                 await self._replication.close()
             await self._runtime.close()
         finally:
+            if self._inline is not None:
+                self._inline.close()
             if self._owns_store:
                 await self._store.close()
 

@@ -275,5 +275,5 @@ def _short(dumped: bytes) -> str:
 
 
 def _stored(version: int, event: Event) -> ReplayedEvent:
-    type_, schema_version, payload = encode_payload(event)
+    type_, schema_version, payload, _ = encode_payload(event)
     return version, type_, schema_version, payload, checksum_of(type_, schema_version, payload, None)

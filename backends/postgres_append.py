@@ -72,15 +72,17 @@ class PostgresAppend:
                 self._streams.clear()
                 raise
 
-    async def append_within(self, session: PostgresSession, batch: Batch) -> AppendOutcome | None:
-        """Store a batch in the transaction that somebody else's session is in, and that has locked its streams' rows.
+    async def append_within(self, session: PostgresSession, batches: Sequence[Batch]) -> Sequence[AppendOutcome] | None:
+        """Store batches in the transaction that somebody else's session is in, and that keeps other appends away by
+        the rows of the streams, or from the whole log.
 
-        None: it cannot be stored there. Raises the driver's errors too. What comes of it is not known here (`stored`).
+        None: they cannot be stored there. Raises the driver's errors too. What comes of it is not known here
+        (`stored`).
         """
         apart = PostgresAppend(self._sql, self._connect)
         apart._last_recorded_at = self._last_recorded_at
-        outcomes = await apart._append_looked_up(session, [batch], {write.stream_id for write in batch})
-        return None if outcomes is None else outcomes[0]
+        stream_ids = {write.stream_id for batch in batches for write in batch}
+        return await apart._append_looked_up(session, batches, stream_ids)
 
     def stored(self, batch: Batch, outcome: Appended) -> None:
         """A batch was committed by another session."""

@@ -124,12 +124,14 @@ class PostgresReader:
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         settled = _Part((), max(after, 0), is_full=not limit, end=0)
-        if limit and settled.position < self._settled:
+        # As it is now: another read may find the log settled further while the page of this one is on its way.
+        final = self._settled
+        if limit and settled.position < final:
             # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
-            settled = await self._page(settled.position, self._settled, limit, where)
+            settled = await self._page(settled.position, final, limit, where)
             if settled.is_full:
                 return LogPage(settled.events, settled.position, is_end=False, end=settled.end)
-            settled = settled._replace(position=self._settled)
+            settled = settled._replace(position=final)
         end = await self._settle()
         events = settled.events
         if settled.position < end:
@@ -254,6 +256,20 @@ class PostgresReader:
             ((appends,),) = await self._rows(self._sql.still_appending, appends)
         self._settled = max(self._settled, end)
         return int(end)
+
+
+async def log_within(
+    session: PostgresSession, sql: PostgresSQL, *, after: int, limit: int, where: EventFilter
+) -> LogPage:
+    """A page of the log in a transaction that keeps all others from appending: all that it sees is settled.
+
+    Raises the driver's errors."""
+    rows = await session.fetch(sql.log, *_matches(where), after, _MAX_VERSION, limit)
+    records = [record(*row[1:]) for row in rows]
+    position = records[-1].position if records else after
+    if where.tags:
+        records = [one for one in records if one.metadata and set(one.metadata.tags) & set(where.tags)]
+    return LogPage(records, position, len(rows) < limit, position)
 
 
 def _matches(where: EventFilter) -> Iterable[list[str] | None]:

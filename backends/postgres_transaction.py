@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
@@ -12,14 +12,15 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from backends.checkpoints_sql import saved_values
+from backends.checkpoints_sql import lock_checkpoint, saved_values
 from backends.deciding import Group, Head
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
 from backends.postgres_errors import is_lost, translated
+from backends.postgres_reading import log_within
 from backends.postgres_session import PLANNING, PostgresSession
 from backends.postgres_sql import PostgresSQL
-from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
+from eventstore.backend import Appended, AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint, stored_by
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -41,8 +42,20 @@ SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, EXISTS (
     SELECT FROM unnest($1::text[]) AS w (stream_id) WHERE NOT EXISTS (
         SELECT FROM {schema}.journal_streams s WHERE s.tenant = {tenant} AND s.stream_id = w.stream_id)
 ), set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
+    {planning}{shared}
+"""
+# Appends take the lock before they lock streams, and so does this. Else one that has it alone, and wants a stream,
+# would wait for one that has the stream, and wants the lock.
+_SHARED = ", pg_advisory_xact_lock_shared({lock})"
+# Alone: all other appends have ended when it is had, and none begins before the end of the transaction. So the log is
+# what the next statement sees, and positions rise in the order of commits.
+_ALONE = """
+SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, current_setting('transaction_isolation'),
+    pg_advisory_xact_lock({lock}),
+    set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
     {planning}
 """
+_PLANNED_AS_BEFORE = "; ".join(f"SET LOCAL {name} TO DEFAULT" for name in PLANNING)
 _PLANNING = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in PLANNING.items())
 _STATUS = "SELECT pg_postmaster_start_time()::text, pg_xact_status($1::text::xid8)"
 
@@ -83,6 +96,7 @@ class _State(Enum):
 class _InDoubt(NamedTuple):
     """What is known of a transaction that was told to commit. All that is still to be told is whether it has."""
 
+    batch: Batch
     outcome: Appended
     xid: str
     server_started: str
@@ -113,6 +127,7 @@ class PostgresTransaction:
         self._stored = stored
         self._state = _State.OPEN
         self._doubt: _InDoubt | None = None
+        self._stored_now: _InDoubt | None = None
         self._is_expired = False
         self._turn = asyncio.Lock()
         self._pid = os.getpid()
@@ -122,6 +137,19 @@ class PostgresTransaction:
     async def commit(self, batch: Batch) -> AppendOutcome:
         self._check_place()
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+
+    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        self._check_place()
+        return await finish_then_cancel(asyncio.ensure_future(self._store(batches)))
+
+    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        try:
+            return await log_within(self.session, self._sql, after=after, limit=limit, where=where)
+        except DRIVER_ERRORS as error:
+            raise self._refusal(error) from error
+
+    async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
+        return await lock_checkpoint(self.connection, self._sql.tenant, name, version, schema=self._sql.schema)
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         statement = self._sql.update_checkpoint if checkpoint.revision else self._sql.insert_checkpoint
@@ -190,7 +218,7 @@ class PostgresTransaction:
     async def _commit(self, batch: Batch) -> AppendOutcome:
         async with self._turn:
             if self._doubt is not None:
-                return await self._find_out(batch, self._doubt)
+                return await self._find_out(self._doubt)
             if self._state is _State.ENDED:
                 raise self._ended()
             if self.connection.closed:
@@ -206,26 +234,14 @@ class PostgresTransaction:
                     await self._end(committed=committed)
 
     async def _store_and_commit(self, batch: Batch) -> AppendOutcome:
-        try:
-            stream_ids = _streams(batch)
-            outcome: AppendOutcome | None = Appended(0, ())
-            prepare = self._sql.named(_PREPARE, planning=_PLANNING)
-            ((xid, server_started, is_new, *_),) = await self.session.fetch(prepare, stream_ids)
-            if batch:
-                await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
-                outcome = await self._append.append_within(self.session, batch)
-            if outcome is None:
-                raise TransactionConflict(f"another append was in the way; {_NOTHING_STORED}")
-        except DRIVER_ERRORS as error:
-            raise self._refusal(error) from error
-        except BackendUnavailable as error:
-            # The lookups of an append translate by themselves.
-            cause = error.__cause__
-            if cause is not None and (typed := self._not_the_statements(cause)) is not None:
-                raise typed from cause
-            raise
-        if not isinstance(outcome, Appended) or outcome.is_duplicate:
-            return outcome
+        stored = self._stored_now
+        if stored is None:
+            xid, server_started, (outcome,) = await self._stored_in_turn(batch)
+            if not isinstance(outcome, Appended) or outcome.is_duplicate:
+                return outcome
+            stored = _InDoubt(batch, outcome, xid, server_started)
+        elif batch:
+            raise TransactionRefused(f"its batches were stored before, and it takes no further one; {_NOTHING_STORED}")
         if self._is_expired:
             raise TransactionExpired(self._seconds)
         # From here on nobody can tell that nothing was stored because the time is over.
@@ -235,12 +251,69 @@ class PostgresTransaction:
         except DRIVER_ERRORS as error:
             if isinstance(error, ServerError) and not is_lost(error):
                 raise self._refusal(error) from error
-            self._doubt = _InDoubt(outcome, xid, server_started)
+            self._doubt = stored
             self._state = _State.IN_DOUBT
             await self._let_go(self, False)
             raise translated(error, writing=True) from error
-        self._is_stored(batch, outcome)
-        return outcome
+        self._is_stored(stored.batch, stored.outcome)
+        return stored.outcome
+
+    async def _stored_in_turn(self, batch: Batch) -> tuple[str, str, Sequence[AppendOutcome]]:
+        """Store a batch beside other appends. Returns what the server calls the transaction, too."""
+        stream_ids = _streams(batch)
+        prepare = self._sql.named(_PREPARE, planning=_PLANNING, shared=_SHARED if stream_ids else "")
+
+        async def store() -> tuple[str, str, Sequence[AppendOutcome] | None]:
+            ((xid, server_started, is_new, *_),) = await self.session.fetch(prepare, stream_ids)
+            if not batch:
+                return xid, server_started, [Appended(0, ())]
+            await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
+            return xid, server_started, await self._append.append_within(self.session, [batch])
+
+        return await self._certainly(store)
+
+    async def _store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        """Store batches while nobody else appends, and go on."""
+
+        async def store() -> tuple[str, str, Sequence[AppendOutcome] | None]:
+            alone = self._sql.named(_ALONE, planning=_PLANNING)
+            ((xid, server_started, isolation, *_),) = await self.session.fetch(alone)
+            if isolation != "read committed":
+                # What others have stored meanwhile would not be seen.
+                raise TransactionRefused(f"the transaction is {isolation}, and not read committed; {_NOTHING_STORED}")
+            outcomes = await self._append.append_within(self.session, batches)
+            # The user's statements come next.
+            await self.session.execute(_PLANNED_AS_BEFORE)
+            return xid, server_started, outcomes
+
+        async with self._turn:
+            if self._state is _State.ENDED:
+                raise self._ended()
+            xid, server_started, outcomes = await self._certainly(store)
+            appended = [outcome for outcome in outcomes if isinstance(outcome, Appended) and not outcome.is_duplicate]
+            versions = tuple(version for outcome in appended for version in outcome.versions)
+            position = max((outcome.position for outcome in appended), default=0)
+            batch = stored_by(batches, outcomes)
+            self._stored_now = _InDoubt(batch, Appended(position, versions), xid, server_started)
+            return outcomes
+
+    async def _certainly(
+        self, store: Callable[[], Awaitable[tuple[str, str, Sequence[AppendOutcome] | None]]]
+    ) -> tuple[str, str, Sequence[AppendOutcome]]:
+        """Store what is not committed yet. Whatever goes wrong, nothing of it will be stored."""
+        try:
+            xid, server_started, outcomes = await store()
+            if outcomes is None:
+                raise TransactionConflict(f"another append was in the way; {_NOTHING_STORED}")
+            return xid, server_started, outcomes
+        except DRIVER_ERRORS as error:
+            raise self._refusal(error) from error
+        except BackendUnavailable as error:
+            # The lookups of an append translate by themselves.
+            cause = error.__cause__
+            if cause is not None and (typed := self._not_the_statements(cause)) is not None:
+                raise typed from cause
+            raise
 
     def _is_stored(self, batch: Batch, outcome: Appended) -> None:
         self._append.stored(batch, outcome)
@@ -260,9 +333,10 @@ class PostgresTransaction:
 
     # Finding out
 
-    async def _find_out(self, batch: Batch, doubt: _InDoubt) -> AppendOutcome:
+    async def _find_out(self, doubt: _InDoubt) -> AppendOutcome:
         """Whether the transaction was committed. It has locked the rows of the batch's streams, so who locks them next
         has waited for its end: only then is looked."""
+        batch = doubt.batch
         try:
             session = await self._connect()
         except EventStoreError as error:

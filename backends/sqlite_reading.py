@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, or_, select, text
 from sqlalchemy import literal_column as sql
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends import seals_sql
@@ -384,10 +384,7 @@ class SQLiteReader:
 
     def conditions(self, where: EventFilter) -> list[ColumnElement[bool]]:
         """A filter in SQL: of what the store shows."""
-        conditions = _conditions(where)
-        if self.tenant:
-            conditions.append(_tenant == self.tenant)
-        return conditions
+        return conditions_of(where, self.tenant)
 
     def check_open(self) -> None:
         """Raise `StoreClosed` unless the store is open, and in this process."""
@@ -398,13 +395,31 @@ class SQLiteReader:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
 
 
+async def log_within(
+    connection: AsyncConnection, conditions: Sequence[ColumnElement[bool]], *, after: int, limit: int
+) -> LogPage:
+    """A page of the log as the transaction sees it that a connection is in."""
+    page = (
+        select(*RECORD)
+        .join(journal_streams, _s.id == _e.stream)
+        .where(_e.position > after, *conditions)
+        .order_by(_e.position)
+        .limit(limit)
+    )
+    rows: Sequence[Any] = (await connection.execute(page)).all()
+    records = [_record(*row) for row in rows]
+    position = records[-1].position if records else after
+    return LogPage(records, position, len(records) < limit, position)
+
+
 def as_one_row(page: SelectBase) -> ColumnElement[Any]:
     rows = page.subquery()
     return select(func.json_group_array(func.json_array(*rows.c))).scalar_subquery()
 
 
-def _conditions(where: EventFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+def conditions_of(where: EventFilter, own: str) -> list[ColumnElement[bool]]:
+    """A filter in SQL: of what a tenant's store shows, or one without a tenant."""
+    conditions: list[ColumnElement[bool]] = [_tenant == own] if own else []
     if where.kinds:
         conditions.append(_s.kind.in_(where.kinds))
     if where.types:

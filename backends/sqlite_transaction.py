@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection as EngineConnection
@@ -24,13 +24,14 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from backends.checkpoints_sql import delete_text, insert_text, saved_values, update_text
+from backends.checkpoints_sql import delete_text, insert_text, lock_checkpoint, saved_values, update_text
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import thread_missing, translated
+from backends.sqlite_reading import conditions_of, log_within
 from backends.sqlite_user_connection import Tenure, UserConnection, UserConnections
 from backends.sqlite_user_driver import UserDriver, UserThread
 from backends.sqlite_writer import SQLiteWriter
-from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
+from eventstore.backend import Appended, AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint, stored_by
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -60,6 +61,13 @@ _NOTHING_STORED = "the transaction was rolled back, nothing of it was stored"
 _handed_over: ContextVar[UserDriver] = ContextVar("handed_over")
 
 
+class _Storing(NamedTuple):
+    """An order to store batches, and what came of it."""
+
+    batches: Sequence[Batch]
+    stored: asyncio.Future[Sequence[AppendOutcome]]
+
+
 class SQLiteTurn:
     """The writer's turn that a transaction has, as a job of the writer's thread."""
 
@@ -67,7 +75,8 @@ class SQLiteTurn:
         self._connections = connections
         self._append = append
         self._seconds = seconds
-        self._orders: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Batch | _Storing | None] = queue.SimpleQueue()
+        self._last_position = 0
         self._is_withdrawn = False
         # A connection on which something went wrong is not used again.
         self._is_sound = True
@@ -80,6 +89,12 @@ class SQLiteTurn:
     def commit(self, batch: Batch) -> None:
         """Order the thread to store the batch, and commit."""
         self._orders.put(batch)
+
+    def store(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
+        """Order the thread to store batches, and to wait for the next order."""
+        stored: asyncio.Future[Sequence[AppendOutcome]] = self._loop.create_future()
+        self._orders.put(_Storing(batches, stored))
+        return stored
 
     def end(self) -> None:
         """Order it to roll back, or not to begin."""
@@ -105,7 +120,9 @@ class SQLiteTurn:
         refusal: Callable[[], EventStoreError] = _ended
         batch: Batch | None = None
         try:
-            batch = self._orders.get(timeout=self._seconds)
+            while isinstance(order := self._orders.get(timeout=max(0.0, deadline - time.monotonic())), _Storing):
+                self._store(connection, order)
+            batch = order
         except queue.Empty:
             refusal = self._expired
         with connection.taken_back(refusal, patience=deadline - time.monotonic()) as is_interrupted:
@@ -130,6 +147,21 @@ class SQLiteTurn:
             raise
         return connection
 
+    def _store(self, connection: UserConnection, order: _Storing) -> None:
+        try:
+            with connection.lent_back():
+                outcomes = self._append_within(connection, order.batches)
+        except sqlite3.Error as error:
+            failure = translated(error, writing=False)
+            failure.__cause__ = error
+            self._loop.call_soon_threadsafe(_fail, order.stored, failure)
+        except Exception as error:
+            self._loop.call_soon_threadsafe(_fail, order.stored, error)
+        else:
+            positions = (outcome.position for outcome in outcomes if isinstance(outcome, Appended))
+            self._last_position = max(positions, default=0)
+            self._loop.call_soon_threadsafe(_settle, order.stored, outcomes)
+
     def _commit(self, connection: UserConnection, batch: Batch) -> AppendOutcome:
         if not connection.in_transaction:
             raise TransactionRefused(f"an error of a statement has ended it: {_NOTHING_STORED}")
@@ -149,15 +181,18 @@ class SQLiteTurn:
             raise TransactionRefused(
                 f"SQLite would not commit the user's own statements: {error}; nothing was stored"
             ) from error
-        if batch:
-            self._append.moved(outcome.position)
+        if last := max(outcome.position, self._last_position):
+            self._append.moved(last)
         return outcome
 
     def _stored(self, connection: UserConnection, batch: Batch) -> AppendOutcome:
         if not batch:
             return Appended(0, ())
-        (outcome,) = SQLiteAppend(self._append.tenant).append_within(connection, [batch]).outcomes
+        (outcome,) = self._append_within(connection, [batch])
         return outcome
+
+    def _append_within(self, connection: UserConnection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        return SQLiteAppend(self._append.tenant).append_within(connection, batches).outcomes
 
     def _close(self, connection: UserConnection) -> None:
         # What was not committed is rolled back by it. The lock that keeps processes apart is still held.
@@ -191,12 +226,33 @@ class SQLiteTransaction:
         self._using = asyncio.Lock()
         self._is_open = True
         self._doubt: Appended | None = None
+        self._stored: Batch = ()
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
 
     async def commit(self, batch: Batch) -> AppendOutcome:
         self._check_place()
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+
+    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        self._check_place()
+        async with self._using:
+            if not self._is_open:
+                raise self._ended()
+            stored = self._turn.store(batches)
+            either: list[asyncio.Future[Any]] = [stored, self._served]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not stored.done():
+                raise self._ended()
+            outcomes = stored.result()
+            self._stored = stored_by(batches, outcomes)
+            return outcomes
+
+    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        return await log_within(self.connection, conditions_of(where, self._tenant), after=after, limit=limit)
+
+    async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
+        return await lock_checkpoint(self.connection, self._tenant, name, version)
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         statement = _UPDATE_CHECKPOINT if checkpoint.revision else _INSERT_CHECKPOINT
@@ -232,7 +288,7 @@ class SQLiteTransaction:
     async def _commit(self, batch: Batch) -> AppendOutcome:
         async with self._using:
             if self._doubt is not None:
-                found = await self._find_out(batch, self._doubt)
+                found = await self._find_out(self._stored or batch, self._doubt)
                 self._doubt = None
                 return found
             if not self._is_open:
@@ -241,6 +297,10 @@ class SQLiteTransaction:
                 self._turn.end()
                 await self._end()
                 raise TransactionRefused("its connection was closed before the commit: nothing was stored")
+            if self._stored and batch:
+                raise TransactionRefused(
+                    f"its batches were stored before, and it takes no further one: {_NOTHING_STORED}"
+                )
             self._turn.commit(batch)
             outcome: AppendOutcome | None = None
             try:
@@ -438,9 +498,14 @@ def _on_error(context: ExceptionContext) -> BaseException | None:
     return context.original_exception if isinstance(context.original_exception, EventStoreError) else None
 
 
-def _settle(future: asyncio.Future[UserConnection], connection: UserConnection) -> None:
+def _settle(future: asyncio.Future[_T], result: _T) -> None:
     if not future.done():
-        future.set_result(connection)
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -99,6 +99,19 @@ class UserConnection(sqlite3.Connection):
             self._is_for_checkpoints = False
 
     @contextmanager
+    def lent_back(self) -> Generator[None]:
+        """Where the statements are the journal's for a moment. The user's wait meanwhile."""
+        with self._gate:
+            self._check()
+            self._is_ours = True
+            self.set_authorizer(None)
+            try:
+                yield
+            finally:
+                self.set_authorizer(self._authorize)
+                self._is_ours = False
+
+    @contextmanager
     def taken_back(self, refusal: Callable[[], EventStoreError], *, patience: float) -> Generator[bool]:
         """Where the statements are the journal's again. The user's are refused from now on.
 

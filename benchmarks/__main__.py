@@ -45,6 +45,8 @@ ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
     "20-postgres": projections.delivery_on_postgres,
     "21-sqlite": projections.read_model_on_sqlite,
     "21-postgres": projections.read_model_on_postgres,
+    "22-sqlite": projections.inline_on_sqlite,
+    "22-postgres": projections.inline_on_postgres,
     "23-sqlite": audit.on_sqlite,
     "23-postgres": audit.on_postgres,
 }

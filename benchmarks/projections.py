@@ -1,4 +1,4 @@
-"""Projections: what it takes to bring a read model forward (rows 20 and 21)."""
+"""Projections: what it takes to bring a read model forward, and to write it with the events (rows 20 to 22)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import asyncpg
 from sqlalchemy import Column, Integer, MetaData, Table, Text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from actors import ActorRef, ActorSystem
 from benchmarks import servers
-from benchmarks.accounts import Deposited
+from benchmarks.accounts import Account, Deposited
+from benchmarks.commits import accounts, throughput
 from benchmarks.databases import POSTGRES, SQLITE, Database, Journal
 from benchmarks.harness import EVENTS_PER_SECOND, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
@@ -80,6 +82,44 @@ async def read_model_on_sqlite(plan: Plan) -> list[Ratio]:
 
 async def read_model_on_postgres(plan: Plan) -> list[Ratio]:
     return [await _against_inserts(POSTGRES, _postgres_inserts, "asyncpg, executemany", plan)]
+
+
+async def inline_on_sqlite(plan: Plan) -> list[Ratio]:
+    return await _inline(SQLITE, plan)
+
+
+async def inline_on_postgres(plan: Plan) -> list[Ratio]:
+    return await _inline(POSTGRES, plan)
+
+
+async def _inline(database: Database, plan: Plan) -> list[Ratio]:
+    """Row 22: actors whose read model is written in their commits / without one."""
+    # Each in a journal of its own: to pass over the events of the others would be counted too.
+    beside = plan._replace(directory=plan.directory / "plain")
+    beside.directory.mkdir(exist_ok=True)
+    ratios: list[Ratio] = []
+    async with (
+        database.journal(plan) as journal,
+        database.journal(beside) as bare,
+        ActorSystem(journal.url, inline=(Entries,)) as inline,
+        ActorSystem(bare.url) as plain,
+    ):
+        for count in (64, 1):
+            with_it, without = await accounts(inline, count), await accounts(plain, count)
+            kept, what = database.durability, "64 actors" if count > 1 else "one actor"
+            sides = [
+                Side(f"{what}, a row of a read model for each event", kept, _asking(with_it)),
+                Side(f"{what}, no read model", kept, _asking(without)),
+            ]
+            figures = await interleaved(sides, plan)
+            goal = Goal(0.1, 0.3)
+            named = f"{database.name}: {what} with an inline projection / without"
+            ratios.append(compared("22", named, sides, figures, EVENTS_PER_SECOND, goal))
+    return ratios
+
+
+def _asking(refs: list[ActorRef[Account]]) -> Callable[[float], Awaitable[float]]:
+    return lambda seconds: throughput(refs, seconds)
 
 
 async def _against_peer(database: Database, plan: Plan) -> Ratio:

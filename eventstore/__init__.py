@@ -39,9 +39,11 @@ from eventstore.errors import (
     NotReplicated,
     OutcomeUnknown,
     OwnedElsewhere,
+    PartitionsChanged,
     PayloadTooLarge,
     ProjectionBehind,
     ProjectionError,
+    ProjectionFailed,
     ProjectionStopped,
     ProofInvalid,
     RecoveryError,
@@ -67,6 +69,7 @@ from eventstore.errors import (
 )
 from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
+from eventstore.inline import InlineProjections
 from eventstore.projection_control import caught_up
 from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
@@ -105,6 +108,7 @@ __all__ = [
     "Expected",
     "ExtraMissing",
     "FencedError",
+    "InlineProjections",
     "InvalidCommandId",
     "InvalidQuery",
     "InvalidReplica",
@@ -121,10 +125,12 @@ __all__ = [
     "NotReplicated",
     "OutcomeUnknown",
     "OwnedElsewhere",
+    "PartitionsChanged",
     "PayloadTooLarge",
     "Projection",
     "ProjectionBehind",
     "ProjectionError",
+    "ProjectionFailed",
     "ProjectionRunner",
     "ProjectionStopped",
     "ProofInvalid",

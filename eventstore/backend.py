@@ -125,6 +125,16 @@ class Appended(NamedTuple):
     is_duplicate: bool = False
 
 
+def stored_by(batches: Sequence[Batch], outcomes: Sequence[object]) -> Batch:
+    """All writes that an append has just stored, as one batch: not those that were refused, or stored before."""
+    return [
+        write
+        for batch, outcome in zip(batches, outcomes, strict=True)
+        if isinstance(outcome, Appended) and not outcome.is_duplicate
+        for write in batch
+    ]
+
+
 AppendOutcome = Appended | ConcurrencyError | FencedError | DuplicateEventError | DuplicateCommand | CommandForgotten
 """One batch's own outcome: stored, or the error that says why nothing of it was."""
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
+from zlib import crc32
 
 import orjson
 
@@ -17,6 +18,14 @@ from eventstore.errors import JournalCorrupt
 NOTHING = bytes(16)
 
 _MOST_MARKS = 64
+
+# Between a projection's name and a partition's number. No name has a character that cannot be printed.
+_PARTITION = "\x1f"
+
+
+def partition_of(stream_id: str, partitions: int) -> int:
+    """To which of so many partitions a stream belongs: everywhere and always the same."""
+    return crc32(stream_id.encode()) % partitions
 
 
 def now() -> str:
@@ -54,7 +63,8 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One version of a projection's read model, as it was read. Changes are made of copies, and saved."""
+    """One version of a projection's read model, or of one partition of it, as it was read. Changes are made of copies,
+    and saved."""
 
     name: str
     version: int
@@ -72,11 +82,23 @@ class Checkpoint:
     letters: tuple[DeadLetter, ...] = ()
     marks: tuple[Mark, ...] = ()
     updated_at: str = field(default_factory=now)
+    partition: int = 0
+    partitions: int = 1
+
+    @property
+    def stored_name(self) -> str:
+        """The name that the database keeps it under: each partition has a checkpoint of its own."""
+        return self.name if self.partitions == 1 else f"{self.name}{_PARTITION}{self.partition}"
+
+    def has(self, stream_id: str) -> bool:
+        """Whether a stream's events belong to it."""
+        return self.partitions == 1 or partition_of(stream_id, self.partitions) == self.partition
 
     @classmethod
     def of(cls, stored: StoredCheckpoint) -> Checkpoint:
         """A checkpoint out of the database. Raises `JournalCorrupt` if its state is not of this version."""
-        name, version, revision, position, events, checksum, state = stored
+        stored_name, version, revision, position, events, checksum, state = stored
+        name, _, partition = stored_name.partition(_PARTITION)
         try:
             fields = orjson.loads(state)
             return cls(
@@ -95,6 +117,8 @@ class Checkpoint:
                 tuple(DeadLetter(*letter) for letter in fields["letters"]),
                 tuple(Mark(at, count, bytes.fromhex(sums)) for at, count, sums in fields["marks"]),
                 fields["updated_at"],
+                int(partition or 0),
+                fields["partitions"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise JournalCorrupt(f"the checkpoint of projection {name!r} version {version} is damaged") from error
@@ -108,12 +132,13 @@ class Checkpoint:
             "pause": self.pause,
             "kinds": self.kinds,
             "tenants": self.tenants,
+            "partitions": self.partitions,
             "letters": [list(letter) for letter in self.letters],
             "marks": [[mark.position, mark.events, mark.checksum.hex()] for mark in self.marks],
             "updated_at": now(),
         }
         numbers = (self.revision, self.position, self.events, self.checksum)
-        return StoredCheckpoint(self.name, self.version, *numbers, orjson.dumps(state))
+        return StoredCheckpoint(self.stored_name, self.version, *numbers, orjson.dumps(state))
 
     def wants(self, tenant: str, kind: str) -> bool:
         """Whether events of a tenant's streams of a kind may be among those that it is given."""
@@ -137,6 +162,15 @@ class Checkpoint:
             kept = marks if len(marks) < _MOST_MARKS else (*marks[:-2:2], marks[-1])
             marks = (*kept, Mark(position, events, checksum))
         return replace(self, position=position, events=events, checksum=checksum, marks=marks)
+
+
+def version_of(found: Iterable[Checkpoint], name: str, status: Status) -> list[Checkpoint]:
+    """The checkpoints of a projection's version that is live, or being built: one for each partition, in their order.
+
+    Where there are no transactions, there are two live ones for a moment when a rebuild takes its place: the newer."""
+    of_status = [one for one in found if one.name == name and one.status is status]
+    newest = max((one.version for one in of_status), default=0)
+    return sorted((one for one in of_status if one.version == newest), key=lambda one: one.partition)
 
 
 def added(checksum: bytes, event_ids: Iterable[UUID]) -> bytes:

@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent
 from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
-from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class
+from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag
 from eventstore.record_page import RecordPage
 from eventstore.upcasters import UPCASTERS
 
@@ -33,31 +33,56 @@ class Encoding(NamedTuple):
     type: str
     schema_version: int
     to_json: Callable[[Event], bytes]
+    is_tagged: bool
 
 
 _encodings: dict[type[Event], Encoding] = {}
 
 
 def _encoding_of(cls: type[Event]) -> Encoding:
-    encoding = Encoding(cls.__event_type__, cls.__schema_version__, cls.__pydantic_serializer__.to_json)
+    is_tagged = bool(cls.__tags__) or cls.event_tags is not Event.event_tags
+    encoding = Encoding(cls.__event_type__, cls.__schema_version__, cls.__pydantic_serializer__.to_json, is_tagged)
     _encodings[cls] = encoding
     return encoding
 
 
-def encode_payload(event: Event, *, limit: int = DEFAULT_MAX_PAYLOAD_BYTES) -> tuple[str, int, bytes]:
-    """The event's stored name, schema version and JSON.
+def encode_payload(event: Event, *, limit: int = DEFAULT_MAX_PAYLOAD_BYTES) -> tuple[str, int, bytes, bool]:
+    """The event's stored name, schema version and JSON, and whether it may have tags (`with_tags`).
 
     Raises `EventEncodeError` or `PayloadTooLarge`; nothing has been stored then.
     """
     cls = event.__class__
-    type_, schema_version, to_json = _encodings.get(cls) or _encoding_of(cls)
+    type_, schema_version, to_json, is_tagged = _encodings.get(cls) or _encoding_of(cls)
     try:
         payload = to_json(event)
     except (PydanticSerializationError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
         raise EventEncodeError(f"event {type_!r} cannot be written as JSON, nothing was stored: {error}") from error
     if len(payload) > limit:
         raise PayloadTooLarge(f"event {type_!r}", len(payload), limit)
-    return type_, schema_version, payload
+    return type_, schema_version, payload, is_tagged
+
+
+def with_tags(event: Event, metadata: bytes | None) -> bytes | None:
+    """The encoded metadata with the event's own tags in it, behind those that it was given.
+
+    Raises `EventEncodeError` if these are no tags, and whatever `event_tags` raises.
+    """
+    of_event = tuple(event.event_tags())
+    if not all(is_tag(tag) for tag in of_event):
+        raise EventEncodeError(
+            f"event {event.__event_type__!r}: event_tags gives texts that are not empty, not {of_event!r}; nothing was "
+            "stored"
+        )
+    tags = (*event.__tags__, *of_event)
+    if metadata is None:
+        return _tags_alone(tags) if tags else None
+    given = decode_metadata(metadata) or Metadata()
+    return encode_metadata(given.model_copy(update={"tags": tuple(dict.fromkeys((*given.tags, *tags)))}))
+
+
+@lru_cache(maxsize=1024)
+def _tags_alone(tags: tuple[str, ...]) -> bytes | None:
+    return encode_metadata(Metadata(tags=tuple(dict.fromkeys(tags))))
 
 
 def encode_metadata(metadata: Metadata | None, *, limit: int = DEFAULT_MAX_PAYLOAD_BYTES) -> bytes | None:
@@ -160,8 +185,10 @@ def encode_batch(
         event, event_id, metadata = (item, None, None) if isinstance(item, Event) else item
         identity = new_event_id() if event_id is None else event_id.bytes
         batch_id = batch_id or identity
-        type_, schema_version, payload = encode_payload(event, limit=limit)
+        type_, schema_version, payload, is_tagged = encode_payload(event, limit=limit)
         notes = encode_metadata(metadata, limit=limit)
+        if is_tagged:
+            notes = with_tags(event, notes)
         encoded.append(encoded_event(identity, type_, schema_version, payload, notes, batch_id))
     return tuple(encoded)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from eventstore.checkpoint import NOTHING, Checkpoint, Mark, Status
+from eventstore.checkpoint import NOTHING, Checkpoint, Mark, Status, partition_of, version_of
 from eventstore.errors import ProjectionError
 from eventstore.events import RecordedEvent, stream_kind
+from eventstore.projection_runner import check_partitions
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
@@ -25,9 +26,10 @@ class Place(NamedTuple):
 class Completeness(NamedTuple):
     """What the comparison gave.
 
-    `applied` events of the projection stand against `expected` of the journal. If they are not the same ones, `first`
-    is the first that the projection has not got, where the sums tell that, and in any case it lies behind `after` and
-    not behind `through`. `truncated`: events were removed from the journal, so that the two cannot be compared.
+    `applied` events of the projection, in all its partitions, stand against `expected` of the journal. If they are not
+    the same ones, `first` is the first that the projection has not got, where the sums tell that, and in any case it
+    lies behind `after` and not behind `through`. `truncated`: events were removed from the journal, so that the two
+    cannot be compared.
     """
 
     checkpoint: Checkpoint
@@ -45,46 +47,62 @@ async def check_completeness(
 ) -> Completeness:
     """Read the journal up to where the projection is, and compare: how many events, and the exclusive or of their ids.
 
-    The projection may be running. Raises `ProjectionError` if it has never been run.
+    The projection may be running. Raises `ProjectionError` if it has never been run, `PartitionsChanged`.
     """
-    checkpoint = next(
-        (
-            one
-            for one in reversed(await store.checkpoints())
-            if one.name == projection.name and one.status is Status.LIVE
-        ),
-        None,
-    )
-    if checkpoint is None:
+    parts = version_of(await store.checkpoints(), projection.name, Status.LIVE)
+    if not parts:
         raise ProjectionError(f"projection {projection.name!r} has never been run on this store")
-    marks = [*(mark for mark in checkpoint.marks if mark.position < checkpoint.position)]
-    marks.append(Mark(checkpoint.position, checkpoint.events, checkpoint.checksum))
-    before, index, expected = Mark(0, 0, NOTHING), 0, 0
-    part: list[Place] = []
-    found: Completeness | None = None
-
-    def close_parts(position: int | None) -> None:
-        """Compare the parts that end before a position, or all."""
-        nonlocal before, index, part, found
-        while index < len(marks) and (position is None or marks[index].position < position):
-            mark = marks[index]
-            first = found or _difference(checkpoint, before, mark, part)
-            found = first
-            before, index, part = mark, index + 1, []
-
+    check_partitions(projection, parts)
+    comparisons = [_Comparison(part) for part in parts]
+    last = max(part.position for part in parts)
     async for recorded in store.read_all(where=projection.where()):
-        if recorded.position > checkpoint.position:
+        if recorded.position > last:
             break
-        close_parts(recorded.position)
-        part.append(_place(recorded))
-        expected += 1
-        if on_events is not None:
+        number = partition_of(recorded.stream_id, len(comparisons))
+        if comparisons[number].take(recorded) and on_events is not None:
             on_events(1)
-    close_parts(None)
-    if found is None:
-        return Completeness(checkpoint, checkpoint.events, expected, is_complete=True)
+    found = [difference for comparison in comparisons if (difference := comparison.end()) is not None]
+    applied, expected = sum(part.events for part in parts), sum(comparison.expected for comparison in comparisons)
+    if not found:
+        return Completeness(parts[0], applied, expected, is_complete=True)
+    # The first that is missing of all partitions, where one of them can name it.
+    first = min(found, key=lambda one: (one.first is None, one.first.position if one.first else one.through))
     truncated = await _is_truncated(store, projection)
-    return found._replace(applied=checkpoint.events, expected=expected, truncated=truncated)
+    return first._replace(applied=applied, expected=expected, truncated=truncated)
+
+
+class _Comparison:
+    """The events of one checkpoint, which come in order, part by part against its marks."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.expected = 0
+        self._checkpoint = checkpoint
+        self._marks = [mark for mark in checkpoint.marks if mark.position < checkpoint.position]
+        self._marks.append(Mark(checkpoint.position, checkpoint.events, checkpoint.checksum))
+        self._before = Mark(0, 0, NOTHING)
+        self._next = 0
+        self._part: list[Place] = []
+        self._found: Completeness | None = None
+
+    def take(self, recorded: RecordedEvent) -> bool:
+        """Compare the parts that end before an event, and count it. False for one that it has not come to."""
+        if recorded.position > self._checkpoint.position:
+            return False
+        self._close(recorded.position)
+        self._part.append(_place(recorded))
+        self.expected += 1
+        return True
+
+    def end(self) -> Completeness | None:
+        """Compare the rest. Returns the first difference, if there is one."""
+        self._close(None)
+        return self._found
+
+    def _close(self, position: int | None) -> None:
+        while self._next < len(self._marks) and (position is None or self._marks[self._next].position < position):
+            mark = self._marks[self._next]
+            self._found = self._found or _difference(self._checkpoint, self._before, mark, self._part)
+            self._before, self._next, self._part = mark, self._next + 1, []
 
 
 def _difference(checkpoint: Checkpoint, before: Mark, mark: Mark, part: Sequence[Place]) -> Completeness | None:

@@ -422,6 +422,36 @@ class ProjectionStopped(ProjectionError):
         self.reason = reason
 
 
+class PartitionsChanged(ProjectionError):
+    """A read model was made by another number of partitions than the projection's class has now. Nothing was done.
+
+    Make it anew (`eventstore projections rebuild`), or give the class the number that is `stored`.
+    """
+
+    def __init__(self, projection: str, stored: int, wanted: int) -> None:
+        super().__init__(
+            f"projection {projection!r} is stored in {stored} partitions, and its class has {wanted}: nothing was "
+            f"done; make it anew with `eventstore projections rebuild`, or give the class partitions={stored}"
+        )
+        self.projection = projection
+        self.stored = stored
+        self.wanted = wanted
+
+
+class ProjectionFailed(ProjectionError):
+    """An inline projection could not apply the events, so nothing was stored: neither these nor its read model.
+
+    What its handler raised, or the database said, is chained. `projection` is its name.
+    """
+
+    def __init__(self, projection: str, cause: BaseException) -> None:
+        super().__init__(
+            f"projection {projection!r} could not apply the events, so nothing was stored: "
+            f"{type(cause).__name__}: {cause}"
+        )
+        self.projection = projection
+
+
 class ProjectionBehind(ProjectionError):
     """A projection has not come to where it was waited for, or where it must have come before events are removed.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
@@ -27,6 +27,9 @@ class Event(BaseModel):
     A class that was renamed reads what is stored under its former names with `aliases=("Deposited",)`; its versions
     go on. What an older version has stored is read through `@upcaster`s.
 
+    `tags=("money",)` are stored with every event of the class and of its subclasses, and `event_tags` may add some of
+    an event's own: `EventFilter(tags=…)` finds them. What is stored keeps the tags that it was appended with.
+
     A field that the class does not know is an error in Python, where it is a typing slip, and is kept when it
     comes out of the journal, where newer code wrote it. Not-a-number, infinities and bytes survive the journal.
     """
@@ -38,19 +41,42 @@ class Event(BaseModel):
     __event_type__: ClassVar[str] = "Event"
     __schema_version__: ClassVar[int] = 1
     __aliases__: ClassVar[tuple[str, ...]] = ()
+    __tags__: ClassVar[tuple[str, ...]] = ()
+
+    def event_tags(self) -> Iterable[str]:
+        """Tags of this one event, besides those of its class: `return (f"customer-{self.customer}",)`.
+
+        Called once, when the event is appended; nothing is stored if it raises, or gives what is no tag.
+        """
+        return ()
 
     def __init_subclass__(
-        cls, *, name: str | None = None, version: int = 1, aliases: Sequence[str] = (), **config: Any
+        cls,
+        *,
+        name: str | None = None,
+        version: int = 1,
+        aliases: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        **config: Any,
     ) -> None:
         super().__init_subclass__(**config)
 
     @classmethod
     def __pydantic_init_subclass__(
-        cls, *, name: str | None = None, version: int = 1, aliases: Sequence[str] = (), **config: Any
+        cls,
+        *,
+        name: str | None = None,
+        version: int = 1,
+        aliases: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        **config: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**config)
         if isinstance(aliases, str):
             raise DefinitionError(f'{cls.__qualname__}: aliases are several names, such as aliases=("{aliases}",)')
+        if isinstance(tags, str) or not all(is_tag(tag) for tag in tags):
+            raise DefinitionError(f'{cls.__qualname__}: tags are several texts that are not empty: tags=("money",)')
+        cls.__tags__ = tuple(dict.fromkeys((*cls.__tags__, *tags)))
         names = [_checked_type(cls, known) for known in (cls.__name__ if name is None else name, *aliases)]
         if version < 1:
             raise DefinitionError(f"{cls.__qualname__}: an event's schema version starts at 1, not {version}")
@@ -58,6 +84,11 @@ class Event(BaseModel):
         cls.__aliases__ = tuple(others)
         cls.__schema_version__ = version
         _event_classes.update(dict.fromkeys(names, cls))
+
+
+def is_tag(tag: object) -> bool:
+    """Whether an event can be tagged with it. Postgres holds no NUL."""
+    return isinstance(tag, str) and tag != "" and "\0" not in tag
 
 
 def event_class(type_name: str) -> type[Event] | None:

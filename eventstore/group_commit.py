@@ -44,6 +44,11 @@ EVENT_OVERHEAD_BYTES = 256
 _Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
 
 
+Append = Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]]
+"""What stores a group: each batch with an outcome of its own, as `Backend.append` does. That may be any error that says
+for certain that nothing of the batch was stored."""
+
+
 class PendingAppend:
     """One atomic batch on its way. Its owner may extend `writes` until `is_taken`; then it belongs to the group.
 
@@ -83,7 +88,7 @@ class GroupCommit:
 
     def __init__(
         self,
-        append: Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome]]],
+        append: Append,
         breaker: CircuitBreaker,
         *,
         resolve_within: float = RESOLVE_WITHIN_SECONDS,
@@ -111,6 +116,10 @@ class GroupCommit:
         self._refusal_scheduled = False
         self._loop = asyncio.get_running_loop()
         breaker.on_change.append(self._on_breaker)
+
+    def append_by(self, append: Append) -> None:
+        """Have the groups that are not under way yet stored by something else."""
+        self._append = append
 
     @property
     def breaker(self) -> CircuitBreaker:
@@ -241,7 +250,7 @@ class GroupCommit:
         self._last_group_events = events
         return group
 
-    def _on_done(self, future: asyncio.Future[Sequence[AppendOutcome]]) -> None:
+    def _on_done(self, future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, OutcomeUnknown):
             self._breaker.failed(error)

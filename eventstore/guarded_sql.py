@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
+from eventstore.backend import AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import EventStoreError, OutcomeUnknown
 from eventstore.finishing import finish_then_cancel
@@ -45,6 +46,15 @@ class GuardedSqlTransaction:
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return await finish_then_cancel(task)
+
+    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        return await self._transaction.store(batches)
+
+    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        return await self._transaction.read_all(after=after, limit=limit, where=where)
+
+    async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
+        return await self._transaction.lock_checkpoint(name, version)
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         return await self._transaction.save_checkpoint(checkpoint)

@@ -7,54 +7,71 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from eventstore.checkpoint import NOTHING, Checkpoint, DeadLetter, Mark, Status, added
+from eventstore.checkpoint import NOTHING, Checkpoint, DeadLetter, Mark, Status, added, version_of
 from eventstore.errors import ProjectionBehind, ProjectionError
 from eventstore.events import RecordedEvent
-from eventstore.projection_runner import Lost, Poison, apply_events
+from eventstore.projection_runner import Lost, Poison, apply_events, check_partitions
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
 
-async def live_checkpoint(store: EventStore, name: str) -> Checkpoint:
-    """The checkpoint of a projection's live version. Raises `ProjectionError` if it has never been run."""
-    for checkpoint in reversed(await store.checkpoints()):
-        if checkpoint.name == name and checkpoint.status is Status.LIVE:
-            return checkpoint
+async def live_checkpoints(store: EventStore, name: str) -> list[Checkpoint]:
+    """The checkpoints of a projection's live version, one for each partition. Raises `ProjectionError` if it has never
+    been run."""
+    if found := version_of(await store.checkpoints(), name, Status.LIVE):
+        return found
     raise ProjectionError(f"projection {name!r} has never been run on this store")
 
 
-async def change(store: EventStore, name: str, make: Callable[[Checkpoint], Checkpoint]) -> Checkpoint:
-    """Change a projection's live checkpoint, whoever else does so. Who runs it notices at the next batch."""
-    while True:
-        changed = make(await live_checkpoint(store, name))
-        if await store.save_checkpoint(changed):
-            return changed.saved()
+async def live_checkpoint(store: EventStore, name: str, partition: int = 0) -> Checkpoint:
+    """The same of one partition."""
+    for checkpoint in await live_checkpoints(store, name):
+        if checkpoint.partition == partition:
+            return checkpoint
+    raise ProjectionError(f"projection {name!r} has no partition {partition} on this store")
 
 
-async def pause(store: EventStore, name: str, reason: str) -> Checkpoint:
+async def change(store: EventStore, name: str, make: Callable[[Checkpoint], Checkpoint]) -> list[Checkpoint]:
+    """Change a projection's live checkpoints, whoever else does so. Who runs it notices at the next batch."""
+    changed: list[Checkpoint] = []
+    for part in await live_checkpoints(store, name):
+        while True:
+            made = make(await live_checkpoint(store, name, part.partition))
+            if await store.save_checkpoint(made):
+                changed.append(made.saved())
+                break
+    return changed
+
+
+async def pause(store: EventStore, name: str, reason: str) -> list[Checkpoint]:
     """Let nobody bring the projection forward until it is resumed."""
     return await change(store, name, lambda found: replace(found, pause=reason, runner=""))
 
 
-async def resume(store: EventStore, name: str) -> Checkpoint:
+async def resume(store: EventStore, name: str) -> list[Checkpoint]:
     """Let it go on. If an event was in its way, that is tried again."""
     return await change(store, name, lambda found: replace(found, pause=None))
 
 
-async def seek(store: EventStore, projection: type[Projection], position: int) -> Checkpoint:
+async def seek(store: EventStore, projection: type[Projection], position: int) -> list[Checkpoint]:
     """Let the projection go on behind another position. Events behind it come again, those before it are taken as
-    applied: what the read model makes of that is up to who calls this."""
-    events, checksum = 0, NOTHING
+    applied: what the read model makes of that is up to who calls this. Raises `PartitionsChanged`."""
+    parts = await live_checkpoints(store, projection.name)
+    check_partitions(projection, parts)
+    sums = {part.partition: (0, NOTHING) for part in parts}
     async for recorded in store.read_all(where=projection.where()):
         if recorded.position > position:
             break
-        events, checksum = events + 1, added(checksum, [recorded.event_id])
-    marks = (Mark(position, events, checksum),) if events else ()
-    return await change(
-        store,
-        projection.name,
-        lambda found: replace(found, position=position, events=events, checksum=checksum, marks=marks, runner=""),
-    )
+        number = next(part.partition for part in parts if part.has(recorded.stream_id))
+        events, checksum = sums[number]
+        sums[number] = events + 1, added(checksum, [recorded.event_id])
+
+    def moved(found: Checkpoint) -> Checkpoint:
+        events, checksum = sums[found.partition]
+        marks = (Mark(position, events, checksum),) if events else ()
+        return replace(found, position=position, events=events, checksum=checksum, marks=marks, runner="")
+
+    return await change(store, projection.name, moved)
 
 
 async def caught_up(
@@ -76,9 +93,14 @@ async def caught_up(
     while True:
         is_over = time.monotonic() >= deadline
         try:
-            found = await live_checkpoint(store, name)
+            found = min(await live_checkpoints(store, name), key=lambda part: part.position)
             if found.position >= wanted:
                 return found.position
+            if not (found.runner or isinstance(projection, str)) and await _wants_nothing(
+                store, projection, found.position, wanted
+            ):
+                # Nobody runs it, and it need not be: it is inline, and these are events of others.
+                return wanted
             if is_over:
                 what = "it is paused" if found.pause is not None else f"waited for {timeout:g} s"
                 raise ProjectionBehind(name, found.position, wanted, what)
@@ -97,6 +119,11 @@ async def letter_event(store: EventStore, letter: DeadLetter) -> RecordedEvent |
     return next((event for event in page.events if event.position == letter.position), None)
 
 
+async def _wants_nothing(store: EventStore, projection: type[Projection], after: int, through: int) -> bool:
+    page = await store.read_page(after=after, limit=1, where=projection.where())
+    return page.position >= through and all(recorded.position > through for recorded in page.events)
+
+
 async def replay_letter(store: EventStore, projection: type[Projection], letter: DeadLetter) -> str | None:
     """Apply an event that was put among the dead letters, and take it out. Returns why it cannot be applied, still.
 
@@ -106,7 +133,9 @@ async def replay_letter(store: EventStore, projection: type[Projection], letter:
     if event is None:
         raise ProjectionError(f"the event at position {letter.position} was removed from the journal")
     while True:
-        found = await live_checkpoint(store, projection.name)
+        parts = await live_checkpoints(store, projection.name)
+        check_partitions(projection, parts)
+        (found,) = (part for part in parts if part.has(letter.stream_id))
         if letter.position not in [one.position for one in found.letters]:
             raise ProjectionError(f"there is no dead letter at position {letter.position} any more")
         try:
@@ -120,14 +149,14 @@ async def replay_letter(store: EventStore, projection: type[Projection], letter:
 
 async def purge_letters(store: EventStore, name: str, positions: set[int] | None = None) -> int:
     """Forget dead letters, all if no positions are given. Returns how many. Their events stay in the journal."""
-    before = 0
+    before: dict[int, int] = {}
 
     def without(found: Checkpoint) -> Checkpoint:
-        nonlocal before
-        before = len(found.letters)
+        before[found.partition] = len(found.letters)
         return _without(found, {letter.position for letter in found.letters} if positions is None else positions)
 
-    return -len((await change(store, name, without)).letters) + before
+    after = await change(store, name, without)
+    return sum(before.values()) - sum(len(part.letters) for part in after)
 
 
 def _without(checkpoint: Checkpoint, positions: set[int]) -> Checkpoint:

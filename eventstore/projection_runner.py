@@ -9,13 +9,14 @@ import platform
 import random
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from eventstore import read_model_tables
 from eventstore.backend import Appended, LogPage
-from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now
+from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
 from eventstore.codec import decode_parts, decode_together
 from eventstore.collector import collector_paused
 from eventstore.errors import (
@@ -24,6 +25,7 @@ from eventstore.errors import (
     DefinitionError,
     JournalCorrupt,
     OutcomeUnknown,
+    PartitionsChanged,
     ProjectionError,
     ProjectionStopped,
     StoreClosed,
@@ -58,7 +60,12 @@ class ProjectionRunner:
 
     That two never apply the same does not rest on the lease: whoever stores how far the projection has come names the
     revision that it has seen, and stores nothing, its read model neither, if somebody else has changed it.
-    `on_progress` is told the position, and how many events were applied, after each batch.
+
+    The partitions of a projection are run each by itself, and at the same time. A runner works on all that are free. Of
+    several, whoever has at least two less than another takes one over from that, until they are spread evenly.
+
+    `on_progress` is told after each batch to which position all is applied here, how many events the batch had, and
+    where the log ended when it was read.
     """
 
     def __init__(
@@ -69,7 +76,7 @@ class ProjectionRunner:
         lease_seconds: float = 10.0,
         poll_seconds: float = 0.5,
         version: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
         if projection.needs_connection() and not store.capabilities.user_sql:
             raise CapabilityError(
@@ -86,6 +93,9 @@ class ProjectionRunner:
         self._id = uuid4().hex
         self._name = f"{platform.node()}:{os.getpid()}"
         self._where = projection.where()
+        self._partition = 0
+        # Of several partitions one at a time looks for what it may take over: each counts what the others have.
+        self._taking = asyncio.Lock()
         self._saved_at = 0.0
 
     async def run(self, *, follow: bool = True) -> None:
@@ -94,8 +104,37 @@ class ProjectionRunner:
 
         Without `follow` it ends when it has reached the end that the log had when it began; also if another runner has.
         Raises `ProjectionStopped` if the projection is paused, or was while it worked (with `follow` it waits for
-        `resume` instead), `JournalCorrupt` for a damaged event, `StoreClosed` when the store is closed.
+        `resume` instead), `PartitionsChanged`, `JournalCorrupt` for a damaged event, `StoreClosed` when the store is
+        closed.
         """
+        if self._projection.partitions == 1:
+            await self._run(follow=follow)
+            return
+        positions: dict[int, int] = {}
+        parts = [self._part(number, positions) for number in range(self._projection.partitions)]
+        tasks = [asyncio.create_task(part._run(follow=follow)) for part in parts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _part(self, number: int, positions: dict[int, int]) -> ProjectionRunner:
+        """The runner of one partition. It counts as this one where others look at who has what."""
+        part = copy(self)
+        part._partition = number
+        on_progress = self._on_progress
+        if on_progress is not None:
+
+            def told(position: int, count: int, end: int) -> None:
+                positions[number] = position
+                on_progress(min(positions.values()), count, end)
+
+            part._on_progress = told
+        return part
+
+    async def _run(self, *, follow: bool) -> None:
         failures = 0
         end: int | None = None
         while True:
@@ -120,35 +159,70 @@ class ProjectionRunner:
         """The checkpoint, once it is this runner's. None if another has come to the end in the meantime."""
         seen, since = -1, time.monotonic()
         while True:
-            checkpoint = await self._current()
-            if checkpoint is None:
-                if not await begin(self._store, self._projection, 1, Status.LIVE):
+            async with self._taking:
+                checkpoint, parts = await self._current()
+                if checkpoint is None:
+                    if await begin(self._store, self._projection, 1, Status.LIVE):
+                        continue
                     # Another runner makes it in this moment, or it is being rebuilt before it was ever run.
-                    await asyncio.sleep(self._poll_seconds)
-                continue
-            if checkpoint.pause is not None:
-                if end is not None:
-                    raise ProjectionStopped(checkpoint.name, checkpoint.pause)
-                await asyncio.sleep(self._poll_seconds)
-                continue
-            if checkpoint.revision != seen:
-                seen, since = checkpoint.revision, time.monotonic()
-            is_free = checkpoint.runner in ("", self._id) or time.monotonic() - since >= self._lease_seconds
-            if is_free or _has_ended(checkpoint.runner_name):
-                return await self._save(replace(checkpoint, runner=self._id, runner_name=self._name))
-            if end is not None and checkpoint.position >= end:
-                return None
+                elif checkpoint.pause is not None:
+                    if end is not None:
+                        raise ProjectionStopped(checkpoint.name, checkpoint.pause)
+                elif checkpoint.runner == self._id:
+                    # An inline projection, or a command, has changed it: it is this runner's as before.
+                    return checkpoint
+                else:
+                    if checkpoint.revision != seen:
+                        seen, since = checkpoint.revision, time.monotonic()
+                    is_silent = time.monotonic() - since >= self._lease_seconds
+                    is_free = checkpoint.runner == "" or is_silent or _has_ended(checkpoint.runner_name)
+                    if is_free:
+                        return await self._save(self._mine(checkpoint))
+                    if end is None and self._has_less(checkpoint.runner, parts):
+                        return await self._take_over(checkpoint)
+                    if end is not None and checkpoint.position >= end:
+                        return None
             await asyncio.sleep(min(self._poll_seconds, self._lease_seconds / 4))
 
-    async def _current(self) -> Checkpoint | None:
-        found = [one for one in await self._store.checkpoints() if one.name == self._projection.name]
-        if self._version is not None:
-            chosen = [one for one in found if one.version == self._version]
-            if not chosen:
-                raise ProjectionStopped(self._projection.name, f"its version {self._version} is gone")
-            return chosen[0]
-        # Where there are no transactions, there are two for a moment when a rebuild takes its place.
-        return next((one for one in reversed(found) if one.status is Status.LIVE), None)
+    async def _current(self) -> tuple[Checkpoint | None, Sequence[Checkpoint]]:
+        """The checkpoint of this runner's partition, and of all partitions. Raises `PartitionsChanged`."""
+        found = await self._store.checkpoints()
+        name = self._projection.name
+        if self._version is None:
+            parts = version_of(found, name, Status.LIVE)
+        else:
+            parts = [one for one in found if (one.name, one.version) == (name, self._version)]
+            if not parts:
+                raise ProjectionStopped(name, f"its version {self._version} is gone")
+        check_partitions(self._projection, parts)
+        return next((one for one in parts if one.partition == self._partition), None), parts
+
+    def _mine(self, checkpoint: Checkpoint) -> Checkpoint:
+        return replace(checkpoint, runner=self._id, runner_name=self._name)
+
+    def _has_less(self, runner: str, parts: Sequence[Checkpoint]) -> bool:
+        """Whether another has so many partitions more that one of them should be taken over."""
+        mine = sum(one.runner == self._id for one in parts)
+        return sum(one.runner == runner for one in parts) >= mine + 2
+
+    async def _take_over(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Take a partition from one who works on it, and notices at the end of the batch."""
+        if not self._store.capabilities.user_sql:
+            return await self._save(self._mine(checkpoint))
+        # Who has seen a revision would be too late again and again: one batch follows the other.
+        transaction = await self._store.begin_sql(seconds=TRANSACTION_SECONDS)
+        try:
+            stored = await transaction.lock_checkpoint(checkpoint.stored_name, checkpoint.version)
+            found = None if stored is None else Checkpoint.of(stored)
+            if found is None or (found.runner, found.pause) != (checkpoint.runner, None):
+                raise Lost
+            if not await transaction.save_checkpoint(self._mine(found).stored()):
+                raise Lost
+            await transaction.commit(())
+        finally:
+            await transaction.rollback()
+        self._saved_at = time.monotonic()
+        return self._mine(found).saved()
 
     async def _save(self, checkpoint: Checkpoint) -> Checkpoint:
         if not await self._store.save_checkpoint(checkpoint):
@@ -170,7 +244,7 @@ class ProjectionRunner:
                             return False
                         raise ProjectionStopped(checkpoint.name, checkpoint.pause)
                     if self._on_progress is not None:
-                        self._on_progress(log.position, len(page.events))
+                        self._on_progress(log.position, len(page.events), max(page.end, log.position))
                 elif self._is_to_be_saved(checkpoint, log.position):
                     checkpoint = await self._save(replace(checkpoint, position=log.position))
                 # Who writes faster than this reads would keep it from ending.
@@ -181,7 +255,13 @@ class ProjectionRunner:
                     await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
 
     async def _read(self, after: int) -> LogPage:
-        return await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        page = await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        return page if self._projection.partitions == 1 else page._replace(events=self._own(page.events))
+
+    def _own(self, events: Sequence[RecordedEvent]) -> Sequence[RecordedEvent]:
+        """Those of this runner's partition."""
+        partitions = self._projection.partitions
+        return [recorded for recorded in events if partition_of(recorded.stream_id, partitions) == self._partition]
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -267,20 +347,31 @@ def _check_tenant(store: EventStore, projection: type[Projection]) -> None:
         )
 
 
+def check_partitions(projection: type[Projection], found: Sequence[Checkpoint]) -> None:
+    """Raises `PartitionsChanged` where a version has other partitions than the class."""
+    for one in found:
+        if one.partitions != projection.partitions:
+            raise PartitionsChanged(projection.name, one.partitions, projection.partitions)
+
+
 async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
-    """Make a version of a read model, with nothing in it. False if it is there already."""
+    """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already."""
     _check_tenant(store, projection)
-    checkpoint = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
-    made = new(projection, checkpoint)
+    count = projection.partitions
+    whole = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
+    parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
+    made = new(projection, parts[0])
     building = version if made.is_building else None
     if not store.capabilities.user_sql:
         await made.prepare(None)
-        return await store.save_checkpoint(checkpoint)
+        # One that was killed here has left some of them out.
+        return any([await store.save_checkpoint(part) for part in parts])
     transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
     try:
         # First of all: of two who begin at once the second waits here, and finds that it is there.
-        if not await transaction.save_checkpoint(checkpoint.stored()):
-            return False
+        for part in parts:
+            if not await transaction.save_checkpoint(part.stored()):
+                return False
         await transaction.connection.run_sync(read_model_tables.create, projection.tables, building=building)
         await made.prepare(transaction.connection)
         await transaction.commit(())
@@ -298,9 +389,8 @@ async def apply_events(
     """
     if not store.capabilities.user_sql:
         # What the handlers do cannot be undone. So who has lost his turn had better see it before.
-        stored = [
-            one for one in await store.checkpoints() if (one.name, one.version) == (checkpoint.name, checkpoint.version)
-        ]
+        key = (checkpoint.stored_name, checkpoint.version)
+        stored = [one for one in await store.checkpoints() if (one.stored_name, one.version) == key]
         if [one.revision for one in stored] != [checkpoint.revision]:
             raise Lost
         await handle_events(projection, checkpoint, events, None)
@@ -413,6 +503,7 @@ def new(projection: type[_P], checkpoint: Checkpoint) -> _P:
     """The projection for one batch of a version."""
     made = projection()
     made.version = checkpoint.version
+    made.partition = checkpoint.partition
     made.is_building = checkpoint.status is Status.BUILDING
     return made
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _MOST_ARGUMENTS = 3
+_MOST_PARTITIONS = 256
 
 
 class Handler(NamedTuple):
@@ -62,6 +63,8 @@ class Projection:
     """Only events with one of these tags."""
     tenants: ClassVar[tuple[str, ...]]
     """Only events of these tenants, "" for those of none; of all that the store shows if there are none."""
+    partitions: ClassVar[int]
+    """Into how many parts the streams are divided, each brought forward by itself (`partitions=4`)."""
     handlers: ClassVar[Mapping[type[Event], Handler]]
 
     tables: ClassVar[Sequence[Table]] = ()
@@ -76,6 +79,8 @@ class Projection:
 
     version: int = 0
     """The version of the read model that is being written."""
+    partition: int = 0
+    """The number of the part that is being written, from 0."""
     is_building: bool = False
     """Whether that is a rebuild, which nobody reads yet: effects on others are left out then."""
 
@@ -86,6 +91,7 @@ class Projection:
         kinds: Sequence[str] = (),
         tags: Sequence[str] = (),
         tenants: Sequence[str] = (),
+        partitions: int = 1,
         **options: Any,
     ) -> None:
         super().__init_subclass__(**options)
@@ -98,7 +104,9 @@ class Projection:
             raise DefinitionError(f"{cls.__qualname__}: a projection's name has 1 to 200 printable characters")
         if cls.on_poison not in ("park", "pause"):
             raise DefinitionError(f"{cls.__qualname__}.on_poison is 'park' or 'pause', not {cls.on_poison!r}")
-        cls.kinds, cls.tags = tuple(kinds), tuple(tags)
+        if not 1 <= partitions <= _MOST_PARTITIONS:
+            raise DefinitionError(f"{cls.__qualname__}: partitions is 1 to {_MOST_PARTITIONS}, not {partitions!r}")
+        cls.kinds, cls.tags, cls.partitions = tuple(kinds), tuple(tags), partitions
         cls.tenants = tuple(tenant and checked_tenant(tenant) for tenant in tenants)
         cls.handlers = dict(_handlers(cls, sys._getframe(1).f_locals))  # pyright: ignore[reportPrivateUsage]
 

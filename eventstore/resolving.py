@@ -14,7 +14,10 @@ RETRY_SECONDS = 1.0
 
 
 async def resolve(
-    append: Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome]]], batches: Sequence[Batch], *, within: float
+    append: Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]],
+    batches: Sequence[Batch],
+    *,
+    within: float,
 ) -> Sequence[AppendOutcome | EventStoreError]:
     """Append the identical batches until the database says what became of them. No try begins after `within` seconds.
 
@@ -24,12 +27,13 @@ async def resolve(
     Raises `OutcomeUnknown`.
     """
 
-    async def append_again() -> Sequence[AppendOutcome]:
+    async def append_again() -> Sequence[AppendOutcome | EventStoreError]:
         # A backend may return any awaitable; what is retried must be a coroutine function.
         return await append(batches)
 
     try:
-        outcomes: Sequence[AppendOutcome] = await _attempts(within, OutcomeUnknown, BackendUnavailable)(append_again)
+        again = _attempts(within, OutcomeUnknown, BackendUnavailable)
+        outcomes: Sequence[AppendOutcome | EventStoreError] = await again(append_again)
     except OutcomeUnknown:
         raise
     except EventStoreError as error:
@@ -62,7 +66,7 @@ def _attempts(within: float, *unsettled: type[EventStoreError]) -> AsyncRetrying
     )
 
 
-def _of_every_try(outcome: AppendOutcome) -> AppendOutcome | EventStoreError:
+def _of_every_try(outcome: AppendOutcome | EventStoreError) -> AppendOutcome | EventStoreError:
     """The outcome of the last try, as that of the first one too, which may still be on its way to the database.
 
     A refusal holds for it as well: a stream's version, its epoch and the commands it remembers only grow. But a stream

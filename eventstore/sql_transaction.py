@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
+from eventstore.backend import AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -43,6 +44,26 @@ class SqlTransaction(Protocol):
         commit the same batch again: it stores nothing, but finds out. It raises `OutcomeUnknown` as long as it cannot,
         and `BackendUnavailable` once it is certain that nothing was stored and nothing will be. The store does that.
         """
+        ...
+
+    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        """Store batches as `Backend.append` does, and leave the transaction open: `commit(())` commits them.
+
+        Called once. From here to the end of the transaction nobody else appends, so that `read_all` gives the whole
+        log, these events at its end. A batch that is refused, or was stored before, stores nothing. Raises what a
+        statement raises, and `TransactionConflict` where something else has changed a stream meanwhile.
+        """
+        ...
+
+    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        """As `Backend.read_all`, behind `store`, with what that has stored. `position` and `end` are those of the last
+        event that was read; with none, `after`."""
+        ...
+
+    async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
+        """The checkpoint, if there is one, which nobody else changes until the transaction ends.
+
+        Whoever appends as well does this first (`store`)."""
         ...
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -19,6 +20,7 @@ from eventstore.backend import (
     Appended,
     AppendOutcome,
     Backend,
+    Batch,
     Capabilities,
     Claim,
     CommandLookup,
@@ -47,6 +49,7 @@ from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_par
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
+    DefinitionError,
     EventStoreError,
     InvalidStoreUrl,
     JournalCorrupt,
@@ -126,6 +129,7 @@ class EventStore:
         self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
         self._calls: _GroupCalls | None = None
+        self._is_appended_through = False
         self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
 
     @classmethod
@@ -312,6 +316,23 @@ class EventStore:
         breaker = self._open_commits.breaker
         return GuardedSqlTransaction(transaction, breaker, self._sql_commits, resolve_within=self._resolve_within)
 
+    def append_through(
+        self,
+        append: Callable[[Backend, Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]] | None,
+    ) -> None:
+        """Have every group of appends stored by something that is given the backend; by the backend itself again with
+        None. For inline projections.
+
+        Raises `DefinitionError` where something else does it already.
+        """
+        if append is not None and self._is_appended_through:
+            raise DefinitionError("this store has inline projections already: give it all of them at once")
+        self._is_appended_through = append is not None
+        if append is not None:
+            self._open_commits.append_by(partial(append, self._backend))
+        elif self._commits is not None:
+            self._commits.append_by(self._backend.append)
+
     @property
     def commits(self) -> GroupCommit:
         """The queue of appends. For the actor runtime."""
@@ -346,7 +367,7 @@ class EventStore:
         checkpoints = await self._open.checkpoints()
         if self.tenant:
             checkpoints = [*checkpoints, *await self._open.checkpoints(shared=True)]
-        needy = [one for one in map(Checkpoint.of, checkpoints) if one.wants(self.tenant, kind)]
+        needy = [one for one in map(Checkpoint.of, checkpoints) if one.has(stream_id) and one.wants(self.tenant, kind)]
         if not needy:
             return
         page = await self._open.read_stream(stream_id, after=0, through=through, limit=1, backwards=True)
@@ -611,7 +632,7 @@ class EventStore:
 
     async def delete_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Forget a version of a read model. False if it has been changed since it was read."""
-        return await self._open.delete_checkpoint(checkpoint.name, checkpoint.version, checkpoint.revision)
+        return await self._open.delete_checkpoint(checkpoint.stored_name, checkpoint.version, checkpoint.revision)
 
     # Seals (docs/tamper-evidence.md). They are of the whole journal: a store with a tenant raises `CapabilityError`.
 

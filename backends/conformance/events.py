@@ -31,6 +31,16 @@ class Listed(Event, name="conformance.listed"):
     items: list[str]
 
 
+class Charged(Event, name="conformance.charged", tags=("money", "charged")):
+    """Tagged by its class, and each event by what it says."""
+
+    number: int
+    customer: str
+
+    def event_tags(self) -> tuple[str, ...]:
+        return (f"customer-{self.customer}", "money")
+
+
 class Colour(Enum):
     RED = "red"
 

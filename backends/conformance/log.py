@@ -11,7 +11,7 @@ import pytest
 from pydantic import JsonValue
 
 from backends.conformance.cases import case
-from backends.conformance.events import Happened, Noted, closing, collect, happened, numbers, tagged
+from backends.conformance.events import Charged, Happened, Noted, closing, collect, happened, numbers, tagged
 from backends.conformance.fixtures import StoreFixtures, reopened
 from eventstore.backend import EventFilter, StreamInfo
 from eventstore.events import Metadata, NewEvent
@@ -130,6 +130,20 @@ class Log(StoreFixtures):
         assert await numbers(store.read_all(last=1, where=EventFilter(tags=("y",)))) == [3]
         assert await numbers(store.read_all(last=2, where=EventFilter(tags=("x",)))) == [0, 3]
         assert await numbers(store.read_all(last=3, where=EventFilter(tags=("x", "y")))) == [0, 1, 3]
+
+    @case("C188")
+    async def test_tags_that_events_declare_are_found_beside_those_they_are_given(self, store: EventStore) -> None:
+        given = Metadata(user="ann", tags=("x", "money"))
+        ann, bob = Charged(number=1, customer="ann"), Charged(number=2, customer="bob")
+        await store.append("a", [ann, NewEvent(bob, metadata=given), Happened(number=3)])
+        assert await numbers(store.read_all(where=EventFilter(tags=("money",)))) == [1, 2]
+        assert await numbers(store.read_all(where=EventFilter(tags=("customer-bob", "x")))) == [2]
+        own = ("money", "charged", "customer-ann")
+        assert [recorded.metadata async for recorded in store.read("a")] == [
+            Metadata(tags=own),
+            Metadata(user="ann", tags=("x", "money", "charged", "customer-bob")),
+            None,
+        ]
 
     async def test_a_tag_is_not_found_in_other_metadata(self, store: EventStore) -> None:
         metadata = Metadata(user="x", correlation_id="x", values={"tags": ["x"]})

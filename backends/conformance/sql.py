@@ -21,6 +21,7 @@ from eventstore.backend import (
     Backend,
     Batch,
     CommandLookup,
+    EventFilter,
     Expected,
     StoredCheckpoint,
     StreamWrite,
@@ -404,6 +405,86 @@ class SQLTransactions(StoreFixtures):
         assert isinstance(await begun.commit(()), Appended)
         assert list(await backend_of(store).checkpoints()) == [CHECKPOINT._replace(revision=1)]
         assert await transferred(store) == [1]
+
+    async def test_batches_that_are_stored_first_are_committed_with_the_statements_behind_them(
+        self, store: EventStore, backend: Backend
+    ) -> None:
+        await store.append("a", happened(1))
+        async with transaction(store) as begun:
+            late = write("a", b"9", expected=5)
+            batches = [[write("a", b'{"number":2}', expected=1)], [late], [write("b", b'{"number":3}', expected=0)]]
+            outcomes = await begun.store(batches)
+            assert [type(each) for each in outcomes] == [Appended, ConcurrencyError, Appended]
+            page = await begun.read_all(after=0, limit=10, where=EventFilter())
+            assert [recorded.json()["number"] for recorded in page.events] == [1, 2, 3]
+            assert page.is_end
+            last = outcomes[2]
+            assert isinstance(last, Appended)
+            assert page.position == page.events[-1].position == last.position
+            await transfer(begun, 1)
+            assert isinstance(await begun.commit(()), Appended)
+        assert (await transferred(store), await numbers(store.read_all())) == ([1], [1, 2, 3])
+        assert [info.stream_id async for info in store.streams()] == ["a", "b"]
+        # What goes by the usual way finds it, and goes on behind it.
+        assert (await store.append("b", happened(4), expected_version=1)).versions == (2,)
+
+    async def test_batches_that_are_stored_and_rolled_back_are_not_there(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await begun.store([[write("a", b"1", b"2")]])
+            await transfer(begun, 1)
+        assert (await transferred(store), await collect(store.read_all())) == ([], [])
+        await store.append("a", happened(1), expected_version=0)
+
+    async def test_batches_that_were_stored_before_are_not_stored_again(self, store: EventStore) -> None:
+        batch, command = [write("a", b"1")], [write("b", commands=[outcome("once")])]
+        for is_duplicate in (False, True):
+            async with transaction(store) as begun:
+                outcomes = await begun.store([batch, command])
+                assert [isinstance(each, Appended) and each.is_duplicate for each in outcomes] == [is_duplicate] * 2
+                await begun.commit(())
+        assert len(await collect(store.read_all())) == 1
+
+    async def test_nobody_appends_between_what_is_stored_first_and_the_commit(
+        self, store: EventStore, other: EventStore
+    ) -> None:
+        await other.append("c", happened(0))
+        async with transaction(store) as begun:
+            await begun.store([[write("a", b'{"number":1}')]])
+            late = [asyncio.create_task(other.append(stream_id, happened(2))) for stream_id in ("c", "d")]
+            await asyncio.sleep(0.1)
+            assert not any(task.done() for task in late)
+            page = await begun.read_all(after=0, limit=10, where=EventFilter(kinds=("a", "c", "d")))
+            assert [recorded.stream_id for recorded in page.events] == ["c", "a"]
+            await begun.commit(())
+        await asyncio.gather(*late)
+        assert await numbers(store.read_all()) == [0, 1, 2, 2]
+
+    async def test_what_is_stored_first_is_read_by_page_and_filter(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            await begun.store([[write("a", *(b'{"number":%d}' % n for n in range(5)))], [write("b", b"9")]])
+            page = await begun.read_all(after=0, limit=3, where=EventFilter(kinds=("a",)))
+            assert ([recorded.version for recorded in page.events], page.is_end) == ([1, 2, 3], False)
+            page = await begun.read_all(after=page.position, limit=3, where=EventFilter(kinds=("a",)))
+            assert ([recorded.version for recorded in page.events], page.is_end) == ([4, 5], True)
+            nothing = await begun.read_all(after=page.position, limit=3, where=EventFilter(tags=("x",)))
+            assert (list(nothing.events), nothing.position, nothing.is_end) == ([], page.position, True)
+
+    async def test_a_checkpoint_that_is_locked_is_changed_by_nobody_else(
+        self, store: EventStore, other: EventStore
+    ) -> None:
+        await backend_of(store).save_checkpoint(CHECKPOINT)
+        seen = CHECKPOINT._replace(revision=1)
+        async with transaction(store) as begun:
+            assert await begun.lock_checkpoint("nobody", 1) is None
+            assert await begun.lock_checkpoint("reader", 2) is None
+            assert await begun.lock_checkpoint("reader", 1) == seen
+            late = asyncio.create_task(backend_of(other).save_checkpoint(seen._replace(position=2)))
+            await asyncio.sleep(0.1)
+            assert not late.done()
+            assert await begun.save_checkpoint(seen._replace(position=1))
+            await begun.commit(())
+        assert not await late
+        assert list(await backend_of(store).checkpoints()) == [seen._replace(revision=2, position=1)]
 
     async def test_who_saves_over_one_that_is_being_saved_waits_and_fails(
         self, store: EventStore, other: EventStore

@@ -105,7 +105,7 @@ def _decoded(recorded: RecordedEvent) -> Sequence[RecordedEvent]:
     """The event as today's classes read it; several, if an upcaster has split it."""
     shown: list[RecordedEvent] = []
     for event in decode_parts(recorded):
-        type_, schema_version, payload = encode_payload(event)
+        type_, schema_version, payload, _ = encode_payload(event)
         shown.append(recorded._replace(type=type_, schema_version=schema_version, payload=payload))
     return shown
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -17,7 +18,7 @@ from eventstore.cli.output import View, json_cell, listing, timestamp, write_fie
 from eventstore.cli.projections import Name, Target
 from eventstore.cli.targets import projection_class
 from eventstore.errors import ProjectionError
-from eventstore.projection_control import letter_event, live_checkpoint, purge_letters, replay_letter
+from eventstore.projection_control import letter_event, live_checkpoints, purge_letters, replay_letter
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
@@ -147,14 +148,15 @@ async def _purge(address: Address, name: str, positions: list[int]) -> Exit:
     return Exit.FINE
 
 
-async def _letters(store: EventStore, name: str) -> tuple[DeadLetter, ...]:
+async def _letters(store: EventStore, name: str) -> list[DeadLetter]:
     try:
-        return (await live_checkpoint(store, name)).letters
+        parts = await live_checkpoints(store, name)
+        return sorted((letter for part in parts for letter in part.letters), key=lambda letter: letter.position)
     except ProjectionError as error:
         raise CommandFailed(str(error)) from error
 
 
-def _chosen(letters: tuple[DeadLetter, ...], positions: list[int], name: str) -> list[DeadLetter]:
+def _chosen(letters: Sequence[DeadLetter], positions: list[int], name: str) -> list[DeadLetter]:
     known = {letter.position: letter for letter in letters}
     for position in positions:
         if position not in known:

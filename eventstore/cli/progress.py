@@ -11,7 +11,9 @@ from typing import Protocol
 class Progress(Protocol):
     """How far the work is."""
 
-    def advance(self, count: int) -> None: ...
+    def advance(self, count: int, *, lag: int | None = None) -> None:
+        """So much more is done. With a `lag`: so many positions of the log are left."""
+        ...
 
     @contextmanager
     def aside(self) -> Generator[None]:
@@ -22,7 +24,7 @@ class Progress(Protocol):
 class Silent:
     """No bar: nobody would see it."""
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, *, lag: int | None = None) -> None:
         pass
 
     @contextmanager
@@ -36,8 +38,8 @@ def is_shown() -> bool:
 
 
 @contextmanager
-def bar(what: str, total: int) -> Generator[Progress]:
-    """A bar that is removed when the work ends, however it ends."""
+def bar(what: str, total: int | None) -> Generator[Progress]:
+    """A bar that is removed when the work ends, however it ends. Without a total nobody knows when that will be."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -47,9 +49,14 @@ def bar(what: str, total: int) -> Generator[Progress]:
         def render(self, task: Task) -> Text:
             return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="dim")
 
+    class Lag(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            lag = task.fields.get("lag")
+            return Text("" if lag is None else f"lag {lag:,}", style="bold yellow" if lag else "green")
+
     class Shown:
-        def advance(self, count: int) -> None:
-            progress.advance(task, count)
+        def advance(self, count: int, *, lag: int | None = None) -> None:
+            progress.update(task, advance=count, lag=lag)
 
         @contextmanager
         def aside(self) -> Generator[None]:
@@ -59,7 +66,14 @@ def bar(what: str, total: int) -> Generator[Progress]:
             finally:
                 progress.start()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        Lag(),
+        TimeRemainingColumn(),
+    )
     progress = RichProgress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
     task = progress.add_task(what, total=total)
     with progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
@@ -21,7 +21,7 @@ from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.targets import projection_class
 from eventstore.completeness import Completeness, check_completeness
 from eventstore.errors import ProjectionError
-from eventstore.projection_control import live_checkpoint, pause, resume, seek
+from eventstore.projection_control import live_checkpoints, pause, resume, seek
 from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
 from eventstore.rebuild import rebuild
@@ -80,26 +80,38 @@ def status(url: Url, name: Name, tenant: Tenant = None, json: Json = False) -> E
 
 async def _status(address: Address, name: str, *, json: bool) -> Exit:
     async with address.store() as store:
-        row = await _row(store, name)
-    checkpoint = row.checkpoint
+        rows = await _rows(store, name)
+    last = max(rows, key=lambda row: row.lag)
+    checkpoint = last.checkpoint
     if json:
-        write_json(_record(row))
+        write_json(_record(last) if len(rows) == 1 else _record_of_all(rows))
     else:
         fields = {
             "projection": escaped(name),
             "version": f"{checkpoint.version}",
             "state": _state(checkpoint),
-            "position": f"{checkpoint.position:,}, {row.lag:,} behind the end of the log",
-            "events": f"{checkpoint.events:,}",
-            "dead letters": f"{len(checkpoint.letters):,}",
+            "position": f"{checkpoint.position:,}, {last.lag:,} behind the end of the log",
+            "events": f"{sum(row.checkpoint.events for row in rows):,}",
+            "dead letters": f"{sum(len(row.checkpoint.letters) for row in rows):,}",
             "changed": checkpoint.updated_at,
         }
-        if checkpoint.runner_name:
+        if len(rows) > 1:
+            del fields["state"], fields["changed"]
+            fields["position"] += ", the last partition"
+            fields |= {f"partition {row.checkpoint.partition}": _partition(row) for row in rows}
+        elif checkpoint.runner_name:
             fields["runner"] = printable(checkpoint.runner_name) + ("" if checkpoint.runner else " (it has ended)")
         if checkpoint.pause is not None:
             fields["paused"] = one_line(checkpoint.pause)
         write_fields(fields)
-    return Exit.WRONG if checkpoint.pause is not None or checkpoint.letters else Exit.FINE
+    is_wrong = any(row.checkpoint.pause is not None or row.checkpoint.letters for row in rows)
+    return Exit.WRONG if is_wrong else Exit.FINE
+
+
+def _partition(row: _Row) -> str:
+    found = row.checkpoint
+    runner = f" by {printable(found.runner_name)}" if found.runner else ""
+    return f"position {found.position:,}, {row.lag:,} behind, {found.events:,} events, {_state(found)}{runner}"
 
 
 @projections.command(short_help="Bring a projection forward.")
@@ -115,7 +127,8 @@ def run(
 ) -> Exit:
     """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C.
 
-    It may be started several times, on several machines: one works, the others wait until that one is gone.
+    It may be started several times, on several machines: one works, the others wait until that one is gone. The
+    partitions of a projection are spread evenly over all that follow it.
 
     \b
     Examples:
@@ -130,10 +143,8 @@ async def _run(
 ) -> Exit:
     async with address.store() as store:
         with ExitStack() as stack:
-            progress = await _progress(store, projection, stack)
-            runner = ProjectionRunner(
-                store, projection, lease_seconds=lease, on_progress=lambda _, count: progress.advance(count)
-            )
+            progress = await _progress(store, projection, stack, follow=follow)
+            runner = ProjectionRunner(store, projection, lease_seconds=lease, on_progress=_shown_on(progress))
             await runner.run(follow=follow)
         await _say_where(store, projection.name, messages)
     return Exit.FINE
@@ -157,7 +168,7 @@ async def _rebuild(messages: Messages, address: Address, projection: type[Projec
     async with address.store() as store:
         with ExitStack() as stack:
             progress = await _progress(store, None, stack)
-            await rebuild(store, projection, on_progress=lambda _, count: progress.advance(count))
+            await rebuild(store, projection, on_progress=_shown_on(progress))
         await _say_where(store, projection.name, messages)
     return Exit.FINE
 
@@ -228,10 +239,10 @@ def check(url: Url, target: Target, tenant: Tenant = None, json: Json = False) -
 async def _check(address: Address, projection: type[Projection], *, json: bool) -> Exit:
     async with address.store() as store:
         with ExitStack() as stack:
-            checkpoint = await _found(store, projection.name)
+            parts = await _found(store, projection.name)
             progress: Progress = Silent()
             if is_shown():
-                progress = stack.enter_context(bar("events", checkpoint.events))
+                progress = stack.enter_context(bar("events", sum(part.events for part in parts)))
             found = await check_completeness(store, projection, on_events=progress.advance)
     if json:
         write_json(
@@ -281,28 +292,40 @@ async def _change(
 
 
 async def _say_where(store: EventStore, name: str, messages: Messages) -> None:
-    row = await _row(store, name)
-    found = row.checkpoint
-    lag = f"{row.lag:,} positions behind the end of the log" if row.lag else "at the end of the log"
+    rows = await _rows(store, name)
+    last = max(rows, key=lambda row: row.lag)
+    lag = f"{last.lag:,} positions behind the end of the log" if last.lag else "at the end of the log"
+    events = sum(row.checkpoint.events for row in rows)
     write_line(
-        (f"{escaped(name)}: ", "bold"), (f"position {found.position:,}, {lag}, {found.events:,} events applied", "")
+        (f"{escaped(name)}: ", "bold"), (f"position {last.checkpoint.position:,}, {lag}, {events:,} events applied", "")
     )
-    if found.letters:
-        messages.note(f"{len(found.letters):,} events could not be applied: eventstore dead-letters list shows them")
+    if letters := sum(len(row.checkpoint.letters) for row in rows):
+        messages.note(f"{letters:,} events could not be applied: eventstore dead-letters list shows them")
 
 
-async def _progress(store: EventStore, projection: type[Projection] | None, stack: ExitStack) -> Progress:
+def _shown_on(progress: Progress) -> Callable[[int, int, int], None]:
+    def shown(position: int, count: int, end: int) -> None:
+        progress.advance(count, lag=end - position)
+
+    return shown
+
+
+async def _progress(
+    store: EventStore, projection: type[Projection] | None, stack: ExitStack, *, follow: bool = False
+) -> Progress:
     if not is_shown():
         return Silent()
+    if follow:
+        return stack.enter_context(bar("events", None))
     done = 0
     if projection is not None:
         done = sum(one.events for one in await store.checkpoints() if one.name == projection.name)
     return stack.enter_context(bar("events", max(0, (await store.statistics()).events - done)))
 
 
-async def _found(store: EventStore, name: str) -> Checkpoint:
+async def _found(store: EventStore, name: str) -> list[Checkpoint]:
     try:
-        return await live_checkpoint(store, name)
+        return await live_checkpoints(store, name)
     except ProjectionError as error:
         known = sorted({one.name for one in await store.checkpoints()})
         raise CommandFailed(f"{error}; there are: {', '.join(map(escaped, known)) or 'none'}") from error
@@ -313,9 +336,11 @@ class _Row(NamedTuple):
     lag: int
 
 
-async def _row(store: EventStore, name: str) -> _Row:
-    checkpoint = await _found(store, name)
-    return _Row(checkpoint, max(0, await store.end() - checkpoint.position))
+async def _rows(store: EventStore, name: str) -> list[_Row]:
+    """The live version, a row for each partition."""
+    parts = await _found(store, name)
+    end = await store.end()
+    return [_Row(part, max(0, end - part.position)) for part in parts]
 
 
 def _state(checkpoint: Checkpoint) -> str:
@@ -332,7 +357,7 @@ def _state(checkpoint: Checkpoint) -> str:
 def _cells(row: _Row) -> tuple[str, ...]:
     found = row.checkpoint
     return (
-        escaped(found.name),
+        escaped(found.name) + ("" if found.partitions == 1 else f" {found.partition} of {found.partitions}"),
         str(found.version),
         str(found.position),
         str(row.lag),
@@ -347,6 +372,8 @@ def _record(row: _Row) -> dict[str, Any]:
     return {
         "name": found.name,
         "version": found.version,
+        "partition": found.partition,
+        "partitions": found.partitions,
         "status": found.status,
         "position": found.position,
         "lag": row.lag,
@@ -356,6 +383,22 @@ def _record(row: _Row) -> dict[str, Any]:
         "paused": found.pause,
         "runner": found.runner_name if found.runner else None,
         "updated_at": found.updated_at,
+    }
+
+
+def _record_of_all(rows: Sequence[_Row]) -> dict[str, Any]:
+    """A projection in several partitions: as far as the last of them is, with the sums of all."""
+    last = max(rows, key=lambda row: row.lag)
+    letters = sum(len(row.checkpoint.letters) for row in rows)
+    return {
+        "name": last.checkpoint.name,
+        "version": last.checkpoint.version,
+        "status": last.checkpoint.status,
+        "position": last.checkpoint.position,
+        "lag": last.lag,
+        "events": sum(row.checkpoint.events for row in rows),
+        "dead_letters": letters,
+        "partitions": [_record(row) for row in rows],
     }
 
 

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from actors import ActorSystem, Command, PersistentActor, command_handler, event_handler, with_metadata
-from eventstore import Event, EventStore, Metadata
+from eventstore import DefinitionError, Event, EventEncodeError, EventStore, Metadata
 
 
 class Noted(Event, name="metadata.noted"):
     text: str
 
 
+class Marked(Event, name="metadata.marked", tags=("marked",)):
+    text: str
+
+    def event_tags(self) -> list[str]:
+        return [self.text]
+
+
 class Note(Command[None]):
+    text: str
+
+
+class Mark(Command[None]):
     text: str
 
 
@@ -34,6 +47,14 @@ class Notes(PersistentActor[list[str]], kind="notes"):
     async def note_there(self, command: NoteThere) -> None:
         self.persist(Noted(text=command.text))
         await self.systems["current"].ref(Notes, command.there).ask(Note(text=command.text))
+
+    @command_handler
+    def mark(self, command: Mark) -> None:
+        self.persist(Noted(text=command.text), Marked(text=command.text))
+
+    @event_handler
+    def marked(self, event: Marked) -> None:
+        self.state.append(event.text)
 
     @event_handler
     def noted(self, event: Noted) -> None:
@@ -97,3 +118,42 @@ async def test_a_transaction_takes_it_too(system: ActorSystem):
         async with system.transaction() as transaction:
             await transaction.ask(system.ref(Notes, "a"), Note(text="1"))
     assert await stored(system.store, "a") == [Metadata(user="ann", correlation_id="c")]
+
+
+async def test_tags_that_an_event_declares_are_stored_with_it_and_with_no_other_of_the_command(system: ActorSystem):
+    ref = system.ref(Notes, "a")
+    await ref.ask(Mark(text="1"))
+    await ref.ask(Mark(text="2"), metadata=Metadata(user="ann", tags=("x",)), command_id="c-2")
+    given = Metadata(user="ann", tags=("x",), command_id="c-2")
+    assert await stored(system.store, "a") == [
+        None,
+        Metadata(tags=("marked", "1")),
+        given,
+        given.model_copy(update={"tags": ("x", "marked", "2")}),
+    ]
+
+
+async def test_tags_that_an_event_declares_are_stored_in_a_transaction_too(system: ActorSystem):
+    async with system.transaction(metadata=Metadata(correlation_id="c", values={"big": 2**70})) as tx:
+        await tx.ask(system.ref(Notes, "a"), Mark(text="1"))
+    given = Metadata(correlation_id="c", values={"big": 2**70})
+    assert await stored(system.store, "a") == [given, given.model_copy(update={"tags": ("marked", "1")})]
+
+
+@pytest.mark.parametrize("wrong", ["", "\0"])
+async def test_what_is_no_tag_refuses_the_command_and_leaves_the_actor_as_it_was(system: ActorSystem, wrong: str):
+    ref = system.ref(Notes, "a")
+    with pytest.raises(EventEncodeError, match=r"'metadata.marked': event_tags gives texts that are not empty"):
+        await ref.ask(Mark(text=wrong))
+    await ref.ask(Mark(text="1"))
+    assert len(await stored(system.store, "a")) == 2
+
+
+def test_tags_of_a_class_are_several_texts_and_its_subclasses_have_them_too():
+    class Paid(Marked, name="metadata.paid", tags=("money",)):
+        pass
+
+    assert Paid.__tags__ == ("marked", "money")
+    for wrong in ("money", ("",), ("a", 1)):
+        with pytest.raises(DefinitionError, match="tags are several texts that are not empty"):
+            type("Wrong", (Event,), {"__module__": __name__}, tags=wrong)

@@ -155,6 +155,27 @@ async def test_a_page_that_is_final_already_is_read_without_a_look_at_the_locks(
         assert "pg_locks" not in statements[0]
 
 
+async def test_what_another_read_finds_settled_meanwhile_is_not_passed_over(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        await store.read_page()
+        reader = backend_of(store)._open.reader
+        read = reader._page
+
+        async def slow(*part: Any) -> Any:
+            page = await read(*part)
+            monkeypatch.undo()
+            await store.append("a", happened(2))
+            await store.moved(after=0)
+            return page
+
+        monkeypatch.setattr(reader, "_page", slow)
+        page = await store.read_page()
+        assert [recorded.version for recorded in page.events] == [1, 2]
+
+
 async def test_the_end_that_a_first_page_names_is_that_of_the_log_now(postgres_url: str) -> None:
     async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
         await store.append("a", happened(*range(20)))

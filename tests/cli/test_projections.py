@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import sqlite3
-from contextlib import closing
+import subprocess
+import sys
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from eventstore import EventStore
 
 from .conftest import Run
 
+ROOT = Path(__file__).parents[2]
 TARGET = "cli_ledger:Amounts"
 
 
@@ -144,3 +149,59 @@ def test_truncation_is_refused_while_a_projection_needs_the_events(cli: Run, own
         return ""
 
     assert asyncio.run(truncate()) == "ProjectionBehind"
+
+
+PARTS = "cli_parts:Parts"
+
+
+def test_partitions_are_made_by_a_rebuild_and_each_is_shown(cli: Run, own_url: str, own_journal: Path) -> None:
+    cli("projections", "run", own_url, TARGET)
+    before = amounts(own_journal)
+    refused = cli("projections", "run", own_url, PARTS)
+    assert refused.code == 3
+    assert "stored in 1 partitions, and its class has 2: nothing was done" in refused.err
+    assert "9 events applied" in cli("projections", "rebuild", own_url, PARTS).out
+    assert amounts(own_journal) == before
+    rows = [line.split("\t") for line in cli("projections", "list", own_url).lines]
+    assert [row[0] for row in rows] == ["amounts 0 of 2", "amounts 1 of 2"]
+    assert sum(int(row[4]) for row in rows) == 9
+    assert cli("projections", "check", own_url, PARTS).out == "9 events applied, 9 in the journal: complete\n"
+    assert "9 events applied" in cli("projections", "run", own_url, PARTS).out
+    status = cli("projections", "status", own_url, "amounts")
+    assert (status.code, status.out.count("partition ")) == (0, 2)
+    record = json.loads(cli("projections", "status", own_url, "amounts", "--json").out)
+    assert (record["events"], record["lag"]) == (9, 0)
+    assert [(part["partition"], part["partitions"]) for part in record["partitions"]] == [(0, 2), (1, 2)]
+    cli("projections", "pause", own_url, "amounts")
+    paused = cli("projections", "status", own_url, "amounts")
+    assert (paused.code, paused.out.count("paused")) == (1, 3)
+    assert cli("projections", "resume", own_url, "amounts").code == 0
+    assert cli("projections", "status", own_url, "amounts").code == 0
+
+
+@pytest.mark.parametrize("command", ["run", "rebuild"])
+def test_on_a_terminal_a_bar_shows_rate_and_lag(own_url: str, command: str) -> None:
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "eventstore.cli", "projections", command, own_url, TARGET],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=end,
+    ) as process:
+        os.close(end)
+        shown = read_all(terminal)
+        assert process.stdout is not None
+        assert b"9 events applied" in process.stdout.read()
+    assert process.returncode == 0
+    assert "9/" in shown
+    assert "lag 0" in shown
+
+
+def read_all(terminal: int) -> str:
+    shown = b""
+    # A terminal that nobody writes to any more ends with an error.
+    with suppress(OSError):
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    return shown.decode(errors="replace")

@@ -54,6 +54,10 @@ class Ledger(Projection, name="ledger", kinds=("account",)):
             await connection.execute(insert(self.table(ENTRIES)), self.rows)
 
 
+class PartedLedger(Ledger, name="parted", kinds=("account",), partitions=4):
+    pass
+
+
 class PlainLedger(Projection, name="plain", kinds=("account",)):
     """What it is told goes to `got`, which nothing rolls back."""
 

@@ -8,7 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ import pytest
 from eventstore import EventStore, caught_up, rebuild
 from eventstore.completeness import check_completeness
 
-from .ledger import Ledger, entries, pay
+from .ledger import Ledger, PartedLedger, entries, pay
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +28,14 @@ Program = subprocess.Popen[str]
 
 @pytest.fixture
 def program(url: str) -> Iterator[Program]:
+    with running(url, "ledger") as started:
+        yield started
+
+
+@contextmanager
+def running(url: str, name: str) -> Generator[Program]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    command = [sys.executable, str(ROOT / "tests/projections/killed.py"), url]
+    command = [sys.executable, str(ROOT / "tests/projections/killed.py"), url, name]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as started:
@@ -89,3 +96,46 @@ async def test_killed_again_and_again_while_events_come_it_is_what_a_rebuild_mak
     assert (await check_completeness(store, Ledger)).is_complete
     await rebuild(store, Ledger)
     assert await entries(store) == kept
+
+
+@pytest.mark.sql_alone
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.soak)])
+async def test_partitions_whose_runners_are_killed_go_on_elsewhere_and_lose_and_double_nothing(
+    store: EventStore, url: str, kills: int
+):
+    generator, number = random.Random(kills), 0
+    with running(url, "parted") as one, running(url, "parted") as two:
+        programs = [one, two]
+        with Runner(two):
+            for _ in range(kills):
+                for _ in range(generator.randrange(15, 30)):
+                    await pay(store, number, account=f"account-{number % 7}")
+                    number += 1
+                with Runner(one):
+                    # Until both have some of them, in the middle of whatever they do.
+                    async with asyncio.timeout(60):
+                        while len(await runners(store)) < len(programs):
+                            await asyncio.sleep(0.002)
+                    await asyncio.sleep(generator.uniform(0, 0.02))
+            await caught_up(store, PartedLedger, timeout=60)
+    kept = await entries(store)
+    assert sorted(amount for *_, amount in kept) == list(range(number))
+    for account in range(7):
+        assert [a for _, name, a in kept if name == f"account-{account}"] == list(range(account, number, 7))
+    assert (await check_completeness(store, PartedLedger)).is_complete
+    await rebuild(store, PartedLedger)
+    assert sorted(await entries(store)) == sorted(kept)
+
+
+async def runners(store: EventStore) -> set[str]:
+    """The processes that have a partition, as far as they are there."""
+    names = {one.runner_name for one in await store.checkpoints() if one.runner}
+    return {name for name in names if is_there(int(name.rpartition(":")[2]))}
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

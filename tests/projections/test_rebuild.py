@@ -100,7 +100,7 @@ async def test_one_that_was_killed_is_taken_up_where_it_was(store: EventStore):
     await run(store)
     seen: list[int] = []
 
-    def cut(position: int, count: int) -> None:
+    def cut(position: int, count: int, end: int) -> None:
         seen.append(count)
         if len(seen) == 3:
             raise KeyError("killed")
@@ -112,7 +112,7 @@ async def test_one_that_was_killed_is_taken_up_where_it_was(store: EventStore):
     assert building.events == 12
     assert await store.save_checkpoint(replace(building, runner=""))
     seen.clear()
-    await rebuild(store, Ledger, on_progress=lambda position, count: seen.append(count))
+    await rebuild(store, Ledger, on_progress=lambda position, count, end: seen.append(count))
     assert sum(seen) == 18
     assert await amounts(store) == list(range(30))
 
