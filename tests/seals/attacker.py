@@ -17,6 +17,7 @@ import redis
 
 from backends.redis_records import _packed, recorded
 from backends.redis_seals import _seal, packed_seal
+from backends.redis_tenant import split
 from eventstore.backend import EncodedEvent, ReplicaFields, StoredSeal
 from eventstore.codec import checksum_of
 from eventstore.events import RecordedEvent
@@ -387,7 +388,7 @@ class RedisAttacker:
         number, version, _ = self._entry(position)
         _, _, truncated, *_ = self._head(number)
         record = self._call.lindex(f"{self._base}:events:{number}", version - truncated - 1)
-        return recorded(self._name(number).decode(), version, record)
+        return recorded(*split(self._name(number)), version, record)
 
     def _put(self, position: int, event: RecordedEvent) -> None:
         number, version, _ = self._entry(position)
