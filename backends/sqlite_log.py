@@ -25,7 +25,7 @@ _THREADS = 2
 
 # The columns are strung together (JSON holds no control character but white space, and no name any), in the order of
 # the page below. `is_odd` is for what the journal does not write: then nothing is taken from here.
-# Each column of a replica's is looked at: somebody may have put something into one alone, and who verifies has to see it.
+# Each column of a replica's is looked at: who verifies has to see what somebody has put into one alone.
 _COLUMNS = """
 SELECT (SELECT coalesce(max(position), 0) FROM journal_events), count(*), group_concat(p.position),
     json_group_array(p.stream_id), group_concat(p.version), group_concat(p.type, char(30)),

@@ -246,15 +246,15 @@ async def _compared(recorded: _Cursor, sealed: Removal, seal: int, through: int)
             text = (
                 f"the record of truncation {current.number} is not among those that seal {seal} lists: it was inserted"
             )
-            findings.append(Finding(Found.REMOVAL, current.stream_id, current.through, None, text))
+            findings.append(_removal_finding(current, text))
     if current is not None and current.number == sealed.number:
         await recorded.take()
         if current != sealed:
             text = f"the record of truncation {sealed.number} is not as seal {seal} lists it: it was changed"
-            findings.append(Finding(Found.REMOVAL, sealed.stream_id, sealed.through, None, text))
+            findings.append(_removal_finding(sealed, text))
     else:
         text = f"the record of truncation {sealed.number}, which seal {seal} lists, is gone"
-        findings.append(Finding(Found.REMOVAL, sealed.stream_id, sealed.through, None, text))
+        findings.append(_removal_finding(sealed, text))
     return findings
 
 
@@ -269,6 +269,10 @@ def _link(stored: StoredSeal) -> _Link:
 def _missing(first: int, last: int) -> Finding:
     which = f"seal {first} is" if first == last else f"seals {first} to {last} are"
     return _seal_finding(f"{which} missing: what was covered is not proven")
+
+
+def _removal_finding(removal: Removal, text: str) -> Finding:
+    return Finding(Found.REMOVAL, removal.stream_id, removal.through, None, text, removal.tenant)
 
 
 def _seal_finding(text: str) -> Finding:

@@ -20,13 +20,15 @@ class Found(Enum):
 
 
 class Finding(NamedTuple):
-    """One place where the journal is not what was sealed, as far as it could be found out where that is."""
+    """One place where the journal is not what was sealed, as far as it could be found out where that is. `tenant` is
+    whose the stream is."""
 
     what: Found
     stream_id: str | None
     version: int | None
     position: int | None
     text: str
+    tenant: str = ""
 
     @property
     def is_problem(self) -> bool:

@@ -100,7 +100,7 @@ class SealVerification:
             raise
         except JournalCorrupt as error:
             text = f"the log cannot be read behind position {part.position}: {error}"
-            yield Finding(Found.UNREADABLE, error.stream_id, error.version, error.position, text)
+            yield Finding(Found.UNREADABLE, error.stream_id, error.version, error.position, text, error.tenant)
         else:
             part.end()
         for finding in part.findings(await self._truncated_since(part)):
@@ -125,7 +125,7 @@ class SealVerification:
             return
         yield Finding(Found.SEAL, None, None, None, text)
         for position, error in unreadable.items():
-            yield Finding(Found.CHANGED, error.stream_id, error.version, position, str(error))
+            yield Finding(Found.CHANGED, error.stream_id, error.version, position, str(error), error.tenant)
         text = (
             f"the {tree.size} events from position {first} to {last} are not the {statement.count} that were sealed; "
             "without the list it cannot be told where they differ"

@@ -53,7 +53,7 @@ class SealedPart:
         found = [*self._changes(), *self._losses(sanctioned)]
         for position, error in self.damaged.items():
             text = f"it cannot be read any more: {error}"
-            found.append(Finding(Found.CHANGED, error.stream_id, error.version, position, text))
+            found.append(Finding(Found.CHANGED, error.stream_id, error.version, position, text, error.tenant))
         found.sort(key=lambda finding: finding.position or 0)
         yield from found
 
@@ -69,36 +69,38 @@ class SealedPart:
     def _changes(self) -> Iterator[Finding]:
         origins = {leaf.digest: leaf for leaf in self._leaves} if self._differing else {}
         for found, sealed in self._differing:
-            place = (found.stream_id, found.version, found.position)
+            place, tenant = (found.stream_id, found.version, found.position), found.tenant
             origin = origins.get(found.digest)
             if sealed is None:
                 if origin is None:
-                    yield Finding(Found.INSERTED, *place, f"nothing was here when seal {self._seal} was made")
+                    yield Finding(Found.INSERTED, *place, f"nothing was here when seal {self._seal} was made", tenant)
                 else:
-                    yield Finding(Found.MOVED, *place, f"it was sealed as {_named(origin)}; here was nothing")
+                    yield Finding(Found.MOVED, *place, f"it was sealed as {_named(origin)}; here was nothing", tenant)
             elif origin is None:
                 text = f"it is not what was sealed here as {_place(sealed)}: its content was changed"
-                yield Finding(Found.CHANGED, *place, text)
+                yield Finding(Found.CHANGED, *place, text, tenant)
             elif origin == sealed:
-                yield Finding(Found.MOVED, *place, f"it was sealed as {_place(sealed)}, and is now {_place(found)}")
+                text = f"it was sealed as {_place(sealed)}, and is now {_place(found)}"
+                yield Finding(Found.MOVED, *place, text, tenant)
             else:
                 text = f"it was sealed as {_named(origin)}; here was {_place(sealed)}"
-                yield Finding(Found.MOVED, *place, text)
+                yield Finding(Found.MOVED, *place, text, tenant)
 
     def _losses(self, sanctioned: Mapping[tuple[str, str], Sanctioned]) -> Iterator[Finding]:
         elsewhere = {found.digest: found for found, _ in self._differing}
         gone: list[Leaf] = []
         for leaf in self.missing:
-            place = (leaf.stream_id, leaf.version, leaf.position)
+            place, tenant = (leaf.stream_id, leaf.version, leaf.position), leaf.tenant
             now = elsewhere.get(leaf.digest)
             if now is not None:
-                yield Finding(Found.MOVED, *place, f"it was sealed here, and is now {_named(now)}")
+                yield Finding(Found.MOVED, *place, f"it was sealed here, and is now {_named(now)}", tenant)
             elif covers(sanctioned, leaf):
                 gone.append(leaf)
             else:
                 truncation = sanctioned.get((leaf.tenant, leaf.stream_id))
                 up_to = "none of its stream" if truncation is None else f"only those up to version {truncation.through}"
-                yield Finding(Found.DELETED, *place, f"it is gone, and {up_to} was removed by a recorded truncation")
+                text = f"it is gone, and {up_to} was removed by a recorded truncation"
+                yield Finding(Found.DELETED, *place, text, tenant)
         self.truncated = len(gone)
         for key, leaves in groupby(sorted(gone, key=_by_stream), key=lambda leaf: (leaf.tenant, leaf.stream_id)):
             first, *others = leaves
@@ -112,6 +114,7 @@ class SealedPart:
                 last.version,
                 first.position,
                 f"{count} removed by truncation up to version {through}, recorded (truncation {number}, {recorded})",
+                first.tenant,
             )
 
 

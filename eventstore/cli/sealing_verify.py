@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from eventstore.cli.arguments import Json
-from eventstore.cli.escaping import escaped, one_line
+from eventstore.cli.escaping import escaped, of_tenant, one_line
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.files import read_file
 from eventstore.cli.output import View, listing, timestamp, write_fields, write_json, write_line
@@ -106,6 +106,7 @@ def _check(proof: Path, public: str, *, json: bool) -> Exit:
         raise CommandFailed(f"{proof}: {error}") from error
     shown: dict[str, Any] = {
         "stream_id": recorded.stream_id,
+        "tenant": recorded.tenant,
         "version": recorded.version,
         "position": recorded.position,
         "type": recorded.type,
@@ -133,10 +134,10 @@ def _count(count: int, noun: str) -> str:
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:
-    what, stream_id, version, position, text = finding
+    what, stream_id, version, position, text, tenant = finding
     return (
         what.value,
-        "" if stream_id is None else escaped(stream_id),
+        "" if stream_id is None else of_tenant(stream_id, tenant),
         "" if version is None else str(version),
         "" if position is None else str(position),
         one_line(text),
