@@ -103,6 +103,7 @@ class LogColumns(NamedTuple):
             repeat(None),
             repeat(None),
             repeat(False),
+            repeat(None) if self.metadata is None else self.metadata,
         )
         # As the class does it by itself, without a call in Python for each.
         made = map(_new_record, repeat(RecordedEvent), rows)

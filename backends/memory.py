@@ -27,8 +27,10 @@ from eventstore.backend import (
     Moved,
     Owner,
     OwnerInfo,
+    Removal,
     Statistics,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -219,6 +221,20 @@ class MemoryBackend:
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
         return self._opened.delete_checkpoint((name, version), revision)
+
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        return self._opened.log.removals[after : after + limit]
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        seals = self._opened.log.seals
+        if seal.number != len(seals) + 1:
+            return False
+        seals.append(seal)
+        return True
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        found = self._opened.log.seals[after:]
+        return found[::-1][:limit] if backwards else found[:limit]
 
     async def statistics(self) -> Statistics:
         log = self._opened.log

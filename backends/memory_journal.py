@@ -24,8 +24,10 @@ from eventstore.backend import (
     Holder,
     Load,
     Loaded,
+    Removal,
     StoredCheckpoint,
     StoredCommand,
+    StoredSeal,
     StoredSnapshot,
     refusal,
 )
@@ -80,6 +82,7 @@ class Entry(NamedTuple):
             sequence,
             clock,
             concurrent,
+            metadata,
         )
 
 
@@ -171,6 +174,8 @@ class Log:
     def __init__(self) -> None:
         self.entries: list[Entry | None] = []
         self.entries_by_id: dict[bytes, Entry] = {}
+        self.removals: list[Removal] = []
+        self.seals: list[StoredSeal] = []
         self.journals: dict[str, Journal] = {}
         self.waiters: set[asyncio.Future[None]] = set()
         self._clock = _EPOCH_START
@@ -196,8 +201,6 @@ class Journal:
         self.log = log
         self.tenant = tenant
         self.streams: dict[str, Stream] = {}
-        # Which events were truncated, and why: (stream, through, reason).
-        self.removals: list[tuple[str, int, str]] = []
         self.owners = Owners()
         self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
 
@@ -251,7 +254,10 @@ class Journal:
         stream.check_epoch(stream_id, epoch)
         removed = stream.select(after=0, through=through, limit=len(stream.entries))
         if removed:
-            self.removals.append((stream_id, removed[-1].version, reason))
+            number, last = len(self.log.removals) + 1, removed[-1].version
+            self.log.removals.append(
+                Removal(number, stream_id, last, len(removed), reason, self.log.now(), self.tenant)
+            )
             stream.truncated += len(removed)
             del stream.entries[: len(removed)]
             stream.forget([each for each in stream.commands.values() if each.version <= removed[-1].version])

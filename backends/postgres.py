@@ -41,8 +41,10 @@ from eventstore.backend import (
     Moved,
     Owner,
     OwnerInfo,
+    Removal,
     Statistics,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -138,6 +140,9 @@ class PostgresBackend:
             parts.append.forget(stream_id)
         return count
 
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        return await self._open.changes.add_seal(seal)
+
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         await self._open.changes.save_snapshot(snapshot, keep=keep)
 
@@ -202,6 +207,12 @@ class PostgresBackend:
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         return await self._open.reader.read_snapshots(stream_id, through=through, limit=limit)
+
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        return await self._open.reader.removals(after=after, limit=limit)
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        return await self._open.reader.seals(after=after, limit=limit, backwards=backwards)
 
     async def statistics(self) -> Statistics:
         return await self._open.reader.statistics()

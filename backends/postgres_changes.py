@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from eventstore.backend import StoredSnapshot
+from eventstore.backend import StoredSeal, StoredSnapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
@@ -66,9 +66,19 @@ _OPEN_REMOVAL = """
 INSERT INTO {schema}.journal_removals (stream, through, log_end, reason, is_open, recorded_at)
 VALUES ($1, $2, (SELECT last_value FROM {schema}.journal_events_position_seq), $3, true, $4) RETURNING id
 """
+# Numbers of removals are taken before they can be seen. One at a time, so that who has seen one has seen all below it.
+_LOCK_REMOVALS = "SELECT pg_advisory_xact_lock({removals_lock})"
 _REMOVE = "DELETE FROM {schema}.journal_events WHERE stream = $1 AND version <= $2"
 _CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed = $2 WHERE id = $1"
 _TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
+
+# Who adds the same number at the same moment waits at the key, and then adds nothing.
+_ADD_SEAL = """
+INSERT INTO {schema}.journal_seals (number, statement, signature, leaves, removals)
+SELECT $1::bigint, $2::bytea, $3::bytea, $4::bytea, $5::bytea
+WHERE $1 = (SELECT coalesce(max(number), 0) + 1 FROM {schema}.journal_seals)
+ON CONFLICT (number) DO NOTHING
+"""
 
 # An id may carry a time that lies ahead of the server's clock: it counts as issued when it was stored, at the latest.
 # The stream's row is locked first, as an append does that may store one of these commands again: else each would wait
@@ -107,6 +117,8 @@ class PostgresChanges:
         self._save_snapshot = sql.named(_SAVE_SNAPSHOT)
         self._drop_snapshots = sql.named(_DROP_SNAPSHOTS)
         self._delete_snapshots = sql.named(_DELETE_SNAPSHOTS)
+        self._lock_removals = sql.named(_LOCK_REMOVALS)
+        self._add_seal = sql.named(_ADD_SEAL)
         self._open_removal = sql.named(_OPEN_REMOVAL)
         self._remove = sql.named(_REMOVE)
         self._close_removal = sql.named(_CLOSE_REMOVAL)
@@ -127,6 +139,7 @@ class PostgresChanges:
                 last = min(through, version)
                 if last <= truncated:
                     return 0
+                await session.fetch(self._lock_removals)
                 # The door that the delete trigger looks for; it stays as the record of what was removed.
                 ((door,),) = await session.fetch(self._open_removal, stream, last, reason, _now())
                 removed = await session.execute(self._remove, stream, last)
@@ -145,6 +158,10 @@ class PostgresChanges:
             lambda session: session.fetch(self._forget_old, stream_id, keep, latest), writing=True
         )
         return int(count)
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        count = await self._pool.run(lambda session: session.execute(self._add_seal, *seal), writing=True)
+        return count == 1
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         stream_id, epoch = snapshot.stream_id, snapshot.epoch

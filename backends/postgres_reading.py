@@ -18,6 +18,7 @@ from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.records import batch_uuid_of, time_of, uuid_of
+from backends.seals_sql import removal, stored_seal
 from backends.tenants_sql import first_tenant
 from backends.times import nearest_time
 from eventstore.backend import (
@@ -28,8 +29,10 @@ from eventstore.backend import (
     Loaded,
     LogPage,
     Moved,
+    Removal,
     Statistics,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -186,6 +189,13 @@ class PostgresReader:
         whose = NO_TENANT if shared else self._sql.tenant
         return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints, whose)]
 
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        return [removal(*row) for row in await self._rows(self._sql.removals, after, limit)]
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        statement = self._sql.seals_backwards if backwards else self._sql.seals
+        return [stored_seal(*row) for row in await self._rows(statement, after, limit)]
+
     async def statistics(self) -> Statistics:
         (row,) = await self._rows(self._sql.statistics)
         return Statistics(*row)
@@ -297,7 +307,8 @@ def record(
 ) -> RecordedEvent:
     try:
         stored = payload.encode()
-        verify_checksum(checksum, type_, schema_version, stored, None if metadata is None else metadata.encode())
+        notes = None if metadata is None else metadata.encode()
+        verify_checksum(checksum, type_, schema_version, stored, notes)
         return RecordedEvent(
             position,
             stream_id,
@@ -317,6 +328,7 @@ def record(
             origin_sequence,
             None if clock is None else clock.encode(),
             bool(concurrent),
+            notes,
         )
     except (ValueError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error

@@ -16,7 +16,13 @@ from eventstore.postgres_url import PostgresTarget
 from eventstore.url import StoreUrl
 
 _OLDEST = 13
-_TRIGGERS = {"journal_events_no_update", "journal_events_no_delete", "journal_events_no_truncate"}
+_TRIGGERS = {
+    "journal_events_no_update",
+    "journal_events_no_delete",
+    "journal_events_no_truncate",
+    "journal_seals_no_change",
+    "journal_seals_no_truncate",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+from backends import seals_sql
 from backends.checkpoints_sql import delete_text, insert_text, update_text
 from backends.postgres_append_sql import append_statement
 from backends.tenants_sql import TENANTS_FROM
@@ -73,7 +74,8 @@ SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.jour
     CASE WHEN count(p.metadata) > 0 THEN array_agg(p.metadata) END, string_agg(p.event_id, ''::bytea),
     CASE WHEN count(p.batch_id) > 0 THEN array_agg(p.batch_id) END, array_agg(p.recorded_at), array_agg(p.checksum),
     json_agg(json_build_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
-        FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL)
+        FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL
+            OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL)
 FROM (
     SELECT {record}
     FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
@@ -168,7 +170,7 @@ SELECT (SELECT count(*) FROM {schema}.journal_streams s
     (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq),
     pg_total_relation_size('{schema}.journal_streams') + pg_total_relation_size('{schema}.journal_events') +
         pg_total_relation_size('{schema}.journal_snapshots') + pg_total_relation_size('{schema}.journal_removals') +
-        pg_total_relation_size('{schema}.journal_commands')
+        pg_total_relation_size('{schema}.journal_commands') + pg_total_relation_size('{schema}.journal_seals')
 """
 
 _SERVER = """
@@ -180,7 +182,7 @@ SELECT current_setting('server_version_num')::int AS version,
     to_regclass('{schema}.eventstore_version') IS NOT NULL AS has_revision,
     to_regclass('{schema}.journal_events') IS NOT NULL AS has_events,
     ARRAY(SELECT tgname::text FROM pg_catalog.pg_trigger WHERE NOT tgisinternal AND tgenabled IN ('O', 'A')
-        AND tgrelid = to_regclass('{schema}.journal_events')) AS triggers
+        AND tgrelid IN (to_regclass('{schema}.journal_events'), to_regclass('{schema}.journal_seals'))) AS triggers
 """
 _REVISION = "SELECT version_num FROM {schema}.eventstore_version"
 
@@ -198,6 +200,8 @@ class PostgresSQL:
         key = int.from_bytes(hashlib.sha256(f"eventstore journal {schema}".encode()).digest()[:8], "big", signed=True)
         self.channel = f"eventstore_{key & (2**64 - 1):016x}"
         self._names["lock"] = f"({key})::bigint"
+        removals = hashlib.sha256(f"eventstore removals {schema}".encode()).digest()[:8]
+        self._names["removals_lock"] = f"({int.from_bytes(removals, 'big', signed=True)})::bigint"
         unsigned = key & (2**64 - 1)
         is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
@@ -224,6 +228,10 @@ class PostgresSQL:
         self.log_columns = self.named(_LOG_COLUMNS, record=_RECORD, **matches)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
+        in_schema = {"schema": f'"{schema}".', "after": "$1", "limit": "$2"}
+        self.removals = seals_sql.REMOVALS.format(**in_schema)
+        self.seals = seals_sql.seals(**in_schema, backwards=False)
+        self.seals_backwards = seals_sql.seals(**in_schema, backwards=True)
         table, places = "{schema}.journal_checkpoints", [f"${number}" for number in range(1, 9)]
         self.insert_checkpoint = self.named(insert_text(table, places) + _WHETHER)
         self.update_checkpoint = self.named(update_text(table, places) + _WHETHER)

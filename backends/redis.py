@@ -23,6 +23,7 @@ from backends.redis_ownership_scripts import CLAIM, RELEASE
 from backends.redis_reading import RedisReader
 from backends.redis_records import MAX_VERSION, microseconds, outcomes_of, packed_group, packed_snapshot
 from backends.redis_scripts import RIGHTS
+from backends.redis_seals import ADD_SEAL, packed_seal
 from backends.redis_server import check_server
 from backends.redis_tenant import RedisTenant
 from backends.redis_url import parse_redis_url
@@ -37,6 +38,7 @@ from eventstore.backend import (
     Holder,
     Owner,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
 )
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
@@ -143,6 +145,10 @@ class RedisBackend(RedisReader):
         return bool(
             await self._tasks.finish(self._write(CHANGE_CHECKPOINT, deleting(self._whose, name, version, revision)))
         )
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        # Not on the writer's connection: a seal is large, and appends would wait for it.
+        return bool(await self._run(ADD_SEAL, [seal.number, packed_seal(seal)]))
 
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason, epoch))

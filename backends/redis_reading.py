@@ -23,6 +23,7 @@ from backends.redis_reading_scripts import (
     TENANTS,
 )
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
+from backends.redis_seals import REMOVALS, SEALS, found_removals, found_seals
 from backends.redis_tenant import RedisTenant, seen, split
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.audit_scan import scanned_page
@@ -36,7 +37,9 @@ from eventstore.backend import (
     LogPage,
     Moved,
     OwnerInfo,
+    Removal,
     Statistics,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -180,6 +183,12 @@ class RedisReader(OpenedRedis):
 
     async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
         return found_holdings(self._whose, await self._run(HOLDINGS, [limit, *self._whose.bounds(after)]))
+
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        return found_removals(after, await self._run(REMOVALS, [after, limit]))
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        return found_seals(await self._run(SEALS, [after, limit, int(backwards)]))
 
     async def statistics(self) -> Statistics:
         """The size is that of records, snapshots and commands' outcomes, without what the server needs around them."""

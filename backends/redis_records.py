@@ -162,6 +162,7 @@ def recorded(tenant: str, stream_id: str, version: int, record: bytes) -> Record
             sequence,
             clock,
             concurrent,
+            metadata,
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error

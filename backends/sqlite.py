@@ -32,6 +32,7 @@ from eventstore.backend import (
     Owner,
     OwnerInfo,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
 )
 from eventstore.errors import InvalidStoreUrl, JournalCorrupt
@@ -157,6 +158,9 @@ class SQLiteBackend(SQLiteAudit):
             lambda connection: sqlite_changing.truncate(connection, self.tenant, stream_id, through, reason, epoch),
             None,
         )
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        return await self._open_writer.run(lambda connection: sqlite_changing.add_seal(connection, seal))
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         await self._open_writer.run(

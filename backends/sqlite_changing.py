@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from backends.sqlite_append import LOG_END
 from backends.sqlite_filing import OF_STREAM
-from eventstore.backend import StoredSnapshot
+from eventstore.backend import StoredSeal, StoredSnapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
@@ -29,6 +29,10 @@ _OLD = (
     "c.recorded_at < :before AND c.id NOT IN "  # noqa: S608 - a constant
     f"(SELECT n.id FROM {OF_STREAM} n ORDER BY n.id DESC LIMIT :keep)"
 )
+_ADD_SEAL = """
+INSERT INTO journal_seals (number, statement, signature, leaves, removals)
+SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?1 = (SELECT coalesce(max(number), 0) + 1 FROM journal_seals)
+"""
 _TRUNCATED = "c.version <= :through"
 
 
@@ -97,6 +101,12 @@ def forget_commands(
             return 0
         latest = _MAX_VERSION if before is None else _microseconds(before)
         return _forget(connection, _OLD, stream=found[0], keep=keep, before=latest)
+
+
+def add_seal(connection: sqlite3.Connection, seal: StoredSeal) -> bool:
+    """Store a seal if it is the next one."""
+    with transaction(connection):
+        return connection.execute(_ADD_SEAL, seal).rowcount == 1
 
 
 def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredSnapshot, keep: int) -> None:

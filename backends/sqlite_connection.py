@@ -29,7 +29,9 @@ HARDENING = ("PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
 # Without it, a REPLACE deletes rows behind the back of the triggers that protect events.
 _WRITING = "PRAGMA recursive_triggers = ON"
 _OLDEST_SQLITE = (3, 38, 0)
-_TRIGGERS = frozenset({"journal_events_no_update", "journal_events_no_delete"})
+_TRIGGERS = frozenset(
+    {"journal_events_no_update", "journal_events_no_delete", "journal_seals_no_update", "journal_seals_no_delete"}
+)
 
 
 def connect_writer(path: Path, *, synchronous: str, busy_timeout: float) -> sqlite3.Connection:

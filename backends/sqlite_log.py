@@ -25,6 +25,7 @@ _THREADS = 2
 
 # The columns are strung together (JSON holds no control character but white space, and no name any), in the order of
 # the page below. `is_odd` is for what the journal does not write: then nothing is taken from here.
+# Each column of a replica's is looked at: who verifies has to see what somebody has put into one alone.
 _COLUMNS = """
 SELECT (SELECT coalesce(max(position), 0) FROM journal_events), count(*), group_concat(p.position),
     json_group_array(p.stream_id), group_concat(p.version), group_concat(p.type, char(30)),
@@ -33,7 +34,8 @@ SELECT (SELECT coalesce(max(position), 0) FROM journal_events), count(*), group_
     group_concat(hex(p.event_id), ''), count(p.batch_id), group_concat(hex(p.batch_id)),
     group_concat(p.recorded_at), group_concat(p.checksum),
     json_group_array(json_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
-        FILTER (WHERE p.epoch <> 0 OR p.tenant <> :tenant OR p.origin IS NOT NULL),
+        FILTER (WHERE p.epoch <> 0 OR p.tenant <> :tenant OR p.origin IS NOT NULL
+            OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL),
     max(typeof(p.payload) <> 'text' OR typeof(p.type) <> 'text' OR typeof(p.checksum) <> 'integer'
         OR typeof(p.metadata) NOT IN ('text', 'null')) AS is_odd
 FROM ({page}) p

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from backends import seals_sql
 from backends.records import batch_uuid_of, time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
@@ -31,7 +32,9 @@ from eventstore.backend import (
     Loaded,
     LogPage,
     Moved,
+    Removal,
     Statistics,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -251,6 +254,14 @@ class SQLiteReader:
             for version, fingerprint, encoding, payload, checksum, recorded_at, epoch in await self._rows(statement)
         ]
 
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        rows = await self._driver_rows(seals_sql.REMOVALS.format(schema="", after="?1", limit="?2"), (after, limit))
+        return [seals_sql.removal(*row) for row in rows]
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        statement = seals_sql.seals(schema="", after="?1", limit="?2", backwards=backwards)
+        return [seals_sql.stored_seal(*row) for row in await self._driver_rows(statement, (after, limit))]
+
     async def statistics(self) -> Statistics:
         def count(column: ColumnElement[Any]) -> ColumnElement[Any]:
             return select(func.count(column)).scalar_subquery()
@@ -452,7 +463,8 @@ def _record(
 ) -> RecordedEvent:
     try:
         stored = payload.encode()
-        verify_checksum(checksum, type_, schema_version, stored, None if metadata is None else metadata.encode())
+        notes = None if metadata is None else metadata.encode()
+        verify_checksum(checksum, type_, schema_version, stored, notes)
         return RecordedEvent(
             position,
             stream_id,
@@ -472,6 +484,7 @@ def _record(
             origin_sequence,
             None if clock is None else clock.encode(),
             bool(concurrent),
+            notes,
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error

@@ -129,6 +129,18 @@ journal_removals = Table(
     sqlite_autoincrement=True,
 )
 
+# What proves that events are as they were (docs/tamper-evidence.md). A trigger refuses to change or remove a seal.
+journal_seals = Table(
+    "journal_seals",
+    metadata,
+    Column("number", _Big, primary_key=True, autoincrement=False),
+    # JSON, but signed byte for byte.
+    Column("statement", LargeBinary, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("leaves", LargeBinary, nullable=False),
+    Column("removals", LargeBinary, nullable=False),
+)
+
 # What commands with an id came to. Of two executions of one command a unique index lets one be stored.
 journal_commands = Table(
     "journal_commands",

@@ -411,6 +411,32 @@ class StoredCheckpoint(NamedTuple):
     state: bytes
 
 
+class Removal(NamedTuple):
+    """One truncation, as it was recorded in the step that removed the events.
+
+    `number` rises from each to the next, with holes. Up to version `through` nothing is left of the stream; `removed`
+    events went this time.
+    """
+
+    number: int
+    stream_id: str
+    through: int
+    removed: int
+    reason: str
+    recorded_at: datetime
+    tenant: str = ""
+
+
+class StoredSeal(NamedTuple):
+    """A seal over part of the log (docs/tamper-evidence.md). To the backend all but the number is bytes."""
+
+    number: int
+    statement: bytes
+    signature: bytes
+    leaves: bytes
+    removals: bytes
+
+
 class Durability(Enum):
     """What an acknowledged append survives."""
 
@@ -672,6 +698,27 @@ class Backend(Protocol):
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
         """Remove a checkpoint if it has this revision. Returns whether it had."""
+        ...
+
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        """The truncations of the whole journal, by number, after one.
+
+        Once this has returned one, none with a lower number ever appears later, in any process.
+        """
+        ...
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        """Store a seal whose number is one more than the greatest that is stored, from 1. False, and nothing was done,
+        if it is not: of several who add the same number one succeeds. A seal is never changed or removed.
+        """
+        ...
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        """At most `limit` seals with number > after, rising, or the newest first if `backwards`.
+
+        Numbers, and what the seals hold, are given as they are found: whoever verifies has to see what is missing. What
+        is not a seal any more is given with empty bytes.
+        """
         ...
 
     async def statistics(self) -> Statistics: ...

@@ -235,7 +235,7 @@ class SchemaMissing(SchemaError):
 
 
 class CapabilityError(EventStoreError):
-    """This backend cannot do what was asked, and says so in its capabilities. Nothing was done."""
+    """This backend, or a store that was opened for a tenant, cannot do what was asked. Nothing was done."""
 
 
 class JournalCorrupt(EventStoreError):
@@ -425,13 +425,13 @@ class ProjectionStopped(ProjectionError):
 class PartitionsChanged(ProjectionError):
     """A read model was made by another number of partitions than the projection's class has now. Nothing was done.
 
-    Make it anew (`eventstore projections rebuild`), or give the class the number that is `stored`.
+    Make it anew (`eventstore rebuild projections`), or give the class the number that is `stored`.
     """
 
     def __init__(self, projection: str, stored: int, wanted: int) -> None:
         super().__init__(
             f"projection {projection!r} is stored in {stored} partitions, and its class has {wanted}: nothing was "
-            f"done; make it anew with `eventstore projections rebuild`, or give the class partitions={stored}"
+            f"done; make it anew with `eventstore rebuild projections`, or give the class partitions={stored}"
         )
         self.projection = projection
         self.stored = stored
@@ -463,6 +463,31 @@ class ProjectionBehind(ProjectionError):
         self.projection = projection
         self.position = position
         self.wanted = wanted
+
+
+class ExtraMissing(EventStoreError):
+    """What was asked for needs a package that is not installed. Nothing was done: install the extra that is named."""
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed: pip install 'eventstore-actors[{extra}]'")
+        self.extra = extra
+
+
+class SealError(EventStoreError):
+    """The root of what is said about seals, their keys, anchors and proofs."""
+
+
+class KeyFileError(SealError):
+    """A file holds no key that can be used for this. Nothing was done: the message says what it holds."""
+
+
+class SealRefused(SealError):
+    """No seal was made, because it would not go on from those that are there: they were made with another key, or by
+    somebody else. Nothing was changed: `eventstore audit verify` says what is there."""
+
+
+class ProofInvalid(SealError):
+    """What was given as a proof, or as an anchor, proves nothing. The message says where it does not hold."""
 
 
 class ActorError(EventStoreError):

@@ -152,6 +152,7 @@ class RecordedEvent(NamedTuple):
     rising, with holes where nothing was stored. `recorded_at` is the store's clock in UTC and never decides
     an order. Events with one `batch_id` were stored together. `EventStore.decode` makes the `Event` of it.
     `checksum` was made of type, schema version, payload and metadata when the event was appended, and matches them.
+    `metadata_bytes` is the metadata's JSON as stored, byte for byte; None where there is none.
     """
 
     position: int
@@ -171,6 +172,7 @@ class RecordedEvent(NamedTuple):
     origin_sequence: int | None = None
     clock: bytes | None = None
     concurrent: bool = False
+    metadata_bytes: bytes | None = None
 
     def json(self) -> Any:
         """The payload as plain JSON values: no event class is needed, no upcaster is applied."""

@@ -25,8 +25,10 @@ from eventstore.backend import (
     Moved,
     Owner,
     OwnerInfo,
+    Removal,
     Statistics,
     StoredCheckpoint,
+    StoredSeal,
     StoredSnapshot,
     StreamInfo,
     StreamPage,
@@ -156,6 +158,15 @@ class GuardedBackend:
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
         return await self._call(self._backend.delete_checkpoint, name, version, revision)
+
+    async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
+        return await self._call(self._backend.removals, after=after, limit=limit)
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        return await self._call(self._backend.add_seal, seal)
+
+    async def seals(self, *, after: int, limit: int, backwards: bool) -> Sequence[StoredSeal]:
+        return await self._call(self._backend.seals, after=after, limit=limit, backwards=backwards)
 
     async def statistics(self) -> Statistics:
         return await self._call(self._backend.statistics)

@@ -37,7 +37,9 @@ from eventstore.backend import (
     Moved,
     Owner,
     OwnerInfo,
+    Removal,
     Statistics,
+    StoredSeal,
     StreamInfo,
     StreamWrite,
 )
@@ -632,6 +634,38 @@ class EventStore:
         """Forget a version of a read model. False if it has been changed since it was read."""
         return await self._open.delete_checkpoint(checkpoint.stored_name, checkpoint.version, checkpoint.revision)
 
+    # Seals (docs/tamper-evidence.md). They are of the whole journal: a store with a tenant raises `CapabilityError`.
+
+    async def removals(self, *, after: int = 0, page_size: int = _PAGE) -> AsyncGenerator[Removal, None]:
+        """Every truncation of the journal, in the order in which they were done, behind the one with a number."""
+        while True:
+            page = await self._whole.removals(after=after, limit=page_size)
+            for removal in page:
+                yield removal
+            if len(page) < page_size:
+                return
+            after = page[-1].number
+
+    async def add_seal(self, seal: StoredSeal) -> bool:
+        """Store the next seal. False, and nothing was done, if its number is not the next: another one was faster."""
+        return await self._whole.add_seal(seal)
+
+    async def newest_seal(self) -> StoredSeal | None:
+        """The seal with the greatest number."""
+        found = await self._whole.seals(after=0, limit=1, backwards=True)
+        return found[0] if found else None
+
+    async def seal_after(self, number: int) -> StoredSeal | None:
+        """The first seal with a greater number than this. With its list of leaves it is large."""
+        found = await self._whole.seals(after=number, limit=1, backwards=False)
+        return found[0] if found else None
+
+    async def seals(self, *, after: int = 0) -> AsyncGenerator[StoredSeal, None]:
+        """Every seal, by number, after one. They are large, and come one at a time."""
+        while (found := await self.seal_after(after)) is not None:
+            yield found
+            after = found.number
+
     async def statistics(self) -> Statistics:
         """Counts of what the whole journal holds, whoever's it is."""
         return await self._open.statistics()
@@ -679,6 +713,15 @@ class EventStore:
         if self._guarded is None:
             raise _closed()
         return self._guarded
+
+    @property
+    def _whole(self) -> Backend:
+        if self.tenant:
+            raise CapabilityError(
+                "seals and the record of truncations are of the whole journal, and this store was opened for a tenant: "
+                "nothing was done; open it without one"
+            )
+        return self._open
 
     @property
     def _open_calls(self) -> _GroupCalls:

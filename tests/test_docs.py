@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["idempotency", "ownership", "supervision", "transactions"]
+PAGES = ["idempotency", "ownership", "supervision", "tamper-evidence", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
 STORIES = ["audit", "projections", "schema-evolution", "tenants", "time-travel"]

@@ -33,6 +33,7 @@ _PARTS = (
     "recovery",
     "repeats",
     "replicas",
+    "seals",
     "snapshots",
     "sql",
     "subscriptions",

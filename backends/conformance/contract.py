@@ -18,6 +18,7 @@ from backends.conformance.reading import Reading
 from backends.conformance.recovery import RecoveryContract
 from backends.conformance.repeats import Repeats
 from backends.conformance.replicas import ReplicatedEvents
+from backends.conformance.seals import Seals
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
@@ -42,6 +43,7 @@ class BackendContract(
     RecoveryContract,
     Repeats,
     ReplicatedEvents,
+    Seals,
     Snapshots,
     SQLCapability,
     Subscriptions,

@@ -25,6 +25,7 @@ from backends.conformance.events import (
 )
 from backends.conformance.fixtures import StoreFixtures, backend_of
 from backends.conformance.leases import HeldLease, Leases
+from eventstore.audit_query import AuditQuery
 from eventstore.backend import (
     Appended,
     Backend,
@@ -37,6 +38,7 @@ from eventstore.backend import (
     Load,
     Loaded,
     StoredCheckpoint,
+    StoredSeal,
     StreamInfo,
     StreamWrite,
 )
@@ -226,6 +228,17 @@ async def _reads_the_log(other: Backend, owned: Belongings) -> None:
         assert await other.start_of_last(1, where) == 0
 
 
+async def _audits(other: Backend, owned: Belongings) -> None:
+    if not other.tenant:
+        return
+    for where in (EventFilter(), EventFilter(stream_ids=(ID,)), EventFilter(tenants=(owned.backend.tenant,))):
+        query = AuditQuery(where=where)
+        page = await other.audit_page(query, cursor=None, limit=100, backwards=False)
+        assert list(page.events) == []
+        totals = await other.audit_totals(query, top=5)
+        assert totals is None or totals.events == 0
+
+
 async def _saves_a_snapshot(other: Backend, _: Belongings) -> None:
     mine = pack(new_snapshot(ID, 2, "fingerprint", b'{"of":"another"}'), limit=10_000)
     await other.save_snapshot(mine, keep=1)
@@ -285,6 +298,8 @@ LOOKS: Sequence[tuple[str, Probe]] = (
     ("streams", _lists_streams),
     ("read_all", _reads_the_log),
     ("start_of_last", _reads_the_log),
+    ("audit_page", _audits),
+    ("audit_totals", _audits),
     ("read_snapshots", _reads_snapshots),
     ("delete_snapshots", _deletes_snapshots),
     ("truncate", _truncates),
@@ -313,6 +328,9 @@ ABOUT_NOBODY = {
     "close": "closes",
     "wait": "a hint about the whole log, which tells no more than that there may be something new",
     "statistics": "the whole journal's, for whoever runs it",
+    "removals": "the whole journal's; a store with a tenant does not ask for them",
+    "seals": "the whole journal's; a store with a tenant does not ask for them",
+    "add_seal": "the whole journal's; a store with a tenant adds none",
     "capabilities": "the same for all",
     "durability": "the same for all",
     "database": "the same for all",
@@ -400,6 +418,36 @@ class Tenants(StoreFixtures):
         assert await collect(bolt.read_all()) == [found[1], found[3]]
         # Its end is everybody's, also to whom the last event is not shown.
         assert [await one.end() for one in (store, acme, bolt)] == [places[-1].position] * 3
+
+    async def test_the_record_of_truncations_says_whose_the_stream_was(
+        self, store: EventStore, acme: EventStore, bolt: EventStore
+    ) -> None:
+        for one, through in ((acme, 1), (store, 2), (bolt, 3)):
+            await one.append(ID, happened(1, 2, 3, 4))
+            await one.truncate(ID, through, reason="test")
+        found = await collect(store.removals())
+        assert [(each.tenant, each.stream_id, each.through) for each in found] == [
+            ("acme", ID, 1),
+            ("", ID, 2),
+            ("bolt", ID, 3),
+        ]
+        assert [each.number for each in found] == sorted({each.number for each in found})
+
+    async def test_seals_are_of_the_whole_journal(self, store: EventStore, acme: EventStore) -> None:
+        seal = StoredSeal(1, b"statement", b"signature", b"leaves of everybody", b"")
+        refused: Sequence[Callable[[], Awaitable[object]]] = (
+            lambda: acme.add_seal(seal),
+            acme.newest_seal,
+            lambda: acme.seal_after(0),
+            lambda: collect(acme.seals()),
+            lambda: collect(acme.removals()),
+        )
+        for ask in refused:
+            with pytest.raises(CapabilityError, match="opened for a tenant"):
+                await ask()
+        assert await store.newest_seal() is None
+        assert await store.add_seal(seal)
+        assert await store.newest_seal() == seal
 
     @pytest.mark.parametrize("page_size", [1, 2, 500])
     async def test_the_log_is_filtered_by_tenants(

@@ -119,6 +119,16 @@ def upgrade() -> None:
     )
 
     op.create_table(
+        "journal_seals",
+        sa.Column("number", BIG, autoincrement=False, nullable=False),
+        sa.Column("statement", sa.LargeBinary(), nullable=False),
+        sa.Column("signature", sa.LargeBinary(), nullable=False),
+        sa.Column("leaves", sa.LargeBinary(), nullable=False),
+        sa.Column("removals", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_journal_seals"),
+    )
+
+    op.create_table(
         "journal_commands",
         sa.Column("id", BIG, nullable=False),
         sa.Column("stream", BIG, nullable=False),
@@ -216,6 +226,20 @@ BEGIN
 END
 """,
     """
+CREATE TRIGGER journal_seals_no_update
+BEFORE UPDATE ON journal_seals
+BEGIN
+    SELECT RAISE(ABORT, 'journal seals are never changed');
+END
+""",
+    """
+CREATE TRIGGER journal_seals_no_delete
+BEFORE DELETE ON journal_seals
+BEGIN
+    SELECT RAISE(ABORT, 'journal seals are never removed');
+END
+""",
+    """
 CREATE VIEW v_events AS
 SELECT e.position, s.tenant, s.stream_id, s.kind, e.version, e.type, e.schema_version,
     CASE WHEN json_valid(e.payload) THEN e.payload END AS payload,
@@ -280,6 +304,21 @@ FOR EACH ROW EXECUTE FUNCTION journal_events_refuse()
     """
 CREATE TRIGGER journal_events_no_truncate BEFORE TRUNCATE ON journal_events
 FOR EACH STATEMENT EXECUTE FUNCTION journal_events_refuse()
+""",
+    """
+CREATE FUNCTION journal_seals_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'journal seals are never changed or removed' USING ERRCODE = 'restrict_violation';
+END
+$$
+""",
+    """
+CREATE TRIGGER journal_seals_no_change BEFORE UPDATE OR DELETE ON journal_seals
+FOR EACH ROW EXECUTE FUNCTION journal_seals_refuse()
+""",
+    """
+CREATE TRIGGER journal_seals_no_truncate BEFORE TRUNCATE ON journal_seals
+FOR EACH STATEMENT EXECUTE FUNCTION journal_seals_refuse()
 """,
     # jsonb holds neither U+0000 nor half of a surrogate pair, which JSON may. One such event must not make a query
     # over all of them fail.

@@ -15,13 +15,15 @@ from eventstore.url import parse_store_url
 
 _TABLES = (
     "journal_streams, journal_events, journal_snapshots, journal_removals, journal_commands, journal_owners, "
-    "journal_checkpoints"
+    "journal_checkpoints, journal_seals"
 )
 # Only the tables' owner can do this: to everyone else the journal's events are there for ever.
 _EMPTY = f"""
 ALTER TABLE journal_events DISABLE TRIGGER USER;
+ALTER TABLE journal_seals DISABLE TRIGGER USER;
 TRUNCATE {_TABLES} RESTART IDENTITY;
 ALTER TABLE journal_events ENABLE TRIGGER USER;
+ALTER TABLE journal_seals ENABLE TRIGGER USER;
 """
 
 

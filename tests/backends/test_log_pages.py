@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,22 @@ async def test_a_control_character_where_none_can_be_is_damage_of_that_event(pos
         with pytest.raises(JournalCorrupt) as raised:
             await backend.read_all(after=1, limit=1, where=EventFilter())
         assert raised.value.position == 2
+
+
+@pytest.mark.parametrize("column", ["origin = 'rome'", "origin_sequence = 3", "clock = '{}'", "concurrent = true"])
+async def test_what_somebody_has_put_into_one_of_a_replicas_columns_is_seen(
+    backend: SQLiteBackend | PostgresBackend, url: str, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await all_kinds(backend)
+    before = list((await by_column(backend, EventFilter(), 0, 500)).events)
+    statement = f"UPDATE journal_events SET {column} WHERE position = 2"
+    if isinstance(backend, SQLiteBackend):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+            connection.execute("DROP TRIGGER journal_events_no_update")
+            connection.execute(statement)
+    else:
+        await execute(url, f"ALTER TABLE journal_events DISABLE TRIGGER USER; {statement}")
+    found = await by_column(backend, EventFilter(), 0, 500)
+    assert isinstance(found.events, RecordPage)
+    assert list(found.events) == list((await by_row(backend, EventFilter(), 0, 500, monkeypatch)).events)
+    assert [one.position for one, old in zip(found.events, before, strict=True) if one != old] == [2]

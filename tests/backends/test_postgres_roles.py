@@ -28,6 +28,9 @@ from backends.conformance.sql import TRANSFERS, SQLTransactions
 from backends.conformance.truncation import Truncation
 from eventstore import EventStore, SchemaError
 from eventstore.errors import CapabilityError
+from eventstore.seal_verification import SealVerification
+from eventstore.sealing import Sealer
+from eventstore.signing import generate, private_key
 from tests.servers.databases import Databases, asyncio_run
 
 from .conftest import empty
@@ -53,20 +56,23 @@ class Roles:
     def __init__(self, url: str) -> None:
         self.owner_url = url
         suffix = uuid4().hex[:12]
-        self.app, self.keeper = f"app_{suffix}", f"keeper_{suffix}"
+        self.app, self.keeper, self.sealer = (f"{role}_{suffix}" for role in ("app", "keeper", "sealer"))
         self.app_url, self.keeper_url = as_role(url, self.app), as_role(url, self.keeper)
+        self.sealer_url = as_role(url, self.sealer)
 
     async def make(self) -> None:
-        script = documented("role: app") + documented("role: keeper")
-        named = re.sub(r"\bkeeper\b", self.keeper, re.sub(r"\bapp\b", self.app, script))
+        script = "".join(documented(f"role: {role}") for role in ("app", "keeper", "sealer"))
+        named = re.sub(r"\b(app|keeper|sealer)\b", lambda found: str(getattr(self, found[1])), script)
         revoked = "REVOKE ALL ON SCHEMA public FROM PUBLIC;"
         await execute(
-            self.owner_url, f"CREATE ROLE {self.app} LOGIN; CREATE ROLE {self.keeper} LOGIN; {revoked} {named}"
+            self.owner_url,
+            f"CREATE ROLE {self.app} LOGIN; CREATE ROLE {self.keeper} LOGIN; CREATE ROLE {self.sealer} LOGIN; "
+            f"{revoked} {named}",
         )
 
     async def drop(self) -> None:
-        both = f"{self.keeper}, {self.app}"
-        await execute(self.owner_url, f"DROP OWNED BY {both}; DROP ROLE {both}")
+        all_of_them = f"{self.keeper}, {self.app}, {self.sealer}"
+        await execute(self.owner_url, f"DROP OWNED BY {all_of_them}; DROP ROLE {all_of_them}")
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +128,24 @@ class TestTheKeepersRole(Epochs, Forgetting, Truncation):
     @pytest.fixture
     def url(self, roles: Roles) -> str:
         return roles.keeper_url
+
+
+async def test_the_sealers_role_can_seal_and_verify_and_nothing_else(roles: Roles, tmp_path: Path) -> None:
+    async with EventStore.open(roles.keeper_url) as store:
+        await store.append("a", happened(1, 2, 3))
+        await store.truncate("a", 1, reason="test")
+    public = generate(tmp_path / "key")
+    async with EventStore.open(roles.sealer_url) as store:
+        seal = await Sealer(store, private_key(tmp_path / "key")).seal()
+        assert seal is not None
+        assert (seal.statement.count, seal.statement.removals.count) == (2, 1)
+        verification = SealVerification(store, public)
+        assert [finding async for finding in verification.findings()] == []
+        with pytest.raises(CapabilityError):
+            await store.append("a", happened(4))
+    for statement in ("UPDATE journal_seals SET number = 2", "DELETE FROM journal_seals", "DELETE FROM journal_events"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await execute(roles.sealer_url, statement)
 
 
 @pytest.mark.parametrize(

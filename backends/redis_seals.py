@@ -1,0 +1,90 @@
+"""Seals on Redis: a sorted set of them by number; and the record of truncations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate, pairwise
+from struct import Struct, error
+from typing import Any
+
+import orjson
+
+from backends.redis_scripts import OPENED, script
+from backends.redis_tenant import split
+from eventstore.backend import Removal, StoredSeal
+from eventstore.errors import JournalCorrupt
+
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+# The number, so that no two seals are one member of the set; the bytes of statement, signature and leaves, which
+# follow, and then the removals.
+_HEAD = Struct(">QIII")
+
+# ARGV: 5 number, 6 seal. The reply: 1 if it was the next one.
+ADD_SEAL = script(
+    OPENED
+    + """
+local key = base .. ':seals'
+local newest = redis.call('ZRANGE', key, '-1', '-1', 'WITHSCORES')
+if tonumber(newest[2] or '0') + 1 ~= tonumber(ARGV[5]) then return 0 end
+return redis.call('ZADD', key, ARGV[5], ARGV[6])
+"""
+)
+
+# ARGV: 5 after, 6 limit, 7 '1' for backwards. The reply: seals, each before its number.
+SEALS = script(
+    OPENED
+    + """
+local key, after = base .. ':seals', '(' .. ARGV[5]
+if ARGV[7] == '1' then
+    return redis.call('ZRANGE', key, '+inf', after, 'BYSCORE', 'REV', 'LIMIT', '0', ARGV[6], 'WITHSCORES')
+end
+return redis.call('ZRANGE', key, after, '+inf', 'BYSCORE', 'LIMIT', '0', ARGV[6], 'WITHSCORES')
+"""
+)
+
+# ARGV: 5 after, 6 limit.
+REMOVALS = script(
+    OPENED
+    + """
+return redis.call('LRANGE', base .. ':removals', ARGV[5], text(tonumber(ARGV[5]) + tonumber(ARGV[6]) - 1))
+"""
+)
+
+
+def packed_seal(seal: StoredSeal) -> bytes:
+    """A seal as the set holds it."""
+    number, *parts = seal
+    return _HEAD.pack(number, *map(len, parts[:-1])) + b"".join(parts)
+
+
+def found_seals(reply: Sequence[bytes]) -> list[StoredSeal]:
+    """What `SEALS` replied."""
+    return [_seal(packed, int(float(score))) for packed, score in zip(reply[::2], reply[1::2], strict=True)]
+
+
+def _seal(packed: bytes, number: int) -> StoredSeal:
+    try:
+        _, *sizes = _HEAD.unpack_from(packed)
+    except error:
+        return StoredSeal(number, b"", b"", b"", b"")
+    ends = list(accumulate(sizes, initial=_HEAD.size))
+    statement, signature, leaves = (packed[start:end] for start, end in pairwise(ends))
+    return StoredSeal(number, statement, signature, leaves, packed[ends[-1] :])
+
+
+def found_removals(after: int, reply: Sequence[bytes]) -> list[Removal]:
+    """What `REMOVALS` replied. The list has no numbers but the places in it."""
+    return [_removal(after + index + 1, entry) for index, entry in enumerate(reply)]
+
+
+def _removal(number: int, entry: bytes) -> Removal:
+    try:
+        found: Any = orjson.loads(entry)
+        seconds, _, microseconds = found["recorded_at"].partition(".")
+        at = _EPOCH_START + timedelta(seconds=int(seconds), microseconds=int(microseconds))
+        tenant, stream_id = split(found["stream"].encode())
+        return Removal(number, stream_id, found["through"], found["removed"], found["reason"], at, tenant)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as damage:
+        raise JournalCorrupt(f"the record of truncation {number} cannot be read: {damage}") from damage
