@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from backends.memory_archive import MemoryArchive
 from backends.memory_journal import Journal, Stream
 from backends.memory_owners import MemoryLease
 from eventstore.backend import (
@@ -43,7 +44,7 @@ class MemoryBackend:
     What is stored outlives `close`, not the process. Backends of one name share one event loop at a time.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=False)
+    capabilities = Capabilities(creates_schema=False, survives_restart=False, archive=True)
     durability = Durability.NONE
     database = "memory"
     schema_revision: str | None = None
@@ -68,6 +69,9 @@ class MemoryBackend:
         journal.wake()
         return outcomes
 
+    def archive(self) -> MemoryArchive:
+        return MemoryArchive(self._opened)
+
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         raise CapabilityError(
             "memory:// has no SQL: nothing was done; SQL goes with a batch on Postgres and SQLite alone"
@@ -78,6 +82,7 @@ class MemoryBackend:
         return [journal.stream(lookup.stream_id).find_command(lookup) for lookup in lookups]
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        self._opened.check_fence()
         return self._opened.stream(stream_id).forget_commands(keep, before)
 
     def lease(self, owner: Owner) -> MemoryLease:
@@ -160,6 +165,7 @@ class MemoryBackend:
             journal.waiters.discard(waiter)
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+        self._opened.check_fence()
         stream = self._opened.streams.setdefault(snapshot.stream_id, Stream())
         stream.check_epoch(snapshot.stream_id, snapshot.epoch or None)
         stream.snapshots[snapshot.version] = snapshot
@@ -172,6 +178,7 @@ class MemoryBackend:
         return [stream.snapshots[version] for version in versions]
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
+        self._opened.check_fence()
         stream = self._opened.stream(stream_id)
         doomed = stream.snapshot_versions(through)
         for version in doomed:

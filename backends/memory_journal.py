@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from backends.memory_owners import Owners
+from eventstore.archive import Fence
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -36,6 +37,7 @@ from eventstore.errors import (
     DuplicateCommand,
     DuplicateEventError,
     FencedError,
+    StoreFenced,
 )
 from eventstore.events import RecordedEvent
 
@@ -174,6 +176,9 @@ class Journal:
         self.owners = Owners()
         self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
         self.waiters: set[asyncio.Future[None]] = set()
+        # Up to which position this is a copy of another journal, and why nothing may be added any more.
+        self.copied: int | None = None
+        self.fence: Fence | None = None
         self._clock = _EPOCH_START
 
     def stream(self, stream_id: str) -> Stream:
@@ -182,7 +187,34 @@ class Journal:
 
     def append(self, batch: Batch) -> AppendOutcome:
         # Ids come first: a batch that is stored is stored, whatever the versions and the owner are by now.
-        return self._original(batch) or self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+        if original := self._original(batch):
+            return original
+        if self.fence is not None:
+            return StoreFenced(batch[0].stream_id if batch else "", self.fence.reason)
+        return self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+
+    def check_fence(self) -> None:
+        """Raise `StoreFenced` if nothing may be added any more."""
+        if self.fence is not None:
+            raise StoreFenced("", self.fence.reason)
+
+    def place(self, entry: Entry) -> None:
+        """Put an entry into the log and its stream, at its own position, which is behind all others."""
+        self.reach(entry.position - 1)
+        self.log.append(entry)
+        self.streams.setdefault(entry.stream_id, Stream()).entries.append(entry)
+        self.entries_by_id[entry.event.event_id] = entry
+        self._clock = max(self._clock, entry.recorded_at)
+
+    def reach(self, position: int) -> None:
+        """Let the log end at a position, or further."""
+        self.log.extend([None] * (position - len(self.log)))
+
+    def truncate_to(self, stream_id: str, through: int, reason: str) -> None:
+        """Let a stream be truncated up to a version that it may not have come to."""
+        stream = self.streams.setdefault(stream_id, Stream())
+        self.truncate(stream_id, through, reason, None)
+        stream.truncated = max(stream.truncated, through)
 
     def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         key = (checkpoint.name, checkpoint.version)
@@ -199,6 +231,7 @@ class Journal:
         return (0 if found is None else found.revision) == revision
 
     def claim(self, claims: Sequence[Claim]) -> list[int | Holder]:
+        self.check_fence()
         for claim in claims:
             if claim.owner is not None:
                 self.owners.check(claim.owner)
@@ -222,6 +255,7 @@ class Journal:
                 stream.owner = None
 
     def truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+        self.check_fence()
         stream = self.stream(stream_id)
         stream.check_epoch(stream_id, epoch)
         removed = stream.select(after=0, through=through, limit=len(stream.entries))

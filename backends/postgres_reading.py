@@ -114,7 +114,7 @@ class PostgresReader:
             if count == limit:
                 return LogPage(records, last, is_end=False, end=end)
             position = self._settled
-        end = await self._settle()
+        end = await self.settle()
         if position < end:
             more, more_count, last, _ = await self._page(position, end, limit - count, where)
             records += more
@@ -124,13 +124,13 @@ class PostgresReader:
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)
-        end = await self._settle()
+        end = await self.settle()
         through = min(after + limit, max(after, end))
         versions = {} if through == after else dict(await self._rows(self._sql.moved, after, through))
         return Moved(versions, through, through >= end)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
-        end = await self._settle()
+        end = await self.settle()
         if count <= 0:
             return end
         if where.tags:
@@ -181,7 +181,7 @@ class PostgresReader:
             records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
         return records, len(rows), last, rows[0][0]
 
-    async def _settle(self) -> int:
+    async def settle(self) -> int:
         """A position up to which the log is final: nothing appears below it any more.
 
         Positions are taken before they can be seen, and a later one may be seen first. So the sequence is read, then

@@ -153,7 +153,7 @@ class RedisReader(OpenedRedis):
         kinds = [kind.encode() for kind in where.kinds]
         stream_ids = [stream_id.encode() for stream_id in where.stream_ids]
         bounds = [min(after, MAX_VERSION), through, limit, window]
-        end, looked, positions, names, flat = await self._run(READ_LOG, [*bounds, len(kinds), *kinds, *stream_ids])
+        end, looked, positions, names, flat, _ = await self._run(READ_LOG, [*bounds, len(kinds), *kinds, *stream_ids])
         decoded = [name.decode() for name in names]
         events: list[RecordedEvent] = []
         for index, position in zip(range(0, len(flat), 3), positions, strict=True):

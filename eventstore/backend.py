@@ -24,6 +24,7 @@ from eventstore.errors import (
 from eventstore.events import RecordedEvent
 
 if TYPE_CHECKING:
+    from eventstore.archive import Archive
     from eventstore.sql_transaction import SqlTransaction
 
 
@@ -408,12 +409,14 @@ class Capabilities:
     """What a backend can do. What it cannot, it refuses with `CapabilityError`; it never pretends.
 
     `creates_schema`: a new, empty database gets its journal by itself. `survives_restart`: what is stored can be
-    opened again. `user_sql`: the user's own SQL statements can be committed together with a batch.
+    opened again. `user_sql`: the user's own SQL statements can be committed together with a batch. `archive`: records
+    can be read and stored as they are, and the journal can be fenced.
     """
 
     creates_schema: bool
     survives_restart: bool
     user_sql: bool = False
+    archive: bool = False
 
 
 class Statistics(NamedTuple):
@@ -491,6 +494,11 @@ class Backend(Protocol):
         A backend may give it less where others would otherwise not wait that long for what it holds up. Raises
         `CapabilityError` where `capabilities.user_sql` is off. A cancelled call leaves nothing open.
         """
+        ...
+
+    def archive(self) -> Archive:
+        """The journal's records as they are stored, for copies, and its fence. Raises `CapabilityError` where
+        `capabilities.archive` is off."""
         ...
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
+from eventstore.archive import Archive
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -588,6 +589,11 @@ class EventStore:
     async def delete_snapshots(self, stream_id: str, *, through: int | None = None) -> int:
         """Remove snapshots of at most version `through`, all if None. Returns how many."""
         return await self._open.delete_snapshots(checked_stream_id(stream_id), through=through)
+
+    def archive(self) -> Archive:
+        """The journal's records as they are stored, and its fence: for tools that copy whole journals. Raises
+        `CapabilityError` where `capabilities.archive` is off."""
+        return self._open.archive()
 
     @property
     def max_snapshot_bytes(self) -> int:

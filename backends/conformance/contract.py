@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backends.conformance.appending import Appending
+from backends.conformance.archives import Archives
 from backends.conformance.batches import Batches
 from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
@@ -25,6 +26,7 @@ from backends.conformance.truncation import Truncation
 
 class BackendContract(
     Appending,
+    Archives,
     Batches,
     Checkpoints,
     Commands,

@@ -15,7 +15,7 @@ from eventstore.url import parse_store_url
 
 _TABLES = (
     "journal_streams, journal_events, journal_snapshots, journal_removals, journal_commands, journal_owners, "
-    "journal_checkpoints"
+    "journal_checkpoints, journal_marks"
 )
 # Only the tables' owner can do this: to everyone else the journal's events are there for ever.
 _EMPTY = f"""
