@@ -149,8 +149,8 @@ class Archive(Protocol):
 
     async def fence(self, reason: str) -> Fence:
         """Refuse from now on, in every process, all that would add to the journal: appends with `StoreFenced` as their
-        outcome, and whatever else a copy holds by raising it. Returns the fence, which is the first one's if there was
-        one already.
+        outcome (one that could not be stored anyway may say why), whatever else a copy holds by raising it. Returns the
+        fence, which is the first one's if there was one already.
 
         Appends that are under way are waited for: they are stored before this returns, or refused. A batch that is
         stored is still answered with its original place. Reading goes on, and so do checkpoints and leases.

