@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from eventstore.cli.conflicts import conflicts
+from eventstore.cli.copy import copy
 from eventstore.cli.dead_letters import dead_letters
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
@@ -68,6 +69,7 @@ for _command, _summary in (
     (snapshot, "Take snapshots of actors."),
     (verify, "Check every event and snapshot, and list what is damaged."),
     (owners, "List the processes that own actors, and what they own."),
+    (copy, "Copy a journal to another store, and move to it."),
     (migrate, "Create the journal, or bring it up to date."),
     (doctor, "Report what a store is, and what is wrong."),
 ):
