@@ -279,6 +279,21 @@ class CopyDiffers(EventStoreError):
         self.difference = difference
 
 
+class InvalidCloudEvent(EventStoreError):
+    """A line is no CloudEvent that can be imported: the message says why."""
+
+
+class ImportRefused(EventStoreError):
+    """A line cannot be imported. Its window of lines, some hundred at most, was not stored; those before it are.
+
+    `line` is its number, from 1. Mend it, and import the whole file again: what is stored already is known by its ids.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+
+
 class JournalLost(JournalCorrupt):
     """The server no longer holds what this store has seen there: it was emptied, replaced, or restored from an older
     copy. Nothing was read or stored. Restore the newer data; or open a new store, to go on without it.

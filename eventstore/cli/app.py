@@ -18,6 +18,8 @@ from eventstore.cli.dead_letters import dead_letters
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
+from eventstore.cli.export import export
+from eventstore.cli.import_ import import_
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
@@ -31,7 +33,7 @@ from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
 from eventstore.cli.verify import verify
-from eventstore.errors import EventStoreError
+from eventstore.errors import EventStoreError, ImportRefused
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
 
@@ -70,10 +72,12 @@ for _command, _summary in (
     (verify, "Check every event and snapshot, and list what is damaged."),
     (owners, "List the processes that own actors, and what they own."),
     (copy, "Copy a journal to another store, and move to it."),
+    (export, "Write events as CloudEvents, one a line."),
     (migrate, "Create the journal, or bring it up to date."),
     (doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(short_help=_summary)(_command)
+app.command(name="import", short_help="Append CloudEvents, one a line.")(import_)
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")
@@ -130,6 +134,8 @@ def _failed(error: Exception, messages: Messages) -> int:
     match error:
         case CommandFailed():
             code = error.code
+        case ImportRefused():
+            code = Exit.WRONG
         case EventStoreError():
             code = Exit.STORE
         case TimeoutError():

@@ -36,8 +36,8 @@ def is_shown() -> bool:
 
 
 @contextmanager
-def bar(what: str, total: int) -> Generator[Progress]:
-    """A bar that is removed when the work ends, however it ends."""
+def bar(what: str, total: int | None) -> Generator[Progress]:
+    """A bar that is removed when the work ends, however it ends. None: nobody knows how much it is."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
