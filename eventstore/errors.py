@@ -329,6 +329,15 @@ class TruncationRefused(ReplicationError):
         self.stream_id = stream_id
 
 
+class RetentionRefused(EventStoreError):
+    """A stream's old events may not go. Nothing was removed from it: the message says what stands against it."""
+
+    def __init__(self, stream_id: str, reason: str) -> None:
+        super().__init__(f"nothing of {stream_id!r} may go: {reason}")
+        self.stream_id = stream_id
+        self.reason = reason
+
+
 class CodecError(EventStoreError):
     """An event, snapshot or command could not be turned into bytes, or back."""
 

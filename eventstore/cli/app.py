@@ -27,6 +27,7 @@ from eventstore.cli.owners import owners
 from eventstore.cli.projections import projections
 from eventstore.cli.replay import replay
 from eventstore.cli.replication import replication
+from eventstore.cli.retention import retention
 from eventstore.cli.schema import schema
 from eventstore.cli.show import show
 from eventstore.cli.snapshot import snapshot
@@ -82,6 +83,7 @@ app.add_typer(replication, name="replication", short_help="How replicas are gett
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")
 app.add_typer(dead_letters, name="dead-letters", short_help="Events that projections could not apply.")
+app.add_typer(retention, name="retention", short_help="Remove old events that nobody needs any more.")
 app.add_typer(schema, name="schema", short_help="Check that what is stored can be read.")
 
 

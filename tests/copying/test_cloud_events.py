@@ -237,7 +237,7 @@ async def test_a_line_that_is_not_right_is_named_and_the_file_goes_on_when_it_is
         assert (refused.value.line, importing.lines, await store.version("a")) == (701, 500, 500)
         await (again := Import(store)).run(each(lines))
         assert (again.stored, again.known) == (700, 500)
-        numbers = [event.metadata.values["cloudevents"]["id"] for event in await collect(store.read("a"))]  # type: ignore
+        numbers = [event.metadata.values["cloudevents"]["id"] for event in await collect(store.read("a"))]  # type: ignore[union-attr, index, call-overload]
         assert numbers == [str(number) for number in range(1200)]
 
 
