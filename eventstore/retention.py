@@ -78,7 +78,7 @@ class Retention:
         """Remove what may go, stream by stream, and tell of each what became of it. Ended early, it goes on where it
         was when it is run again.
 
-        Raises `FencedError`, `BackendUnavailable` or `OutcomeUnknown`; whatever concerns one stream alone is in its cut.
+        Raises `FencedError`, `BackendUnavailable` or `OutcomeUnknown`; what concerns one stream alone is in its cut.
         """
         async for cut in self.plan():
             yield cut if cut.refusal is not None else await self._applied(cut, reason)
@@ -160,8 +160,8 @@ class Retention:
                 elif snapshot.fingerprint != wanted:
                     first = first or RetentionRefused(
                         stream_id,
-                        f"its snapshot at version {snapshot.version} is of another schema than its class has now: take a "
-                        "new one with `eventstore snapshot`",
+                        f"its snapshot at version {snapshot.version} is of another schema than its class has now: take "
+                        "a new one with `eventstore snapshot`",
                     )
                 else:
                     return snapshot, None

@@ -181,8 +181,8 @@ async def _run(url: str, policy: Policy, reason: str | None, *, json: bool) -> E
 def _write_summary(total: _Sum, *, is_applied: bool) -> None:
     verb = "were removed" if is_applied else "may go"
     text = (
-        f"{total.events:,} events of {total.streams:,} streams, {total.bytes:,} bytes, {verb}; recovering these streams "
-        f"replays {total.replay:,} events"
+        f"{total.events:,} events of {total.streams:,} streams, {total.bytes:,} bytes, {verb}; recovering these "
+        f"streams replays {total.replay:,} events"
     )
     refused = (f"; {total.refused:,} streams stay as they are", "bold red") if total.refused else ("", "")
     write_line((text, "bold"), refused)
