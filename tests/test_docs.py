@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 PAGES = ["idempotency", "ownership", "supervision", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
-STORIES = ["projections", "schema-evolution"]
+STORIES = ["copying", "projections", "retention", "schema-evolution"]
 
 # A part of a program is run with what the page's first program defines, and a system that is open.
 FRAME = """
@@ -95,25 +95,41 @@ def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path) -> None:
 def printed_by(command: str, folder: Path) -> str:
     """What a command of a page prints. Its exit code may be 1: some have something to say."""
     program, *arguments = command.split()
+    given = None
+    goes_to = None
+    match arguments:
+        case [*before, ">", name]:
+            arguments, goes_to = before, folder / name
+        case [*before, "<", name]:
+            arguments, given = before, (folder / name).read_text("utf-8")
+        case _:
+            pass
     start = {"python": ["-B"], "eventstore": ["-B", "-m", "eventstore.cli"]}[program]
     done = subprocess.run(
         [sys.executable, *start, *arguments],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        input=given,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode <= 1, done.stderr
+    if goes_to is not None:
+        goes_to.write_text(done.stdout, "utf-8")
+        return ""
     assert re.sub(r"^note: .*\n", "", done.stderr) == ""
     return done.stdout
 
 
 def cells_of(output: str) -> list[list[str]]:
-    """Lines as columns, however wide these are. Moments are not compared."""
+    """Lines as columns, however wide these are. Moments are not compared, and what follows from them."""
     return [
-        re.split(r"\t| {2,}", re.sub(r"((?:recorded|changed|runner)  ).*", r"\1…", line))
+        re.split(
+            r"\t| {2,}",
+            re.sub(r"((?:recorded|changed|runner|digest|fenced)  ).*|(\"time\":)\"[^\"]*\"", r"\1\2…", line),
+        )
         for line in output.splitlines()
     ]
 

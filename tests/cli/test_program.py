@@ -27,9 +27,13 @@ from eventstore.cli.messages import Messages
 from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 
 ACCOUNT = "cli_ledger:Account"
-COMMANDS = ["streams", "events", "tail", "show", "replay", "snapshot", "verify", "owners", "migrate", "doctor"]
+COMMANDS = [
+    *("streams", "events", "tail", "show", "replay", "snapshot", "verify", "owners", "migrate", "doctor"),
+    *("copy", "export", "import"),
+]
 GROUPS = {
     "schema": ["export", "check", "diff"],
+    "retention": ["plan", "apply"],
     "projections": ["list", "status", "run", "rebuild", "pause", "resume", "seek", "check"],
     "dead-letters": ["list", "show", "replay", "purge"],
 }
