@@ -6,11 +6,14 @@ goes on from there.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
+
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from eventstore.archive import (
     Archive,
@@ -22,13 +25,17 @@ from eventstore.archive import (
     StreamRecords,
 )
 from eventstore.codec import damaged, verify_checksum
-from eventstore.errors import CopyDiffers, CopyRefused
+from eventstore.errors import BackendUnavailable, CopyDiffers, CopyRefused, OutcomeUnknown
 from eventstore.store import EventStore
+
+logger = logging.getLogger(__name__)
 
 # How large a page is: as many events as are likely to take so many bytes, because nobody knows before they are read.
 _PAGE_BYTES = 4 * 1024 * 1024
 _FIRST_PAGE = 100
 _LARGEST_PAGE = 1000
+
+_COMPARED_PAGE = 500
 
 _STREAMS = 200
 _COMMANDS = 500
@@ -132,12 +139,27 @@ class Copy:
             after = heads[-1].number
 
     async def follow(self) -> None:
-        """Copy what there is, and then what comes, until the caller is cancelled."""
-        await self.catch_up()
-        await self.bring_streams()
+        """Copy what there is, and then what comes, until the caller is cancelled. While a database cannot be reached it
+        tries again."""
+        again = AsyncRetrying(
+            retry=retry_if_exception_type((BackendUnavailable, OutcomeUnknown)),
+            wait=wait_random_exponential(multiplier=0.05, max=5.0),
+            before_sleep=before_sleep_log(logger, logging.WARNING),
+        )
+        await again(self._bring_all)
         while True:
             await self._source_store.wait(self.position, _POLL_SECONDS)
-            await self.catch_up(with_streams=True)
+            await again(self._bring_news)
+
+    async def _bring_all(self) -> None:
+        await self.begin()
+        await self.catch_up()
+        await self.bring_streams()
+
+    async def _bring_news(self) -> None:
+        # After an attempt that failed nobody knows what was stored.
+        self.position = await self._target.copied() or 0
+        await self.catch_up(with_streams=True)
 
     async def cut_over(self, reason: str) -> Fence:
         """Copy what there is, fence the source, and copy what had come by then: from then on nothing is added to the
@@ -247,7 +269,7 @@ class _Comparison:
     async def _log(self, archive: Archive) -> AsyncGenerator[ArchivedEvent]:
         after = 0
         while after < self._position:
-            page = await archive.events(after=after, limit=_FIRST_PAGE)
+            page = await archive.events(after=after, limit=_COMPARED_PAGE)
             for event in page.events:
                 if event.position > self._position:
                     return
