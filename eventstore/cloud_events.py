@@ -19,7 +19,7 @@ import orjson
 from pydantic import ValidationError
 
 from eventstore.backend import EncodedEvent
-from eventstore.codec import encode_metadata, encoded_event
+from eventstore.codec import damaged, encode_metadata, encoded_event
 from eventstore.errors import InvalidCloudEvent, PayloadTooLarge
 from eventstore.events import MAX_EVENT_TYPE_CHARACTERS, Metadata, RecordedEvent, checked_stream_id
 
@@ -51,7 +51,16 @@ class Imported(NamedTuple):
 
 
 def to_line(recorded: RecordedEvent, *, source: str = DEFAULT_SOURCE) -> bytes:
-    """The event as one line of JSON, with its line end. The payload must be JSON, as every stored one is."""
+    """The event as one line of JSON, with its line end. Raises `JournalCorrupt` for a payload that is no JSON."""
+    try:
+        _check_json(recorded.payload.decode())
+    except (ValueError, RecursionError) as error:
+        raise damaged(
+            f"its payload is no JSON: {error}",
+            stream_id=recorded.stream_id,
+            version=recorded.version,
+            position=recorded.position,
+        ) from error
     attributes: dict[str, Any] = {
         "specversion": "1.0",
         "id": str(recorded.event_id),

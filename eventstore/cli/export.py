@@ -13,7 +13,6 @@ from eventstore.cli.arguments import Json, Url
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.output import flush, write_bytes
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.cli.recorded import checked_payload
 from eventstore.cloud_events import DEFAULT_SOURCE, to_line
 from eventstore.store import EventStore
 
@@ -54,7 +53,6 @@ async def _export(url: str, where: EventFilter, after: int, source: str) -> Exit
                 total = None if where != EventFilter() else (await store.statistics()).events
                 progress = stack.enter_context(bar("events", total))
             async for recorded in store.read_all(after=after, where=where):
-                checked_payload(recorded)
                 write_bytes(to_line(recorded, source=source))
                 progress.advance(1)
     flush()
