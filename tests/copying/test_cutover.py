@@ -20,7 +20,7 @@ from tests.copying.conftest import Journals, environment
 
 WRITER = Path(__file__).with_name("writing.py")
 SECONDS = 60
-ROUTES = [("sqlite", "postgres"), ("postgres", "redis"), ("redis", "sqlite"), ("postgres", "sqlite")]
+ROUTES = [("sqlite", "postgres"), ("postgres", "redis"), ("redis", "sqlite")]
 
 
 @pytest.mark.parametrize(("old", "new"), ROUTES)

@@ -14,7 +14,7 @@ from eventstore import Appended, BackendUnavailable, ConcurrencyError, EventStor
 from eventstore.backend import StreamWrite
 from eventstore.codec import new_event_id
 
-TASKS = 6
+TASKS = 4
 
 
 async def main(url: str, name: str) -> None:
