@@ -233,7 +233,11 @@ class PostgresArchive:
             wait=wait_random(max=0.1),
             reraise=True,
         )
-        found: Fence = await again(self._pool.run, fence, writing=True)
+
+        async def attempt() -> Fence:
+            return await self._pool.run(fence, writing=True)
+
+        found: Fence = await again(attempt)
         return found
 
     async def fenced(self) -> Fence | None:

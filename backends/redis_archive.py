@@ -146,6 +146,7 @@ def _stream(
     newest: bytes,
     snapshots: Sequence[bytes],
 ) -> ArchivedStream:
-    heads = tuple(sorted(_SNAPSHOT_HEAD.unpack(head) for head in snapshots))
+    unpacked = (_SNAPSHOT_HEAD.unpack(head) for head in snapshots)
+    heads = tuple(sorted((int(version), int(time)) for version, time in unpacked))
     counts = (version, truncated, epoch, forgotten, commands)
     return ArchivedStream(number, "", stream_id.decode(), *counts, oldest.decode(), newest.decode(), heads)

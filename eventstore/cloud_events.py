@@ -10,7 +10,6 @@ import base64
 import binascii
 import json
 import re
-from json.decoder import scanstring
 from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -261,7 +260,7 @@ def _members(text: str) -> tuple[dict[str, Any], bytes | None]:
             at = _behind(text, at, ",")
         if text[at] != '"':
             raise ValueError(f"a name is missing at character {at + 1}")
-        name, at = scanstring(text, at + 1, True)
+        name, at = _VALUES.raw_decode(text, at)
         at = _behind(text, at, ":")
         value, end = (_GRAMMAR if name == "data" else _VALUES).raw_decode(text, at)
         if name in members or (name == "data" and data is not None):

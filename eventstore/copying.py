@@ -357,24 +357,17 @@ def _check(event: ArchivedEvent) -> None:
 
 
 def _event_difference(one: ArchivedEvent | None, other: ArchivedEvent | None) -> str:
-    match one, other:
-        case None, ArchivedEvent():
-            return f"at position {other.position} the copy has an event that the source has not"
-        case ArchivedEvent(), None:
+    if one is None or other is None:
+        if one is not None:
             return f"the event at position {one.position} is missing in the copy"
-        case ArchivedEvent(), ArchivedEvent() if one.position == other.position:
-            fields = {**one.event._asdict(), **one._asdict()}
-            others = {**other.event._asdict(), **other._asdict()}
-            del fields["event"], others["event"]
-            names = ", ".join(name for name in fields if fields[name] != others[name])
-            return f"the events at position {one.position} (stream {one.stream_id!r}) differ in: {names}"
-        case ArchivedEvent(), ArchivedEvent():
-            position = min(one.position, other.position)
-            return (
-                f"at position {position} only {'the source' if position == one.position else 'the copy'} has an event"
-            )
-        case _:
-            raise AssertionError("two logs that have both ended do not differ")
+        return f"the copy has an event that the source has not, at position {0 if other is None else other.position}"
+    if one.position != other.position:
+        position = min(one.position, other.position)
+        return f"at position {position} only {'the source' if position == one.position else 'the copy'} has an event"
+    fields = {**one.event._asdict(), **one._asdict()}
+    others = {**other.event._asdict(), **other._asdict()}
+    names = ", ".join(name for name in fields if name != "event" and fields[name] != others[name])
+    return f"the events at position {one.position} (stream {one.stream_id!r}) differ in: {names}"
 
 
 def _size_of(records: StreamRecords) -> int:

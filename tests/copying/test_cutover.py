@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
@@ -65,9 +66,9 @@ def _told(log: Path) -> list[str]:
     return log.read_text("ascii").splitlines()
 
 
-async def _until(holds: object) -> None:
+async def _until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SECONDS
-    while not holds():  # type: ignore[operator]
+    while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
