@@ -385,8 +385,7 @@ def _event(
 
 def _streams(rows: Iterable[Any]) -> list[ArchivedStream]:
     return [
-        ArchivedStream(*numbers, snapshots=tuple(zip(versions, times, strict=True)))
-        for *numbers, versions, times in rows
+        ArchivedStream._make((*columns, tuple(zip(versions, times, strict=True)))) for *columns, versions, times in rows
     ]
 
 

@@ -292,7 +292,8 @@ def _event(
 
 def _streams(rows: Iterable[Any]) -> list[ArchivedStream]:
     return [
-        ArchivedStream(*row[:-1], tuple(sorted((version, at) for version, at in orjson.loads(row[-1])))) for row in rows
+        ArchivedStream._make((*columns, tuple(sorted((version, at) for version, at in orjson.loads(snapshots)))))
+        for *columns, snapshots in rows
     ]
 
 
