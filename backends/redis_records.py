@@ -117,7 +117,8 @@ def outcomes_of(batches: Sequence[Batch], reply: Sequence[Any]) -> list[AppendOu
             # The script does not get to see it.
             outcomes.append(Appended(0, ()))
             continue
-        kind, first = reply[at], reply[at + 1]
+        kind: int = reply[at]
+        first: int = reply[at + 1]
         if kind < 2:
             end = at + 2 + len(batch)
             outcomes.append(Appended(first, tuple(reply[at + 2 : end]), kind == 1))

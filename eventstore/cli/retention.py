@@ -110,23 +110,22 @@ def _policy(
         )
     if no_snapshots and not kinds:
         raise WrongUsage("--no-snapshots goes with --kind: name the streams that nobody folds")
-    before = None if older_than is None else datetime.now(UTC) - _age(older_than)
+    before = None if older_than is None else _before(older_than)
     classes = [actor_class(target) for target in actors or ()]
     fingerprints = {cls.kind: cls.state_type.fingerprint for cls in classes}
     named = tuple(fingerprints) if classes else tuple(dict.fromkeys(kinds or ()))
     return Policy(before, keep_versions, named, fingerprints, needs_snapshots=not no_snapshots)
 
 
-def _age(text: str) -> timedelta:
+def _before(text: str) -> datetime:
+    """The time so long ago."""
     match = _AGE.fullmatch(text)
     if match is None:
         raise WrongUsage(f"{text!r} is no age: write hours, days or weeks, such as 12h, 365d or 8w")
     try:
-        age = int(match[1]) * _UNITS[match[2]]
-        datetime.now(UTC) - age
+        return datetime.now(UTC) - int(match[1]) * _UNITS[match[2]]
     except OverflowError as error:
         raise WrongUsage(f"{text!r} is longer ago than there are dates") from error
-    return age
 
 
 def _described(older_than: str | None, keep_versions: int | None) -> str:
