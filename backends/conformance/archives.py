@@ -56,7 +56,7 @@ async def fill(store: EventStore) -> None:
     await store.append("a-1", [tagged(1, "x", "y"), *happened(2, 3)])
     await store.append("b-é\U0001f600", happened(1))
     await backend.append([[replicated("r-1", 0, REPLICA, None, *ODD)]])
-    told = [outcome("first", issued_at=5), outcome("\x01 second", payload=b'{"a": 1}', is_rejection=True)]
+    told = [outcome("first", issued_at=5), outcome("\x01 second", payload=b'{"a": 1}', is_rejection=True, issued_at=9)]
     epoch = await store.claim("c-1")
     await backend.append([[write("c-1", b'{"number": 1}', expected=0, epoch=epoch, commands=told)]])
     await backend.append([[StreamWrite("c-2", 0, (), None, [outcome("alone")])]])
