@@ -123,8 +123,8 @@ class Archives(StoreFixtures):
         assert counted[:4] == expected[:4]
         # What is appended goes on behind the last position that was ever given, and behind each stream's version.
         for stream_id in ("a-1", "gone", "new"):
-            one, other = await store.append(stream_id, happened(9)), await elsewhere.append(stream_id, happened(9))
-            assert one == other
+            appended = await store.append(stream_id, happened(9))
+            assert appended == await elsewhere.append(stream_id, happened(9))
         assert await store.claim("c-1") == 2
 
     async def test_an_identical_batch_is_known_in_the_copy(self, store: EventStore, elsewhere: EventStore) -> None:
@@ -135,7 +135,7 @@ class Archives(StoreFixtures):
         assert isinstance(first, Appended)
         assert again == first._replace(is_duplicate=True)
 
-    async def test_it_survives(self, store: EventStore, elsewhere: EventStore) -> None:
+    async def test_a_copy_survives(self, store: EventStore, elsewhere: EventStore) -> None:
         await fill(elsewhere)
         await self.copied(elsewhere, store)
         async with reopened(store) as again:
