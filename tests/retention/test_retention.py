@@ -20,15 +20,21 @@ from eventstore.snapshots import new_snapshot
 FINGERPRINTS = {"a": "f"}
 
 
-@pytest_asyncio.fixture(params=["memory", "sqlite", "postgres", "redis"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[EventStore, None]:
+@pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     match request.param:
         case "memory":
-            url = f"memory://{uuid4()}"
+            return f"memory://{uuid4()}"
         case "sqlite":
-            url = f"sqlite:///{tmp_path}/a.db"
+            return f"sqlite:///{tmp_path}/a.db"
         case kind:
-            url = request.getfixturevalue(f"{kind}_url")
+            # In a fixture that is not asynchronous: a database is made in an event loop of its own.
+            found: str = request.getfixturevalue(f"{kind}_url")
+            return found
+
+
+@pytest_asyncio.fixture
+async def store(url: str) -> AsyncGenerator[EventStore, None]:
     async with EventStore.open(url) as store:
         yield store
 
