@@ -31,7 +31,7 @@ class Follower:
         while self._cells:
             try:
                 if position is None:
-                    position = (await self._store.read_page(limit=1)).end
+                    position = await self._store.end()
                 else:
                     await self._store.wait(position, self._seconds)
                     position = await self._look(position)

@@ -93,7 +93,8 @@ class StorePeer:
 
     async def pull(self, wish: Pull) -> Pulled:
         kind, after, mark, limit = wish
-        where = EventFilter(kinds=(kind,))
+        # A store without a tenant shows those of all.
+        where = EventFilter(kinds=(kind,), tenants=(self._store.tenant,))
         start = after
         if mark is not None:
             # One trip for both: the marked event, and what is behind.

@@ -12,10 +12,10 @@ from zlib import crc32
 from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
-from actors.state import collector_paused
 from actors.stored_events import apply_one, handler_raised
 from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
+from eventstore.collector import collector_paused
 from eventstore.errors import ActorError, JournalCorrupt, RecoveryError
 from eventstore.events import Event
 from eventstore.store import EventStore

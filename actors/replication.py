@@ -15,7 +15,7 @@ from actors.replicated_actor import ReplicatedActor
 from actors.replicated_cell import ReplicatedCell
 from actors.replicated_recovery import stamp_of
 from actors.runtime import Runtime
-from eventstore.errors import ReplicaRefused, ReplicationError, StoreClosed
+from eventstore.errors import DefinitionError, ReplicaRefused, ReplicationError, StoreClosed
 from eventstore.events import RecordedEvent, stream_kind
 from eventstore.stamp import WallClock, wall_clock
 from eventstore.store import EventStore
@@ -104,8 +104,15 @@ class Replication:
     async def _reached(self, name: str, given: str | EventStore | Peer) -> Peer:
         if isinstance(given, str):
             # What another replica has is never made here.
-            return _LazyPeer(name, given, self._stack)
-        return StorePeer(name, given) if isinstance(given, EventStore) else given
+            return _LazyPeer(name, given, self._store.tenant, self._stack)
+        if not isinstance(given, EventStore):
+            return given
+        if given.tenant != self._store.tenant:
+            raise DefinitionError(
+                f"the store of replica {name!r} was opened for {given.tenant or 'no tenant'}, this one for "
+                f"{self._store.tenant or 'no tenant'}: a replica takes the events of its own tenant alone"
+            )
+        return StorePeer(name, given)
 
     def start(self) -> None:
         """Begin to read what others have, in the background."""
@@ -238,6 +245,9 @@ class Replication:
         for recorded in events:
             if stream_kind(recorded.stream_id) != actor.kind:
                 raise ReplicationError(f"an event of {recorded.stream_id!r} came with those of {actor.kind!r}")
+            if recorded.tenant != self._store.tenant:
+                # Under the same id it has another actor.
+                raise ReplicationError(f"an event of {recorded.stream_id!r} came that is another tenant's")
             streams.setdefault(recorded.stream_id, []).append(recorded)
         at_once = asyncio.Semaphore(_ACTORS_AT_ONCE)
 
@@ -284,9 +294,10 @@ class Replication:
 class _LazyPeer:
     """A peer by URL, which is opened when it can be: it may be away when this replica starts."""
 
-    def __init__(self, name: str, url: str, stack: AsyncExitStack) -> None:
+    def __init__(self, name: str, url: str, tenant: str, stack: AsyncExitStack) -> None:
         self._name = name
         self._url = url
+        self._tenant = tenant or None
         self._stack = stack
         self._peer: StorePeer | None = None
 
@@ -301,7 +312,7 @@ class _LazyPeer:
 
     async def _opened(self) -> StorePeer:
         if self._peer is None:
-            store = EventStore.open(self._url, create=False)
+            store = EventStore.open(self._url, create=False, tenant=self._tenant)
             await self._stack.enter_async_context(store)
             self._peer = StorePeer(self._name, store)
         return self._peer

@@ -21,7 +21,7 @@ from actors.stats import SystemStats
 from actors.supervision import Restart, Supervision
 from actors.transacting import RETRIES
 from actors.transaction import Transaction
-from eventstore.errors import DefinitionError, StoreClosed
+from eventstore.errors import DefinitionError, InvalidTenant, StoreClosed
 from eventstore.events import Metadata
 from eventstore.store import EventStore
 from eventstore.vector_clock import checked_replica
@@ -41,7 +41,8 @@ class ActorSystem:
     An actor comes to life with its first message, and leaves memory when nobody has talked to it for
     `idle_seconds`, or when more than `max_live` are there, the least recently used first. Nothing is lost by that.
 
-    A store given as a URL is opened and closed by the system; one given as an object stays the caller's.
+    A store given as a URL is opened and closed by the system, for a `tenant` if one is named; one given as an object
+    stays the caller's, and knows its tenant. Two tenants' actors of one key are two actors.
 
     `ownership` is for classes that do not say it themselves: with "shared" any number of processes may have an actor in
     memory at the same time; who was slower decides again, and learns within `catch_up_seconds` what others appended.
@@ -52,8 +53,9 @@ class ActorSystem:
 
     With a `replica` name the system is one of several that change the same actors, those of classes that are a
     `ReplicatedActor`; docs/replication.md says how. `peers` are the others, by name: the URL of each one's store, the
-    store itself, or a `Peer`. Events are fetched from them of the classes that are `replicated` or were given to `ref`,
-    at the latest `replication_seconds` after they were stored; with None, when `replication.pull_from` is called.
+    store itself, or a `Peer`; each of them of this system's tenant. Events are fetched from them of the classes that
+    are `replicated` or were given to `ref`, at the latest `replication_seconds` after they were stored; with None, when
+    `replication.pull_from` is called.
 
     `supervision` says what becomes of failed actors whose class does not say it. `dead_letters` is how many failed
     tells are kept, the newest, and `on_dead_letter` a function that is called with each.
@@ -63,6 +65,7 @@ class ActorSystem:
         self,
         store: str | EventStore,
         *,
+        tenant: str | None = None,
         ask_timeout: float = 30.0,
         mailbox_size: int = 1000,
         mailbox_overflow: Literal["reject", "wait"] = "reject",
@@ -85,7 +88,12 @@ class ActorSystem:
         on_dead_letter: Callable[[DeadLetter], object] | None = None,
     ) -> None:
         self._owns_store = isinstance(store, str)
-        self._store = EventStore.open(store) if isinstance(store, str) else store
+        self._store = EventStore.open(store, tenant=tenant) if isinstance(store, str) else store
+        if tenant is not None and self._store.tenant != tenant:
+            raise InvalidTenant(
+                f"ActorSystem: the store was opened for {self._store.tenant or 'no tenant'}, not for {tenant}: open it "
+                "with tenant=…"
+            )
         self._settings = Settings(
             ask_timeout,
             mailbox_size,

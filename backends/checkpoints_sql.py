@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.expression import Executable
+from sqlalchemy import Executable, select
 
 from backends.tables import journal_checkpoints as _c
 from eventstore.backend import StoredCheckpoint
@@ -19,35 +16,47 @@ CHECKPOINT_SECONDS = 10.0
 
 _T = TypeVar("_T", bound=SqlTransaction)
 
-SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.events, _c.c.checksum, _c.c.state).order_by(
-    _c.c.name, _c.c.version
-)
+_SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.events, _c.c.checksum, _c.c.state)
 
-# What is there already stays: two that begin at the same moment must not both go on.
-_INSERT = {
-    "sqlite": sqlite.insert(_c).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(_c).on_conflict_do_nothing(),
-}
+# The statements as text, made once: a projection saves a checkpoint with every batch, and SQLAlchemy would spend as
+# much on it as on applying a hundred events. What is there already stays: two that begin at the same moment must not
+# both go on. On Postgres the row is locked until the transaction ends: who else wants to replace it waits, and finds
+# that the revision is another one.
+_COLUMNS = ("tenant", "name", "version", "revision", "position", "events", "checksum", "state")
 
 
-async def save_checkpoint(
-    connection: AsyncConnection, checkpoint: StoredCheckpoint, *, schema: str | None = None
-) -> bool:
-    """Replace a checkpoint of this revision. On Postgres its row is locked until the transaction ends: who else wants
-    to replace it waits, and finds that the revision is another one."""
-    values = {**checkpoint._asdict(), "state": checkpoint.state.decode(), "revision": checkpoint.revision + 1}
-    if checkpoint.revision == 0:
-        statement: Executable = _INSERT[connection.dialect.name].values(values)
-    else:
-        statement = update(_c).where(*_is(checkpoint.name, checkpoint.version, checkpoint.revision)).values(values)
-    return await _changes_one(connection, statement, schema)
+def selected(tenant: str) -> Executable:
+    """The tenant's checkpoints."""
+    return _SELECT.where(_c.c.tenant == tenant).order_by(_c.c.name, _c.c.version)
 
 
-async def delete_checkpoint(
-    connection: AsyncConnection, name: str, version: int, revision: int, *, schema: str | None = None
-) -> bool:
-    """Remove a checkpoint of this revision."""
-    return await _changes_one(connection, delete(_c).where(*_is(name, version, revision)), schema)
+def insert_text(table: str, parameters: Sequence[str]) -> str:
+    """The statement that makes a checkpoint, if the tenant has none of its name and version."""
+    return f"INSERT INTO {table} ({', '.join(_COLUMNS)}) VALUES ({', '.join(parameters)}) ON CONFLICT DO NOTHING"  # noqa: S608 - names
+
+
+def update_text(table: str, parameters: Sequence[str]) -> str:
+    """The statement that replaces the checkpoint of the revision before. The parameters are those of the columns."""
+    tenant, name, version, revision, *_ = parameters
+    changes = ", ".join(f"{column} = {new}" for column, new in zip(_COLUMNS[3:], parameters[3:], strict=True))
+    return (
+        f"UPDATE {table} SET {changes} WHERE tenant = {tenant} "  # noqa: S608 - names
+        f"AND name = {name} AND version = {version} AND revision = {revision} - 1"
+    )
+
+
+def delete_text(table: str, parameters: Sequence[str]) -> str:
+    """The statement that removes the checkpoint of a tenant, a name, a version and a revision."""
+    tenant, name, version, revision = parameters
+    return (
+        f"DELETE FROM {table} WHERE tenant = {tenant} "  # noqa: S608 - names
+        f"AND name = {name} AND version = {version} AND revision = {revision}"
+    )
+
+
+def saved_values(tenant: str, checkpoint: StoredCheckpoint) -> tuple[Any, ...]:
+    """What is stored for a checkpoint, in the order of the columns: with the next revision."""
+    return (tenant, *checkpoint[:2], checkpoint.revision + 1, *checkpoint[3:-1], checkpoint.state.decode())
 
 
 async def in_sql(transaction: _T, change: Callable[[_T], Awaitable[bool]]) -> bool:
@@ -64,14 +73,5 @@ async def in_sql(transaction: _T, change: Callable[[_T], Awaitable[bool]]) -> bo
 def stored_checkpoint(
     name: str, version: int, revision: int, position: int, events: int, checksum: bytes, state: str
 ) -> StoredCheckpoint:
-    """A row of `SELECT`."""
+    """A row of `selected`."""
     return StoredCheckpoint(name, version, revision, position, events, checksum, state.encode())
-
-
-def _is(name: str, version: int, revision: int) -> tuple[Any, ...]:
-    return _c.c.name == name, _c.c.version == version, _c.c.revision == revision
-
-
-async def _changes_one(connection: AsyncConnection, statement: Executable, schema: str | None) -> bool:
-    options = {} if schema is None else {"schema_translate_map": {None: schema}}
-    return bool((await connection.execute(statement, execution_options=options)).rowcount == 1)

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from backends.memory_archive import MemoryArchive
-from backends.memory_journal import Journal, Stream
+from backends.memory_journal import Entry, Journal, Log
 from backends.memory_owners import MemoryLease
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.audit_scan import scanned_page
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -34,7 +36,9 @@ from eventstore.backend import (
 )
 from eventstore.errors import CapabilityError, InvalidStoreUrl, JournalCorrupt, StoreClosed
 from eventstore.events import RecordedEvent, stream_kind
+from eventstore.reading_past import passes
 from eventstore.sql_transaction import SqlTransaction
+from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
 
 
@@ -44,7 +48,7 @@ class MemoryBackend:
     What is stored outlives `close`, not the process. Backends of one name share one event loop at a time.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=False, archive=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=False, tenants=True, archive=True)
     durability = Durability.NONE
     database = "memory"
     schema_revision: str | None = None
@@ -52,7 +56,9 @@ class MemoryBackend:
     def __init__(self, url: StoreUrl) -> None:
         if url.path or url.parameters:
             raise InvalidStoreUrl(f"{url}: write memory:// or memory://name, without path or parameters")
-        self._journal = _named_journals.setdefault(url.authority, Journal()) if url.authority else Journal()
+        log = _named_logs.setdefault(url.authority, Log()) if url.authority else Log()
+        self.tenant = url.tenant
+        self._journal = log.journal(url.tenant)
         self._is_open = False
 
     async def open(self) -> None:
@@ -60,17 +66,17 @@ class MemoryBackend:
 
     async def close(self) -> None:
         self._is_open = False
-        self._journal.wake()
+        self._journal.log.wake()
 
     async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Nothing is awaited between the checks and the writes, so no other append comes in between."""
         journal = self._opened
         outcomes = [journal.append(batch) for batch in batches]
-        journal.wake()
+        journal.log.wake()
         return outcomes
 
     def archive(self) -> MemoryArchive:
-        return MemoryArchive(self._opened)
+        return MemoryArchive(self._opened.log)
 
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         raise CapabilityError(
@@ -82,7 +88,7 @@ class MemoryBackend:
         return [journal.stream(lookup.stream_id).find_command(lookup) for lookup in lookups]
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
-        self._opened.check_fence()
+        self._opened.log.check_fence()
         return self._opened.stream(stream_id).forget_commands(keep, before)
 
     def lease(self, owner: Owner) -> MemoryLease:
@@ -117,56 +123,79 @@ class MemoryBackend:
         return StreamPage([entry.recorded() for entry in chosen], stream.version, stream.truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        log = self._opened.log
+        log = self._opened.log.entries
         found: list[RecordedEvent] = []
         position = max(after, 0)
         while position < len(log) and len(found) < limit:
             # The entry at index n has position n + 1.
             entry = log[position]
             position += 1
-            if entry is not None and _passes(recorded := entry.recorded(), where):
+            if entry is not None and self._sees(entry) and passes(recorded := entry.recorded(), where):
                 found.append(recorded)
         return LogPage(found, position, is_end=position >= len(log), end=len(log))
 
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return None
+
     async def moved(self, *, after: int, limit: int) -> Moved:
-        log = self._opened.log
+        log = self._opened.log.entries
         position = max(after, 0)
         entries = log[position : position + limit]
-        versions = {entry.stream_id: entry.version for entry in entries if entry is not None}
+        own = [entry for entry in entries if entry is not None and entry.tenant == self.tenant]
+        versions = {entry.stream_id: entry.version for entry in own}
         return Moved(versions, position + len(entries), position + len(entries) >= len(log))
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         remaining = count
-        for entry in reversed(self._opened.log):
-            if entry is not None and _passes(entry.recorded(), where):
+        for entry in reversed(self._opened.log.entries):
+            if entry is not None and self._sees(entry) and passes(entry.recorded(), where):
                 if remaining == 0:
                     return entry.position
                 remaining -= 1
         return 0
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        whose = self.tenant if tenant is None else tenant
+        journal = self._opened.log.journals.get(whose)
+        if journal is None or self.tenant not in (NO_TENANT, whose):
+            return []
         # Python orders text by code point, which is the order of its UTF-8 bytes.
         found = sorted(
-            StreamInfo(stream_id, stream.version, stream.truncated)
-            for stream_id, stream in self._opened.streams.items()
+            StreamInfo(stream_id, stream.version, stream.truncated, whose)
+            for stream_id, stream in journal.streams.items()
             if stream.is_known and stream_id > after and kind in (None, stream_kind(stream_id))
         )
         return found[:limit]
 
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        found = sorted(
+            tenant
+            for tenant, journal in self._opened.log.journals.items()
+            if self.tenant in (NO_TENANT, tenant)
+            and (after is None or tenant > after)
+            and any(stream.is_known for stream in journal.streams.values())
+        )
+        return found[:limit]
+
     async def wait(self, after: int, timeout: float) -> None:
-        journal = self._opened
-        if len(journal.log) > after:
+        log = self._opened.log
+        if len(log.entries) > after:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        journal.waiters.add(waiter)
+        log.waiters.add(waiter)
         try:
             await asyncio.wait([waiter], timeout=timeout)
         finally:
-            journal.waiters.discard(waiter)
+            log.waiters.discard(waiter)
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        self._opened.check_fence()
-        stream = self._opened.streams.setdefault(snapshot.stream_id, Stream())
+        self._opened.log.check_fence()
+        stream = self._opened.made(snapshot.stream_id)
         stream.check_epoch(snapshot.stream_id, snapshot.epoch or None)
         stream.snapshots[snapshot.version] = snapshot
         for version in sorted(stream.snapshots, reverse=True)[keep:]:
@@ -178,7 +207,7 @@ class MemoryBackend:
         return [stream.snapshots[version] for version in versions]
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
-        self._opened.check_fence()
+        self._opened.log.check_fence()
         stream = self._opened.stream(stream_id)
         doomed = stream.snapshot_versions(through)
         for version in doomed:
@@ -188,8 +217,9 @@ class MemoryBackend:
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return self._opened.truncate(stream_id, through, reason, epoch)
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return [found for _, found in sorted(self._opened.checkpoints.items(), key=_by_bytes)]
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        journal = self._opened.log.journal(NO_TENANT) if shared else self._opened
+        return [found for _, found in sorted(journal.checkpoints.items(), key=_by_bytes)]
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         return self._opened.save_checkpoint(checkpoint)
@@ -198,13 +228,17 @@ class MemoryBackend:
         return self._opened.delete_checkpoint((name, version), revision)
 
     async def statistics(self) -> Statistics:
-        journal = self._opened
-        entries = [entry for entry in journal.log if entry is not None]
-        streams = [stream for stream in journal.streams.values() if stream.is_known]
+        log = self._opened.log
+        entries = [entry for entry in log.entries if entry is not None]
+        known = [stream for journal in log.journals.values() for stream in journal.streams.values()]
+        streams = [stream for stream in known if stream.is_known]
         snapshots = [snapshot for stream in streams for snapshot in stream.snapshots.values()]
         size = sum(len(entry.event.payload) + len(entry.event.metadata or b"") for entry in entries)
         size += sum(len(snapshot.payload) for snapshot in snapshots)
-        return Statistics(len(streams), len(entries), len(snapshots), len(journal.log), size)
+        return Statistics(len(streams), len(entries), len(snapshots), len(log.entries), size)
+
+    def _sees(self, entry: Entry) -> bool:
+        return self.tenant in (NO_TENANT, entry.tenant)
 
     @property
     def _opened(self) -> Journal:
@@ -218,16 +252,6 @@ def _by_bytes(item: tuple[tuple[str, int], StoredCheckpoint]) -> tuple[bytes, in
     return name.encode(), version
 
 
-def _passes(recorded: RecordedEvent, where: EventFilter) -> bool:
-    tags = () if recorded.metadata is None else recorded.metadata.tags
-    return (
-        (not where.kinds or stream_kind(recorded.stream_id) in where.kinds)
-        and (not where.types or recorded.type in where.types)
-        and (not where.tags or not set(where.tags).isdisjoint(tags))
-        and (not where.stream_ids or recorded.stream_id in where.stream_ids)
-    )
-
-
 # Not weak references: whether a name's events are still there would then depend on when the garbage collector
 # has run. A name is a database of this process, and a test may close it and open it again.
-_named_journals: dict[str, Journal] = {}
+_named_logs: dict[str, Log] = {}

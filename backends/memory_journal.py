@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from backends.memory_owners import Owners
-from eventstore.archive import Fence
+from eventstore.archive import Fence, StreamKey
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     """One stored event. It keeps the bytes: a reader gets objects of its own and can change nothing."""
 
     position: int
+    tenant: str
     stream_id: str
     version: int
     event: EncodedEvent
@@ -59,7 +60,9 @@ class Entry(NamedTuple):
         try:
             verify_checksum(checksum, type_, schema_version, payload, metadata)
         except ValueError as error:
-            raise damaged(error, stream_id=self.stream_id, version=self.version, position=self.position) from error
+            raise damaged(
+                error, stream_id=self.stream_id, version=self.version, position=self.position, tenant=self.tenant
+            ) from error
         origin, sequence, clock, concurrent = (None, None, None, False) if replica is None else replica
         return RecordedEvent(
             self.position,
@@ -74,7 +77,7 @@ class Entry(NamedTuple):
             self.epoch,
             self.recorded_at,
             checksum,
-            "",
+            self.tenant,
             origin,
             sequence,
             clock,
@@ -132,7 +135,7 @@ class Stream:
         after = load.after if snapshot is None else snapshot.version
         events = EventPage.of(
             (version, event.type, event.schema_version, event.payload, event.checksum)
-            for _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
+            for _, _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
         )
         return Loaded(snapshot, events, self.version, self.truncated)
 
@@ -164,34 +167,23 @@ class Stream:
         return [version for version in self.snapshots if through is None or version <= through]
 
 
-class Journal:
-    """The data: every event in the order of the log, None where it was truncated, and what finds it."""
+class Log:
+    """What all tenants share: every event in the order of the log, None where it was truncated; and each one's own."""
 
     def __init__(self) -> None:
-        self.log: list[Entry | None] = []
-        self.streams: dict[str, Stream] = {}
+        self.entries: list[Entry | None] = []
         self.entries_by_id: dict[bytes, Entry] = {}
-        # Which events were truncated, and why: (stream, through, reason).
-        self.removals: list[tuple[str, int, str]] = []
-        self.owners = Owners()
-        self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
+        self.journals: dict[str, Journal] = {}
+        # Every stream of everybody, in the order they came in.
+        self.streams: list[tuple[StreamKey, Stream]] = []
         self.waiters: set[asyncio.Future[None]] = set()
         # Up to which position this is a copy of another journal, and why nothing may be added any more.
         self.copied: int | None = None
         self.fence: Fence | None = None
         self._clock = _EPOCH_START
 
-    def stream(self, stream_id: str) -> Stream:
-        """The stream to read from; asking for one creates none."""
-        return self.streams.get(stream_id) or Stream()
-
-    def append(self, batch: Batch) -> AppendOutcome:
-        # Ids come first: a batch that is stored is stored, whatever the versions and the owner are by now.
-        if original := self._original(batch):
-            return original
-        if self.fence is not None:
-            return StoreFenced(batch[0].stream_id if batch else "", self.fence.reason)
-        return self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+    def journal(self, tenant: str) -> Journal:
+        return self.journals.setdefault(tenant, Journal(self, tenant))
 
     def check_fence(self) -> None:
         """Raise `StoreFenced` if nothing may be added any more."""
@@ -201,18 +193,61 @@ class Journal:
     def place(self, entry: Entry) -> None:
         """Put an entry into the log and its stream, at its own position, which is behind all others."""
         self.reach(entry.position - 1)
-        self.log.append(entry)
-        self.streams.setdefault(entry.stream_id, Stream()).entries.append(entry)
+        self.entries.append(entry)
+        self.journal(entry.tenant).made(entry.stream_id).entries.append(entry)
         self.entries_by_id[entry.event.event_id] = entry
         self._clock = max(self._clock, entry.recorded_at)
 
     def reach(self, position: int) -> None:
         """Let the log end at a position, or further."""
-        self.log.extend([None] * (position - len(self.log)))
+        self.entries.extend([None] * (position - len(self.entries)))
+
+    def wake(self) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def now(self) -> datetime:
+        # The wall clock may jump back; times in the log do not.
+        self._clock = max(self._clock, datetime.fromtimestamp(time.time(), UTC))
+        return self._clock
+
+
+class Journal:
+    """One tenant's streams, owners and checkpoints."""
+
+    def __init__(self, log: Log, tenant: str) -> None:
+        self.log = log
+        self.tenant = tenant
+        self.streams: dict[str, Stream] = {}
+        # Which events were truncated, and why: (stream, through, reason).
+        self.removals: list[tuple[str, int, str]] = []
+        self.owners = Owners()
+        self.checkpoints: dict[tuple[str, int], StoredCheckpoint] = {}
+
+    def stream(self, stream_id: str) -> Stream:
+        """The stream to read from; asking for one creates none."""
+        return self.streams.get(stream_id) or Stream()
+
+    def made(self, stream_id: str) -> Stream:
+        """The stream to change, which is made if there is none."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            stream = self.streams[stream_id] = Stream()
+            self.log.streams.append(((self.tenant, stream_id), stream))
+        return stream
+
+    def append(self, batch: Batch) -> AppendOutcome:
+        # Ids come first: a batch that is stored is stored, whatever the versions and the owner are by now.
+        if original := self._original(batch):
+            return original
+        if (fence := self.log.fence) is not None:
+            return StoreFenced(batch[0].stream_id if batch else "", fence.reason)
+        return self._taken_id(batch) or self._refusal(batch) or self._store(batch)
 
     def truncate_to(self, stream_id: str, through: int, reason: str) -> None:
         """Let a stream be truncated up to a version that it may not have come to."""
-        stream = self.streams.setdefault(stream_id, Stream())
+        stream = self.made(stream_id)
         self.truncate(stream_id, through, reason, None)
         stream.truncated = max(stream.truncated, through)
 
@@ -231,13 +266,13 @@ class Journal:
         return (0 if found is None else found.revision) == revision
 
     def claim(self, claims: Sequence[Claim]) -> list[int | Holder]:
-        self.check_fence()
+        self.log.check_fence()
         for claim in claims:
             if claim.owner is not None:
                 self.owners.check(claim.owner)
         answers: list[int | Holder] = []
         for stream_id, owner, lapsed in claims:
-            stream = self.streams.setdefault(stream_id, Stream())
+            stream = self.made(stream_id)
             if owner is not None and stream.owner is not None and stream.owner != owner:
                 holder = self.owners.holder(stream.owner)
                 if holder is not None and holder.renewals != lapsed:
@@ -255,7 +290,7 @@ class Journal:
                 stream.owner = None
 
     def truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
-        self.check_fence()
+        self.log.check_fence()
         stream = self.stream(stream_id)
         stream.check_epoch(stream_id, epoch)
         removed = stream.select(after=0, through=through, limit=len(stream.entries))
@@ -265,14 +300,9 @@ class Journal:
             del stream.entries[: len(removed)]
             stream.forget([each for each in stream.commands.values() if each.version <= removed[-1].version])
         for entry in removed:
-            self.log[entry.position - 1] = None
-            del self.entries_by_id[entry.event.event_id]
+            self.log.entries[entry.position - 1] = None
+            del self.log.entries_by_id[entry.event.event_id]
         return len(removed)
-
-    def wake(self) -> None:
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def _original(self, batch: Batch) -> Appended | None:
         """Where the batch stands if all of it is stored: the same events in the same streams and order."""
@@ -281,8 +311,10 @@ class Journal:
         for write in batch:
             version = self.stream(write.stream_id).version
             for index, event in enumerate(write.events):
-                entry = self.entries_by_id.get(event.event_id)
-                if entry is None or entry.stream_id != write.stream_id or entry.position <= position:
+                entry = self.log.entries_by_id.get(event.event_id)
+                if entry is None or (entry.tenant, entry.stream_id) != (self.tenant, write.stream_id):
+                    return None
+                if entry.position <= position:
                     return None
                 if index > 0 and entry.version != version + 1:
                     return None
@@ -311,7 +343,7 @@ class Journal:
         seen: set[bytes] = set()
         for write in batch:
             for event in write.events:
-                if event.event_id in self.entries_by_id or event.event_id in seen:
+                if event.event_id in self.log.entries_by_id or event.event_id in seen:
                     return DuplicateEventError(write.stream_id, str(UUID(bytes=event.event_id)))
                 seen.add(event.event_id)
         return None
@@ -339,21 +371,18 @@ class Journal:
     def _store(self, batch: Batch) -> Appended:
         position = 0
         versions: list[int] = []
-        now = self._now()
+        log = self.log
+        now = log.now()
         for write in batch:
-            stream = self.streams.setdefault(write.stream_id, Stream())
+            stream = self.made(write.stream_id)
             for event in write.events:
-                position = len(self.log) + 1
-                entry = Entry(position, write.stream_id, stream.version + 1, event, write.epoch or 0, now)
-                self.log.append(entry)
+                position = len(log.entries) + 1
+                epoch = write.epoch or 0
+                entry = Entry(position, self.tenant, write.stream_id, stream.version + 1, event, epoch, now)
+                log.entries.append(entry)
                 stream.entries.append(entry)
-                self.entries_by_id[event.event_id] = entry
+                log.entries_by_id[event.event_id] = entry
             for command in write.commands:
                 stream.commands[command.command_id] = Remembered(command, stream.version, now)
             versions.append(stream.version)
         return Appended(position, tuple(versions))
-
-    def _now(self) -> datetime:
-        # The wall clock may jump back; times in the log do not.
-        self._clock = max(self._clock, datetime.fromtimestamp(time.time(), UTC))
-        return self._clock

@@ -11,12 +11,12 @@ from datetime import datetime
 from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.postgres_append import PostgresAppend
 from backends.postgres_archive import PostgresArchive
+from backends.postgres_audit import PostgresAudit
 from backends.postgres_changes import PostgresChanges
 from backends.postgres_commands import PostgresCommands
 from backends.postgres_lease import PostgresLease
 from backends.postgres_ownership import PostgresOwnership
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader
 from backends.postgres_server import PostgresServer, check_server
 from backends.postgres_session import PostgresSession, connect
 from backends.postgres_sql import PostgresSQL
@@ -24,6 +24,7 @@ from backends.postgres_transaction import PostgresTransaction
 from backends.postgres_transactions import PostgresTransactions
 from backends.postgres_wakeup import PostgresWakeUp
 from eventstore.appending import Appending
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -63,12 +64,13 @@ class PostgresBackend:
     many for transactions with the user's own statements, and one that listens once somebody waits for new events.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True, archive=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True, tenants=True, archive=True)
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
         self._target = postgres_target(url)
-        self._sql = PostgresSQL(self._target.schema)
+        self._sql = PostgresSQL(self._target.schema, url.tenant)
+        self.tenant = url.tenant
         self.durability = Durability(self._target.durability)
         self.schema_revision: str | None = None
         self.database = "PostgreSQL"
@@ -158,8 +160,8 @@ class PostgresBackend:
 
     # Reading
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return await self._open.reader.checkpoints()
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        return await self._open.reader.checkpoints(shared=shared)
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         return await self._open.commands.find(lookups)
@@ -183,14 +185,25 @@ class PostgresBackend:
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._open.reader.read_all(after=after, limit=limit, where=where)
 
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await self._open.reader.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return await self._open.reader.audit_totals(query, top=top)
+
     async def moved(self, *, after: int, limit: int) -> Moved:
         return await self._open.reader.moved(after=after, limit=limit)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._open.reader.start_of_last(count, where)
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        return await self._open.reader.streams(after=after, limit=limit, kind=kind)
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        return await self._open.reader.streams(after=after, limit=limit, kind=kind, tenant=tenant)
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        return await self._open.reader.tenants(after=after, limit=limit)
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         return await self._open.reader.read_snapshots(stream_id, through=through, limit=limit)
@@ -252,7 +265,7 @@ class _Parts:
         self.changes = PostgresChanges(sql, self.pool)
         self.commands = PostgresCommands(sql, self.pool)
         self.ownership = PostgresOwnership(sql, self.pool)
-        self.reader = PostgresReader(sql, self.pool, settle_seconds=target.command_timeout)
+        self.reader = PostgresAudit(sql, self.pool, settle_seconds=target.command_timeout)
         # A proxy that pools connections gives the one that listens to somebody else.
         self.wakeup = PostgresWakeUp(sql.channel, self.pool, session, listens=not server.is_pooled)
         self.transactions = PostgresTransactions(

@@ -87,11 +87,11 @@ _HEAD_PARAMETERS = 4
 # would rest on the plan whether anything else asks.
 _CREATED = """, guard AS MATERIALIZED (
     SELECT (SELECT count(*) FROM lock) = 1 AND {heads_hold} AND NOT EXISTS (
-        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = ANY ($16::text[])
+        SELECT FROM {schema}.journal_streams s WHERE s.tenant = {tenant} AND s.stream_id = ANY ($16::text[])
     ) AS holds
 ), created AS (
-    INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
-    SELECT n.stream_id, n.kind, n.version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+    INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, version, created_at)
+    SELECT {tenant}, n.stream_id, n.kind, n.version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
     FROM unnest($16::text[], $17::text[], $18::bigint[]) AS n (stream_id, kind, version)
     WHERE {holds}
     ORDER BY n.stream_id COLLATE "C"

@@ -18,11 +18,11 @@ _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 # Whoever changes a stream locks its row first, as appends do, so that they wait for each other.
 _LOCK_STREAM = """
 SELECT id, version, truncated, epoch FROM {schema}.journal_streams
-WHERE tenant = '' AND stream_id = $1 FOR NO KEY UPDATE
+WHERE tenant = {tenant} AND stream_id = $1 FOR NO KEY UPDATE
 """
-_STREAM_ID = "SELECT id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $1"
+_STREAM_ID = "SELECT id FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = $1"
 _NEW_STREAM = """
-INSERT INTO {schema}.journal_streams (stream_id, kind, created_at) VALUES ($1, $2, $3)
+INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, created_at) VALUES ({tenant}, $1, $2, $3)
 ON CONFLICT (tenant, stream_id) DO NOTHING RETURNING id
 """
 _SAVE_SNAPSHOT = """
@@ -35,7 +35,7 @@ ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, 
 # its own snapshot in the table.
 _SAVE_OWNERS_SNAPSHOT = """
 WITH s AS MATERIALIZED (
-    SELECT id, epoch FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $9 FOR NO KEY UPDATE
+    SELECT id, epoch FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = $9 FOR NO KEY UPDATE
 ), kept AS MATERIALIZED (
     SELECT v.version FROM (
         SELECT n.version FROM {schema}.journal_snapshots n JOIN s ON n.stream = s.id UNION SELECT $1::bigint
@@ -60,7 +60,7 @@ DELETE FROM {schema}.journal_snapshots WHERE stream = $1 AND version NOT IN
 """
 _DELETE_SNAPSHOTS = """
 DELETE FROM {schema}.journal_snapshots n USING {schema}.journal_streams s
-WHERE s.id = n.stream AND s.tenant = '' AND s.stream_id = $1 AND n.version <= $2
+WHERE s.id = n.stream AND s.tenant = {tenant} AND s.stream_id = $1 AND n.version <= $2
 """
 _OPEN_REMOVAL = """
 INSERT INTO {schema}.journal_removals (stream, through, log_end, reason, is_open, recorded_at)
@@ -75,7 +75,7 @@ _TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
 # for the other.
 _FORGET = """
 WITH s AS MATERIALIZED (
-    SELECT id FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = $1 FOR NO KEY UPDATE
+    SELECT id FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = $1 FOR NO KEY UPDATE
 ), removed AS (
     DELETE FROM {schema}.journal_commands c USING s WHERE c.stream = s.id AND {doomed}
     RETURNING least(c.issued_at, c.recorded_at / 1000) AS issued_at

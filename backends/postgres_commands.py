@@ -15,7 +15,7 @@ from eventstore.errors import JournalCorrupt
 _FIND = """
 SELECT w.number, s.forgotten, r.ids, c.fingerprint, c.outcome_id, c.is_rejection, c.payload, c.version, c.recorded_at
 FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY AS w (stream_id, command_id, recent, number)
-JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
+JOIN {schema}.journal_streams s ON s.tenant = {tenant} AND s.stream_id = w.stream_id
 LEFT JOIN {schema}.journal_commands c ON c.stream = s.id AND c.command_id = w.command_id
 LEFT JOIN LATERAL (
     SELECT array_agg(n.command_id ORDER BY n.command_id DESC) AS ids

@@ -18,27 +18,28 @@ _CUT_SECONDS = 1.0
 _RENEW = """
 UPDATE {schema}.journal_owners SET renewals = renewals + 1, duration = $2, report = $3,
     ends_at = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + $2
-WHERE id = $1
+WHERE tenant = {tenant} AND id = $1
 """
 # After a day, a lease that ran out tells nobody anything any more.
 _BEGIN = """
 WITH moment AS MATERIALIZED (
     SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now
 ), removed AS (
-    DELETE FROM {schema}.journal_owners WHERE id IN (
+    DELETE FROM {schema}.journal_owners WHERE tenant = {tenant} AND id IN (
         SELECT o.id FROM {schema}.journal_owners o, moment m
-        WHERE o.ends_at < m.now - 86400000000 AND o.id <> $1 FOR UPDATE OF o SKIP LOCKED
+        WHERE o.tenant = {tenant} AND o.ends_at < m.now - 86400000000 AND o.id <> $1 FOR UPDATE OF o SKIP LOCKED
     )
 )
-INSERT INTO {schema}.journal_owners AS o (id, name, renewals, duration, ends_at, report, started_at)
-SELECT $1, $4, 1, $2, m.now + $2, $3, m.now FROM moment m
-ON CONFLICT (id) DO UPDATE SET renewals = o.renewals + 1, duration = excluded.duration, ends_at = excluded.ends_at,
-    report = excluded.report
+INSERT INTO {schema}.journal_owners AS o (tenant, id, name, renewals, duration, ends_at, report, started_at)
+SELECT {tenant}, $1, $4, 1, $2, m.now + $2, $3, m.now FROM moment m
+ON CONFLICT (tenant, id) DO UPDATE SET renewals = o.renewals + 1, duration = excluded.duration,
+    ends_at = excluded.ends_at, report = excluded.report
 """
-_END = "DELETE FROM {schema}.journal_owners WHERE id = $1"
+_END = "DELETE FROM {schema}.journal_owners WHERE tenant = {tenant} AND id = $1"
 _RELEASE_ALL = """
 WITH held AS MATERIALIZED (
-    SELECT s.id FROM {schema}.journal_streams s WHERE s.owner = $1 ORDER BY s.id FOR NO KEY UPDATE
+    SELECT s.id FROM {schema}.journal_streams s WHERE s.owner = $1 AND s.tenant = {tenant}
+    ORDER BY s.id FOR NO KEY UPDATE
 )
 UPDATE {schema}.journal_streams s SET owner = NULL FROM held h WHERE s.id = h.id
 """

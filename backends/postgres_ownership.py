@@ -18,8 +18,8 @@ _MICROSECONDS = 1_000_000
 _TRIES = 12
 
 _NEW_STREAMS = """
-INSERT INTO {schema}.journal_streams (stream_id, kind, created_at)
-SELECT n.stream_id, n.kind, $3 FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
+INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, created_at)
+SELECT {tenant}, n.stream_id, n.kind, $3 FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
 ORDER BY n.stream_id COLLATE "C"
 ON CONFLICT (tenant, stream_id) DO NOTHING
 """
@@ -37,7 +37,7 @@ WITH moment AS MATERIALIZED (
     SELECT w.number, w.owner, w.lapsed, s.id, s.epoch
     FROM unnest($1::text[], $2::bytea[], $3::bigint[]) WITH ORDINALITY AS w (stream_id, owner, lapsed, number)
     CROSS JOIN LATERAL (
-        SELECT i.id FROM {schema}.journal_streams i WHERE i.tenant = '' AND i.stream_id = w.stream_id OFFSET 0
+        SELECT i.id FROM {schema}.journal_streams i WHERE i.tenant = {tenant} AND i.stream_id = w.stream_id OFFSET 0
     ) i
     JOIN {schema}.journal_streams s ON s.id = i.id
     ORDER BY s.id
@@ -46,12 +46,13 @@ WITH moment AS MATERIALIZED (
     SELECT l.number, l.owner, l.id, h.id AS holder, h.name, h.renewals, h.duration, h.ends_at - m.now AS remaining,
         l.owner IS NULL OR l.epoch = s.epoch AS is_current,
         l.owner IS NULL OR EXISTS (
-            SELECT FROM {schema}.journal_owners o WHERE o.id = l.owner AND o.ends_at > m.now
+            SELECT FROM {schema}.journal_owners o
+            WHERE o.tenant = {tenant} AND o.id = l.owner AND o.ends_at > m.now
         ) AS has_lease
     FROM moment m CROSS JOIN locked l
     JOIN {schema}.journal_streams s ON s.id = l.id
-    LEFT JOIN {schema}.journal_owners h ON h.id = s.owner AND s.owner <> l.owner AND h.ends_at > m.now
-        AND h.renewals IS DISTINCT FROM l.lapsed
+    LEFT JOIN {schema}.journal_owners h ON h.tenant = {tenant} AND h.id = s.owner AND s.owner <> l.owner
+        AND h.ends_at > m.now AND h.renewals IS DISTINCT FROM l.lapsed
 ), verdict AS MATERIALIZED (
     SELECT count(*) FILTER (WHERE is_current AND has_lease) = cardinality($1) AS is_good FROM asked
 ), taken AS (
@@ -69,7 +70,7 @@ _RELEASE = """
 WITH held AS MATERIALIZED (
     SELECT s.id FROM unnest($2::text[], $3::bigint[]) AS w (stream_id, epoch)
     CROSS JOIN LATERAL (
-        SELECT i.id FROM {schema}.journal_streams i WHERE i.tenant = '' AND i.stream_id = w.stream_id OFFSET 0
+        SELECT i.id FROM {schema}.journal_streams i WHERE i.tenant = {tenant} AND i.stream_id = w.stream_id OFFSET 0
     ) i
     JOIN {schema}.journal_streams s ON s.id = i.id AND s.epoch = w.epoch AND s.owner IS NOT DISTINCT FROM $1::bytea
     ORDER BY s.id
@@ -80,11 +81,11 @@ UPDATE {schema}.journal_streams s SET owner = NULL FROM held h WHERE s.id = h.id
 
 _OWNERS = """
 SELECT id, name, renewals, ends_at - (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, report
-FROM {schema}.journal_owners ORDER BY name COLLATE "C", id
+FROM {schema}.journal_owners WHERE tenant = {tenant} ORDER BY name COLLATE "C", id
 """
 _HOLDINGS = """
 SELECT stream_id, epoch, owner FROM {schema}.journal_streams
-WHERE tenant = '' AND owner IS NOT NULL AND stream_id > $1 ORDER BY stream_id LIMIT $2
+WHERE tenant = {tenant} AND owner IS NOT NULL AND stream_id > $1 ORDER BY stream_id LIMIT $2
 """
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
 
 from backends.checkpoints_sql import stored_checkpoint
+from backends.log_columns import LogColumns, rare_of
 from backends.page_texts import SEPARATOR, names_of
 from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.records import batch_uuid_of, time_of, uuid_of
+from backends.tenants_sql import first_tenant
 from backends.times import nearest_time
 from eventstore.backend import (
     NO_EVENTS,
@@ -35,6 +37,8 @@ from eventstore.backend import (
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
+from eventstore.record_page import RecordPage
+from eventstore.tenant import NO_TENANT
 
 _MAX_VERSION = 2**63 - 1
 
@@ -47,6 +51,17 @@ _CANDIDATES = 5000
 
 # "program_limit_exceeded": a text has at most 1 GB, and so has an answer's row.
 _TOO_LARGE = "54000"
+
+
+class _Part(NamedTuple):
+    """A settled part of the log. `rows` were read, of which a filter may have left fewer
+    events. If it `is_full` there may be more behind the `position`. `end` is where the log ended."""
+
+    events: Sequence[RecordedEvent]
+    position: int
+    is_full: bool
+    end: int
+    rows: int = 0
 
 
 class PostgresReader:
@@ -102,25 +117,24 @@ class PostgresReader:
             return StreamPage((), 0, 0)
         head, truncated, *_ = rows[0]
         # A stream without any event in the range is one row that has no position.
-        return StreamPage([_record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
+        return StreamPage([record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        records: list[RecordedEvent] = []
-        count = 0
-        position = max(after, 0)
-        if limit and position < self._settled:
+        settled = _Part((), max(after, 0), is_full=not limit, end=0)
+        if limit and settled.position < self._settled:
             # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
-            records, count, last, end = await self._page(position, self._settled, limit, where)
-            if count == limit:
-                return LogPage(records, last, is_end=False, end=end)
-            position = self._settled
+            settled = await self._page(settled.position, self._settled, limit, where)
+            if settled.is_full:
+                return LogPage(settled.events, settled.position, is_end=False, end=settled.end)
+            settled = settled._replace(position=self._settled)
         end = await self.settle()
-        if position < end:
-            more, more_count, last, _ = await self._page(position, end, limit - count, where)
-            records += more
-            if count + more_count == limit:
-                return LogPage(records, last, is_end=False, end=end)
-        return LogPage(records, max(position, end), is_end=True, end=end)
+        events = settled.events
+        if settled.position < end:
+            more = await self._page(settled.position, end, limit - settled.rows, where)
+            events = [*events, *more.events] if events else more.events
+            if more.is_full:
+                return LogPage(events, more.position, is_end=False, end=end)
+        return LogPage(events, max(settled.position, end), is_end=True, end=end)
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)
@@ -150,15 +164,25 @@ class PostgresReader:
                 return 0
             end = rows[-1][0] - 1
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind)]
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        own = self._sql.tenant
+        whose = own if tenant is None else tenant
+        if own not in (NO_TENANT, whose):
+            return []
+        return [StreamInfo(*row) for row in await self._rows(self._sql.list, after, limit, kind, whose)]
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        return [tenant for (tenant,) in await self._rows(self._sql.tenants, first_tenant(after), limit)]
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         rows = await self._rows(self._sql.snapshots, stream_id, _MAX_VERSION if through is None else through, limit)
         return [_snapshot(stream_id, *row) for row in rows]
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints)]
+    async def checkpoints(self, *, shared: bool) -> Sequence[StoredCheckpoint]:
+        whose = NO_TENANT if shared else self._sql.tenant
+        return [stored_checkpoint(*row) for row in await self._rows(self._sql.checkpoints, whose)]
 
     async def statistics(self) -> Statistics:
         (row,) = await self._rows(self._sql.statistics)
@@ -167,19 +191,35 @@ class PostgresReader:
     async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
         return await self._pool.run(lambda session: session.fetch(statement, *parameters))
 
-    async def _page(
-        self, after: int, through: int, limit: int, where: EventFilter
-    ) -> tuple[list[RecordedEvent], int, int, int]:
-        """The matching events of a settled part, how many rows they came in, the last one's position, and where the
-        log ended."""
-        rows = await self._rows(self._sql.log, *_matches(where), after, through, limit)
-        if not rows:
-            return [], 0, after, 0
-        records = [_record(*row[1:]) for row in rows]
-        last = records[-1].position
+    async def _page(self, after: int, through: int, limit: int, where: EventFilter) -> _Part:
+        """The matching events of a settled part: fewer than the limit if they are too large for one answer."""
+        parameters = [*_matches(where), after, through, limit]
+        while (row := await self._pool.run(lambda session: self._columns(session, parameters))) is None:
+            parameters[-1] = limit = max(1, limit // 8)
+        end, count = row[0], row[1]
+        if not count:
+            return _Part((), after, is_full=not limit, end=end)
+        try:
+            events: Sequence[RecordedEvent] = _log_page(self._sql.tenant, *row[1:])
+            last = row[2][-1]
+        except ValueError:
+            # Something is wrong with an event: it is found out what, and with which.
+            rows = await self._rows(self._sql.log, *parameters)
+            events = [record(*row[1:]) for row in rows]
+            count, last = len(events), events[-1].position if events else after
         if where.tags:
-            records = [record for record in records if record.metadata and set(record.metadata.tags) & set(where.tags)]
-        return records, len(rows), last, rows[0][0]
+            events = [event for event in events if event.metadata and set(event.metadata.tags) & set(where.tags)]
+        return _Part(events, last, count == limit, end, count)
+
+    async def _columns(self, session: PostgresSession, parameters: Sequence[object]) -> Any:
+        """The one row of a page. None if it would be too large."""
+        try:
+            (row,) = await session.fetch(self._sql.log_columns, *parameters)
+        except ServerError as error:
+            if sqlstate(error) != _TOO_LARGE or parameters[-1] == 1:
+                raise
+            return None
+        return row
 
     async def settle(self) -> int:
         """A position up to which the log is final: nothing appears below it any more.
@@ -208,7 +248,7 @@ class PostgresReader:
 
 def _matches(where: EventFilter) -> Iterable[list[str] | None]:
     """The filter's fields in the order of the statements' parameters."""
-    return [list(field) or None for field in (where.kinds, where.types, where.stream_ids, where.tags)]
+    return [list(field) or None for field in (where.kinds, where.types, where.stream_ids, where.tags, where.tenants)]
 
 
 def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
@@ -220,7 +260,7 @@ def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
     return decoded is not None and not set(decoded.tags).isdisjoint(tags)
 
 
-def _record(
+def record(
     position: int,
     stream_id: str,
     version: int,
@@ -263,7 +303,41 @@ def _record(
             bool(concurrent),
         )
     except (ValueError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
+        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
+
+
+def _log_page(
+    tenant: str,
+    count: int,
+    positions: list[int],
+    stream_ids: list[str],
+    versions: list[int],
+    types: str,
+    schema_versions: list[int],
+    payloads: str,
+    metadata: list[str | None] | None,
+    event_ids: bytes,
+    batch_ids: list[bytes | None] | None,
+    recorded_at: list[int],
+    checksums: list[int],
+    rare: str | None,
+) -> RecordPage:
+    """A page that came as columns. Raises `ValueError` if something is wrong with an event."""
+    return LogColumns(
+        positions,
+        stream_ids,
+        versions,
+        names_of(types, count),
+        schema_versions,
+        payloads.encode().split(SEPARATOR.encode()),
+        None if metadata is None else [None if notes is None else notes.encode() for notes in metadata],
+        event_ids,
+        None if batch_ids is None else [None if one is None else batch_uuid_of(one) for one in batch_ids],
+        recorded_at,
+        checksums,
+        tenant,
+        {} if rare is None else rare_of(orjson.loads(rare), positions),
+    ).page()
 
 
 def _loaded(

@@ -87,6 +87,21 @@ class PostgresSession:
         with self._deadline():
             await transaction.commit()
 
+    @asynccontextmanager
+    async def reading(self, settings: str) -> AsyncGenerator[None, None]:
+        """A transaction that only reads, with settings of its own, which are statements: they take no trip."""
+        with self._deadline():
+            await self.connection.execute(f"BEGIN READ ONLY; {settings}")
+        try:
+            yield
+        except BaseException:
+            # As in `transaction`.
+            with suppress(*DRIVER_ERRORS), self._deadline():
+                await self.connection.execute("ROLLBACK")
+            raise
+        with self._deadline():
+            await self.connection.execute("COMMIT")
+
     async def listen(self, channel: str, heard: Callable[[], None]) -> None:
         """Call back for every notification on a channel, as long as the session lives."""
         with self._deadline():

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 
+from backends.checkpoints_sql import delete_text, insert_text, update_text
 from backends.postgres_append_sql import append_statement
+from backends.tenants_sql import TENANTS_FROM
 
 _STREAMS = """
 SELECT stream_id, id, version, epoch, forgotten FROM {schema}.journal_streams
-WHERE tenant = '' AND stream_id = ANY ($1::text[]) ORDER BY id
+WHERE tenant = {tenant} AND stream_id = ANY ($1::text[]) ORDER BY id
 """
+# No stream has an empty id: what another tenant has stored is never what this one sends again.
 _PLACES = """
-SELECT e.event_id, s.stream_id, e.version, e.position
+SELECT e.event_id, CASE WHEN s.tenant = {tenant} THEN s.stream_id ELSE '' END, e.version, e.position
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
 WHERE e.event_id = ANY ($1::bytea[])
 """
@@ -25,7 +28,7 @@ WHERE e.event_id = ANY ($1::bytea[])
 _REMEMBERED = """
 SELECT s.stream_id, c.command_id, c.outcome_id, c.version
 FROM unnest($1::text[], $2::text[]) AS w (stream_id, command_id)
-JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
+JOIN {schema}.journal_streams s ON s.tenant = {tenant} AND s.stream_id = w.stream_id
 JOIN {schema}.journal_commands c ON c.stream = s.id AND c.command_id = w.command_id
 """
 
@@ -51,39 +54,58 @@ _RECORD = """e.position, s.stream_id, e.version, e.type, e.schema_version, e.pay
     e.batch_id, e.epoch, e.recorded_at, e.checksum, s.tenant, e.origin, e.origin_sequence, e.clock, e.concurrent"""
 # Tags in metadata that jsonb cannot hold are compared by the reader.
 _MATCHES = """($1::text[] IS NULL OR s.kind = ANY ($1)) AND ($2::text[] IS NULL OR e.type = ANY ($2))
-    AND ($3::text[] IS NULL OR s.stream_id = ANY ($3))
+    AND ($3::text[] IS NULL OR s.stream_id = ANY ($3)) AND {seen} AND ($5::text[] IS NULL OR s.tenant = ANY ($5))
     AND ($4::text[] IS NULL OR {schema}.journal_json(e.metadata) -> 'tags' ?| $4
         OR (e.metadata IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL))"""
 
 _LOG = """
 SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq), {record}
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
-WHERE e.position > $5 AND e.position <= $6 AND {matches}
-ORDER BY e.position LIMIT $7
+WHERE e.position > $6 AND e.position <= $7 AND {matches}
+ORDER BY e.position LIMIT $8
+"""
+# A page of the log by column, as one row, as `_LOAD` has a stream's: a row for each event takes longer to make and to
+# take apart than all the rest.
+_LOG_COLUMNS = """
+SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq), count(*),
+    array_agg(p.position), array_agg(p.stream_id), array_agg(p.version), string_agg(p.type, chr(30)),
+    array_agg(p.schema_version), string_agg(p.payload, chr(30)),
+    CASE WHEN count(p.metadata) > 0 THEN array_agg(p.metadata) END, string_agg(p.event_id, ''::bytea),
+    CASE WHEN count(p.batch_id) > 0 THEN array_agg(p.batch_id) END, array_agg(p.recorded_at), array_agg(p.checksum),
+    json_agg(json_build_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
+        FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL)
+FROM (
+    SELECT {record}
+    FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
+    WHERE e.position > $6 AND e.position <= $7 AND {matches}
+    ORDER BY e.position LIMIT $8
+) p
 """
 _MOVED = """
 SELECT s.stream_id, m.version FROM (
     SELECT stream, max(version) AS version FROM {schema}.journal_events
     WHERE position > $1 AND position <= $2 GROUP BY stream
-) m JOIN {schema}.journal_streams s ON s.id = m.stream
+) m JOIN {schema}.journal_streams s ON s.id = m.stream AND s.tenant = {tenant}
 """
 _CHECKPOINTS = """
 SELECT name, version, revision, position, events, checksum, state FROM {schema}.journal_checkpoints
-ORDER BY name, version
+WHERE tenant = $1 ORDER BY name, version
 """
+# A row tells that something was changed.
+_WHETHER = " RETURNING 1"
 # With the metadata that the reader still has to look at: each row without is a match.
 _LAST = """
 SELECT e.position, CASE WHEN $4::text[] IS NOT NULL AND {schema}.journal_json(e.metadata) IS NULL THEN e.metadata END
 FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
-WHERE e.position <= $5 AND {matches}
-ORDER BY e.position DESC OFFSET $6 LIMIT $7
+WHERE e.position <= $6 AND {matches}
+ORDER BY e.position DESC OFFSET $7 LIMIT $8
 """
 
 # One row for the stream, then its events, so that an empty page tells the version too.
 _STREAM = """
 WITH s AS MATERIALIZED (
     SELECT id, stream_id, tenant, version, truncated FROM {schema}.journal_streams
-    WHERE tenant = '' AND stream_id = $1
+    WHERE tenant = {tenant} AND stream_id = $1
 )
 SELECT s.version AS head, s.truncated, {record}
 FROM s LEFT JOIN LATERAL (
@@ -104,7 +126,7 @@ WITH wanted AS MATERIALIZED (
         n.version, n.fingerprint, n.encoding, n.payload, n.checksum, n.recorded_at, n.epoch
     FROM unnest($1::text[], $2::bigint[], $3::bool[], $4::bigint[])
         WITH ORDINALITY AS w (stream_id, after, use_snapshot, size, number)
-    JOIN {schema}.journal_streams s ON s.tenant = '' AND s.stream_id = w.stream_id
+    JOIN {schema}.journal_streams s ON s.tenant = {tenant} AND s.stream_id = w.stream_id
     LEFT JOIN LATERAL (
         SELECT n.* FROM {schema}.journal_snapshots n
         WHERE w.use_snapshot AND n.stream = s.id AND n.version > w.after ORDER BY n.version DESC LIMIT 1
@@ -127,15 +149,16 @@ FROM wanted w CROSS JOIN LATERAL (
 """
 
 _LIST = """
-SELECT s.stream_id, s.version, s.truncated FROM {schema}.journal_streams s
-WHERE s.tenant = '' AND s.stream_id > $1 AND ($3::text IS NULL OR s.kind = $3) AND
+SELECT s.stream_id, s.version, s.truncated, s.tenant FROM {schema}.journal_streams s
+WHERE s.tenant = $4 AND s.stream_id > $1 AND ($3::text IS NULL OR s.kind = $3) AND
     (s.version > 0 OR EXISTS (SELECT FROM {schema}.journal_snapshots n WHERE n.stream = s.id))
 ORDER BY s.stream_id LIMIT $2
 """
+_TENANTS = TENANTS_FROM.format(streams="{schema}.journal_streams", first="$1", limit="$2", own="{tenant}")
 _SNAPSHOTS = """
 SELECT n.version, n.fingerprint, n.encoding, n.payload, n.checksum, n.recorded_at, n.epoch
 FROM {schema}.journal_snapshots n JOIN {schema}.journal_streams s ON s.id = n.stream
-WHERE s.tenant = '' AND s.stream_id = $1 AND n.version <= $2
+WHERE s.tenant = {tenant} AND s.stream_id = $1 AND n.version <= $2
 ORDER BY n.version DESC LIMIT $3
 """
 _STATISTICS = """
@@ -163,12 +186,14 @@ _REVISION = "SELECT version_num FROM {schema}.eventstore_version"
 
 
 class PostgresSQL:
-    """Every statement, for the journal in one schema."""
+    """Every statement, for one tenant of the journal in one schema."""
 
-    def __init__(self, schema: str) -> None:
-        # A schema's name is checked where the URL is read: it holds nothing that could end the quotes.
-        self._names = {"schema": f'"{schema}"'}
+    def __init__(self, schema: str, tenant: str) -> None:
+        # A schema's name is checked where the URL is read, a tenant's where the store is opened: they hold nothing that
+        # could end the quotes. The tenant is a constant of every statement, so that none is slower for it.
+        self._names = {"schema": f'"{schema}"', "tenant": "'" + tenant.replace("'", "''") + "'"}
         self.schema = schema
+        self.tenant = tenant
         # Locks are the database's own, so the schema tells one journal's from another's.
         key = int.from_bytes(hashlib.sha256(f"eventstore journal {schema}".encode()).digest()[:8], "big", signed=True)
         self.channel = f"eventstore_{key & (2**64 - 1):016x}"
@@ -193,14 +218,22 @@ class PostgresSQL:
         self.remembered = self.named(_REMEMBERED)
         self.settle = self.named(_SETTLE, is_append=is_append)
         self.still_appending = self.named(_STILL_APPENDING, is_append=is_append)
-        self.log = self.named(_LOG, record=_RECORD, matches=_MATCHES)
+        # The store without a tenant sees everybody's events.
+        matches = {"matches": _MATCHES, "seen": "s.tenant = {tenant}" if tenant else "true"}
+        self.log = self.named(_LOG, record=_RECORD, **matches)
+        self.log_columns = self.named(_LOG_COLUMNS, record=_RECORD, **matches)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
-        self.last = self.named(_LAST, matches=_MATCHES)
+        table, places = "{schema}.journal_checkpoints", [f"${number}" for number in range(1, 9)]
+        self.insert_checkpoint = self.named(insert_text(table, places) + _WHETHER)
+        self.update_checkpoint = self.named(update_text(table, places) + _WHETHER)
+        self.delete_checkpoint = self.named(delete_text(table, places[:4]) + _WHETHER)
+        self.last = self.named(_LAST, **matches)
         self.stream = self.named(_STREAM, record=_RECORD, order="ASC")
         self.stream_backwards = self.named(_STREAM, record=_RECORD, order="DESC")
         self.load = self.named(_LOAD)
         self.list = self.named(_LIST)
+        self.tenants = self.named(_TENANTS)
         self.snapshots = self.named(_SNAPSHOTS)
         self.statistics = self.named(_STATISTICS)
         self.server = self.named(_SERVER)

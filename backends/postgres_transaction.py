@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from backends.checkpoints_sql import delete_checkpoint, save_checkpoint
+from backends.checkpoints_sql import saved_values
 from backends.deciding import Group, Head
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
@@ -39,7 +39,7 @@ from eventstore.finishing import finish_then_cancel
 _PREPARE = """
 SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, EXISTS (
     SELECT FROM unnest($1::text[]) AS w (stream_id) WHERE NOT EXISTS (
-        SELECT FROM {schema}.journal_streams s WHERE s.tenant = '' AND s.stream_id = w.stream_id)
+        SELECT FROM {schema}.journal_streams s WHERE s.tenant = {tenant} AND s.stream_id = w.stream_id)
 ), set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), true),
     {planning}
 """
@@ -49,15 +49,15 @@ _STATUS = "SELECT pg_postmaster_start_time()::text, pg_xact_status($1::text::xid
 # A stream that is not there can be neither locked nor be kept from being made, so its row is made. One that another
 # transaction is making at this moment is waited for.
 _MAKE_STREAMS = """
-INSERT INTO {schema}.journal_streams (stream_id, kind, version, created_at)
-SELECT n.stream_id, n.kind, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, version, created_at)
+SELECT {tenant}, n.stream_id, n.kind, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
 ORDER BY n.stream_id COLLATE "C"
 ON CONFLICT DO NOTHING
 """
-_TRUNCATED = (
-    "SELECT stream_id, truncated FROM {schema}.journal_streams WHERE tenant = '' AND stream_id = ANY ($1::text[])"
-)
+_TRUNCATED = """
+SELECT stream_id, truncated FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = ANY ($1::text[])
+"""
 
 # How often streams that do not exist yet are looked for again because others make them.
 _ROUNDS = 12
@@ -124,10 +124,21 @@ class PostgresTransaction:
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await save_checkpoint(self.connection, checkpoint, schema=self._sql.schema)
+        statement = self._sql.update_checkpoint if checkpoint.revision else self._sql.insert_checkpoint
+        return await self._change_checkpoint(statement, saved_values(self._sql.tenant, checkpoint))
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await delete_checkpoint(self.connection, name, version, revision, schema=self._sql.schema)
+        return await self._change_checkpoint(self._sql.delete_checkpoint, (self._sql.tenant, name, version, revision))
+
+    async def _change_checkpoint(self, statement: str, parameters: Sequence[object]) -> bool:
+        async with self._turn:
+            if self._state is not _State.OPEN or self._is_expired:
+                raise self._ended()
+            try:
+                # Who waits here for another runner's transaction has as much time as this one.
+                return len(await self.session.connection.fetch(statement, *parameters)) == 1
+            except DRIVER_ERRORS as error:
+                raise self._refusal(error) from error
 
     async def rollback(self) -> None:
         self._check_place()
@@ -197,10 +208,12 @@ class PostgresTransaction:
     async def _store_and_commit(self, batch: Batch) -> AppendOutcome:
         try:
             stream_ids = _streams(batch)
+            outcome: AppendOutcome | None = Appended(0, ())
             prepare = self._sql.named(_PREPARE, planning=_PLANNING)
             ((xid, server_started, is_new, *_),) = await self.session.fetch(prepare, stream_ids)
-            await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
-            outcome = await self._append.append_within(self.session, batch)
+            if batch:
+                await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
+                outcome = await self._append.append_within(self.session, batch)
             if outcome is None:
                 raise TransactionConflict(f"another append was in the way; {_NOTHING_STORED}")
         except DRIVER_ERRORS as error:

@@ -25,6 +25,7 @@ from backends.redis_reading import RedisReader
 from backends.redis_records import MAX_VERSION, microseconds, outcomes_of, packed_group, packed_snapshot
 from backends.redis_scripts import RIGHTS
 from backends.redis_server import check_server
+from backends.redis_tenant import RedisTenant
 from backends.redis_url import parse_redis_url
 from eventstore.appending import Appending
 from eventstore.backend import (
@@ -41,6 +42,7 @@ from eventstore.backend import (
 )
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
 from eventstore.sql_transaction import SqlTransaction
+from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
 
 logger = logging.getLogger(__name__)
@@ -55,10 +57,10 @@ class RedisBackend(RedisReader):
     Any number of processes may write to one journal: a group is one script, and the server runs one at a time.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=True, archive=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=True, tenants=True, archive=True)
 
     def __init__(self, url: StoreUrl) -> None:
-        super().__init__(parse_redis_url(url))
+        super().__init__(parse_redis_url(url), RedisTenant(url.tenant))
         # For best-effort it is what `open` finds.
         self.durability = self._target.durability or Durability.NONE
         self.schema_revision: str | None = None
@@ -122,28 +124,30 @@ class RedisBackend(RedisReader):
 
     def lease(self, owner: Owner) -> RedisLease:
         # It is made in another event loop than the store was opened in.
-        return RedisLease(self._target, self.opened_journal(), owner)
+        return RedisLease(self._target, self.opened_journal(), self._whose, owner)
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         self.check_open()
         if not claims:
             return []
-        reply: Sequence[Any] = await self._tasks.finish(self._write(CLAIM, claim_arguments(claims)))
-        return [claim_answer(answer) for answer in reply]
+        reply: Sequence[Any] = await self._tasks.finish(self._write(CLAIM, claim_arguments(self._whose, claims)))
+        return [claim_answer(self._whose, answer) for answer in reply]
 
     async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
         self.check_open()
         if epochs:
-            await self._tasks.finish(self._write(RELEASE, release_arguments(owner, epochs)))
+            await self._tasks.finish(self._write(RELEASE, release_arguments(self._whose, owner, epochs)))
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return found_checkpoints(await self._run(CHECKPOINTS, []))
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        return found_checkpoints(RedisTenant(NO_TENANT) if shared else self._whose, await self._run(CHECKPOINTS, []))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINT, saving(checkpoint))))
+        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINT, saving(self._whose, checkpoint))))
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINT, deleting(name, version, revision))))
+        return bool(
+            await self._tasks.finish(self._write(CHANGE_CHECKPOINT, deleting(self._whose, name, version, revision)))
+        )
 
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason, epoch))
@@ -152,7 +156,7 @@ class RedisBackend(RedisReader):
         if snapshot.version > MAX_VERSION:
             raise CapabilityError(f"Redis counts versions up to {MAX_VERSION}, not {snapshot.version}")
         stream_id, version, epoch = snapshot.stream_id, snapshot.version, snapshot.epoch
-        arguments: list[Argument] = [stream_id.encode(), version, packed_snapshot(snapshot), keep, epoch]
+        arguments: list[Argument] = [self._whose.name(stream_id), version, packed_snapshot(snapshot), keep, epoch]
         # Not on the writer's connection: many actors save at about the same time, and appends would wait for each.
         current: int = await self._run(SAVE_SNAPSHOT, arguments)
         if current:
@@ -160,7 +164,7 @@ class RedisBackend(RedisReader):
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         last = MAX_VERSION if through is None else min(through, MAX_VERSION)
-        removed: int = await self._tasks.finish(self._write(DELETE_SNAPSHOTS, [stream_id.encode(), last]))
+        removed: int = await self._tasks.finish(self._write(DELETE_SNAPSHOTS, [self._whose.name(stream_id), last]))
         return removed
 
     async def wait(self, after: int, timeout: float) -> None:
@@ -180,7 +184,7 @@ class RedisBackend(RedisReader):
             self._waiters.discard(waiter)
 
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        group = packed_group(batches)
+        group = packed_group(self._whose, batches)
         outcomes = outcomes_of(batches, await self._write(APPEND, group.arguments))
         for outcome, last_id in zip(reversed(outcomes), reversed(group.last_ids), strict=True):
             if isinstance(outcome, Appended) and outcome.position and last_id is not None:
@@ -191,7 +195,7 @@ class RedisBackend(RedisReader):
 
     async def _truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
         own = -1 if epoch is None else epoch
-        arguments: list[Argument] = [stream_id.encode(), through, _REMOVED_AT_ONCE, reason.encode(), own]
+        arguments: list[Argument] = [self._whose.name(stream_id), through, _REMOVED_AT_ONCE, reason.encode(), own]
         removed, more = 0, 1
         while more:
             count, more = await self._write(TRUNCATE, arguments)
@@ -204,7 +208,9 @@ class RedisBackend(RedisReader):
         time: Argument = b"" if before is None else microseconds(before)
         forgotten, more = 0, 1
         while more:
-            count, more = await self._write(FORGET_COMMANDS, [stream_id.encode(), max(keep, 0), time, _REMOVED_AT_ONCE])
+            count, more = await self._write(
+                FORGET_COMMANDS, [self._whose.name(stream_id), max(keep, 0), time, _REMOVED_AT_ONCE]
+            )
             forgotten += count
         return forgotten
 

@@ -22,8 +22,10 @@ from backends.redis_commands import packed_archived, unpacked_archived
 from backends.redis_connection import Argument, Script
 from backends.redis_reading_scripts import READ_LOG
 from backends.redis_records import MAX_VERSION, archived, packed_snapshot, restored, unpacked_snapshot
+from backends.redis_tenant import RedisTenant, split
 from eventstore.archive import (
     ArchivedCommand,
+    ArchivedEvent,
     ArchivedStream,
     ArchivePage,
     Fence,
@@ -35,6 +37,8 @@ from eventstore.errors import CopyRefused
 
 # A hole in the log costs 16 bytes for each position, and a script stores so many positions at once.
 _SPAN = 65_536
+# Events of all tenants.
+_EVERYBODY = -1
 _SNAPSHOT_HEAD = struct.Struct(">Qq")
 
 Run = Callable[[Script, Sequence[Argument]], Awaitable[Any]]
@@ -48,18 +52,22 @@ class RedisArchive:
         self._write = write
 
     async def events(self, *, after: int, limit: int) -> ArchivePage:
-        bounds = [min(after, MAX_VERSION), MAX_VERSION, limit, max(limit, 4096), 0]
+        bounds = [min(after, MAX_VERSION), MAX_VERSION, limit, max(limit, 4096), 0, _EVERYBODY]
         end, looked, _, names, flat, truncated = await self._read(READ_LOG, bounds)
-        ids = [name.decode() for name in names]
-        events = [archived(ids[flat[at]], flat[at + 1], flat[at + 2]) for at in range(0, len(flat), 3)]
-        marks = {("", stream_id): mark for stream_id, mark in zip(ids, truncated, strict=True)}
+        keys: list[StreamKey] = [split(name) for name in names]
+        events: list[ArchivedEvent] = []
+        for at in range(0, len(flat), 3):
+            number: int = flat[at]
+            tenant, stream_id = keys[number]
+            events.append(archived(tenant, stream_id, flat[at + 1], flat[at + 2]))
+        marks = dict(zip(keys, truncated, strict=True))
         return ArchivePage(events, marks, looked, looked >= end)
 
     async def streams(self, *, after: int, limit: int) -> Sequence[ArchivedStream]:
         return [_stream(*answer) for answer in await self._read(ARCHIVED_STREAMS, [1, after, limit])]
 
     async def find(self, keys: Sequence[StreamKey]) -> Mapping[StreamKey, ArchivedStream]:
-        wanted = [stream_id.encode() for tenant, stream_id in keys if not tenant]
+        wanted = [_name(key) for key in keys]
         found = [_stream(*answer) for answer in await self._read(ARCHIVED_STREAMS, [2, *wanted])]
         return {stream.key: stream for stream in found}
 
@@ -68,8 +76,9 @@ class RedisArchive:
         return [unpacked_archived(reply[at].decode(), reply[at + 1]) for at in range(0, len(reply), 2)]
 
     async def snapshots(self, number: int) -> Sequence[StoredSnapshot]:
-        stream_id, *packed = await self._read(ARCHIVED_SNAPSHOTS, [number])
-        found = [unpacked_snapshot(stream_id.decode(), each) for each in packed]
+        name, *packed = await self._read(ARCHIVED_SNAPSHOTS, [number])
+        _, stream_id = split(name)
+        found = [unpacked_snapshot(stream_id, each) for each in packed]
         return sorted(found, key=lambda snapshot: snapshot.version)
 
     async def copied(self) -> int | None:
@@ -91,7 +100,7 @@ class RedisArchive:
         removed = truncations(page, versions)
         places = {key: number for number, key in enumerate(keys, 1)}
         arguments: list[Argument] = [after, page.position, len(keys)]
-        arguments += (stream_id.encode() for _, stream_id in keys)
+        arguments += (_name(key) for key in keys)
         arguments += (removed.get(key, 0) for key in keys)
         for event in page.events:
             arguments += (places[event.key], event.version, restored(event))
@@ -100,7 +109,7 @@ class RedisArchive:
 
     async def restore_streams(self, records: Sequence[StreamRecords]) -> None:
         for one in records:
-            arguments: list[Argument] = [one.stream_id.encode(), one.truncated, one.epoch, one.forgotten]
+            arguments: list[Argument] = [_name(one.key), one.truncated, one.epoch, one.forgotten]
             arguments += (int(one.replaces), len(one.commands))
             for command in one.commands:
                 arguments += (command.outcome.command_id.encode(), packed_archived(command))
@@ -121,6 +130,11 @@ class RedisArchive:
         return None if found is None else unpacked_fence(found)
 
 
+def _name(key: StreamKey) -> bytes:
+    tenant, stream_id = key
+    return RedisTenant(tenant).name(stream_id)
+
+
 def _spans(after: int, page: ArchivePage) -> Iterator[ArchivePage]:
     """The page in parts of which none reaches too far."""
     rest = list(page.events)
@@ -136,7 +150,7 @@ def _spans(after: int, page: ArchivePage) -> Iterator[ArchivePage]:
 
 def _stream(
     number: int,
-    stream_id: bytes,
+    name: bytes,
     version: int,
     truncated: int,
     epoch: int,
@@ -149,4 +163,4 @@ def _stream(
     unpacked = (_SNAPSHOT_HEAD.unpack(head) for head in snapshots)
     heads = tuple(sorted((int(version), int(time)) for version, time in unpacked))
     counts = (version, truncated, epoch, forgotten, commands)
-    return ArchivedStream(number, "", stream_id.decode(), *counts, oldest.decode(), newest.decode(), heads)
+    return ArchivedStream(number, *split(name), *counts, oldest.decode(), newest.decode(), heads)

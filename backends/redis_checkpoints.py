@@ -7,6 +7,7 @@ from struct import Struct
 
 from backends.redis_connection import Argument
 from backends.redis_scripts import OPENED, script
+from backends.redis_tenant import RedisTenant
 from eventstore.backend import StoredCheckpoint
 
 # Revision, position, number of events, checksum; then the state. The revision is what a change compares.
@@ -39,22 +40,24 @@ return 1
 )
 
 
-def saving(checkpoint: StoredCheckpoint) -> list[Argument]:
+def saving(tenant: RedisTenant, checkpoint: StoredCheckpoint) -> list[Argument]:
     """What replaces a checkpoint of this revision."""
     name, version, revision, position, events, checksum, state = checkpoint
     packed = _HEAD.pack(revision + 1, position, events, checksum) + state
-    return [_field(name, version), _REVISION.pack(revision) if revision else b"", packed]
+    return [_field(tenant, name, version), _REVISION.pack(revision) if revision else b"", packed]
 
 
-def deleting(name: str, version: int, revision: int) -> list[Argument]:
+def deleting(tenant: RedisTenant, name: str, version: int, revision: int) -> list[Argument]:
     """What removes one. No checkpoint has revision 0."""
-    return [_field(name, version), _REVISION.pack(revision), b""]
+    return [_field(tenant, name, version), _REVISION.pack(revision), b""]
 
 
-def found_checkpoints(reply: Sequence[bytes]) -> list[StoredCheckpoint]:
-    """By the bytes of their names, and by version."""
+def found_checkpoints(tenant: RedisTenant, reply: Sequence[bytes]) -> list[StoredCheckpoint]:
+    """The tenant's own, by the bytes of their names, and by version."""
     found: list[tuple[bytes, int, StoredCheckpoint]] = []
-    for field, value in zip(reply[::2], reply[1::2], strict=True):
+    for stored_field, value in zip(reply[::2], reply[1::2], strict=True):
+        if (field := tenant.own_id(stored_field)) is None:
+            continue
         number, _, name = field.partition(b":")
         version = int(number)
         revision, position, events, checksum = _HEAD.unpack_from(value)
@@ -64,5 +67,5 @@ def found_checkpoints(reply: Sequence[bytes]) -> list[StoredCheckpoint]:
     return [stored for *_, stored in sorted(found, key=lambda item: item[:2])]
 
 
-def _field(name: str, version: int) -> bytes:
-    return f"{version}:{name}".encode()
+def _field(tenant: RedisTenant, name: str, version: int) -> bytes:
+    return tenant.name(f"{version}:{name}")

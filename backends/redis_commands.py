@@ -8,6 +8,7 @@ from typing import Any
 
 from backends.damaged_outcomes import damaged_outcome
 from backends.redis_connection import Argument
+from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
 from eventstore.archive import ArchivedCommand
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
@@ -41,8 +42,8 @@ def unpacked_archived(command_id: str, packed: bytes) -> ArchivedCommand:
     return ArchivedCommand(outcome, int.from_bytes(packed[:7]), int.from_bytes(packed[7:_PLACE_BYTES]))
 
 
-def lookup_arguments(lookups: Sequence[CommandLookup]) -> list[Argument]:
-    arguments: list[Argument] = [len(lookups), *(lookup.stream_id.encode() for lookup in lookups)]
+def lookup_arguments(tenant: RedisTenant, lookups: Sequence[CommandLookup]) -> list[Argument]:
+    arguments: list[Argument] = [len(lookups), *(tenant.name(lookup.stream_id) for lookup in lookups)]
     for _, command_id, recent in lookups:
         arguments += (command_id.encode(), max(recent, 0))
     return arguments

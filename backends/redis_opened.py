@@ -10,6 +10,7 @@ from typing import Any
 from backends.redis_connection import Argument, Script
 from backends.redis_journal import RedisJournal
 from backends.redis_pool import RedisPool, Tasks
+from backends.redis_tenant import RedisTenant
 from backends.redis_url import RedisTarget
 from eventstore.errors import StoreClosed
 
@@ -17,8 +18,10 @@ from eventstore.errors import StoreClosed
 class OpenedRedis:
     """What a backend has while it is open. It belongs to one process and one event loop."""
 
-    def __init__(self, target: RedisTarget) -> None:
+    def __init__(self, target: RedisTarget, whose: RedisTenant) -> None:
         self._target = target
+        self._whose = whose
+        self.tenant = whose.tenant
         self._tasks = Tasks()
         self._pool: RedisPool | None = None
         self._journal: RedisJournal | None = None

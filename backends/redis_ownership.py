@@ -10,6 +10,7 @@ from redis import exceptions as driver
 from backends.redis_connection import Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_journal import RedisJournal
 from backends.redis_ownership_scripts import END, RENEW
+from backends.redis_tenant import RedisTenant, split
 from backends.redis_url import RedisTarget
 from eventstore.backend import Claim, Holder, Holding, Owner, OwnerInfo
 
@@ -20,10 +21,10 @@ class RedisLease:
     """Used by one event loop, which is not the backend's. It connects when it is first renewed, and again after a
     failure."""
 
-    def __init__(self, target: RedisTarget, journal: RedisJournal, owner: Owner) -> None:
+    def __init__(self, target: RedisTarget, journal: RedisJournal, tenant: RedisTenant, owner: Owner) -> None:
         self._connection = RedisConnection(target)
         self._journal = journal
-        self._owner = owner
+        self._owner = owner._replace(id=tenant.owner(owner.id))
         # A renewal whose reply was lost may have begun it.
         self._may_run = False
 
@@ -48,32 +49,37 @@ class RedisLease:
             raise translated(error, writing=True) from error
 
 
-def claim_arguments(claims: Sequence[Claim]) -> list[Argument]:
-    arguments: list[Argument] = [len(claims), *(claim.stream_id.encode() for claim in claims)]
+def claim_arguments(tenant: RedisTenant, claims: Sequence[Claim]) -> list[Argument]:
+    arguments: list[Argument] = [len(claims), *(tenant.name(claim.stream_id) for claim in claims)]
     for _, owner, lapsed in claims:
-        arguments += (owner or b"", -1 if lapsed is None else lapsed)
+        arguments += (tenant.owner(owner) if owner else b"", -1 if lapsed is None else lapsed)
     return arguments
 
 
-def claim_answer(answer: Any) -> int | Holder:
+def claim_answer(tenant: RedisTenant, answer: Any) -> int | Holder:
     if isinstance(answer, int):
         return answer
-    owner, name, renewals, duration, remaining = answer
+    holder, name, renewals, duration, remaining = answer
+    owner = tenant.own_owner(holder) or holder
     return Holder(owner, name.decode(), renewals, duration / _MICROSECONDS, remaining / _MICROSECONDS)
 
 
-def release_arguments(owner: bytes, epochs: Mapping[str, int]) -> list[Argument]:
-    return [owner, len(epochs), *(stream_id.encode() for stream_id in epochs), *epochs.values()]
+def release_arguments(tenant: RedisTenant, owner: bytes, epochs: Mapping[str, int]) -> list[Argument]:
+    return [tenant.owner(owner), len(epochs), *map(tenant.name, epochs), *epochs.values()]
 
 
-def owner_infos(reply: Sequence[Any]) -> list[OwnerInfo]:
-    """By name."""
+def owner_infos(tenant: RedisTenant, reply: Sequence[Any]) -> list[OwnerInfo]:
+    """The tenant's own, by name."""
     found = [
         OwnerInfo(owner, name.decode(), renewals, remaining / _MICROSECONDS, report)
-        for owner, name, renewals, remaining, report in reply
+        for stored, name, renewals, remaining, report in reply
+        if (owner := tenant.own_owner(stored)) is not None
     ]
     return sorted(found, key=lambda info: (info.name, info.id))
 
 
-def found_holdings(reply: Sequence[Any]) -> list[Holding]:
-    return [Holding(reply[index].decode(), reply[index + 1], reply[index + 2]) for index in range(0, len(reply), 3)]
+def found_holdings(tenant: RedisTenant, reply: Sequence[Any]) -> list[Holding]:
+    return [
+        Holding(split(reply[index])[1], reply[index + 1], tenant.own_owner(reply[index + 2]) or reply[index + 2])
+        for index in range(0, len(reply), 3)
+    ]

@@ -153,9 +153,10 @@ return reply
 """
 )
 
-# ARGV: 5 limit, 6 the bound that ids are above, as ZRANGEBYLEX has it. The reply is, for each: id, epoch, owner.
+# ARGV: 5 limit, 6 and 7 the bounds between which ids are, as ZRANGEBYLEX has them. The reply is, for each: id, epoch,
+# owner.
 _HOLDINGS = """
-local ids = redis.call('ZRANGEBYLEX', base .. ':held', ARGV[6], '+', 'LIMIT', 0, ARGV[5])
+local ids = redis.call('ZRANGEBYLEX', base .. ':held', ARGV[6], ARGV[7], 'LIMIT', 0, ARGV[5])
 local reply = {}
 if #ids == 0 then return reply end
 local heads = call_sliced('HMGET', base .. ':heads', ids, 1, #ids)

@@ -12,8 +12,20 @@ from backends.redis_connection import Argument
 from backends.redis_opened import OpenedRedis
 from backends.redis_ownership import found_holdings, owner_infos
 from backends.redis_ownership_scripts import HOLDINGS, OWNERS
-from backends.redis_reading_scripts import LOAD, MOVED, READ_LOG, READ_SNAPSHOTS, READ_STREAM, STATISTICS, STREAMS
+from backends.redis_reading_scripts import (
+    LOAD,
+    MOVED,
+    READ_LOG,
+    READ_SNAPSHOTS,
+    READ_STREAM,
+    STATISTICS,
+    STREAMS,
+    TENANTS,
+)
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
+from backends.redis_tenant import RedisTenant, seen, split
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.audit_scan import scanned_page
 from eventstore.backend import (
     CommandLookup,
     CommandsFound,
@@ -31,6 +43,7 @@ from eventstore.backend import (
 )
 from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
+from eventstore.tenant import NO_TENANT
 
 # So many positions are looked at in one trip: where a filter passes few, most of them cost 16 bytes of reading.
 _WINDOW = 4096
@@ -46,7 +59,7 @@ class RedisReader(OpenedRedis):
         # One reply holds so much and no more: what is left over is asked for again.
         while len(answers) < len(loads):
             rest = loads[len(answers) :]
-            arguments: list[Argument] = [len(rest), *(load.stream_id.encode() for load in rest)]
+            arguments: list[Argument] = [len(rest), *(self._whose.name(load.stream_id) for load in rest)]
             for _, after, use_snapshot, limit in rest:
                 arguments += (min(after, MAX_VERSION), int(use_snapshot), limit)
             reply = await self._run(LOAD, arguments)
@@ -59,7 +72,7 @@ class RedisReader(OpenedRedis):
         # As for loads.
         while len(answers) < len(lookups):
             rest = lookups[len(answers) :]
-            reply = await self._run(FIND_COMMANDS, lookup_arguments(rest))
+            reply = await self._run(FIND_COMMANDS, lookup_arguments(self._whose, rest))
             answers.extend(found_commands(lookup, answer) for lookup, answer in zip(rest, reply, strict=False))
         return answers
 
@@ -70,12 +83,14 @@ class RedisReader(OpenedRedis):
         events: list[RecordedEvent] = []
         while True:
             bounds = (min(after, MAX_VERSION), last, limit - len(events))
-            arguments: list[Argument] = [stream_id.encode(), *bounds, int(backwards)]
+            arguments: list[Argument] = [self._whose.name(stream_id), *bounds, int(backwards)]
             version, truncated, first, records = await self._run(READ_STREAM, arguments)
             if version < 0:
                 raise _misses_events(stream_id, truncated, first, records)
             step = -1 if backwards else 1
-            page = [recorded(stream_id, first + step * index, record) for index, record in enumerate(records)]
+            page = [
+                recorded(self.tenant, stream_id, first + step * index, record) for index, record in enumerate(records)
+            ]
             events.extend(page)
             if not page or len(events) >= limit:
                 _check_order(reversed(events) if backwards else events)
@@ -91,10 +106,10 @@ class RedisReader(OpenedRedis):
         looks_inside = bool(where.types or where.tags)
         size = max(limit, _FILTERED_PAGE) if looks_inside else limit
         try:
-            page = await self._log(after, MAX_VERSION, size, where, window=_window(where, size))
+            page = await self._log(after, MAX_VERSION, size, where, window=self._window(where, size))
         except JournalCorrupt as error:
             # What cannot be read of one position is at that.
-            if limit == 1 and where == EventFilter():
+            if limit == 1 and where == EventFilter() and not self.tenant:
                 error.position = after + 1
             raise
         events = page.events
@@ -109,10 +124,17 @@ class RedisReader(OpenedRedis):
             self._opened.saw(newest.position, newest.event_id.bytes)
         return LogPage(events, position, position >= page.end, page.end)
 
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await scanned_page(self.read_all, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return None
+
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)
         looked, end, *flat = await self._run(MOVED, [after, min(limit, _WINDOW)])
-        versions = {flat[index].decode(): flat[index + 1] for index in range(0, len(flat), 2)}
+        names = [(self._whose.own_id(flat[index]), flat[index + 1]) for index in range(0, len(flat), 2)]
+        versions = {name.decode(): version for name, version in names if name is not None}
         return Moved(versions, looked, looked >= end)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
@@ -126,24 +148,38 @@ class RedisReader(OpenedRedis):
             remaining -= len(positions)
         return 0
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        whose = self.tenant if tenant is None else tenant
+        self.check_open()
+        if self.tenant not in (NO_TENANT, whose):
+            return []
         # A page's ids can be 1,024 bytes each, so it is not worth bounding further.
-        reply = await self._run(STREAMS, [limit, *_bounds(after.encode(), None if kind is None else kind.encode())])
+        reply = await self._run(STREAMS, [limit, *RedisTenant(whose).bounds(after, kind)])
         return [
-            StreamInfo(reply[index].decode(), reply[index + 1], reply[index + 2]) for index in range(0, len(reply), 3)
+            StreamInfo(split(reply[index])[1], reply[index + 1], reply[index + 2], whose)
+            for index in range(0, len(reply), 3)
         ]
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        if self.tenant:
+            has_streams = bool(await self.streams(after="", limit=1, kind=None))
+            return [self.tenant] if limit > 0 and has_streams and (after is None or after < self.tenant) else []
+        found = [NO_TENANT] if after is None and await self.streams(after="", limit=1, kind=None) else []
+        bound = b"-" if not after else b"(\0" + after.encode() + b"\x01"
+        return [*found, *(name.decode() for name in await self._run(TENANTS, [limit - len(found), bound]))][:limit]
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         last = MAX_VERSION if through is None else min(through, MAX_VERSION)
-        reply = await self._run(READ_SNAPSHOTS, [stream_id.encode(), last, limit])
+        reply = await self._run(READ_SNAPSHOTS, [self._whose.name(stream_id), last, limit])
         return [unpacked_snapshot(stream_id, packed) for packed in reply]
 
     async def owners(self) -> Sequence[OwnerInfo]:
-        return owner_infos(await self._run(OWNERS, []))
+        return owner_infos(self._whose, await self._run(OWNERS, []))
 
     async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
-        (bound, _) = _bounds(after.encode(), None)
-        return found_holdings(await self._run(HOLDINGS, [limit, bound]))
+        return found_holdings(self._whose, await self._run(HOLDINGS, [limit, *self._whose.bounds(after)]))
 
     async def statistics(self) -> Statistics:
         """The size is that of records, snapshots and commands' outcomes, without what the server needs around them."""
@@ -152,13 +188,19 @@ class RedisReader(OpenedRedis):
     async def _log(self, after: int, through: int, limit: int, where: EventFilter, *, window: int) -> _LogReply:
         kinds = [kind.encode() for kind in where.kinds]
         stream_ids = [stream_id.encode() for stream_id in where.stream_ids]
+        tenants = seen(self.tenant, where.tenants)
         bounds = [min(after, MAX_VERSION), through, limit, window]
-        end, looked, positions, names, flat, _ = await self._run(READ_LOG, [*bounds, len(kinds), *kinds, *stream_ids])
-        decoded = [name.decode() for name in names]
+        # -1: everybody's.
+        whose: list[Argument] = [-1] if tenants is None else [len(tenants), *tenants]
+        arguments = [*bounds, len(kinds), *kinds, *whose, *stream_ids]
+        end, looked, positions, names, flat, _ = await self._run(READ_LOG, arguments)
+        streams: list[tuple[str, str]] = [split(name) for name in names]
         events: list[RecordedEvent] = []
         for index, position in zip(range(0, len(flat), 3), positions, strict=True):
+            number: int = flat[index]
+            tenant, stream_id = streams[number]
             try:
-                event = recorded(decoded[flat[index]], flat[index + 1], flat[index + 2])
+                event = recorded(tenant, stream_id, flat[index + 1], flat[index + 2])
             except JournalCorrupt as error:
                 # The record's own may be what is damaged.
                 error.position = position
@@ -170,9 +212,14 @@ class RedisReader(OpenedRedis):
                     stream_id=event.stream_id,
                     version=event.version,
                     position=position,
+                    tenant=event.tenant,
                 )
             events.append(event)
         return _LogReply(end, looked, positions, events)
+
+    def _window(self, where: EventFilter, limit: int) -> int:
+        is_for_some = where.kinds or where.stream_ids or where.tenants or self.tenant
+        return _WINDOW if is_for_some else min(limit, _WINDOW)
 
     async def _backwards(self, end: int, where: EventFilter, *, first_window: int) -> AsyncGenerator[list[int], None]:
         """The positions of matching events, in rising order within a window, the last window first."""
@@ -196,12 +243,8 @@ class _LogReply(NamedTuple):
     events: Sequence[RecordedEvent]
 
 
-def _window(where: EventFilter, limit: int) -> int:
-    return _WINDOW if where.kinds or where.stream_ids else min(limit, _WINDOW)
-
-
 def _passes(event: RecordedEvent, where: EventFilter) -> bool:
-    """Kinds and stream ids are the script's."""
+    """Kinds, stream ids and tenants are the script's."""
     tags = () if event.metadata is None else event.metadata.tags
     return (not where.types or event.type in where.types) and (not where.tags or not set(where.tags).isdisjoint(tags))
 
@@ -233,19 +276,3 @@ def _check_order(events: Any) -> None:
                 stream_id=later.stream_id,
                 version=later.version,
             )
-
-
-def _bounds(after: bytes, kind: bytes | None) -> list[bytes]:
-    """Pairs of bounds, as ZRANGEBYLEX has them, between which the ids are."""
-    if kind is None:
-        return [b"(" + after if after else b"-", b"+"]
-    bounds: list[bytes] = []
-    if kind > after:
-        bounds += (b"[" + kind, b"[" + kind)
-    # The others of the kind start with it and a dash, and behind a dash the next character is a dot.
-    first, behind = kind + b"-", kind + b"."
-    if after < first:
-        bounds += (b"[" + first, b"(" + behind)
-    elif after < behind:
-        bounds += (b"(" + after, b"(" + behind)
-    return bounds

@@ -25,6 +25,14 @@ local function fetch(key, from, count)
 end
 """
 
+# Whose a stream is, and its id, as `redis_tenant` puts them into its name. %z is NUL.
+_TENANT = """
+local function tenant_and_id(name)
+    if string.byte(name, 1) ~= 0 then return '', name end
+    return string.match(name, '^%z([^%z]*)%z(.*)$')
+end
+"""
+
 # ARGV: 5 number of loads, then their stream ids, then for each: after, 1 to use a snapshot, limit.
 # The reply is, for as many of the loads as one reply may hold: version, truncated, snapshot, events.
 _LOAD = (
@@ -125,22 +133,32 @@ end
 return reply
 """
 
-# ARGV: 5 after, 6 through, 7 limit, 8 how many entries to look at, 9 number of kinds, the kinds, then the stream ids.
+# ARGV: 5 after, 6 through, 7 limit, 8 how many entries to look at, 9 number of kinds, the kinds, number of tenants or
+# -1 for all, the tenants, then the stream ids.
 # The reply: end of the log, the position looked through to, the positions that matched, the ids of their streams,
 # for each event: the index of its stream, version, record; and up to which versions the streams are truncated.
-_READ_LOG = """
+_READ_LOG = (
+    _TENANT
+    + """
 local ROOM = 16777216
 local last = math.min(position, tonumber(ARGV[6]))
 local at, limit, window = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local kinds_count = tonumber(ARGV[9])
-local kinds, wanted = nil, nil
-if kinds_count > 0 then
-    kinds = {}
-    for i = 10, 9 + kinds_count do kinds[ARGV[i]] = true end
+local tenants_count = tonumber(ARGV[10 + kinds_count])
+local first_id = 11 + kinds_count + math.max(tenants_count, 0)
+local function set_of(from, to)
+    local set = {}
+    for i = from, to do set[ARGV[i]] = true end
+    return set
 end
-if #ARGV > 9 + kinds_count then
-    wanted = {}
-    for i = 10 + kinds_count, #ARGV do wanted[ARGV[i]] = true end
+local kinds, tenants, wanted = nil, nil, nil
+if kinds_count > 0 then kinds = set_of(10, 9 + kinds_count) end
+if tenants_count >= 0 then tenants = set_of(11 + kinds_count, first_id - 1) end
+if #ARGV >= first_id then wanted = set_of(first_id, #ARGV) end
+local function passes_filter(name)
+    local tenant, id = tenant_and_id(name)
+    return (not kinds or kinds[string.match(id, '^[^-]*')]) and (not tenants or tenants[tenant])
+        and (not wanted or wanted[id])
 end
 local count = math.max(0, math.min(window, last - at))
 local entries = ''
@@ -167,7 +185,7 @@ if #distinct > 0 then
         if not heads[i] then return redis.error_reply('DAMAGED stream number ' .. distinct[i] .. ' has no head') end
         local _, _, through = struct.unpack(HEAD, heads[i])
         truncated[i] = through
-        passes[i] = (not kinds or kinds[string.match(names[i], '^[^-]*')]) and (not wanted or wanted[names[i]])
+        passes[i] = passes_filter(names[i])
     end
 end
 local picked, first, amount, size = {}, {}, {}, 0
@@ -204,6 +222,7 @@ for i = 1, #picked do
 end
 return {position, looked, positions, names, events, truncated}
 """
+)
 
 # ARGV: 5 limit, then pairs of bounds as ZRANGEBYLEX has them. The reply: id, version, truncated of each stream.
 # Lua must not compare ids: it does so by the server's locale.
@@ -226,6 +245,23 @@ for i = 1, #names do
 end
 return reply
 """
+
+# ARGV: 5 limit, 6 the bound that the names of streams are above. The reply: the tenants that have streams. One step for
+# each tenant, however many streams it has.
+_TENANTS = (
+    _TENANT
+    + """
+local reply, bound = {}, ARGV[6]
+while #reply < tonumber(ARGV[5]) do
+    local name = redis.call('ZRANGEBYLEX', base .. ':names', bound, '(\\1', 'LIMIT', 0, 1)[1]
+    if not name then break end
+    local tenant = tenant_and_id(name)
+    reply[#reply + 1] = tenant
+    bound = '(\\0' .. tenant .. '\\1'
+end
+return reply
+"""
+)
 
 # ARGV: 6 through, 7 limit. The reply: snapshots, newest first.
 _READ_SNAPSHOTS = (
@@ -259,3 +295,4 @@ READ_SNAPSHOTS = script(OPENED + _READ_SNAPSHOTS)
 READ_STREAM = script(OPENED + _READ_STREAM)
 STATISTICS = script(OPENED + _STATISTICS)
 STREAMS = script(OPENED + _STREAMS)
+TENANTS = script(OPENED + _TENANTS)

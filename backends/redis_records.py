@@ -11,6 +11,7 @@ from uuid import UUID
 from backends.records import time_of, uuid_of
 from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
+from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
 from eventstore.archive import ArchivedEvent
 from eventstore.backend import (
@@ -70,7 +71,7 @@ class Group(NamedTuple):
     last_ids: list[bytes | None]
 
 
-def packed_group(batches: Sequence[Batch]) -> Group:
+def packed_group(tenant: RedisTenant, batches: Sequence[Batch]) -> Group:
     """Raises `PayloadTooLarge`, before anything is sent, for more than one command can carry."""
     streams: dict[str, int] = {}
     plan: list[bytes] = []
@@ -103,7 +104,7 @@ def packed_group(batches: Sequence[Batch]) -> Group:
     if size > MAX_GROUP_BYTES:
         raise PayloadTooLarge("the batch", size, MAX_GROUP_BYTES)
     has_distinct_ids = len(set(event_ids)) == len(event_ids)
-    ids = [stream_id.encode() for stream_id in streams]
+    ids = [tenant.name(stream_id) for stream_id in streams]
     sizes = (len(ids), len(commands) // 3)
     return Group([int(has_distinct_ids), b"".join(plan), *sizes, *ids, *commands, *records], last_ids)
 
@@ -129,7 +130,7 @@ def outcomes_of(batches: Sequence[Batch], reply: Sequence[Any]) -> list[AppendOu
     return outcomes
 
 
-def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
+def recorded(tenant: str, stream_id: str, version: int, record: bytes) -> RecordedEvent:
     """A stored record as it is read. Raises `JournalCorrupt`."""
     position = None
     try:
@@ -167,17 +168,17 @@ def recorded(stream_id: str, version: int, record: bytes) -> RecordedEvent:
             epoch,
             time_of(time),
             checksum,
-            "",
+            tenant,
             origin,
             sequence,
             clock,
             concurrent,
         )
     except (struct.error, ValueError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
+        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
 
 
-def archived(stream_id: str, version: int, record: bytes) -> ArchivedEvent:
+def archived(tenant: str, stream_id: str, version: int, record: bytes) -> ArchivedEvent:
     """A stored record as it is. Raises `JournalCorrupt` where its parts cannot be told from each other."""
     try:
         position, time, event_id, epoch, checksum, schema_version, type_bytes, metadata_bytes = _HEADER.unpack_from(
@@ -199,8 +200,8 @@ def archived(stream_id: str, version: int, record: bytes) -> ArchivedEvent:
             event_id, record[at:start].decode(), schema_version, record[payload:], metadata, batch_id, checksum, replica
         )
     except (struct.error, ValueError) as error:
-        raise damaged(error, stream_id=stream_id, version=version) from error
-    return ArchivedEvent(position, "", stream_id, version, event, epoch, time)
+        raise damaged(error, stream_id=stream_id, version=version, tenant=tenant) from error
+    return ArchivedEvent(position, tenant, stream_id, version, event, epoch, time)
 
 
 def restored(event: ArchivedEvent) -> bytes:

@@ -21,6 +21,8 @@ Keys, for the journal `{p}` (`docs/redis.md` explains them):
     {p}:checkpoints       hash     version, colon, name -> checkpoint, as `redis_checkpoints` packs it
     {p}:removals          list     what was truncated, when and why
     {p}:news              channel  the position of the newest event
+
+Where a stream, an owner or a projection has a tenant, its id is as `redis_tenant` makes it.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.damaged_outcomes import damaged_outcome
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_archive import SQLiteArchive
+from backends.sqlite_audit import SQLiteAudit
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
-from backends.sqlite_reading import SQLiteReader
 from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.appending import Appending
@@ -36,6 +36,7 @@ from eventstore.backend import (
     StoredSnapshot,
 )
 from eventstore.errors import InvalidStoreUrl, JournalCorrupt
+from eventstore.tenant import NO_TENANT
 from eventstore.url import SQLITE_PARAMETERS, StoreUrl
 
 _DEFAULT_BUSY_TIMEOUT_SECONDS = 5.0
@@ -52,21 +53,23 @@ _SYNCHRONOUS = {Durability.POWER_LOSS: "FULL", Durability.PROCESS_CRASH: "NORMAL
 _T = TypeVar("_T")
 
 
-class SQLiteBackend(SQLiteReader):
+class SQLiteBackend(SQLiteAudit):
     """`sqlite:///bank.db`, with `?durability=power-loss|process-crash` and `?busy_timeout=` in seconds.
 
     Several processes may open one file: each commit takes the file's write lock, and a process that cannot get it
     within the busy timeout raises `StoreBusy`. Network file systems are refused by SQLite's WAL mode or unsafe.
     """
 
-    capabilities = Capabilities(creates_schema=True, survives_restart=True, user_sql=True, archive=True)
+    capabilities = Capabilities(creates_schema=True, survives_restart=True, user_sql=True, tenants=True, archive=True)
     database = f"SQLite {sqlite3.sqlite_version}"
 
     def __init__(self, url: StoreUrl) -> None:
-        super().__init__(url.file_path(parameters=SQLITE_PARAMETERS), busy_timeout=_busy_timeout(url))
+        super().__init__(
+            url.file_path(parameters=SQLITE_PARAMETERS), tenant=url.tenant, busy_timeout=_busy_timeout(url)
+        )
         self.durability = _durability(url)
         self.schema_revision: str | None = None
-        self._append = SQLiteAppend()
+        self._append = SQLiteAppend(url.tenant)
         self._writer: SQLiteWriter | None = None
         self._transactions: SQLiteTransactions | None = None
         self._waiters: set[asyncio.Future[None]] = set()
@@ -135,8 +138,9 @@ class SQLiteBackend(SQLiteReader):
         self.check_open()
         return await cast("SQLiteTransactions", self._transactions).begin(seconds)
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return [checkpoints_sql.stored_checkpoint(*row) for row in await self._rows(checkpoints_sql.SELECT)]
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        rows = await self._rows(checkpoints_sql.selected(NO_TENANT if shared else self.tenant))
+        return [checkpoints_sql.stored_checkpoint(*row) for row in rows]
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         return await self._change_checkpoint(lambda transaction: transaction.save_checkpoint(checkpoint))
@@ -149,48 +153,54 @@ class SQLiteBackend(SQLiteReader):
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(
-            lambda connection: sqlite_changing.forget_commands(connection, stream_id, keep, before), [stream_id]
+            lambda connection: sqlite_changing.forget_commands(connection, self.tenant, stream_id, keep, before),
+            [stream_id],
         )
 
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._change(
-            lambda connection: sqlite_changing.truncate(connection, stream_id, through, reason, epoch), None
+            lambda connection: sqlite_changing.truncate(connection, self.tenant, stream_id, through, reason, epoch),
+            None,
         )
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        await self._open_writer.run(lambda connection: sqlite_changing.save_snapshot(connection, snapshot, keep))
+        await self._open_writer.run(
+            lambda connection: sqlite_changing.save_snapshot(connection, self.tenant, snapshot, keep)
+        )
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         return await self._open_writer.run(
-            lambda connection: sqlite_changing.delete_snapshots(connection, stream_id, through)
+            lambda connection: sqlite_changing.delete_snapshots(connection, self.tenant, stream_id, through)
         )
 
     # Ownership
 
     def lease(self, owner: Owner) -> SQLiteLease:
         self.check_open()
-        return SQLiteLease(owner, self._new_writer)
+        return SQLiteLease(self.tenant, owner, self._new_writer)
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
         claimed = [claim.stream_id for claim in claims]
-        return await self._change(lambda connection: sqlite_ownership.claim(connection, claims), claimed)
+        return await self._change(lambda connection: sqlite_ownership.claim(connection, self.tenant, claims), claimed)
 
     async def release(self, owner: bytes, epochs: Mapping[str, int]) -> None:
-        await self._open_writer.run(lambda connection: sqlite_ownership.release(connection, owner, epochs))
+        await self._open_writer.run(lambda connection: sqlite_ownership.release(connection, self.tenant, owner, epochs))
 
     async def owners(self) -> Sequence[OwnerInfo]:
-        ((found,),) = await self._driver_rows(sqlite_ownership.OWNERS, (sqlite_changing.now(),))
+        ((found,),) = await self._driver_rows(sqlite_ownership.OWNERS, (self.tenant, sqlite_changing.now()))
         return sqlite_ownership.owners(found)
 
     async def holdings(self, *, after: str, limit: int) -> Sequence[Holding]:
-        ((found,),) = await self._driver_rows(sqlite_ownership.HOLDINGS, (after, limit))
+        ((found,),) = await self._driver_rows(sqlite_ownership.HOLDINGS, (self.tenant, after, limit))
         return sqlite_ownership.holdings(found)
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         if not lookups:
             return []
         try:
-            ((found,),) = await self._driver_rows(sqlite_commands.FIND, sqlite_commands.parameters(lookups))
+            ((found,),) = await self._driver_rows(
+                sqlite_commands.FIND, sqlite_commands.parameters(self.tenant, lookups)
+            )
             return sqlite_commands.answers(lookups, found)
         except JournalCorrupt as error:
             if len(lookups) == 1:

@@ -121,20 +121,21 @@ SELECT (SELECT data_version FROM pragma_data_version), (SELECT coalesce(max(id),
 _STREAMS = """
 SELECT s.stream_id, s.id, s.truncated, s.epoch, s.forgotten,
     (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id)
-FROM json_each(?) wanted CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = wanted.value
+FROM json_each(?2) wanted CROSS JOIN journal_streams s ON s.tenant = ?1 AND s.stream_id = wanted.value
 """
 _NEW_STREAMS = """
-INSERT INTO journal_streams (stream_id, kind, created_at)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ? FROM json_each(?)
+INSERT INTO journal_streams (tenant, stream_id, kind, created_at)
+SELECT ?1, json_extract(value, '$[0]'), json_extract(value, '$[1]'), ?2 FROM json_each(?3)
 """
+# No stream has an empty id: what another tenant has stored is never what this one sends again.
 _STORED_IDS = """
-SELECT e.event_id, s.stream_id, e.version, e.position
+SELECT e.event_id, CASE WHEN s.tenant = ? THEN s.stream_id ELSE '' END, e.version, e.position
 FROM journal_events e JOIN journal_streams s ON s.id = e.stream WHERE e.event_id IN ({ids})
 """
 _STORED_COMMANDS = """
 SELECT s.stream_id, c.command_id, c.outcome_id, c.version
-FROM json_each(?) w
-    CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
+FROM json_each(?2) w
+    CROSS JOIN journal_streams s ON s.tenant = ?1 AND s.stream_id = w.value ->> '$[0]'
     CROSS JOIN journal_commands c ON c.command_id = w.value ->> '$[1]' AND c.stream = s.id
 """
 
@@ -144,9 +145,10 @@ _Outcome = tuple[Head, int, CommandOutcome]
 
 
 class SQLiteAppend:
-    """Appends groups on the writing connection. All methods run in the writer's thread."""
+    """Appends groups of one tenant on the writing connection. All methods run in the writer's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
         self._streams: dict[str, Head] = {}
         self._data_version = -1
         self._removals = 0
@@ -257,7 +259,8 @@ class SQLiteAppend:
         """The decision about batches on what the file holds. It is true while nobody else can write."""
         self.forget()
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
-        stored, commands = _stored_ids(connection, batches), _stored_commands(connection, batches)
+        stored = _stored_ids(connection, self.tenant, batches)
+        commands = _stored_commands(connection, self.tenant, batches)
         group = Group(self._streams, self._last_position, stored, commands, fence=fence)
         for batch in batches:
             group.decide(batch)
@@ -281,16 +284,18 @@ class SQLiteAppend:
         if not missing:
             return
         wanted = orjson.dumps(missing).decode()
-        for stream_id, id_, truncated, epoch, forgotten, newest in connection.execute(_STREAMS, (wanted,)).fetchall():
+        for stream_id, id_, truncated, epoch, forgotten, newest in connection.execute(
+            _STREAMS, (self.tenant, wanted)
+        ).fetchall():
             self._streams[stream_id] = Head(id_, max(truncated, newest or 0), epoch, forgotten)
         for stream_id in missing:
             self._streams.setdefault(stream_id, Head(0, 0, 0))
 
     def _create_streams(self, connection: sqlite3.Connection, stream_ids: Sequence[str], now: int) -> None:
         rows = orjson.dumps([(stream_id, stream_kind(stream_id)) for stream_id in stream_ids]).decode()
-        connection.execute(_NEW_STREAMS, (now, rows))
+        connection.execute(_NEW_STREAMS, (self.tenant, now, rows))
         wanted = orjson.dumps(stream_ids).decode()
-        for stream_id, id_, *_ in connection.execute(_STREAMS, (wanted,)).fetchall():
+        for stream_id, id_, *_ in connection.execute(_STREAMS, (self.tenant, wanted)).fetchall():
             self._streams[stream_id].id = id_
 
     def _insert(
@@ -355,25 +360,27 @@ class SQLiteAppend:
         return max(time.time_ns() // 1000, self._last_recorded_at)
 
 
-def _stored_ids(connection: sqlite3.Connection, batches: Sequence[Batch]) -> dict[bytes, Place]:
+def _stored_ids(connection: sqlite3.Connection, tenant: str, batches: Sequence[Batch]) -> dict[bytes, Place]:
     ids = [event.event_id for batch in batches for write in batch for event in write.events]
     found: dict[bytes, Place] = {}
     for chunk in _chunks(ids):
         size = _SIZES[bisect_left(_SIZES, len(chunk))]
         statement = _STORED_IDS.format(ids=",".join("?" * size))
-        parameters = [*chunk, *(None,) * (size - len(chunk))]
+        parameters = [tenant, *chunk, *(None,) * (size - len(chunk))]
         for event_id, stream_id, version, position in connection.execute(statement, parameters).fetchall():
             found[event_id] = (stream_id, version, position)
     return found
 
 
-def _stored_commands(connection: sqlite3.Connection, batches: Sequence[Batch]) -> dict[CommandKey, Remembered]:
+def _stored_commands(
+    connection: sqlite3.Connection, tenant: str, batches: Sequence[Batch]
+) -> dict[CommandKey, Remembered]:
     wanted = [
         (write.stream_id, command.command_id) for batch in batches for write in batch for command in write.commands
     ]
     if not wanted:
         return {}
-    rows = connection.execute(_STORED_COMMANDS, (orjson.dumps(wanted).decode(),)).fetchall()
+    rows = connection.execute(_STORED_COMMANDS, (tenant, orjson.dumps(wanted).decode())).fetchall()
     return {(stream_id, command_id): (outcome_id, version) for stream_id, command_id, outcome_id, version in rows}
 
 

@@ -51,13 +51,15 @@ def now() -> int:
     return time.time_ns() // 1000
 
 
-def truncate(connection: sqlite3.Connection, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+def truncate(
+    connection: sqlite3.Connection, tenant: str, stream_id: str, through: int, reason: str, epoch: int | None
+) -> int:
     """Remove events and outcomes up to a version, and record it. Returns how many events were removed."""
     with transaction(connection):
         found = connection.execute(
             "SELECT s.id, s.epoch, s.truncated, (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id) "
-            "FROM journal_streams s WHERE s.tenant = '' AND s.stream_id = ?",
-            (stream_id,),
+            "FROM journal_streams s WHERE s.tenant = ? AND s.stream_id = ?",
+            (tenant, stream_id),
         ).fetchone()
         if found is None:
             return 0
@@ -89,11 +91,13 @@ def remove_events(connection: sqlite3.Connection, stream: int, through: int, rea
     return removed
 
 
-def forget_commands(connection: sqlite3.Connection, stream_id: str, keep: int, before: datetime | None) -> int:
+def forget_commands(
+    connection: sqlite3.Connection, tenant: str, stream_id: str, keep: int, before: datetime | None
+) -> int:
     """Forget the outcomes that are neither among the newest nor recorded late enough. Returns how many."""
     with transaction(connection):
         found = connection.execute(
-            "SELECT id FROM journal_streams WHERE tenant = '' AND stream_id = ?", (stream_id,)
+            "SELECT id FROM journal_streams WHERE tenant = ? AND stream_id = ?", (tenant, stream_id)
         ).fetchone()
         if found is None:
             return 0
@@ -101,10 +105,10 @@ def forget_commands(connection: sqlite3.Connection, stream_id: str, keep: int, b
         return _forget(connection, _OLD, stream=found[0], keep=keep, before=latest)
 
 
-def save_snapshot(connection: sqlite3.Connection, snapshot: StoredSnapshot, keep: int) -> None:
+def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredSnapshot, keep: int) -> None:
     """Store a snapshot, and remove all but the newest."""
     with transaction(connection):
-        stream, claimed = stream_row(connection, snapshot.stream_id)
+        stream, claimed = stream_row(connection, tenant, snapshot.stream_id)
         _check_epoch(snapshot.stream_id, snapshot.epoch or None, claimed)
         connection.execute(
             "INSERT OR REPLACE INTO journal_snapshots "
@@ -128,23 +132,23 @@ def save_snapshot(connection: sqlite3.Connection, snapshot: StoredSnapshot, keep
         )
 
 
-def delete_snapshots(connection: sqlite3.Connection, stream_id: str, through: int | None) -> int:
+def delete_snapshots(connection: sqlite3.Connection, tenant: str, stream_id: str, through: int | None) -> int:
     """Remove snapshots up to a version, or all. Returns how many."""
     return connection.execute(
         "DELETE FROM journal_snapshots WHERE version <= ? AND stream IN "
-        "(SELECT id FROM journal_streams WHERE tenant = '' AND stream_id = ?)",
-        (_MAX_VERSION if through is None else through, stream_id),
+        "(SELECT id FROM journal_streams WHERE tenant = ? AND stream_id = ?)",
+        (_MAX_VERSION if through is None else through, tenant, stream_id),
     ).rowcount
 
 
-def stream_row(connection: sqlite3.Connection, stream_id: str) -> tuple[int, int]:
+def stream_row(connection: sqlite3.Connection, tenant: str, stream_id: str) -> tuple[int, int]:
     """The id and the epoch of a stream's row, which is made if there is none."""
     connection.execute(
-        "INSERT INTO journal_streams (stream_id, kind, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        (stream_id, stream_kind(stream_id), now()),
+        "INSERT INTO journal_streams (tenant, stream_id, kind, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (tenant, stream_id, stream_kind(stream_id), now()),
     )
     id_, epoch = connection.execute(
-        "SELECT id, epoch FROM journal_streams WHERE tenant = '' AND stream_id = ?", (stream_id,)
+        "SELECT id, epoch FROM journal_streams WHERE tenant = ? AND stream_id = ?", (tenant, stream_id)
     ).fetchone()
     return id_, epoch
 

@@ -17,7 +17,7 @@ from eventstore.errors import JournalCorrupt
 FIND = f"""
 WITH wanted AS MATERIALIZED (
     SELECT w.key AS number, s.id AS stream, s.forgotten, w.value ->> '$[1]' AS command_id, w.value ->> '$[2]' AS recent
-    FROM json_each(?1) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
+    FROM json_each(?1) w CROSS JOIN journal_streams s ON s.tenant = ?3 AND s.stream_id = w.value ->> '$[0]'
 )
 SELECT json_array(
     json((SELECT json_group_array(json_array(w.number, w.forgotten,
@@ -35,9 +35,10 @@ SELECT json_array(
 """  # noqa: S608 - a constant
 
 
-def parameters(lookups: Sequence[CommandLookup]) -> tuple[str, int]:
+def parameters(tenant: str, lookups: Sequence[CommandLookup]) -> tuple[str, int, str]:
     """What `FIND` is asked."""
-    return orjson.dumps([tuple(lookup) for lookup in lookups]).decode(), max(each.recent for each in lookups) + 1
+    wanted = orjson.dumps([tuple(lookup) for lookup in lookups]).decode()
+    return wanted, max(each.recent for each in lookups) + 1, tenant
 
 
 def answers(lookups: Sequence[CommandLookup], found: str) -> Sequence[CommandsFound]:

@@ -18,15 +18,15 @@ from eventstore.events import stream_kind
 # After that, a lease that ran out tells nobody anything any more.
 _KEPT_MICROSECONDS = 24 * 60 * 60 * 1_000_000
 
-_RUNNING = "SELECT id, name, renewals, duration, ends_at FROM journal_owners WHERE ends_at > ?"
+_RUNNING = "SELECT id, name, renewals, duration, ends_at FROM journal_owners WHERE tenant = ? AND ends_at > ?"
 _NEW_STREAMS = """
-INSERT INTO journal_streams (stream_id, kind, created_at)
-SELECT w.value ->> '$[0]', w.value ->> '$[1]', ?2 FROM json_each(?1) w WHERE true
+INSERT INTO journal_streams (tenant, stream_id, kind, created_at)
+SELECT ?1, w.value ->> '$[0]', w.value ->> '$[1]', ?3 FROM json_each(?2) w WHERE true
 ON CONFLICT DO NOTHING
 """
 _STREAMS = """
 SELECT s.stream_id, s.id, s.epoch, s.owner
-FROM json_each(?) w CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.value ->> '$[0]'
+FROM json_each(?2) w CROSS JOIN journal_streams s ON s.tenant = ?1 AND s.stream_id = w.value ->> '$[0]'
 """
 _TAKE = """
 UPDATE journal_streams SET owner = ?2, epoch = w.value ->> '$[1]'
@@ -36,25 +36,27 @@ FROM json_each(?1) w WHERE journal_streams.id = w.value ->> '$[0]'
 _RELEASE = """
 UPDATE journal_streams SET owner = NULL WHERE +owner = ?2 AND id IN (
     SELECT s.id FROM json_each(?1) w
-    CROSS JOIN journal_streams s ON s.tenant = '' AND s.stream_id = w.key AND s.epoch = w.value
+    CROSS JOIN journal_streams s ON s.tenant = ?3 AND s.stream_id = w.key AND s.epoch = w.value
 )
 """
 
-_RENEW = "UPDATE journal_owners SET renewals = renewals + 1, ends_at = ?, report = CAST(? AS TEXT) WHERE id = ?"
+_RENEW = """
+UPDATE journal_owners SET renewals = renewals + 1, ends_at = ?, report = CAST(? AS TEXT) WHERE tenant = ? AND id = ?
+"""
 _BEGIN = """
-INSERT INTO journal_owners (id, name, renewals, duration, ends_at, report, started_at)
-VALUES (?, ?, 1, ?, ?, CAST(? AS TEXT), ?)
+INSERT INTO journal_owners (tenant, id, name, renewals, duration, ends_at, report, started_at)
+VALUES (?, ?, ?, 1, ?, ?, CAST(? AS TEXT), ?)
 """
 
 OWNERS = """
-SELECT json_group_array(json_array(hex(id), name, renewals, ends_at - ?, report))
-FROM (SELECT * FROM journal_owners ORDER BY name, id LIMIT -1)
+SELECT json_group_array(json_array(hex(id), name, renewals, ends_at - ?2, report))
+FROM (SELECT * FROM journal_owners WHERE tenant = ?1 ORDER BY name, id LIMIT -1)
 """
 HOLDINGS = """
 SELECT json_group_array(json_array(stream_id, epoch, hex(owner)))
 FROM (
     SELECT stream_id, epoch, owner FROM journal_streams
-    WHERE tenant = '' AND owner IS NOT NULL AND stream_id > ? ORDER BY stream_id LIMIT ?
+    WHERE tenant = ? AND owner IS NOT NULL AND stream_id > ? ORDER BY stream_id LIMIT ?
 )
 """
 
@@ -80,7 +82,8 @@ class _Stream:
 class SQLiteLease:
     """A `Lease`, with a thread and a connection of its own: appends that are queued do not delay it."""
 
-    def __init__(self, owner: Owner, new_writer: Callable[[], SQLiteWriter]) -> None:
+    def __init__(self, tenant: str, owner: Owner, new_writer: Callable[[], SQLiteWriter]) -> None:
+        self._tenant = tenant
         self._owner = owner
         self._new_writer = new_writer
         self._writer: SQLiteWriter | None = None
@@ -93,13 +96,13 @@ class SQLiteLease:
                 "the file's write lock was not free since the lease was last renewed: it was not renewed now"
             )
         self._is_running = True
-        await self._run(lambda connection: _renew(connection, self._owner, report))
+        await self._run(lambda connection: _renew(connection, self._tenant, self._owner, report))
 
     async def end(self) -> None:
         if not self._is_running:
             return
         try:
-            await self._run(lambda connection: _end(connection, self._owner.id))
+            await self._run(lambda connection: _end(connection, self._tenant, self._owner.id))
             self._is_running = False
         finally:
             writer, self._writer = self._writer, None
@@ -122,19 +125,20 @@ class SQLiteLease:
             ) from error
 
 
-def claim(connection: sqlite3.Connection, claims: Sequence[Claim]) -> Sequence[int | Holder]:
+def claim(connection: sqlite3.Connection, tenant: str, claims: Sequence[Claim]) -> Sequence[int | Holder]:
     """Take streams' next epochs in one transaction."""
     with transaction(connection):
         # After the transaction has begun: it may have waited for the lock.
         moment = now()
-        running = {row[0]: _Lease(*row) for row in connection.execute(_RUNNING, (moment,)).fetchall()}
+        running = {row[0]: _Lease(*row) for row in connection.execute(_RUNNING, (tenant, moment)).fetchall()}
         if not running.keys() >= {claim.owner for claim in claims if claim.owner is not None}:
             raise LeaseLost(
                 "this process holds no lease that runs: nothing was claimed, it is renewed in the background"
             )
         wanted = orjson.dumps([(each.stream_id, stream_kind(each.stream_id)) for each in claims]).decode()
-        connection.execute(_NEW_STREAMS, (wanted, moment))
-        streams = {stream_id: _Stream(*row) for stream_id, *row in connection.execute(_STREAMS, (wanted,)).fetchall()}
+        connection.execute(_NEW_STREAMS, (tenant, wanted, moment))
+        rows = connection.execute(_STREAMS, (tenant, wanted)).fetchall()
+        streams = {stream_id: _Stream(*row) for stream_id, *row in rows}
         answers = [_claimed(each, streams[each.stream_id], running, moment) for each in claims]
         taken = [stream for stream in streams.values() if stream.is_taken]
         for owner in {stream.owner for stream in taken}:
@@ -143,9 +147,9 @@ def claim(connection: sqlite3.Connection, claims: Sequence[Claim]) -> Sequence[i
     return answers
 
 
-def release(connection: sqlite3.Connection, owner: bytes, epochs: Mapping[str, int]) -> None:
+def release(connection: sqlite3.Connection, tenant: str, owner: bytes, epochs: Mapping[str, int]) -> None:
     """Let others claim streams that the owner still holds with these epochs."""
-    connection.execute(_RELEASE, (orjson.dumps(dict(epochs)).decode(), owner))
+    connection.execute(_RELEASE, (orjson.dumps(dict(epochs)).decode(), owner, tenant))
 
 
 def owners(found: str) -> Sequence[OwnerInfo]:
@@ -172,21 +176,22 @@ def _claimed(claim: Claim, stream: _Stream, running: Mapping[bytes, _Lease], mom
     return stream.epoch
 
 
-def _renew(connection: sqlite3.Connection, owner: Owner, report: bytes) -> None:
+def _renew(connection: sqlite3.Connection, tenant: str, owner: Owner, report: bytes) -> None:
     moment = now()
     duration = int(owner.seconds * 1_000_000)
-    if connection.execute(_RENEW, (moment + duration, report, owner.id)).rowcount:
+    if connection.execute(_RENEW, (moment + duration, report, tenant, owner.id)).rowcount:
         return
     with transaction(connection):
         moment = now()
         connection.execute("DELETE FROM journal_owners WHERE ends_at < ?", (moment - _KEPT_MICROSECONDS,))
-        connection.execute(_BEGIN, (owner.id, owner.name, duration, moment + duration, report, moment))
+        connection.execute(_BEGIN, (tenant, owner.id, owner.name, duration, moment + duration, report, moment))
 
 
-def _end(connection: sqlite3.Connection, owner: bytes) -> None:
+def _end(connection: sqlite3.Connection, tenant: str, owner: bytes) -> None:
     with transaction(connection):
-        connection.execute("DELETE FROM journal_owners WHERE id = ?", (owner,))
-        connection.execute("UPDATE journal_streams SET owner = NULL WHERE owner = ?", (owner,))
+        connection.execute("DELETE FROM journal_owners WHERE tenant = ? AND id = ?", (tenant, owner))
+        # By the index of owners, which has few streams of one.
+        connection.execute("UPDATE journal_streams SET owner = NULL WHERE owner = ? AND +tenant = ?", (owner, tenant))
 
 
 def _looked_at(job: asyncio.Future[None]) -> None:

@@ -21,7 +21,9 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from backends.records import batch_uuid_of, time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
+from backends.sqlite_log import SQLiteLog
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
+from backends.tenants_sql import TENANTS, first_tenant
 from backends.times import nearest_time
 from eventstore.backend import (
     EventFilter,
@@ -37,14 +39,15 @@ from eventstore.backend import (
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import BackendUnavailable, EventStoreError, JournalCorrupt, StoreClosed
 from eventstore.events import RecordedEvent
+from eventstore.tenant import NO_TENANT
 
 _READERS = 2
 _READER_WAIT_SECONDS = 30.0
 _MAX_VERSION = 2**63 - 1
 
 _DAMAGED = """
-SELECT s.stream_id, e.version, e.position FROM journal_events e JOIN journal_streams s ON s.id = e.stream
-WHERE (?1 IS NULL OR s.stream_id = ?1)
+SELECT s.stream_id, e.version, e.position, s.tenant FROM journal_events e JOIN journal_streams s ON s.id = e.stream
+WHERE (?1 IS NULL OR s.stream_id = ?1) AND (?4 IS NULL OR s.tenant = ?4) AND e.position > ?2
     AND (?3 = -1 OR e.position IN (SELECT position FROM journal_events WHERE position > ?2 ORDER BY position LIMIT ?3))
     AND (typeof(e.payload) <> 'text' OR NOT json_valid(e.payload) OR typeof(e.type) <> 'text'
     OR typeof(e.checksum) <> 'integer'
@@ -53,7 +56,7 @@ ORDER BY e.position LIMIT 1
 """
 
 _e, _s, _n, _r = journal_events.c, journal_streams.c, journal_snapshots.c, journal_removals.c
-_RECORD = (
+RECORD = (
     _e.position,
     _s.stream_id,
     _e.version,
@@ -72,19 +75,24 @@ _RECORD = (
     _e.clock,
     _e.concurrent,
 )
+# With the sign no index serves it: the planner would look up all of a tenant's streams, and sort their events, for each
+# page of the log.
+_tenant: ColumnElement[str] = sql("+journal_streams.tenant")
 # A stream that was only claimed, or whose only snapshot was deleted, has a row and nothing to show.
 _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().where(_n.stream == _s.id))
 
 
 class SQLiteReader:
-    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves.
-    Whoever finds none of the two free waits, with a deadline."""
+    """The reading half of the backend. Two connections serve all reads but loads, which have a third for themselves,
+    and pages of the log, which have two. Whoever finds none of the first two free waits, with a deadline."""
 
-    def __init__(self, path: Path, *, busy_timeout: float) -> None:
+    def __init__(self, path: Path, *, tenant: str, busy_timeout: float) -> None:
         self._path = path
+        self.tenant = tenant
         self._busy_timeout = busy_timeout
         self._engine: AsyncEngine | None = None
         self._loader: SQLiteLoader | None = None
+        self._log: SQLiteLog | None = None
         self._places = asyncio.Semaphore(_READERS)
         self._reads: set[asyncio.Task[Sequence[Any]]] = set()
         self._pid = 0
@@ -101,17 +109,21 @@ class SQLiteReader:
             max_overflow=0,
             pool_reset_on_return=None,
         )
-        self._loader = SQLiteLoader(self._path, busy_timeout=self._busy_timeout)
+        self._loader = SQLiteLoader(self._path, tenant=self.tenant, busy_timeout=self._busy_timeout)
+        self._log = SQLiteLog(self._path, self.conditions, tenant=self.tenant, busy_timeout=self._busy_timeout)
         self._pid = os.getpid()
 
     async def close_readers(self) -> None:
         """Close the connections."""
         engine, self._engine = self._engine, None
         loader, self._loader = self._loader, None
+        log, self._log = self._log, None
         if self._reads:
             await asyncio.wait(self._reads)
         if loader is not None:
             await loader.close()
+        if log is not None:
+            await log.close()
         if engine is not None:
             await engine.dispose()
 
@@ -128,17 +140,17 @@ class SQLiteReader:
     async def read_stream(
         self, stream_id: str, *, after: int, through: int | None, limit: int, backwards: bool
     ) -> StreamPage:
-        is_stream = and_(_s.tenant == "", _s.stream_id == stream_id)
+        is_stream = and_(_s.tenant == self.tenant, _s.stream_id == stream_id)
         newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
         order = _e.version.desc() if backwards else _e.version.asc()
         page = (
-            select(*_RECORD)
+            select(*RECORD)
             .join(journal_streams, _s.id == _e.stream)
             .where(is_stream, _e.version > after, _e.version <= (_MAX_VERSION if through is None else through))
             .order_by(order)
             .limit(limit)
         )
-        statement = select(_s.truncated, newest, _as_one_row(page)).where(is_stream)
+        statement = select(_s.truncated, newest, as_one_row(page)).where(is_stream)
         rows = await self._reading(statement, stream_id)
         if not rows:
             return StreamPage((), 0, 0)
@@ -146,18 +158,27 @@ class SQLiteReader:
         return StreamPage(await self._page(events, stream_id), max(truncated, version or 0), truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
+        self.check_open()
+        try:
+            return await cast("SQLiteLog", self._log).page(after, limit, where)
+        except (ValueError, JournalCorrupt):
+            return await self._read_one_by_one(after, limit, where)
+
+    async def _read_one_by_one(self, after: int, limit: int, where: EventFilter) -> LogPage:
+        """The same where something is wrong with an event: to find out what, and with which."""
         page = (
-            select(*_RECORD)
+            select(*RECORD)
             .join(journal_streams, _s.id == _e.stream)
-            .where(_e.position > after, *_conditions(where))
+            .where(_e.position > after, *self.conditions(where))
             .order_by(_e.position)
             .limit(limit)
         )
         # One statement is one moment: the end of the log and the page belong together.
         end = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
-        # Without a filter, a damaged event is looked for in this very page: who reads on behind it rests on that.
-        part = (after, limit) if where == EventFilter() else ()
-        ((last, events),) = await self._reading(select(end, _as_one_row(page)), None, *part)
+        # Without a filter, a damaged event is looked for in this very page: who reads on behind it rests on that. Of a
+        # tenant's own it is the first behind the position.
+        part = (after, limit if not self.tenant and where == EventFilter() else -1)
+        ((last, events),) = await self._reading(select(end, as_one_row(page)), None, *part)
         records = await self._page(events, None, *part)
         is_end = len(records) < limit
         position = max(after, last) if is_end else records[-1].position
@@ -168,7 +189,7 @@ class SQLiteReader:
         newest = (
             select(_s.stream_id, func.max(_e.version))
             .join(journal_streams, _s.id == _e.stream)
-            .where(_e.position > after, _e.position <= through)
+            .where(_e.position > after, _e.position <= through, _tenant == self.tenant)
             .group_by(_e.stream)
             .subquery()
         )
@@ -184,7 +205,7 @@ class SQLiteReader:
         statement = (
             select(_e.position)
             .join(journal_streams, _s.id == _e.stream)
-            .where(*_conditions(where))
+            .where(*self.conditions(where))
             .order_by(_e.position.desc())
             .offset(count - 1)
             .limit(1)
@@ -192,23 +213,33 @@ class SQLiteReader:
         rows = await self._rows(statement)
         return int(rows[0][0]) - 1 if rows else 0
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        whose = self.tenant if tenant is None else tenant
+        if self.tenant not in (NO_TENANT, whose):
+            return []
         newest = select(func.max(_e.version)).where(_e.stream == _s.id).scalar_subquery()
-        statement = select(_s.stream_id, newest, _s.truncated).where(_s.tenant == "", _s.stream_id > after, _IS_KNOWN)
+        statement = select(_s.stream_id, newest, _s.truncated)
+        statement = statement.where(_s.tenant == whose, _s.stream_id > after, _IS_KNOWN)
         if kind is not None:
             statement = statement.where(_s.kind == kind)
         page = statement.order_by(_s.stream_id).limit(limit).subquery()
         ((found,),) = await self._rows(select(func.json_group_array(func.json_array(*page.c))))
         return [
-            StreamInfo(stream_id, max(newest or 0, truncated), truncated)
+            StreamInfo(stream_id, max(newest or 0, truncated), truncated, whose)
             for stream_id, newest, truncated in orjson.loads(found)
         ]
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        rows = await self._driver_rows(TENANTS, (first_tenant(after), limit, self.tenant))
+        return [tenant for (tenant,) in rows]
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         statement = (
             select(_n.version, _n.fingerprint, _n.encoding, _n.payload, _n.checksum, _n.recorded_at, _n.epoch)
             .join(journal_streams, _s.id == _n.stream)
-            .where(_s.tenant == "", _s.stream_id == stream_id)
+            .where(_s.tenant == self.tenant, _s.stream_id == stream_id)
             .where(_n.version <= (_MAX_VERSION if through is None else through))
             .order_by(_n.version.desc())
             .limit(limit)
@@ -324,18 +355,28 @@ class SQLiteReader:
         self, error: JournalCorrupt, stream_id: str | None, after: int = 0, limit: int = -1
     ) -> JournalCorrupt:
         """The same error, naming the first row that is not what the journal writes, of a stream or of a page."""
-        rows = await self._driver_rows(_DAMAGED, (stream_id, after, limit))
+        # A stream is this tenant's, and a page of the store without a tenant is everybody's.
+        whose = None if stream_id is None and not self.tenant else self.tenant
+        rows = await self._driver_rows(_DAMAGED, (stream_id, after, limit, whose))
         if not rows:
             return error
-        where, version, position = rows[0]
+        where, version, position, tenant = rows[0]
         located = damaged(
             "its columns do not hold JSON text, a name and a number any more",
             stream_id=str(where),
             version=int(version),
             position=int(position),
+            tenant=str(tenant),
         )
         located.__cause__ = error
         return located
+
+    def conditions(self, where: EventFilter) -> list[ColumnElement[bool]]:
+        """A filter in SQL: of what the store shows."""
+        conditions = _conditions(where)
+        if self.tenant:
+            conditions.append(_tenant == self.tenant)
+        return conditions
 
     def check_open(self) -> None:
         """Raise `StoreClosed` unless the store is open, and in this process."""
@@ -346,7 +387,7 @@ class SQLiteReader:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
 
 
-def _as_one_row(page: SelectBase) -> ColumnElement[Any]:
+def as_one_row(page: SelectBase) -> ColumnElement[Any]:
     rows = page.subquery()
     return select(func.json_group_array(func.json_array(*rows.c))).scalar_subquery()
 
@@ -359,6 +400,8 @@ def _conditions(where: EventFilter) -> list[ColumnElement[bool]]:
         conditions.append(_e.type.in_(where.types))
     if where.stream_ids:
         conditions.append(_s.stream_id.in_(where.stream_ids))
+    if where.tenants:
+        conditions.append(_tenant.in_(where.tenants))
     if where.tags:
         tags = func.json_each(_e.metadata, "$.tags").table_valued("value")
         conditions.append(exists(select(tags.c.value).where(tags.c.value.in_(where.tags))))
@@ -416,7 +459,7 @@ def _record(
             bool(concurrent),
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position) from error
+        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
 
 
 def _read_error(error: BaseException | None) -> EventStoreError:

@@ -12,23 +12,23 @@ import os
 import queue
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.engine import Connection as EngineConnection
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from backends.checkpoints_sql import delete_checkpoint, save_checkpoint
+from backends.checkpoints_sql import delete_text, insert_text, saved_values, update_text
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import thread_missing, translated
-from backends.sqlite_user_connection import UserConnection, connect_user
+from backends.sqlite_user_connection import Tenure, UserConnection, UserConnections
+from backends.sqlite_user_driver import UserDriver, UserThread
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
 from eventstore.errors import (
@@ -48,26 +48,30 @@ _T = TypeVar("_T")
 # The longest part of the busy timeout that a transaction may have: who waits for it as long as that must get his turn.
 _SHARE = 0.8
 
+_PLACES = tuple(f"?{number}" for number in range(1, 9))
+_INSERT_CHECKPOINT = insert_text("journal_checkpoints", _PLACES)
+_UPDATE_CHECKPOINT = update_text("journal_checkpoints", _PLACES)
+_DELETE_CHECKPOINT = delete_text("journal_checkpoints", _PLACES[:4])
+
 _CHANGE_NOTHING = "UPDATE eventstore_version SET version_num = version_num"
 
 _NOTHING_STORED = "the transaction was rolled back, nothing of it was stored"
 
-_handed_over: ContextVar[UserConnection] = ContextVar("handed_over")
+_handed_over: ContextVar[UserDriver] = ContextVar("handed_over")
 
 
 class SQLiteTurn:
     """The writer's turn that a transaction has, as a job of the writer's thread."""
 
-    def __init__(
-        self, path: Path, append: SQLiteAppend, *, seconds: float, synchronous: str, busy_timeout: float
-    ) -> None:
-        self._path = path
+    def __init__(self, connections: UserConnections, append: SQLiteAppend, *, seconds: float) -> None:
+        self._connections = connections
         self._append = append
         self._seconds = seconds
-        self._synchronous = synchronous
-        self._busy_timeout = busy_timeout
         self._orders: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._is_withdrawn = False
+        # A connection on which something went wrong is not used again.
+        self._is_sound = True
+        self.tenure = Tenure()
         self._loop = asyncio.get_running_loop()
         self.begun: asyncio.Future[UserConnection] = self._loop.create_future()
         self.outcome: AppendOutcome | None = None
@@ -107,6 +111,7 @@ class SQLiteTurn:
         with connection.taken_back(refusal, patience=deadline - time.monotonic()) as is_interrupted:
             try:
                 if is_interrupted or refusal == self._expired:
+                    self._is_sound = False
                     raise self._expired()
                 return None if batch is None else self._commit(connection, batch)
             finally:
@@ -116,11 +121,10 @@ class SQLiteTurn:
         return TransactionExpired(self._seconds)
 
     def _begin(self) -> UserConnection:
-        connection = connect_user(self._path, synchronous=self._synchronous, busy_timeout=self._busy_timeout)
+        connection = self._connections.taken()
         try:
-            SQLiteAppend().begin(connection)
             connection.execute("BEGIN IMMEDIATE")
-            connection.hand_over()
+            self.tenure = connection.hand_over()
         except BaseException:
             connection.close()
             raise
@@ -130,20 +134,29 @@ class SQLiteTurn:
         if not connection.in_transaction:
             raise TransactionRefused(f"an error of a statement has ended it: {_NOTHING_STORED}")
         try:
-            group = SQLiteAppend().append_within(connection, [batch])
+            outcome = self._stored(connection, batch)
         except sqlite3.Error as error:
+            self._is_sound = False
             raise translated(error, writing=False) from error
-        (outcome,) = group.outcomes
         if not isinstance(outcome, Appended) or outcome.is_duplicate:
             return outcome
         self.outcome = outcome
+        self._is_sound = False
         try:
             connection.execute("COMMIT")
+            self._is_sound = True
         except sqlite3.IntegrityError as error:
             raise TransactionRefused(
                 f"SQLite would not commit the user's own statements: {error}; nothing was stored"
             ) from error
-        self._append.moved(outcome.position)
+        if batch:
+            self._append.moved(outcome.position)
+        return outcome
+
+    def _stored(self, connection: UserConnection, batch: Batch) -> AppendOutcome:
+        if not batch:
+            return Appended(0, ())
+        (outcome,) = SQLiteAppend(self._append.tenant).append_within(connection, [batch]).outcomes
         return outcome
 
     def _close(self, connection: UserConnection) -> None:
@@ -151,7 +164,10 @@ class SQLiteTurn:
         with suppress(sqlite3.Error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        connection.close()
+        if self._is_sound:
+            self._connections.give_back(connection)
+        else:
+            connection.close()
 
 
 class SQLiteTransaction:
@@ -160,11 +176,15 @@ class SQLiteTransaction:
     def __init__(
         self,
         connection: AsyncConnection,
+        driver: UserDriver,
         turn: SQLiteTurn,
         served: asyncio.Future[AppendOutcome | None],
         find_out: Callable[[Batch, Appended], asyncio.Future[AppendOutcome]],
+        tenant: str,
     ) -> None:
         self.connection = connection
+        self._tenant = tenant
+        self._driver = driver
         self._turn = turn
         self._served = served
         self._find_out = find_out
@@ -179,12 +199,23 @@ class SQLiteTransaction:
         return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        with self._turn.begun.result().for_checkpoints():
-            return await save_checkpoint(self.connection, checkpoint)
+        statement = _UPDATE_CHECKPOINT if checkpoint.revision else _INSERT_CHECKPOINT
+        return await self._change_checkpoint(statement, saved_values(self._tenant, checkpoint))
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        with self._turn.begun.result().for_checkpoints():
-            return await delete_checkpoint(self.connection, name, version, revision)
+        return await self._change_checkpoint(_DELETE_CHECKPOINT, (self._tenant, name, version, revision))
+
+    async def _change_checkpoint(self, statement: str, parameters: Sequence[Any]) -> bool:
+        def change(connection: UserConnection) -> bool:
+            with connection.for_checkpoints():
+                return connection.execute(statement, parameters).rowcount == 1
+
+        try:
+            return bool(await self._driver.run(change))
+        except sqlite3.Error as error:
+            raise translated(error, writing=False) from error
+        except ValueError as error:
+            raise self._ended() from error
 
     async def rollback(self) -> None:
         self._check_place()
@@ -255,11 +286,13 @@ class SQLiteTransactions:
     def __init__(
         self, path: Path, writer: SQLiteWriter, append: SQLiteAppend, *, synchronous: str, busy_timeout: float
     ) -> None:
-        self._path = path
         self._writer = writer
         self._append = append
-        self._synchronous = synchronous
         self._busy_timeout = busy_timeout
+        self._connections = UserConnections(
+            path, tenant=append.tenant, synchronous=synchronous, busy_timeout=busy_timeout
+        )
+        self._thread = UserThread(path)
         self._engine: AsyncEngine | None = None
         # Who connects first on a NullPool does so in a lock of threads: one more in it would stop the event loop.
         self._connecting = asyncio.Lock()
@@ -274,9 +307,7 @@ class SQLiteTransactions:
         seconds = min(seconds, _SHARE * self._busy_timeout)
         if seconds <= 0:
             raise CapabilityError("with busy_timeout=0 nobody waits for a transaction: nothing was done")
-        turn = SQLiteTurn(
-            self._path, self._append, seconds=seconds, synchronous=self._synchronous, busy_timeout=self._busy_timeout
-        )
+        turn = SQLiteTurn(self._connections, self._append, seconds=seconds)
         served = self._writer.run(turn.serve)
         self._keep(served)
         served.add_done_callback(_retrieve)
@@ -307,6 +338,8 @@ class SQLiteTransactions:
             await asyncio.gather(*(transaction.rollback() for transaction in self._open))
             if self._tasks:
                 await asyncio.wait(self._tasks)
+        await self._thread.close()
+        await self._writer.run(lambda _: self._connections.close())
 
     async def _connect(self, turn: SQLiteTurn, served: asyncio.Future[AppendOutcome | None]) -> SQLiteTransaction:
         try:
@@ -315,7 +348,8 @@ class SQLiteTransactions:
                 await served
             if self._is_closed or served.done():
                 raise StoreClosed("the store was closed: nothing was done")
-            _handed_over.set(turn.begun.result())
+            driver = self._thread.driver(turn.begun.result(), turn.tenure)
+            _handed_over.set(driver)
             async with self._connecting:
                 connection = await self._open_engine.connect()
         except RuntimeError as error:
@@ -324,7 +358,7 @@ class SQLiteTransactions:
         except BaseException:
             turn.end()
             raise
-        transaction = SQLiteTransaction(connection, turn, served, self._find_out)
+        transaction = SQLiteTransaction(connection, driver, turn, served, self._find_out, self._append.tenant)
         await connection.execution_options(eventstore_transaction=transaction)
         self._open.add(transaction)
         served.add_done_callback(lambda _: self._open.discard(transaction))
@@ -384,9 +418,8 @@ class SQLiteTransactions:
         return self._engine
 
 
-async def _driver_connection(**_: Any) -> aiosqlite.Connection:
-    connection = _handed_over.get()
-    return await aiosqlite.Connection(lambda: connection, 64)
+async def _driver_connection(**_: Any) -> UserDriver:
+    return _handed_over.get()
 
 
 def _check_end(connection: EngineConnection) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
+from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import connect_for_writing
 from eventstore.errors import CapabilityError, EventStoreError, TransactionRefused
 
@@ -36,8 +38,18 @@ class _Ignored:
         pass
 
 
+class Tenure:
+    """The time that one transaction has a connection. Once it is over there is a `refusal`, for whoever comes late."""
+
+    __slots__ = ("refusal",)
+
+    def __init__(self) -> None:
+        self.refusal: Callable[[], EventStoreError] | None = None
+
+
 class UserConnection(sqlite3.Connection):
     """It is used in two threads, never at once: a statement holds the gate, and so does whoever ends the transaction.
+    One transaction may use it after another.
 
     SQLAlchemy commits and rolls back at times of its own. Here that does nothing; only the journal's own SQL does.
     """
@@ -47,12 +59,35 @@ class UserConnection(sqlite3.Connection):
         self._gate = threading.RLock()
         self._is_ours = True
         self._is_for_checkpoints = False
-        self._refusal: Callable[[], EventStoreError] | None = None
+        self.tenure = Tenure()
+        self._cursors: weakref.WeakSet[UserCursor] = weakref.WeakSet()
 
-    def hand_over(self) -> None:
-        """From now on the statements are the user's."""
+    def hand_over(self) -> Tenure:
+        """From now on the statements are the user's, until the tenure ends."""
+        self.tenure = Tenure()
         self.set_authorizer(self._authorize)
         self._is_ours = False
+        return self.tenure
+
+    def reclaim(self) -> None:
+        """The statements are the journal's, until it is handed over to the next transaction."""
+        with self._gate:
+            self._is_ours = True
+
+    def is_idle(self) -> bool:
+        """Whether no statement is under way, and nobody is ending the transaction."""
+        if not self._gate.acquire(blocking=False):
+            return False
+        self._gate.release()
+        return True
+
+    @contextmanager
+    def during(self, tenure: Tenure) -> Generator[None]:
+        """Around whatever a transaction does with the connection. Raises the refusal once its time is over."""
+        with self._gate:
+            if tenure.refusal is not None:
+                raise tenure.refusal()
+            yield
 
     @contextmanager
     def for_checkpoints(self) -> Generator[None]:
@@ -69,7 +104,7 @@ class UserConnection(sqlite3.Connection):
 
         One that is under way is waited for, and after so many seconds interrupted: that is what is given.
         """
-        self._refusal = refusal
+        self.tenure.refusal = refusal
         deadline = time.monotonic() + patience
         is_interrupted = False
         while not self._gate.acquire(timeout=_INTERRUPT_SECONDS):
@@ -79,6 +114,13 @@ class UserConnection(sqlite3.Connection):
         try:
             self._is_ours = True
             self.set_authorizer(None)
+            # What the user may have set.
+            self.row_factory = None
+            self.text_factory = str
+            # One that was not read to its end would go on reading what the file held then.
+            for cursor in self._cursors:
+                cursor.close()
+            self._cursors.clear()
             yield is_interrupted
         finally:
             self._is_ours = False
@@ -94,8 +136,8 @@ class UserConnection(sqlite3.Connection):
             except sqlite3.Error as error:
                 if self._is_ours:
                     raise
-                if self._refusal is not None:
-                    raise self._refusal() from error
+                if self.tenure.refusal is not None:
+                    raise self.tenure.refusal() from error
                 if getattr(error, "sqlite_errorname", "") == "SQLITE_AUTH":
                     raise CapabilityError(
                         "this statement was not executed: the user's own SQL may neither change the journal nor end "
@@ -106,7 +148,10 @@ class UserConnection(sqlite3.Connection):
     def cursor(self, factory: Any = None) -> Any:
         with self._gate:
             self._check()
-            return super().cursor(UserCursor)
+            cursor: UserCursor = super().cursor(UserCursor)
+            if not self._is_ours:
+                self._cursors.add(cursor)
+            return cursor
 
     def close(self) -> None:
         """For SQLAlchemy and the user, nothing: who ends the transaction closes it, with the file's lock held."""
@@ -125,8 +170,8 @@ class UserConnection(sqlite3.Connection):
     def _check(self) -> None:
         if self._is_ours:
             return
-        if self._refusal is not None:
-            raise self._refusal()
+        if self.tenure.refusal is not None:
+            raise self.tenure.refusal()
         if not self.in_transaction:
             # The next statement would be committed by itself.
             raise TransactionRefused(
@@ -183,16 +228,65 @@ class UserCursor(sqlite3.Cursor):
         return cast("UserConnection", self.connection).statement()
 
 
-def connect_user(path: Path, *, synchronous: str, busy_timeout: float) -> UserConnection:
-    """A connection as the writer's is, but for checkpoints: these are the writer's alone."""
-    connection = connect_for_writing(path, UserConnection, synchronous=synchronous, busy_timeout=busy_timeout)
-    try:
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute("PRAGMA foreign_keys = ON")
-    except BaseException:
+class UserConnections:
+    """The connection that one transaction after another uses: to open one takes longer than five hundred rows.
+
+    All of this happens in the writer's thread, with the lock held that keeps processes apart.
+    """
+
+    def __init__(self, path: Path, *, tenant: str, synchronous: str, busy_timeout: float) -> None:
+        self._path = path
+        self._tenant = tenant
+        self._synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._kept: UserConnection | None = None
+        self._temporary = 0
+
+    def taken(self) -> UserConnection:
+        """A connection for one transaction, which gives it back."""
+        connection, self._kept = self._kept, None
+        if connection is None:
+            return self._new()
+        connection.reclaim()
+        return connection
+
+    def give_back(self, connection: UserConnection) -> None:
+        """Keep it for the next transaction, unless it is still inside one, or something has been made on it that the
+        next would find there."""
+        try:
+            if not connection.in_transaction and _temporary(connection) == self._temporary:
+                self._kept = connection
+                return
+        except sqlite3.Error:
+            pass
         connection.close()
-        raise
-    return connection
+
+    def close(self) -> None:
+        """Close what is kept."""
+        connection, self._kept = self._kept, None
+        if connection is not None:
+            connection.reclaim()
+            connection.close()
+
+    def _new(self) -> UserConnection:
+        """As the writer's is, but for checkpoints: these are the writer's alone."""
+        connection = connect_for_writing(
+            self._path, UserConnection, synchronous=self._synchronous, busy_timeout=self._busy_timeout
+        )
+        try:
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute("PRAGMA foreign_keys = ON")
+            SQLiteAppend(self._tenant).begin(connection)
+            self._temporary = _temporary(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _temporary(connection: sqlite3.Connection) -> int:
+    """How many temporary tables, views, triggers and indexes there are."""
+    return int(connection.execute("SELECT count(*) FROM sqlite_temp_master").fetchone()[0])
 
 
 def _is_of_journal(name: str | None) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import asks, commits, growth, memory, order, projections, replay, report, transfers, trust
+from benchmarks import asks, audit, commits, growth, memory, order, projections, replay, report, transfers, trust
 from benchmarks.harness import Plan, Ratio, progress
 
 # By their numbers in the table of goals, with the database where there are several; rows 14 and 16 are to come.
@@ -45,6 +45,8 @@ ROWS: dict[str, Callable[[Plan], Awaitable[list[Ratio]]]] = {
     "20-postgres": projections.delivery_on_postgres,
     "21-sqlite": projections.read_model_on_sqlite,
     "21-postgres": projections.read_model_on_postgres,
+    "23-sqlite": audit.on_sqlite,
+    "23-postgres": audit.on_postgres,
 }
 
 
@@ -60,7 +62,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="rewrite the table in docs/performance.md")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about two minutes: to see that it runs")
-    size.add_argument("--long", action="store_true", help="row 15 with a journal of 10^7 events")
+    size.add_argument(
+        "--long", action="store_true", help="row 15 with a journal of 10^7 events, row 23 with one of 10^6"
+    )
     given = parser.parse_args()
     if unknown := [name for name in given.rows if not _chosen([name])]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")

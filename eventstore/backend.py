@@ -25,6 +25,7 @@ from eventstore.events import RecordedEvent
 
 if TYPE_CHECKING:
     from eventstore.archive import Archive
+    from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
     from eventstore.sql_transaction import SqlTransaction
 
 
@@ -132,20 +133,24 @@ AppendOutcome = Appended | ConcurrencyError | FencedError | DuplicateEventError 
 class EventFilter(NamedTuple):
     """Which events of the whole log are wanted: each field that is set must match; within a field, any value.
 
-    `kinds` are the parts of stream ids before the first dash; `types` are stored event names.
+    `kinds` are the parts of stream ids before the first dash; `types` are stored event names. `tenants` is for the
+    store without a tenant, which sees those of all; "" stands for its own. A tenant's store sees its own alone,
+    whatever is asked for.
     """
 
     kinds: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     stream_ids: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
 
 
 class LogPage(NamedTuple):
     """Part of the whole log, in position order.
 
-    `position` is how far the log has been looked through: the next page starts after it, even when the filter let
-    nothing pass. `is_end` says that there was no more when the page was read, and `end` where the log ended then.
+    The `events` may be a `RecordPage`, which makes records when they are looked at; all were checked before. `position`
+    is how far the log has been looked through: the next page starts after it, even when the filter let nothing pass.
+    `is_end` says that there was no more when the page was read, and `end` where the log ended then.
     """
 
     events: Sequence[RecordedEvent]
@@ -373,15 +378,16 @@ class Holding(NamedTuple):
 
 
 class StreamInfo(NamedTuple):
-    """A stream, its version, and the version up to which its events were removed."""
+    """A stream, its version, the version up to which its events were removed, and whose it is."""
 
     stream_id: str
     version: int
     truncated: int
+    tenant: str = ""
 
 
 class StoredCheckpoint(NamedTuple):
-    """How far a projection has come through the log, in one version of its read model.
+    """How far a projection has come through the log, in one version of its read model. Each tenant has its own.
 
     `events` counts what it has applied, and `checksum` (16 bytes) is the exclusive or of their ids. `state` is JSON in
     UTF-8. `revision` counts the changes, from 1.
@@ -409,18 +415,20 @@ class Capabilities:
     """What a backend can do. What it cannot, it refuses with `CapabilityError`; it never pretends.
 
     `creates_schema`: a new, empty database gets its journal by itself. `survives_restart`: what is stored can be
-    opened again. `user_sql`: the user's own SQL statements can be committed together with a batch. `archive`: records
-    can be read and stored as they are, and the journal can be fenced.
+    opened again. `user_sql`: the user's own SQL statements can be committed together with a batch. `tenants`: an
+    instance can be one tenant's; without it, it is asked for none. `archive`: records can be read and stored as they
+    are, and the journal can be fenced.
     """
 
     creates_schema: bool
     survives_restart: bool
     user_sql: bool = False
+    tenants: bool = False
     archive: bool = False
 
 
 class Statistics(NamedTuple):
-    """Counts for `eventstore doctor`.
+    """Counts for `eventstore doctor`, of the whole journal.
 
     `last_position` is the last that was given to an event, visible or not; `read_all` tells how far the log is settled.
     """
@@ -446,7 +454,18 @@ class Lease(Protocol):
 
 
 class Backend(Protocol):
-    """A database as a journal. Instances are made by a factory that takes a `StoreUrl` and opens nothing."""
+    """A database as a journal. Instances are made by a factory that takes a `StoreUrl` and opens nothing.
+
+    An instance is one tenant's: the one that the `StoreUrl` names. Stream ids, and the ids of owners and of
+    projections, are that tenant's own: under the same id another one has another thing, which this instance neither
+    finds nor changes. Positions and event ids are the whole journal's: an id that any tenant has used is refused
+    (`DuplicateEventError`).
+    """
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is; "" for the store without a tenant, whose `read_all` shows the events of all."""
+        ...
 
     @property
     def capabilities(self) -> Capabilities: ...
@@ -555,15 +574,29 @@ class Backend(Protocol):
         ...
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        """At most `limit` events with position > after, rising.
+        """At most `limit` events with position > after, rising: a tenant's own, or those of all tenants.
 
         Once this has returned an event, no event with a lower position ever appears later, in any process.
         Raises as `read_stream` does.
         """
         ...
 
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        """At most `limit` events that match, rising, or falling if `backwards`: with position > cursor, or < cursor.
+
+        What is final is as in `read_all`. A call ends after a bounded part of the log; a page may be empty, and is at
+        the end only where it says so. A backend that has nothing better answers with `audit_scan.scanned_page`.
+        """
+        ...
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        """The sums over what matches, with the `top` most frequent types, streams and users. None where the database
+        cannot tell for this query: it is counted from the pages then."""
+        ...
+
     async def moved(self, *, after: int, limit: int) -> Moved:
-        """Which streams have events in the next `limit` positions after one. The position is settled, as in `read_all`.
+        """Which of the tenant's streams have events in the next `limit` positions after one. The position is settled,
+        as in `read_all`.
 
         Events that were truncated since may be missing.
         """
@@ -573,10 +606,19 @@ class Backend(Protocol):
         """The position after which the last `count` matching events stand; 0 if there are no more than these."""
         ...
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
         """Streams in the order of their ids' UTF-8 bytes, after the id `after`, each once.
 
-        A stream that has only a snapshot is one of them.
+        A stream that has only a snapshot is one of them. They are the backend's own tenant's. The backend without a
+        tenant lists those of any `tenant`; to the others, another one than their own has none.
+        """
+        ...
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        """The tenants that have streams, in the order of their names' bytes, after one. None: from the first on, which
+        is "". A tenant's backend knows itself alone.
         """
         ...
 
@@ -611,8 +653,11 @@ class Backend(Protocol):
         """
         ...
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        """Every checkpoint, by the bytes of its name and by its version."""
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        """Every checkpoint of this tenant's, by the bytes of its name and by its version.
+
+        With `shared` those of the store without a tenant instead, whose projections are given every tenant's events.
+        """
         ...
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:

@@ -41,6 +41,7 @@ class DeadLetter(NamedTuple):
     error: str
     attempts: int
     parked_at: str
+    tenant: str = ""
 
 
 class Mark(NamedTuple):
@@ -67,6 +68,7 @@ class Checkpoint:
     pause: str | None = None
     """Why it is paused; None if it is not."""
     kinds: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
     letters: tuple[DeadLetter, ...] = ()
     marks: tuple[Mark, ...] = ()
     updated_at: str = field(default_factory=now)
@@ -89,6 +91,7 @@ class Checkpoint:
                 fields["runner_name"],
                 fields["pause"],
                 tuple(fields["kinds"]),
+                tuple(fields["tenants"]),
                 tuple(DeadLetter(*letter) for letter in fields["letters"]),
                 tuple(Mark(at, count, bytes.fromhex(sums)) for at, count, sums in fields["marks"]),
                 fields["updated_at"],
@@ -104,6 +107,7 @@ class Checkpoint:
             "runner_name": self.runner_name,
             "pause": self.pause,
             "kinds": self.kinds,
+            "tenants": self.tenants,
             "letters": [list(letter) for letter in self.letters],
             "marks": [[mark.position, mark.events, mark.checksum.hex()] for mark in self.marks],
             "updated_at": now(),
@@ -111,16 +115,24 @@ class Checkpoint:
         numbers = (self.revision, self.position, self.events, self.checksum)
         return StoredCheckpoint(self.name, self.version, *numbers, orjson.dumps(state))
 
+    def wants(self, tenant: str, kind: str) -> bool:
+        """Whether events of a tenant's streams of a kind may be among those that it is given."""
+        return (not self.tenants or tenant in self.tenants) and (not self.kinds or kind in self.kinds)
+
     def saved(self) -> Checkpoint:
         """As it is once it was saved."""
         return replace(self, revision=self.revision + 1)
 
     def advanced(self, position: int, event_ids: Sequence[UUID]) -> Checkpoint:
         """Behind events that were applied."""
-        events, checksum = self.events + len(event_ids), added(self.checksum, event_ids)
+        return self.behind(position, len(event_ids), added(NOTHING, event_ids))
+
+    def behind(self, position: int, count: int, checksum: bytes) -> Checkpoint:
+        """The same for so many events, with the exclusive or of their ids."""
+        events, checksum = self.events + count, _combined(self.checksum, checksum)
         marks = self.marks
         last = marks[-1].events if marks else 0
-        if event_ids and events - last >= max(1, last // _MOST_MARKS):
+        if count and events - last >= max(1, last // _MOST_MARKS):
             # What was looked at long ago is told less finely, so that the number of marks is bounded.
             kept = marks if len(marks) < _MOST_MARKS else (*marks[:-2:2], marks[-1])
             marks = (*kept, Mark(position, events, checksum))
@@ -133,3 +145,7 @@ def added(checksum: bytes, event_ids: Iterable[UUID]) -> bytes:
     for event_id in event_ids:
         total ^= event_id.int
     return total.to_bytes(16)
+
+
+def _combined(one: bytes, other: bytes) -> bytes:
+    return (int.from_bytes(one) ^ int.from_bytes(other)).to_bytes(16)

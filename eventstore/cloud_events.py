@@ -21,6 +21,7 @@ from eventstore.backend import EncodedEvent
 from eventstore.codec import damaged, encode_metadata, encoded_event
 from eventstore.errors import InvalidCloudEvent, PayloadTooLarge
 from eventstore.events import MAX_EVENT_TYPE_CHARACTERS, Metadata, RecordedEvent, checked_stream_id
+from eventstore.tenant import NO_TENANT
 
 DEFAULT_SOURCE = "urn:eventstore"
 
@@ -99,8 +100,9 @@ def to_line(recorded: RecordedEvent, *, source: str = DEFAULT_SOURCE) -> bytes:
     return b'%b,"data":%b}\n' % (orjson.dumps(attributes)[:-1], payload)
 
 
-def from_line(line: bytes, *, limit: int, stream_id: str | None = None) -> Imported:
-    """The event of a line. `stream_id` is for events that name none, and `limit` what a payload may have.
+def from_line(line: bytes, *, limit: int, stream_id: str | None = None, tenant: str = NO_TENANT) -> Imported:
+    """The event of a line. `stream_id` is for events that name none, and `limit` what a payload may have. An exported
+    event of another tenant than `tenant` is refused; one of no tenant is not.
 
     Raises `InvalidCloudEvent`, `PayloadTooLarge` or `InvalidStreamId`.
     """
@@ -120,18 +122,21 @@ def from_line(line: bytes, *, limit: int, stream_id: str | None = None) -> Impor
         raise InvalidCloudEvent(f"type has more than {MAX_EVENT_TYPE_CHARACTERS} characters, or some that do not print")
     payload = _payload(attributes, data)
     if "streamversion" in attributes:
-        return _own(attributes, type_, payload, limit=limit)
+        return _own(attributes, type_, payload, tenant, limit=limit)
     return _foreign(attributes, type_, payload, stream_id, limit=limit)
 
 
-def _own(attributes: dict[str, Any], type_: str, payload: bytes, *, limit: int) -> Imported:
+def _own(attributes: dict[str, Any], type_: str, payload: bytes, tenant: str, *, limit: int) -> Imported:
     if "origin" in attributes:
         raise InvalidCloudEvent(
             "it is an event of a replicated actor, and those are numbered by their replica: copy the journal with "
             "`eventstore copy`"
         )
-    if attributes.get("tenant"):
-        raise InvalidCloudEvent(f"it belongs to the tenant {attributes['tenant']!r}, and no tenant is imported")
+    if attributes.get("tenant", tenant) != tenant:
+        raise InvalidCloudEvent(
+            f"it belongs to the tenant {attributes['tenant']!r}: import that one's events into a store that was opened "
+            "for it"
+        )
     try:
         event_id, batch_id = UUID(attributes["id"]), UUID(str(attributes.get("batchid", attributes["id"])))
         version, schema_version = int(attributes["streamversion"]), int(attributes.get("schemaversion", 1))

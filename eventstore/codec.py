@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import repeat
+from types import GenericAlias
+from typing import Any, NamedTuple, cast
 from zlib import crc32
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent
 from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class
+from eventstore.record_page import RecordPage
 from eventstore.upcasters import UPCASTERS
 
 DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -103,7 +106,32 @@ def verify_checksum(checksum: int, type: str, schema_version: int, payload: byte
         raise ValueError(f"its {part} not match its checksum")
 
 
-def damaged(reason: object, *, stream_id: str, version: int, position: int | None = None) -> JournalCorrupt:
+def are_sound(
+    types: Sequence[str],
+    schema_versions: Sequence[int],
+    payloads: Sequence[bytes],
+    metadata: Sequence[bytes | None] | None,
+    checksums: Sequence[int],
+) -> bool:
+    """Whether events match their checksums, all of them. Without `metadata` none has any."""
+    # Most pages are of few types.
+    seeds = {kind: checksum_seed(*kind) for kind in set(zip(types, schema_versions, strict=True))}
+    if len(seeds) == 1:
+        found = list(map(crc32, payloads, repeat(next(iter(seeds.values())))))
+    else:
+        kinds = zip(types, schema_versions, strict=True)
+        found = [crc32(payload, seeds[kind]) for payload, kind in zip(payloads, kinds, strict=True)]
+    if metadata is not None:
+        found = [
+            checksum if notes is None else checksum | (crc32(notes) & _METADATA_BITS) << 32
+            for checksum, notes in zip(found, metadata, strict=True)
+        ]
+    return found == checksums
+
+
+def damaged(
+    reason: object, *, stream_id: str, version: int, position: int | None = None, tenant: str = ""
+) -> JournalCorrupt:
     """The error for one stored event that cannot be read."""
     return JournalCorrupt(
         f"the event at version {version} is damaged ({reason}); restore it from a copy, `eventstore verify` lists all "
@@ -111,6 +139,7 @@ def damaged(reason: object, *, stream_id: str, version: int, position: int | Non
         stream_id=stream_id,
         version=version,
         position=position,
+        tenant=tenant,
     )
 
 
@@ -146,6 +175,55 @@ def decode_metadata(encoded: str | bytes | None) -> Metadata | None:
     except ValidationError as error:
         raise ValueError(f"its metadata: {_reasons(error)}") from error
     return metadata
+
+
+def decode_all_metadata(encoded: Sequence[bytes | None]) -> list[Metadata | None]:
+    """The same for many. Raises `ValueError`, which does not tell of which."""
+    there = [notes for notes in encoded if notes is not None]
+    decoded = _many(Metadata)(b"[%b]" % b",".join(there))
+    if len(decoded) != len(there):
+        raise ValueError("what is stored as metadata is no JSON object")
+    one_by_one = iter(decoded)
+    return [None if notes is None else next(one_by_one) for notes in encoded]
+
+
+@lru_cache(maxsize=1024)
+def _many(cls: type[Any]) -> Callable[..., list[Any]]:
+    """Validates a JSON array of objects of a class: a fifth faster than one after another."""
+    adapter: TypeAdapter[list[Any]] = TypeAdapter(cast("Any", GenericAlias(list, (cls,))))
+    return adapter.validator.validate_json
+
+
+def decode_together(page: RecordPage) -> Sequence[Event] | None:
+    """The events of records, one for each, validated together. None if something is wrong with one of them, or one
+    was stored by older code: then each has to be looked at (`decode_parts`)."""
+    types, schema_versions, payloads = page.types, page.schema_versions, page.payloads
+    kinds = set(zip(types, schema_versions, strict=True))
+    classes: dict[str, type[Event]] = {}
+    for type_, schema_version in kinds:
+        cls = event_class(type_)
+        if cls is None or cls.__schema_version__ != schema_version:
+            return None
+        classes[type_] = cls
+    try:
+        if len(classes) == 1:
+            return _decoded(next(iter(classes.values())), payloads)
+        events: list[Any] = [None] * len(types)
+        for type_, cls in classes.items():
+            places = [place for place, found in enumerate(types) if found == type_]
+            decoded = _decoded(cls, [payloads[place] for place in places])
+            if decoded is None:
+                return None
+            for place, event in zip(places, decoded, strict=True):
+                events[place] = event
+        return events
+    except ValidationError:
+        return None
+
+
+def _decoded(cls: type[Event], payloads: Sequence[bytes]) -> list[Event] | None:
+    events = _many(cls)(b"[%b]" % b",".join(payloads), extra="allow")
+    return events if len(events) == len(payloads) else None
 
 
 def decode_event(recorded: RecordedEvent) -> Event:

@@ -19,6 +19,7 @@ class Place(NamedTuple):
     stream_id: str
     version: int
     event_id: int
+    tenant: str
 
 
 class Completeness(NamedTuple):
@@ -119,11 +120,14 @@ def first_missing(part: Sequence[Place], count: int, difference: int) -> Place |
 
 
 async def _is_truncated(store: EventStore, projection: type[Projection]) -> bool:
-    async for info in store.streams():
-        if info.truncated and (not projection.kinds or stream_kind(info.stream_id) in projection.kinds):
-            return True
+    async for tenant in store.tenants():
+        if projection.tenants and tenant not in projection.tenants:
+            continue
+        async for info in store.streams(tenants=(tenant,)):
+            if info.truncated and (not projection.kinds or stream_kind(info.stream_id) in projection.kinds):
+                return True
     return False
 
 
 def _place(recorded: RecordedEvent) -> Place:
-    return Place(recorded.position, recorded.stream_id, recorded.version, recorded.event_id.int)
+    return Place(recorded.position, recorded.stream_id, recorded.version, recorded.event_id.int, recorded.tenant)

@@ -17,8 +17,16 @@ class InvalidStreamId(EventStoreError, ValueError):
     """The id cannot name a stream on every backend. Nothing was read or written: choose another id."""
 
 
+class InvalidTenant(EventStoreError, ValueError):
+    """No tenant can have that name, or the store has another one. Nothing was opened or done: choose another name."""
+
+
 class InvalidCommandId(EventStoreError, ValueError):
     """The id cannot name a command. Nothing was done: choose another id."""
+
+
+class InvalidQuery(EventStoreError, ValueError):
+    """An audit asks for what cannot be meant: the message says what. Nothing was read: correct the question."""
 
 
 class InvalidReplica(EventStoreError, ValueError):
@@ -251,16 +259,23 @@ class JournalCorrupt(EventStoreError):
     """Stored data contradicts itself: a hole or a repeat in the versions, a checksum or a row that is not valid.
 
     Nothing is skipped. Restore what is named; `eventstore verify` lists all that is damaged. `position` is that of one
-    damaged event, where it is known.
+    damaged event, where it is known; `tenant` whose it is, "" where that is nobody's or not known.
     """
 
     def __init__(
-        self, message: str, *, stream_id: str | None = None, version: int | None = None, position: int | None = None
+        self,
+        message: str,
+        *,
+        stream_id: str | None = None,
+        version: int | None = None,
+        position: int | None = None,
+        tenant: str = "",
     ) -> None:
         super().__init__(message if stream_id is None else f"stream {stream_id!r}: {message}")
         self.stream_id = stream_id
         self.version = version
         self.position = position
+        self.tenant = tenant
 
 
 class CopyRefused(EventStoreError):

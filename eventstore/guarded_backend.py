@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 
 from eventstore.archive import Archive
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
     Backend,
@@ -64,6 +65,10 @@ class GuardedBackend:
     def schema_revision(self) -> str | None:
         return self._backend.schema_revision
 
+    @property
+    def tenant(self) -> str:
+        return self._backend.tenant
+
     async def open(self) -> None:
         await self._backend.open()
 
@@ -113,14 +118,25 @@ class GuardedBackend:
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         return await self._call(self._backend.read_all, after=after, limit=limit, where=where)
 
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        return await self._call(self._backend.audit_page, query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        return await self._call(self._backend.audit_totals, query, top=top)
+
     async def moved(self, *, after: int, limit: int) -> Moved:
         return await self._call(self._backend.moved, after=after, limit=limit)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._call(self._backend.start_of_last, count, where)
 
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        return await self._call(self._backend.streams, after=after, limit=limit, kind=kind)
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        return await self._call(self._backend.streams, after=after, limit=limit, kind=kind, tenant=tenant)
+
+    async def tenants(self, *, after: str | None, limit: int) -> Sequence[str]:
+        return await self._call(self._backend.tenants, after=after, limit=limit)
 
     async def wait(self, after: int, timeout: float) -> None:
         await self._backend.wait(after, timeout)
@@ -137,8 +153,8 @@ class GuardedBackend:
     async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
         return await self._call(self._backend.truncate, stream_id, through, reason=reason, epoch=epoch)
 
-    async def checkpoints(self) -> Sequence[StoredCheckpoint]:
-        return await self._call(self._backend.checkpoints)
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
+        return await self._call(self._backend.checkpoints, shared=shared)
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         return await self._call(self._backend.save_checkpoint, checkpoint)

@@ -71,7 +71,9 @@ class Import:
 
     def _read(self, number: int, line: bytes) -> Imported:
         try:
-            return from_line(line, limit=self._store.max_payload_bytes, stream_id=self._stream_id)
+            return from_line(
+                line, limit=self._store.max_payload_bytes, stream_id=self._stream_id, tenant=self._store.tenant
+            )
         except (InvalidCloudEvent, InvalidStreamId, PayloadTooLarge) as error:
             raise ImportRefused(number, str(error)) from error
 

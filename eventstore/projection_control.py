@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from eventstore.checkpoint import NOTHING, Checkpoint, DeadLetter, Mark, Status, added
 from eventstore.errors import ProjectionBehind, ProjectionError
+from eventstore.events import RecordedEvent
 from eventstore.projection_runner import Lost, Poison, apply_events
 from eventstore.projections import Projection
 from eventstore.store import EventStore
@@ -70,7 +71,7 @@ async def caught_up(
     Raises `ProjectionBehind` when that takes longer, `ProjectionError` if it has not been run at all by then.
     """
     name = projection if isinstance(projection, str) else projection.name
-    wanted = (await store.read_page(limit=1)).end if position is None else position
+    wanted = await store.end() if position is None else position
     deadline = time.monotonic() + timeout
     while True:
         is_over = time.monotonic() >= deadline
@@ -90,22 +91,26 @@ async def caught_up(
         await asyncio.sleep(poll_seconds)
 
 
+async def letter_event(store: EventStore, letter: DeadLetter) -> RecordedEvent | None:
+    """The event of a dead letter, whichever tenant's it is; None if it was removed from the journal."""
+    page = await store.read_page(after=letter.position - 1, limit=1)
+    return next((event for event in page.events if event.position == letter.position), None)
+
+
 async def replay_letter(store: EventStore, projection: type[Projection], letter: DeadLetter) -> str | None:
     """Apply an event that was put among the dead letters, and take it out. Returns why it cannot be applied, still.
 
     Raises `ProjectionError` if it is no dead letter any more, or the event was removed from the journal.
     """
-    events = [
-        recorded async for recorded in store.read(letter.stream_id, after=letter.version - 1, through=letter.version)
-    ]
-    if not events:
+    event = await letter_event(store, letter)
+    if event is None:
         raise ProjectionError(f"the event at position {letter.position} was removed from the journal")
     while True:
         found = await live_checkpoint(store, projection.name)
         if letter.position not in [one.position for one in found.letters]:
             raise ProjectionError(f"there is no dead letter at position {letter.position} any more")
         try:
-            await apply_events(store, projection, _without(found, {letter.position}), events)
+            await apply_events(store, projection, _without(found, {letter.position}), [event])
         except Lost:
             continue
         except Poison as poison:

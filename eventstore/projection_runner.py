@@ -16,10 +16,12 @@ from uuid import uuid4
 from eventstore import read_model_tables
 from eventstore.backend import Appended, LogPage
 from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now
-from eventstore.codec import decode_parts
+from eventstore.codec import decode_parts, decode_together
+from eventstore.collector import collector_paused
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
+    DefinitionError,
     JournalCorrupt,
     OutcomeUnknown,
     ProjectionError,
@@ -29,6 +31,7 @@ from eventstore.errors import (
 from eventstore.events import Event, RecordedEvent
 from eventstore.projections import Projection
 from eventstore.reading_ahead import ReadAhead
+from eventstore.record_page import RecordPage
 from eventstore.store import EventStore
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ _TROUBLE = (BackendUnavailable, OutcomeUnknown)
 
 # How far a projection has come although none of its events was there is stored this often.
 _SAVE_EVERY_SECONDS = 1.0
+
+_WITH_CONNECTION = 3
 
 _P = TypeVar("_P", bound=Projection)
 
@@ -71,6 +76,7 @@ class ProjectionRunner:
                 f"projection {projection.name!r} has tables, or handlers that take a connection, and "
                 f"{store.url.scheme}:// has no SQL: nothing was done; keep its read model elsewhere"
             )
+        _check_tenant(store, projection)
         self._store = store
         self._projection = projection
         self._lease_seconds = lease_seconds
@@ -95,7 +101,7 @@ class ProjectionRunner:
         while True:
             try:
                 if not follow and end is None:
-                    end = (await self._store.read_page(limit=1)).end
+                    end = await self._store.end()
                 checkpoint = await self._take(end)
                 failures = 0
                 if checkpoint is None or await self._work(checkpoint, end):
@@ -223,7 +229,14 @@ class ProjectionRunner:
             why = f"{at}, could not be applied: {_said(error)}"
             return await self._save(replace(checkpoint, pause=why, runner=""))
         letter = DeadLetter(
-            recorded.position, recorded.stream_id, recorded.version, recorded.type, _said(error), attempts, now()
+            recorded.position,
+            recorded.stream_id,
+            recorded.version,
+            recorded.type,
+            _said(error),
+            attempts,
+            now(),
+            recorded.tenant,
         )
         behind = checkpoint.advanced(recorded.position, [recorded.event_id])
         return await self._save(replace(behind, letters=(*checkpoint.letters, letter)))
@@ -231,15 +244,33 @@ class ProjectionRunner:
     async def _batch(self, checkpoint: Checkpoint, events: Sequence[RecordedEvent], position: int) -> Checkpoint:
         """Apply events, and store that they were. Raises `Poison` if they cannot be applied, `Lost` if another
         runner, or a command, has changed the checkpoint."""
-        behind = checkpoint.advanced(position, [recorded.event_id for recorded in events])
-        await apply_events(self._store, self._projection, behind, events)
+        page = RecordPage.of(events)
+        behind = checkpoint.behind(position, len(page), page.checksum)
+        await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
 
 
+def _check_tenant(store: EventStore, projection: type[Projection]) -> None:
+    if not store.tenant:
+        return
+    if projection.tenants and store.tenant not in projection.tenants:
+        raise DefinitionError(
+            f"projection {projection.name!r} is of the tenants {', '.join(projection.tenants)}, and the store is "
+            f"{store.tenant}'s: nothing was done"
+        )
+    if projection.tables:
+        # Each tenant would have a checkpoint of its own, and all the same tables: one's rebuild drops what others have.
+        raise DefinitionError(
+            f"projection {projection.name!r} has tables, which all tenants would share: run it on a store that was "
+            f'opened without a tenant, of tenants=("{store.tenant}",) if it is to have no others\' events'
+        )
+
+
 async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
     """Make a version of a read model, with nothing in it. False if it is there already."""
-    checkpoint = Checkpoint(projection.name, version, status, kinds=projection.kinds)
+    _check_tenant(store, projection)
+    checkpoint = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
     made = new(projection, checkpoint)
     building = version if made.is_building else None
     if not store.capabilities.user_sql:
@@ -303,29 +334,79 @@ async def handle_events(
 ) -> None:
     """Hand events to the handlers of a version. Raises `Poison` for one that cannot be applied."""
     made = new(projection, checkpoint)
-    handlers = made.handlers
-    every = handlers.get(Event)
+    page = RecordPage.of(events)
     try:
-        for recorded in events:
-            for event in decode_parts(recorded):
-                handler = handlers.get(event.__class__, every)
-                if handler is None:
-                    # A part of an event of which the projection wants another part.
-                    continue
-                _, handle, takes, is_async = handler
-                if takes == 2:
-                    done = handle(made, event, recorded)
-                elif takes == 1:
-                    done = handle(made, event)
-                else:
-                    done = handle(made, event, recorded, connection)
-                if is_async:
-                    await done
+        if _is_plain(projection):
+            is_done = _handled_together(made, page)
+        elif is_done := (decoded := decode_together(page)) is not None:
+            for event, recorded in zip(decoded, page, strict=True):
+                await _handle(made, event, recorded, connection)
+        if not is_done:
+            for recorded in events:
+                for event in decode_parts(recorded):
+                    await _handle(made, event, recorded, connection)
         await made.flush(connection)
     except (*_TROUBLE, StoreClosed):
         raise
     except Exception as error:
         raise Poison from error
+
+
+def _is_plain(projection: type[Projection]) -> bool:
+    """Whether its handlers await nothing and do without the connection."""
+    handlers = projection.handlers.values()
+    return not any(handler.is_async or handler.takes == _WITH_CONNECTION for handler in handlers)
+
+
+def _handled_together(made: Projection, page: RecordPage) -> bool:
+    """Decode all events of a page, and hand them to plain handlers. False, and nothing was done, if something is wrong
+    with an event, or older code has stored one.
+
+    What is made here dies here, so the garbage collector need not see it: it would look through the whole program every
+    forty pages, which took a third of the time.
+    """
+    handlers = made.handlers
+    every = handlers.get(Event)
+    with collector_paused():
+        events = decode_together(page)
+        if events is None:
+            return False
+        chosen = {cls: handlers.get(cls, every) for cls in set(map(type, events))}
+        wanted = [handler for handler in chosen.values() if handler is not None]
+        if all(handler.takes == 1 for handler in wanted):
+            for event in events:
+                if (handler := chosen[event.__class__]) is not None:
+                    handler.handle(made, event)
+        elif len(chosen) == len(wanted) == 1:
+            handle = wanted[0].handle
+            for event, recorded in zip(events, page, strict=True):
+                handle(made, event, recorded)
+        else:
+            for event, recorded in zip(events, page, strict=True):
+                handler = chosen[event.__class__]
+                if handler is None:
+                    continue
+                if handler.takes == 1:
+                    handler.handle(made, event)
+                else:
+                    handler.handle(made, event, recorded)
+        return True
+
+
+async def _handle(made: Projection, event: Event, recorded: RecordedEvent, connection: AsyncConnection | None) -> None:
+    handler = made.handlers.get(event.__class__) or made.handlers.get(Event)
+    if handler is None:
+        # A part of an event of which the projection wants another part.
+        return
+    _, handle, takes, is_async = handler
+    if takes == 2:
+        done = handle(made, event, recorded)
+    elif takes == 1:
+        done = handle(made, event)
+    else:
+        done = handle(made, event, recorded, connection)
+    if is_async:
+        await done
 
 
 def new(projection: type[_P], checkpoint: Checkpoint) -> _P:

@@ -13,6 +13,7 @@ from eventstore.errors import DefinitionError
 from eventstore.event_handlers import EVENT, ROLE
 from eventstore.events import Event, RecordedEvent
 from eventstore.read_model_tables import while_building
+from eventstore.tenant import checked_tenant
 from eventstore.upcasters import stored_names
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Projection:
     """Only events of these kinds of streams; of all if there are none."""
     tags: ClassVar[tuple[str, ...]]
     """Only events with one of these tags."""
+    tenants: ClassVar[tuple[str, ...]]
+    """Only events of these tenants, "" for those of none; of all that the store shows if there are none."""
     handlers: ClassVar[Mapping[type[Event], Handler]]
 
     tables: ClassVar[Sequence[Table]] = ()
@@ -77,24 +80,33 @@ class Projection:
     """Whether that is a rebuild, which nobody reads yet: effects on others are left out then."""
 
     def __init_subclass__(
-        cls, *, name: str | None = None, kinds: Sequence[str] = (), tags: Sequence[str] = (), **options: Any
+        cls,
+        *,
+        name: str | None = None,
+        kinds: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        tenants: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         super().__init_subclass__(**options)
-        if isinstance(kinds, str) or isinstance(tags, str):
-            raise DefinitionError(f'{cls.__qualname__}: kinds and tags are several names, such as kinds=("Account",)')
+        if isinstance(kinds, str) or isinstance(tags, str) or isinstance(tenants, str):
+            raise DefinitionError(
+                f'{cls.__qualname__}: kinds, tags and tenants are several names, such as kinds=("Account",)'
+            )
         cls.name = cls.__name__ if name is None else name
         if not cls.name.isprintable() or not 0 < len(cls.name) <= 200:
             raise DefinitionError(f"{cls.__qualname__}: a projection's name has 1 to 200 printable characters")
         if cls.on_poison not in ("park", "pause"):
             raise DefinitionError(f"{cls.__qualname__}.on_poison is 'park' or 'pause', not {cls.on_poison!r}")
         cls.kinds, cls.tags = tuple(kinds), tuple(tags)
+        cls.tenants = tuple(tenant and checked_tenant(tenant) for tenant in tenants)
         cls.handlers = dict(_handlers(cls, sys._getframe(1).f_locals))  # pyright: ignore[reportPrivateUsage]
 
     @classmethod
     def where(cls) -> EventFilter:
         """Which events of the log it gets: the database leaves out the others."""
         types_ = () if Event in cls.handlers else stored_names(*cls.handlers)
-        return EventFilter(kinds=cls.kinds, types=types_, tags=cls.tags)
+        return EventFilter(kinds=cls.kinds, types=types_, tags=cls.tags, tenants=cls.tenants)
 
     @classmethod
     def needs_connection(cls) -> bool:

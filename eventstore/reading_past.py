@@ -63,4 +63,5 @@ def passes(recorded: RecordedEvent, where: EventFilter) -> bool:
         and (not where.types or recorded.type in where.types)
         and (not where.tags or not set(where.tags).isdisjoint(tags))
         and (not where.stream_ids or recorded.stream_id in where.stream_ids)
+        and (not where.tenants or recorded.tenant in where.tenants)
     )

@@ -95,7 +95,7 @@ class Retention:
         return cut
 
     async def _cut(self, info: StreamInfo) -> Cut | None:
-        stream_id, version, truncated = info
+        stream_id, version, truncated, _ = info
         most = version if self._policy.keep_versions is None else version - self._policy.keep_versions
         if most <= truncated:
             return None

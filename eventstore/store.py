@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import entry_points
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Self, cast
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from eventstore.archive import Archive
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -43,6 +45,8 @@ from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.errors import (
     BackendUnavailable,
+    CapabilityError,
+    CopyRefused,
     EventStoreError,
     InvalidStoreUrl,
     JournalCorrupt,
@@ -61,6 +65,7 @@ from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.reading_past import OnDamage, PastDamage
 from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
 from eventstore.sql_transaction import SqlTransaction
+from eventstore.tenant import NO_TENANT, checked_tenant
 from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -82,6 +87,7 @@ _CREATE_SCHEMA = "eventstore.schema:upgrade"
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
+_BEHIND_ALL = 2**62
 
 
 class Append(NamedTuple):
@@ -130,17 +136,25 @@ class EventStore:
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
         create: bool = True,
         resolve_within: float = RESOLVE_WITHIN_SECONDS,
+        tenant: str | None = None,
     ) -> Self:
         """The store a URL names; enter it with `async with`. Nothing is opened before that.
+
+        With a `tenant` it is about the streams of this one alone, and shows nothing of the others (docs/tenants.md).
+        Without, it addresses the streams of no tenant, and what it shows of the whole log is everybody's.
 
         With `create=False` a journal that is not there is never made: entering raises `SchemaMissing`. It is for tools
         that look at a store, where a mistyped URL must not become a new, empty one. An append that the database did not
         answer is sent again for `resolve_within` seconds before it is reported as `OutcomeUnknown`.
 
-        Raises `InvalidStoreUrl` for a URL that no backend understands.
+        Raises `InvalidStoreUrl` for a URL that no backend understands, `InvalidTenant` for what is no tenant's name,
+        and `CapabilityError` where the backend knows no tenants.
         """
-        parsed = parse_store_url(url)
+        parsed = replace(parse_store_url(url), tenant=NO_TENANT if tenant is None else checked_tenant(tenant))
         backend = _backend_factory(parsed.scheme)(parsed)
+        # One that overlooked the tenant would mix up everybody's streams.
+        if parsed.tenant and not backend.capabilities.tenants:
+            raise CapabilityError(f"{parsed.scheme}:// knows no tenants: nothing was opened")
         return cls(
             backend, url=parsed, max_payload_bytes=max_payload_bytes, create=create, resolve_within=resolve_within
         )
@@ -205,6 +219,11 @@ class EventStore:
     def url(self) -> StoreUrl:
         """The store's URL; printing it shows no secret."""
         return self._url
+
+    @property
+    def tenant(self) -> str:
+        """Whose streams the store is about; "" if it was opened without a tenant."""
+        return self._backend.tenant
 
     @property
     def capabilities(self) -> Capabilities:
@@ -313,7 +332,7 @@ class EventStore:
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
         With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `TruncationRefused` for the
         stream of a replicated actor, and `ProjectionBehind` while a projection of that kind of streams has not passed
-        the events: nothing was removed then.
+        the events, one of the tenant's or one of the store without a tenant: nothing was removed then.
         """
         checked_stream_id(stream_id)
         newest = await self._open.read_stream(stream_id, after=0, through=None, limit=1, backwards=True)
@@ -324,7 +343,10 @@ class EventStore:
 
     async def _check_projections(self, stream_id: str, through: int) -> None:
         kind = stream_kind(stream_id)
-        needy = [one for one in await self.checkpoints() if not one.kinds or kind in one.kinds]
+        checkpoints = await self._open.checkpoints()
+        if self.tenant:
+            checkpoints = [*checkpoints, *await self._open.checkpoints(shared=True)]
+        needy = [one for one in map(Checkpoint.of, checkpoints) if one.wants(self.tenant, kind)]
         if not needy:
             return
         page = await self._open.read_stream(stream_id, after=0, through=through, limit=1, backwards=True)
@@ -431,7 +453,8 @@ class EventStore:
         page_size: int = _PAGE,
         on_damage: OnDamage | None = None,
     ) -> AsyncGenerator[RecordedEvent, None]:
-        """The events of the whole log after a position, in position order, up to its end at that moment.
+        """The events of the whole log after a position, in position order, up to its end at that moment: those of the
+        store's tenant, or of all if it was opened without one (`EventFilter.tenants` chooses some).
 
         `last` starts so that only the last so many matching events come. `limit` bounds the count. An event that is
         damaged ends the reading with `JournalCorrupt`; with `on_damage` it is passed over, after that was called with
@@ -458,9 +481,25 @@ class EventStore:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         return await self._open.read_all(after=after, limit=limit, where=where)
 
+    async def end(self) -> int:
+        """Where the log ends, whosever the last event is: what is appended from now on stands behind it."""
+        # From the first event on it would be looked for one of this tenant's.
+        return (await self._open.read_all(after=_BEHIND_ALL, limit=1, where=_EVERYTHING)).end
+
+    async def audit_page(
+        self, query: AuditQuery, *, cursor: int | None = None, limit: int = _PAGE, backwards: bool = False
+    ) -> AuditPage:
+        """One page of what matches a query, rising behind a position, or falling before one. `eventstore.audit` has
+        the questions that are made of these."""
+        return await self._open.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        """What the database itself can count of what matches. For `eventstore.audit.totals`."""
+        return await self._open.audit_totals(query, top=top)
+
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
-        """Which streams got events in the next `limit` positions of the log, and how far they are: for those who want
-        to know what to look at again, and not what happened."""
+        """Which of the store's own streams got events in the next `limit` positions of the log, and how far they are:
+        for those who want to know what to look at again, and not what happened."""
         return await self._open.moved(after=after, limit=limit)
 
     async def wait(self, after: int, timeout: float) -> None:
@@ -522,16 +561,37 @@ class EventStore:
         """
         return decode_parts(recorded)
 
-    async def streams(self, *, kind: str | None = None, page_size: int = _PAGE) -> AsyncGenerator[StreamInfo, None]:
-        """Every stream once, in the order of the ids' bytes; of one kind if given."""
-        after = ""
+    async def streams(
+        self, *, kind: str | None = None, tenants: Iterable[str] | None = None, page_size: int = _PAGE
+    ) -> AsyncGenerator[StreamInfo, None]:
+        """Every stream once, in the order of the ids' bytes; of one kind if given.
+
+        They are the store's own. Opened without a tenant, it lists those of any `tenants`, one after the other; ""
+        stands for its own.
+        """
+        for tenant in (self.tenant,) if tenants is None else tenants:
+            if tenant:
+                checked_tenant(tenant)
+            after = ""
+            while True:
+                page = await self._open.streams(after=after, limit=page_size, kind=kind, tenant=tenant)
+                for info in page:
+                    yield info
+                if len(page) < page_size:
+                    break
+                after = page[-1].stream_id
+
+    async def tenants(self, *, page_size: int = _PAGE) -> AsyncGenerator[str, None]:
+        """Every tenant that has a stream, in the order of the names' bytes; "" first, for the streams of no tenant. A
+        store with a tenant knows itself alone."""
+        after: str | None = None
         while True:
-            page = await self._open.streams(after=after, limit=page_size, kind=kind)
-            for info in page:
-                yield info
+            page = await self._open.tenants(after=after, limit=page_size)
+            for tenant in page:
+                yield tenant
             if len(page) < page_size:
                 return
-            after = page[-1].stream_id
+            after = page[-1]
 
     async def load(self, load: Load) -> Loaded:
         """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
@@ -554,7 +614,7 @@ class EventStore:
         return await self._open.delete_checkpoint(checkpoint.name, checkpoint.version, checkpoint.revision)
 
     async def statistics(self) -> Statistics:
-        """Counts of what the journal holds."""
+        """Counts of what the whole journal holds, whoever's it is."""
         return await self._open.statistics()
 
     # Snapshots
@@ -592,7 +652,13 @@ class EventStore:
 
     def archive(self) -> Archive:
         """The journal's records as they are stored, and its fence: for tools that copy whole journals. Raises
-        `CapabilityError` where `capabilities.archive` is off."""
+        `CapabilityError` where `capabilities.archive` is off, and `CopyRefused` where the store was opened for a
+        tenant: the records are everybody's."""
+        if self.tenant:
+            raise CopyRefused(
+                f"this store was opened for tenant {self.tenant!r}, and a journal is copied and fenced whole: nothing "
+                "was done; open it without a tenant"
+            )
         return self._open.archive()
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from eventstore.errors import InvalidStoreUrl
+from eventstore.tenant import NO_TENANT
 
 SQLITE_PARAMETERS = frozenset({"durability", "busy_timeout"})
 """What may stand behind the `?` of a sqlite:// URL."""
@@ -27,6 +28,8 @@ class StoreUrl:
     path: str
     parameters: dict[str, str]
     raw: str = field(repr=False)
+    tenant: str = NO_TENANT
+    """Whose streams the backend is about. It never comes out of the URL's text: whoever opens the store says it."""
 
     def __str__(self) -> str:
         user, at, host = self.authority.rpartition("@")

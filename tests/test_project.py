@@ -199,7 +199,7 @@ class _Machine:
             env={"PATH": str(self._programs)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 
@@ -245,6 +245,6 @@ def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )

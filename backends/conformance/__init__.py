@@ -37,6 +37,7 @@ _PARTS = (
     "snapshots",
     "sql",
     "subscriptions",
+    "tenants",
     "truncation",
 )
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))

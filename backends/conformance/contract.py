@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backends.conformance.appending import Appending
 from backends.conformance.archives import Archives
+from backends.conformance.auditing import Auditing
 from backends.conformance.batches import Batches
 from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
@@ -21,12 +22,14 @@ from backends.conformance.replicas import ReplicatedEvents
 from backends.conformance.snapshots import Snapshots
 from backends.conformance.sql import SQLCapability
 from backends.conformance.subscriptions import Subscriptions
+from backends.conformance.tenants import Tenants
 from backends.conformance.truncation import Truncation
 
 
 class BackendContract(
     Appending,
     Archives,
+    Auditing,
     Batches,
     Checkpoints,
     Commands,
@@ -44,6 +47,7 @@ class BackendContract(
     Snapshots,
     SQLCapability,
     Subscriptions,
+    Tenants,
     Truncation,
 ):
     """Inherit from it, and give it a fixture `url` that names an empty journal."""

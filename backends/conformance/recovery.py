@@ -362,7 +362,7 @@ class _Line:
         self._is_free.set()
 
     async def held(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await self._is_held.wait()
 
     async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
@@ -381,7 +381,7 @@ class _Line:
 
 @asynccontextmanager
 async def _system_over(
-    line: _Line, store: EventStore, *, shutdown_timeout: float = 10.0
+    line: _Line, store: EventStore, *, shutdown_timeout: float = 30.0
 ) -> AsyncGenerator[ActorSystem, None]:
     async with (
         EventStore(cast("Backend", line), url=store.url) as reached,
@@ -401,7 +401,7 @@ async def _save(store: EventStore, version: int, state: list[int]) -> None:
 async def _saved(store: EventStore, version: int) -> None:
     """Wait until the newest snapshot is of the version; 0: until there is none."""
     newest = -1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while newest != version:
             await asyncio.sleep(0.001)  # A backend may answer without giving the loop a turn.
             found = await store.snapshots(STREAM, limit=1)

@@ -45,7 +45,7 @@ TRANSFERS = Table(
 )
 
 # Long enough for whatever a test does, and short enough that others wait.
-SECONDS = 3.0
+SECONDS = 20.0
 PATIENCE = 20.0
 
 CHECKPOINT = StoredCheckpoint("reader", 1, 0, 7, 3, bytes(range(16)), b"{}")
@@ -274,14 +274,14 @@ class SQLTransactions(StoreFixtures):
         assert (await store.append("a", happened(1), expected_version=0)).versions == (1,)
 
     async def test_it_is_rolled_back_when_its_time_is_over(self, store: EventStore) -> None:
-        begun = await store.begin_sql(seconds=0.3)
+        begun = await store.begin_sql(seconds=1.0)
         await transfer(begun, 1)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.2)
         # Whoever waited for it is served, although nobody has ended it.
         async with asyncio.timeout(PATIENCE):
             await store.append("a", happened(1))
             assert await transferred(store) == []
-        with pytest.raises(TransactionExpired, match=r"0\.3 s"):
+        with pytest.raises(TransactionExpired, match="1 s"):
             await transfer(begun, 2)
         with pytest.raises(TransactionExpired):
             await begun.commit([write("a", b"2")])
@@ -371,7 +371,7 @@ class SQLTransactions(StoreFixtures):
             assert (await transferred(again), await again.version("a")) == ([1], 1)
 
     async def test_others_are_served_while_it_is_open_or_soon_after(self, store: EventStore, other: EventStore) -> None:
-        begun = await store.begin_sql(seconds=0.5)
+        begun = await store.begin_sql(seconds=1.0)
         await transfer(begun, 1)
         async with asyncio.timeout(PATIENCE):
             appends = [one.append(f"s-{number}", happened(number)) for number in range(5) for one in (store, other)]

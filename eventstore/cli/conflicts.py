@@ -12,7 +12,7 @@ import typer
 from actors.recovery import fold
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_recovery import stamp_of
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.messages import Messages
@@ -58,6 +58,7 @@ def list_(
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only streams with this before the first dash.")
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """List the events of other replicas that met events here which they were written without, stream by stream.
@@ -69,7 +70,7 @@ def list_(
     Example:
       eventstore conflicts list sqlite:///laptop.db --kind Cart
     """
-    return asyncio.run(_list(context.obj, url, kind, json=json))
+    return asyncio.run(_list(context.obj, Address(url, tenant), kind, json=json))
 
 
 @conflicts.command("show", short_help="Show both sides of a conflict, and the order that was chosen.")
@@ -84,6 +85,7 @@ def show(
             help="Fold the events up to there with this actor's rule, and show the state. May be repeated, to compare.",
         ),
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show an event and those it was written without, in the order in which they are applied, and why it is that.
@@ -93,7 +95,9 @@ def show(
       eventstore conflicts show sqlite:///laptop.db Cart-ann 7
       eventstore conflicts show sqlite:///laptop.db Cart-ann 7 --resolver shop:Cart --resolver shop:OtherCart
     """
-    return asyncio.run(_show(url, stream_id, version, [_resolver(each) for each in resolver or ()], json=json))
+    return asyncio.run(
+        _show(Address(url, tenant), stream_id, version, [_resolver(each) for each in resolver or ()], json=json)
+    )
 
 
 def _resolver(target: str) -> tuple[str, type[ReplicatedActor[Any]]]:
@@ -103,10 +107,10 @@ def _resolver(target: str) -> tuple[str, type[ReplicatedActor[Any]]]:
     return target, cls
 
 
-async def _list(messages: Messages, url: str, kind: str | None, *, json: bool) -> Exit:
+async def _list(messages: Messages, address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_CONFLICTS, json=json)
     is_empty = True
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         async for info in store.streams(kind=kind):
             async for conflict in conflicts_of(store, info.stream_id):
                 rows.add(conflict)
@@ -131,14 +135,14 @@ async def conflicts_of(store: EventStore, stream_id: str, through: int | None = 
 
 
 async def _show(
-    url: str,
+    address: Address,
     stream_id: str,
     version: int,
     resolvers: Sequence[tuple[str, type[ReplicatedActor[Any]]]],
     *,
     json: bool,
 ) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         found = [each async for each in conflicts_of(store, stream_id, version) if _version(each) == version]
         if not found:
             raise CommandFailed(f"the event at version {version} of {stream_id!r} met none that it was written without")

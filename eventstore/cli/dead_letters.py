@@ -8,8 +8,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eventstore.checkpoint import DeadLetter, Status
-from eventstore.cli.arguments import Json, Url
-from eventstore.cli.escaping import escaped, one_line, printable
+from eventstore.cli.arguments import Address, Json, Tenant, Url
+from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
@@ -17,7 +17,7 @@ from eventstore.cli.output import View, json_cell, listing, timestamp, write_fie
 from eventstore.cli.projections import Name, Target
 from eventstore.cli.targets import projection_class
 from eventstore.errors import ProjectionError
-from eventstore.projection_control import live_checkpoint, purge_letters, replay_letter
+from eventstore.projection_control import letter_event, live_checkpoint, purge_letters, replay_letter
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
@@ -33,6 +33,7 @@ def list_(
     context: typer.Context,
     url: Url,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One projection; all if none is given.")] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """List events that projections could not apply, and what was raised. They are in the journal as before.
@@ -41,13 +42,13 @@ def list_(
     Example:
       eventstore dead-letters list sqlite:///bank.db balances
     """
-    return asyncio.run(_list(context.obj, url, name, json=json))
+    return asyncio.run(_list(context.obj, Address(url, tenant), name, json=json))
 
 
-async def _list(messages: Messages, url: str, name: str | None, *, json: bool) -> Exit:
+async def _list(messages: Messages, address: Address, name: str | None, *, json: bool) -> Exit:
     rows = listing(_LETTERS, json=json)
     is_empty = True
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         if name is not None:
             await _letters(store, name)
         for checkpoint in await store.checkpoints():
@@ -63,7 +64,11 @@ async def _list(messages: Messages, url: str, name: str | None, *, json: bool) -
 
 @dead_letters.command(short_help="Show one, with the event.")
 def show(
-    url: Url, name: Name, position: Annotated[int, typer.Argument(metavar="POSITION")], json: Json = False
+    url: Url,
+    name: Name,
+    position: Annotated[int, typer.Argument(metavar="POSITION")],
+    tenant: Tenant = None,
+    json: Json = False,
 ) -> Exit:
     """Show an event that could not be applied, as it is stored, and what was raised.
 
@@ -71,20 +76,19 @@ def show(
     Example:
       eventstore dead-letters show sqlite:///bank.db balances 1207
     """
-    return asyncio.run(_show(url, name, position, json=json))
+    return asyncio.run(_show(Address(url, tenant), name, position, json=json))
 
 
-async def _show(url: str, name: str, position: int, *, json: bool) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _show(address: Address, name: str, position: int, *, json: bool) -> Exit:
+    async with address.store() as store:
         (letter,) = _chosen(await _letters(store, name), [position], name)
-        found = [event async for event in store.read(letter.stream_id, after=letter.version - 1, limit=1)]
-    event = found[0] if found and found[0].version == letter.version else None
+        event = await letter_event(store, letter)
     if json:
         write_json(_record(_Row(name, letter)) | {"payload": None if event is None else event.json()})
         return Exit.FINE
     fields = {
         "projection": escaped(name),
-        "event": f"{escaped(letter.stream_id)} version {letter.version}, position {letter.position}",
+        "event": f"{of_tenant(letter.stream_id, letter.tenant)} version {letter.version}, position {letter.position}",
         "type": printable(letter.type),
         "parked": f"{letter.parked_at}, after {letter.attempts} attempts",
         "error": one_line(letter.error),
@@ -98,7 +102,7 @@ async def _show(url: str, name: str, position: int, *, json: bool) -> Exit:
 
 
 @dead_letters.command(short_help="Try to apply them again.")
-def replay(url: Url, target: Target, positions: Positions = None) -> Exit:
+def replay(url: Url, target: Target, positions: Positions = None, tenant: Tenant = None) -> Exit:
     """Apply events that could not be applied again, in the order of the log, after their cause was mended. Those that
     succeed are no dead letters any more. The exit code is 1 if one fails.
 
@@ -109,12 +113,12 @@ def replay(url: Url, target: Target, positions: Positions = None) -> Exit:
     Example:
       eventstore dead-letters replay sqlite:///bank.db bank:Balances
     """
-    return asyncio.run(_replay(url, projection_class(target), positions or []))
+    return asyncio.run(_replay(Address(url, tenant), projection_class(target), positions or []))
 
 
-async def _replay(url: str, projection: type[Projection], positions: list[int]) -> Exit:
+async def _replay(address: Address, projection: type[Projection], positions: list[int]) -> Exit:
     applied = failed = 0
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         for letter in _chosen(await _letters(store, projection.name), positions, projection.name):
             error = await replay_letter(store, projection, letter)
             applied, failed = applied + (error is None), failed + (error is not None)
@@ -125,18 +129,18 @@ async def _replay(url: str, projection: type[Projection], positions: list[int]) 
 
 
 @dead_letters.command(short_help="Forget them.")
-def purge(url: Url, name: Name, positions: Positions = None) -> Exit:
+def purge(url: Url, name: Name, positions: Positions = None, tenant: Tenant = None) -> Exit:
     """Forget events that could not be applied: the read model does without them. They stay in the journal.
 
     \b
     Example:
       eventstore dead-letters purge sqlite:///bank.db balances 1207
     """
-    return asyncio.run(_purge(url, name, positions or []))
+    return asyncio.run(_purge(Address(url, tenant), name, positions or []))
 
 
-async def _purge(url: str, name: str, positions: list[int]) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _purge(address: Address, name: str, positions: list[int]) -> Exit:
+    async with address.store() as store:
         chosen = _chosen(await _letters(store, name), positions, name)
         count = await purge_letters(store, name, {letter.position for letter in chosen})
     write_line((f"{count:,} forgotten", ""))
@@ -168,7 +172,7 @@ def _cells(row: _Row) -> tuple[str, ...]:
     return (
         escaped(row.projection),
         str(letter.position),
-        escaped(letter.stream_id),
+        of_tenant(letter.stream_id, letter.tenant),
         str(letter.version),
         printable(letter.type),
         letter.parked_at,

@@ -66,7 +66,7 @@ class JournalCheck:
                 yield recorded
             async for recorded in store.read_all(where=where, last=_OF_EACH_TYPE, on_damage=self._damaged):
                 yield recorded
-        end = (await store.read_page(limit=1)).end
+        end = await store.end()
         windows = max(1, size // _WINDOW)
         for number in range(windows):
             after = max(0, (end - _WINDOW) * number // max(1, windows - 1))

@@ -53,3 +53,8 @@ def _json_escape(match: re.Match[str]) -> str:
 def _can_be_shown(character: str) -> bool:
     # The ideographic space and its like are ordinary text, though Python calls them not printable.
     return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def of_tenant(stream_id: str, tenant: str) -> str:
+    """A stream's id on one line, with its tenant behind it: under the same id others may have another stream."""
+    return escaped(stream_id) if not tenant else f"{escaped(stream_id)} ({tenant})"

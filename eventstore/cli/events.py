@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import Load
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import STREAM_EVENTS
 from eventstore.events import RecordedEvent, checked_stream_id
-from eventstore.store import EventStore
 
 
 def events(
@@ -27,6 +26,7 @@ def events(
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="COUNT", min=0, help="At most so many.")] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Newest first.")] = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show the events of one stream, with their payloads as stored: no event class is needed.
@@ -39,11 +39,13 @@ def events(
     messages: Messages = context.obj
     checked_stream_id(stream)
     rows = listing(STREAM_EVENTS, json=json)
-    return asyncio.run(_events(url, stream, after, through, limit, reverse=reverse, rows=rows, messages=messages))
+    return asyncio.run(
+        _events(Address(url, tenant), stream, after, through, limit, reverse=reverse, rows=rows, messages=messages)
+    )
 
 
 async def _events(
-    url: str,
+    address: Address,
     stream: str,
     after: int,
     through: int | None,
@@ -53,7 +55,7 @@ async def _events(
     rows: Listing[RecordedEvent],
     messages: Messages,
 ) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         head = await store.load(Load(stream, use_snapshot=False, limit=0))
         if head.version == 0:
             raise CommandFailed(f"stream {stream!r} has no events: `eventstore streams` lists what there is")

@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.output import flush, write_bytes
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cloud_events import DEFAULT_SOURCE, to_line
-from eventstore.store import EventStore
 
 
 def export(
@@ -27,9 +26,12 @@ def export(
     source: Annotated[
         str, typer.Option(metavar="URI", help="What CloudEvents calls the source: your application's name as a URI.")
     ] = DEFAULT_SOURCE,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Write events to stdout as CloudEvents 1.0, one JSON object a line, in the order of the log, up to its end now.
+
+    Without --tenant they are everybody's, and each line says whose it is.
 
     --kind, --type, --tag and --stream may each be given several times. `eventstore import` takes the lines back.
     Snapshots, the outcomes of commands and epochs are not events: `eventstore copy` keeps them, and every position.
@@ -42,11 +44,11 @@ def export(
     if not source.isascii() or not source.isprintable() or not source or " " in source:
         raise WrongUsage("--source is a URI, such as https://bank.example/ledger")
     where = EventFilter(tuple(kind or ()), tuple(type or ()), tuple(tag or ()), tuple(stream or ()))
-    return asyncio.run(_export(url, where, after, source))
+    return asyncio.run(_export(Address(url, tenant), where, after, source))
 
 
-async def _export(url: str, where: EventFilter, after: int, source: str) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _export(address: Address, where: EventFilter, after: int, source: str) -> Exit:
+    async with address.store() as store:
         with ExitStack() as stack:
             progress: Progress = Silent()
             if is_shown():

@@ -12,13 +12,12 @@ from typing import Annotated
 
 import typer
 
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import write_fields, write_json
 from eventstore.cli.progress import bar, is_shown
 from eventstore.errors import EventStoreError, ImportRefused
 from eventstore.importing import Import
-from eventstore.store import EventStore
 from eventstore.url import parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -34,13 +33,15 @@ def import_(
     renumber: Annotated[
         bool, typer.Option("--renumber", help="Append exported events behind what their streams have.")
     ] = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Append the CloudEvents that come from stdin, one JSON object a line, in their order.
 
     What `eventstore export` has written gets the ids, versions, metadata and payloads that it had, and new positions
     and times. Of events that others have written, `subject` names the stream. What is stored already, by its id, is
-    left out: when an import has ended early, run it again with the whole file.
+    left out: when an import has ended early, run it again with the whole file. What a tenant's streams had goes back to
+    that --tenant alone.
 
     A line that is not right ends it, and is named by its number. Lines are stored some hundred at a time.
 
@@ -49,11 +50,11 @@ def import_(
       eventstore import sqlite:///bank.db < events.jsonl
       eventstore export sqlite:///old.db --kind Account | eventstore import sqlite:///bank.db
     """
-    return asyncio.run(_import(url, stream, renumber=renumber, json=json))
+    return asyncio.run(_import(Address(url, tenant), stream, renumber=renumber, json=json))
 
 
-async def _import(url: str, stream: str | None, *, renumber: bool, json: bool) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _import(address: Address, stream: str | None, *, renumber: bool, json: bool) -> Exit:
+    async with address.store() as store:
         with ExitStack() as stack:
             on_events = stack.enter_context(bar("events", None)).advance if is_shown() else None
             importing = Import(store, stream_id=stream, renumber=renumber, on_events=on_events)
@@ -63,7 +64,7 @@ async def _import(url: str, stream: str | None, *, renumber: bool, json: bool) -
                 logger.warning("up to line %d all is stored; what is behind it is not", importing.lines)
                 raise
     if json:
-        write_json({"url": str(parse_store_url(url)), "stored": importing.stored, "known": importing.known})
+        write_json({"url": str(parse_store_url(address.url)), "stored": importing.stored, "known": importing.known})
     else:
         write_fields({"stored": f"{importing.stored:,} events", "known": f"{importing.known:,} were stored already"})
     return Exit.FINE

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eventstore.backend import Holding, OwnerInfo
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import Exit
 from eventstore.cli.messages import Messages
@@ -32,6 +32,7 @@ def owners(
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Count or show only streams with this before the first dash.")
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """List the processes that own actors exclusively, or with --streams what they own.
@@ -43,7 +44,7 @@ def owners(
     Example:
       eventstore owners sqlite:///bank.db --streams --kind Account
     """
-    return asyncio.run((_streams if streams else _owners)(context.obj, url, kind, json=json))
+    return asyncio.run((_streams if streams else _owners)(context.obj, Address(url, tenant), kind, json=json))
 
 
 class _Owner(NamedTuple):
@@ -62,9 +63,9 @@ class _Held(NamedTuple):
         return self.info is None or not is_running(self.info)
 
 
-async def _owners(messages: Messages, url: str, kind: str | None, *, json: bool) -> Exit:
+async def _owners(messages: Messages, address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_OWNERS, json=json)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         counts: Counter[bytes] = Counter()
         async for holding in _holdings(store, kind):
             counts[holding.owner] += 1
@@ -81,10 +82,10 @@ async def _owners(messages: Messages, url: str, kind: str | None, *, json: bool)
     return Exit.FINE
 
 
-async def _streams(messages: Messages, url: str, kind: str | None, *, json: bool) -> Exit:
+async def _streams(messages: Messages, address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_HELD, json=json)
     is_empty = True
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         async for page in _pages(_holdings(store, kind)):
             infos = {info.id: info for info in await store.owners()}
             for holding in page:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eventstore.checkpoint import Checkpoint
-from eventstore.cli.arguments import Json, Url
-from eventstore.cli.escaping import escaped, one_line, printable
+from eventstore.cli.arguments import Address, Json, Tenant, Url
+from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
@@ -41,7 +41,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The projection's name
 
 
 @projections.command("list", short_help="List the projections, and how far they are.")
-def list_(context: typer.Context, url: Url, json: Json = False) -> Exit:
+def list_(context: typer.Context, url: Url, tenant: Tenant = None, json: Json = False) -> Exit:
     """List every projection that was ever run on the store: position, lag, events applied, dead letters, and its state.
 
     The lag counts positions of the log, those of events included that the projection does not want.
@@ -50,14 +50,14 @@ def list_(context: typer.Context, url: Url, json: Json = False) -> Exit:
     Example:
       eventstore projections list sqlite:///bank.db
     """
-    return asyncio.run(_list(context.obj, url, json=json))
+    return asyncio.run(_list(context.obj, Address(url, tenant), json=json))
 
 
-async def _list(messages: Messages, url: str, *, json: bool) -> Exit:
+async def _list(messages: Messages, address: Address, *, json: bool) -> Exit:
     rows = listing(_PROJECTIONS, json=json)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         checkpoints = await store.checkpoints()
-        end = (await store.read_page(limit=1)).end
+        end = await store.end()
     for checkpoint in checkpoints:
         rows.add(_Row(checkpoint, max(0, end - checkpoint.position)))
     rows.flush()
@@ -67,7 +67,7 @@ async def _list(messages: Messages, url: str, *, json: bool) -> Exit:
 
 
 @projections.command(short_help="Show one projection.")
-def status(url: Url, name: Name, json: Json = False) -> Exit:
+def status(url: Url, name: Name, tenant: Tenant = None, json: Json = False) -> Exit:
     """Show how far one projection is, who runs it, and why it is paused if it is. The exit code is 1 if it is paused,
     or has dead letters.
 
@@ -75,11 +75,11 @@ def status(url: Url, name: Name, json: Json = False) -> Exit:
     Example:
       eventstore projections status sqlite:///bank.db balances
     """
-    return asyncio.run(_status(url, name, json=json))
+    return asyncio.run(_status(Address(url, tenant), name, json=json))
 
 
-async def _status(url: str, name: str, *, json: bool) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _status(address: Address, name: str, *, json: bool) -> Exit:
+    async with address.store() as store:
         row = await _row(store, name)
     checkpoint = row.checkpoint
     if json:
@@ -111,6 +111,7 @@ def run(
     lease: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.5, help="Take over from who is silent so long.")
     ] = 10,
+    tenant: Tenant = None,
 ) -> Exit:
     """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C.
 
@@ -121,11 +122,13 @@ def run(
       eventstore projections run sqlite:///bank.db bank:Balances
       eventstore projections run sqlite:///bank.db bank:Balances --follow
     """
-    return asyncio.run(_run(context.obj, url, projection_class(target), follow=follow, lease=lease))
+    return asyncio.run(_run(context.obj, Address(url, tenant), projection_class(target), follow=follow, lease=lease))
 
 
-async def _run(messages: Messages, url: str, projection: type[Projection], *, follow: bool, lease: float) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _run(
+    messages: Messages, address: Address, projection: type[Projection], *, follow: bool, lease: float
+) -> Exit:
+    async with address.store() as store:
         with ExitStack() as stack:
             progress = await _progress(store, projection, stack)
             runner = ProjectionRunner(
@@ -137,7 +140,7 @@ async def _run(messages: Messages, url: str, projection: type[Projection], *, fo
 
 
 @projections.command("rebuild", short_help="Make a read model anew, beside the live one.")
-def rebuild_(context: typer.Context, url: Url, target: Target) -> Exit:
+def rebuild_(context: typer.Context, url: Url, target: Target, tenant: Tenant = None) -> Exit:
     """Build a new version of the read model beside the live one, from the first event. When it has all that the live
     one has it takes its place, on SQL stores in one transaction, and the old one is dropped.
 
@@ -147,11 +150,11 @@ def rebuild_(context: typer.Context, url: Url, target: Target) -> Exit:
     Example:
       eventstore projections rebuild sqlite:///bank.db bank:Balances
     """
-    return asyncio.run(_rebuild(context.obj, url, projection_class(target)))
+    return asyncio.run(_rebuild(context.obj, Address(url, tenant), projection_class(target)))
 
 
-async def _rebuild(messages: Messages, url: str, projection: type[Projection]) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _rebuild(messages: Messages, address: Address, projection: type[Projection]) -> Exit:
+    async with address.store() as store:
         with ExitStack() as stack:
             progress = await _progress(store, None, stack)
             await rebuild(store, projection, on_progress=lambda _, count: progress.advance(count))
@@ -165,6 +168,7 @@ def pause_(
     url: Url,
     name: Name,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why: it is shown.")] = "by eventstore projections pause",
+    tenant: Tenant = None,
 ) -> Exit:
     """Pause a projection, wherever it runs. It stops after the batch that it is at.
 
@@ -172,18 +176,18 @@ def pause_(
     Example:
       eventstore projections pause sqlite:///bank.db balances --reason "moving the database"
     """
-    return asyncio.run(_change(context.obj, url, name, lambda store: pause(store, name, reason)))
+    return asyncio.run(_change(context.obj, Address(url, tenant), name, lambda store: pause(store, name, reason)))
 
 
 @projections.command("resume", short_help="Let a paused projection go on.")
-def resume_(context: typer.Context, url: Url, name: Name) -> Exit:
+def resume_(context: typer.Context, url: Url, name: Name, tenant: Tenant = None) -> Exit:
     """Let a paused projection go on. If it was an event that stopped it, that is tried again.
 
     \b
     Example:
       eventstore projections resume sqlite:///bank.db balances
     """
-    return asyncio.run(_change(context.obj, url, name, lambda store: resume(store, name)))
+    return asyncio.run(_change(context.obj, Address(url, tenant), name, lambda store: resume(store, name)))
 
 
 @projections.command("seek", short_help="Let a projection go on elsewhere in the log.")
@@ -192,6 +196,7 @@ def seek_(
     url: Url,
     target: Target,
     position: Annotated[int, typer.Argument(metavar="POSITION", min=0, help="It goes on with the event behind it.")],
+    tenant: Tenant = None,
 ) -> Exit:
     """Let a projection go on behind another position. Events that it had come again, those that are passed over it
     does not get, and `check` takes them as applied: what its read model makes of that is up to you. To have it right,
@@ -202,11 +207,13 @@ def seek_(
       eventstore projections seek sqlite:///bank.db bank:Balances 1200
     """
     projection = projection_class(target)
-    return asyncio.run(_change(context.obj, url, projection.name, lambda store: seek(store, projection, position)))
+    return asyncio.run(
+        _change(context.obj, Address(url, tenant), projection.name, lambda store: seek(store, projection, position))
+    )
 
 
 @projections.command(short_help="Compare a projection with the journal.")
-def check(url: Url, target: Target, json: Json = False) -> Exit:
+def check(url: Url, target: Target, tenant: Tenant = None, json: Json = False) -> Exit:
     """Read the journal up to where the projection is, and compare: how many events it was given, and a checksum of
     their ids. The exit code is 1 if that is not what it should have been given; the first event that is missing is
     named.
@@ -215,11 +222,11 @@ def check(url: Url, target: Target, json: Json = False) -> Exit:
     Example:
       eventstore projections check sqlite:///bank.db bank:Balances
     """
-    return asyncio.run(_check(url, projection_class(target), json=json))
+    return asyncio.run(_check(Address(url, tenant), projection_class(target), json=json))
 
 
-async def _check(url: str, projection: type[Projection], *, json: bool) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _check(address: Address, projection: type[Projection], *, json: bool) -> Exit:
+    async with address.store() as store:
         with ExitStack() as stack:
             checkpoint = await _found(store, projection.name)
             progress: Progress = Silent()
@@ -239,6 +246,7 @@ async def _check(url: str, projection: type[Projection], *, json: bool) -> Exit:
                 else {
                     "position": found.first.position,
                     "stream_id": found.first.stream_id,
+                    "tenant": found.first.tenant,
                     "version": found.first.version,
                 },
                 "after": found.after,
@@ -255,15 +263,17 @@ def _verdict(found: Completeness) -> tuple[str, str]:
         return "complete", "bold green"
     if found.first is not None:
         place = found.first
-        where = f"{escaped(place.stream_id)} version {place.version}, position {place.position}"
+        where = f"{of_tenant(place.stream_id, place.tenant)} version {place.version}, position {place.position}"
         return f"the first that is missing is {where}", "bold red"
     if found.truncated:
         return "they cannot be compared, for events were removed from the journal; rebuild it to have new sums", "bold"
     return f"they are not the same ones behind position {found.after} and up to {found.through}", "bold red"
 
 
-async def _change(messages: Messages, url: str, name: str, work: Callable[[EventStore], Awaitable[Any]]) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _change(
+    messages: Messages, address: Address, name: str, work: Callable[[EventStore], Awaitable[Any]]
+) -> Exit:
+    async with address.store() as store:
         await _found(store, name)
         await work(store)
         await _say_where(store, name, messages)
@@ -305,7 +315,7 @@ class _Row(NamedTuple):
 
 async def _row(store: EventStore, name: str) -> _Row:
     checkpoint = await _found(store, name)
-    return _Row(checkpoint, max(0, (await store.read_page(limit=1)).end - checkpoint.position))
+    return _Row(checkpoint, max(0, await store.end() - checkpoint.position))
 
 
 def _state(checkpoint: Checkpoint) -> str:

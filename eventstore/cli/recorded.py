@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from eventstore.cli.escaping import escaped
+from eventstore.cli.escaping import escaped, of_tenant
 from eventstore.cli.output import View, json_cell, json_fragment, timestamp
 from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
 
 
-def _record(recorded: RecordedEvent) -> dict[str, Any]:
+def event_record(recorded: RecordedEvent) -> dict[str, Any]:
+    """An event as an object for JSON lines."""
     metadata = _metadata(recorded)
     return {
         "stream_id": recorded.stream_id,
@@ -23,6 +24,7 @@ def _record(recorded: RecordedEvent) -> dict[str, Any]:
         "metadata": json_fragment(metadata) if metadata else None,
         "event_id": str(recorded.event_id),
         "batch_id": str(recorded.batch_id),
+        "tenant": recorded.tenant,
     }
 
 
@@ -54,7 +56,7 @@ def _of_log(recorded: RecordedEvent) -> tuple[str, ...]:
     return (
         str(recorded.position),
         timestamp(recorded.recorded_at),
-        escaped(recorded.stream_id),
+        of_tenant(recorded.stream_id, recorded.tenant),
         str(recorded.version),
         escaped(recorded.type),
         json_cell(recorded.payload),
@@ -72,5 +74,5 @@ def _metadata(recorded: RecordedEvent) -> bytes:
 _EVENT = ("TYPE", "PAYLOAD", "METADATA")
 _NUMBERS = frozenset({"POSITION", "VERSION"})
 
-STREAM_EVENTS = View(("VERSION", "POSITION", "TIME", *_EVENT), _of_stream, _record, 4, _NUMBERS)
-LOG_EVENTS = View(("POSITION", "TIME", "STREAM", "VERSION", *_EVENT), _of_log, _record, 5, _NUMBERS)
+STREAM_EVENTS = View(("VERSION", "POSITION", "TIME", *_EVENT), _of_stream, event_record, 4, _NUMBERS)
+LOG_EVENTS = View(("POSITION", "TIME", "STREAM", "VERSION", *_EVENT), _of_log, event_record, 5, _NUMBERS)

@@ -12,7 +12,7 @@ import typer
 
 from actors.actor import PersistentActor, stream_id_of
 from eventstore.backend import Load
-from eventstore.cli.arguments import Json, Target, Url
+from eventstore.cli.arguments import Address, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit
 from eventstore.cli.folding import Problem, Replayed, replay_actor
@@ -31,6 +31,7 @@ def replay(
         list[str] | None,
         typer.Argument(metavar="KEY", help="The actors' keys; all of the class if none is given."),
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Fold actors again from their first events, and compare every stored snapshot with the state at its version.
@@ -43,7 +44,7 @@ def replay(
       eventstore replay sqlite:///bank.db bank:Account
       eventstore replay sqlite:///bank.db bank:Account alice bob
     """
-    return asyncio.run(_replay(url, actor_class(target), keys or (), context.obj, json=json))
+    return asyncio.run(_replay(Address(url, tenant), actor_class(target), keys or (), context.obj, json=json))
 
 
 @dataclass
@@ -68,11 +69,11 @@ class Summary:
 
 
 async def _replay(
-    url: str, cls: type[PersistentActor[Any]], keys: Sequence[str], messages: Messages, *, json: bool
+    address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], messages: Messages, *, json: bool
 ) -> Exit:
     summary = Summary()
     problems = listing(_PROBLEMS, json=json)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         with ExitStack() as stack:
             progress: Progress = Silent()
             if is_shown():

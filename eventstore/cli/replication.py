@@ -10,7 +10,7 @@ import typer
 from actors.members import CURSOR, CursorBegun, Members
 from actors.peer import MEMBERS, ReplicaNamed
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import View, listing
@@ -43,6 +43,7 @@ def status(
             help="Another replica's store: then it is shown how far behind each is. May be repeated.",
         ),
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show which replicas take part, as one of them knows it, and how far each has read the other's log.
@@ -55,7 +56,7 @@ def status(
       eventstore replication status sqlite:///laptop.db --peer server=postgresql://server/shop
     """
     urls = dict(_named(given) for given in peer or ())
-    return asyncio.run(_status(url, urls, json=json))
+    return asyncio.run(_status(Address(url, tenant), urls, json=json))
 
 
 def _named(given: str) -> tuple[str, str]:
@@ -65,19 +66,19 @@ def _named(given: str) -> tuple[str, str]:
     return name, url
 
 
-async def _status(url: str, urls: dict[str, str], *, json: bool) -> Exit:
+async def _status(address: Address, urls: dict[str, str], *, json: bool) -> Exit:
     rows = listing(_SEEN, json=json)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         name = await replica_of(store)
         members = Members(store, name, ())
         await members.read()
-        ends = {name: (await store.read_page(limit=1)).end}
+        ends = {name: await store.end()}
         cursors = await _cursors(store, members)
         notes = dict.fromkeys(members.left, "has left for good")
         for other, other_url in urls.items():
             try:
-                async with EventStore.open(other_url, create=False) as other_store:
-                    ends[other] = (await other_store.read_page(limit=1)).end
+                async with Address(other_url, address.tenant).store() as other_store:
+                    ends[other] = await other_store.end()
                     theirs = Members(other_store, await replica_of(other_store), ())
                     await theirs.read()
                     cursors += [each for each in await _cursors(other_store, theirs) if each[1] == name]
@@ -105,7 +106,7 @@ async def replica_of(store: EventStore) -> str:
 
 async def _cursors(store: EventStore, members: Members) -> list[tuple[str, str, str, int]]:
     found: list[tuple[str, str, str, int]] = []
-    async for recorded in store.read_all(where=EventFilter(kinds=(CURSOR,))):
+    async for recorded in store.read_all(where=EventFilter(kinds=(CURSOR,), tenants=(store.tenant,))):
         begun = store.decode(recorded)
         if isinstance(begun, CursorBegun):
             cursor = await members.kept_cursor(begun.replica, begun.kind)

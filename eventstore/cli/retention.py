@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.groups import command_group
@@ -20,7 +20,6 @@ from eventstore.cli.output import View, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.targets import actor_class
 from eventstore.retention import Cut, Policy, Retention
-from eventstore.store import EventStore
 
 _AGE = re.compile(r"([0-9]{1,6})([hdw])")
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -51,6 +50,7 @@ def plan(
     kind: Kind = None,
     actor: Actor = None,
     no_snapshots: NoSnapshots = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show what `eventstore retention apply` would remove, and what stands against it. It writes nothing.
@@ -66,7 +66,7 @@ def plan(
       eventstore retention plan sqlite:///bank.db --older-than 365d --actor bank:Account
     """
     policy = _policy(older_than, keep_versions, kind, actor, no_snapshots=no_snapshots)
-    return asyncio.run(_run(url, policy, None, json=json))
+    return asyncio.run(_run(Address(url, tenant), policy, None, json=json))
 
 
 @retention.command()
@@ -80,6 +80,7 @@ def apply(
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Why, for the record of removals. By default the policy.")
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Remove what `eventstore retention plan` shows, for good. Streams that are refused stay as they are.
@@ -91,7 +92,7 @@ def apply(
       eventstore retention apply sqlite:///bank.db --older-than 365d --actor bank:Account
     """
     policy = _policy(older_than, keep_versions, kind, actor, no_snapshots=no_snapshots)
-    return asyncio.run(_run(url, policy, reason or _described(older_than, keep_versions), json=json))
+    return asyncio.run(_run(Address(url, tenant), policy, reason or _described(older_than, keep_versions), json=json))
 
 
 def _policy(
@@ -155,11 +156,11 @@ class _Sum:
         self.replay += cut.replay
 
 
-async def _run(url: str, policy: Policy, reason: str | None, *, json: bool) -> Exit:
+async def _run(address: Address, policy: Policy, reason: str | None, *, json: bool) -> Exit:
     """Plan, or with a reason apply."""
     rows = listing(_APPLIED if reason is not None else _PLANNED, json=json)
     total = _Sum()
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         with ExitStack() as stack:
             progress: Progress = Silent()
             if is_shown():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.compatibility import Change, Verdict, changes
 from eventstore.cli.decoding import Broken, JournalCheck
 from eventstore.cli.described import Modules, as_json, read_description
@@ -19,7 +19,6 @@ from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.store import EventStore
 from eventstore.upcasters import UPCASTERS
 
 schema = command_group("Check that what is stored can be read.")
@@ -65,6 +64,7 @@ def check(
     modules: ModuleNames,
     all: Annotated[bool, typer.Option("--all", help="Decode every event, not a sample.")] = False,
     sample: Annotated[int, typer.Option(metavar="N", min=1, help="About so many events.")] = 1000,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Decode the real journal with the code at hand, and list what can no longer be read.
@@ -78,13 +78,13 @@ def check(
       eventstore schema check sqlite:///bank.db bank
       eventstore schema check sqlite:///bank.db bank --all
     """
-    return asyncio.run(_check(context.obj, url, Modules(modules), None if all else sample, json=json))
+    return asyncio.run(_check(context.obj, Address(url, tenant), Modules(modules), None if all else sample, json=json))
 
 
-async def _check(messages: Messages, url: str, modules: Modules, sample: int | None, *, json: bool) -> Exit:
+async def _check(messages: Messages, address: Address, modules: Modules, sample: int | None, *, json: bool) -> Exit:
     if not modules.events:
         messages.note(f"no event is defined in {', '.join(map(escaped, modules.names))}: are these the modules?")
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         total = (await store.statistics()).events
         with ExitStack() as stack:
             progress: Progress = Silent()

@@ -12,7 +12,7 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from actors.recovery import fold
 from eventstore.backend import Load, Loaded
-from eventstore.cli.arguments import Full, Json, Target, Url
+from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import json_fragment, timestamp, write_fields, write_json, write_line
@@ -32,6 +32,7 @@ def show(
         typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),
     ] = None,
     full: Full = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show the state of an actor, rebuilt from its events. Nothing is written, and no command is run.
@@ -45,7 +46,7 @@ def show(
     if at is not None and at_time is not None:
         raise WrongUsage("--at and --at-time exclude each other: give one of them")
     moment = None if at_time is None else parse_moment(at_time)
-    return asyncio.run(_show(url, actor_class(target), key, at, moment, full=full, json=json))
+    return asyncio.run(_show(Address(url, tenant), actor_class(target), key, at, moment, full=full, json=json))
 
 
 def parse_moment(text: str) -> datetime:
@@ -60,7 +61,7 @@ def parse_moment(text: str) -> datetime:
 
 
 async def _show(
-    url: str,
+    address: Address,
     cls: type[PersistentActor[Any]],
     key: str,
     at: int | None,
@@ -70,7 +71,7 @@ async def _show(
     json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
         if head.version == 0:
             raise CommandFailed(f"there is no actor {stream_id!r}: it has no events")

@@ -11,7 +11,7 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from actors.recovery import fold
 from actors.replicated_actor import ReplicatedActor
-from eventstore.cli.arguments import Full, Json, Target, Url
+from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import Listing, View, listing
@@ -26,6 +26,7 @@ def snapshot(
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The actors' keys.")] = None,
     all: Annotated[bool, typer.Option("--all", help="Every actor of the class.")] = False,
     full: Full = False,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Take a snapshot of actors, so that their next recovery starts there. Older ones go as the class's policy says.
@@ -43,7 +44,7 @@ def snapshot(
     cls = actor_class(target)
     if issubclass(cls, ReplicatedActor):
         raise WrongUsage(f"{target} is replicated: its replica takes snapshots, because it knows what the others have")
-    return asyncio.run(_snapshot(url, cls, keys or (), rows, full=full))
+    return asyncio.run(_snapshot(Address(url, tenant), cls, keys or (), rows, full=full))
 
 
 class Outcome(NamedTuple):
@@ -56,10 +57,10 @@ class Outcome(NamedTuple):
 
 
 async def _snapshot(
-    url: str, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
+    address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
 ) -> Exit:
     exit_code = Exit.FINE
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         async for key in actor_keys(store, cls, keys):
             outcome = await _take(store, cls, key, full=full)
             if outcome.problem is not None:

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import StreamInfo
-from eventstore.cli.arguments import Json, Url
-from eventstore.cli.escaping import escaped
+from eventstore.cli.arguments import Address, Json, Tenant, Url
+from eventstore.cli.escaping import of_tenant
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import View, listing
-from eventstore.store import EventStore
 
 
 def streams(
@@ -20,9 +19,12 @@ def streams(
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only those whose ids have this before the first dash.")
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
-    """List the streams in the order of their ids.
+    """List the streams in the order of their ids. Without --tenant those of no tenant come first, then each tenant's.
+
+    Behind the id of a tenant's stream stands the tenant.
 
     Columns: stream id, version (that of its newest event), and the version up to which events were removed.
 
@@ -30,20 +32,21 @@ def streams(
     Example:
       eventstore streams sqlite:///bank.db --kind Account
     """
-    return asyncio.run(_streams(url, kind, json=json))
+    return asyncio.run(_streams(Address(url, tenant), kind, json=json))
 
 
-async def _streams(url: str, kind: str | None, *, json: bool) -> Exit:
+async def _streams(address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_STREAMS, json=json)
-    async with EventStore.open(url, create=False) as store:
-        async for info in store.streams(kind=kind):
-            rows.add(info)
+    async with address.store() as store:
+        async for each in store.tenants():
+            async for info in store.streams(kind=kind, tenants=(each,)):
+                rows.add(info)
     rows.flush()
     return Exit.FINE
 
 
 def _cells(info: StreamInfo) -> tuple[str, ...]:
-    return escaped(info.stream_id), str(info.version), str(info.truncated)
+    return of_tenant(info.stream_id, info.tenant), str(info.version), str(info.truncated)
 
 
 _STREAMS = View(("STREAM", "VERSION", "TRUNCATED"), _cells, StreamInfo._asdict, 3, frozenset({"VERSION", "TRUNCATED"}))

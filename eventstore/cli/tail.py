@@ -13,12 +13,11 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit, ReaderGone
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import LOG_EVENTS
 from eventstore.events import RecordedEvent
-from eventstore.store import EventStore
 
 
 def tail(
@@ -30,6 +29,7 @@ def tail(
     kind: Annotated[list[str] | None, typer.Option(metavar="KIND", help="Only streams of this kind.")] = None,
     type: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="Only events with this stored name.")] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Only events with this tag.")] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Show the last events of the whole log, and follow it.
@@ -44,19 +44,19 @@ def tail(
     """
     rows = listing(LOG_EVENTS, json=json)
     where = EventFilter(kinds=tuple(kind or ()), types=tuple(type or ()), tags=tuple(tag or ()))
-    return asyncio.run((_follow if follow else _tail)(url, count, where, rows))
+    return asyncio.run((_follow if follow else _tail)(Address(url, tenant), count, where, rows))
 
 
-async def _tail(url: str, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _tail(address: Address, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
+    async with address.store() as store:
         async for recorded in store.read_all(last=count, where=where):
             rows.add(recorded)
     rows.flush()
     return Exit.FINE
 
 
-async def _follow(url: str, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
-    async with EventStore.open(url, create=False) as store:
+async def _follow(address: Address, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
+    async with address.store() as store:
         # Only the reading is cancelled, never the closing of the store.
         with _cancelled_when_nobody_reads():
             async for recorded in store.subscribe(last=count, where=where):

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from eventstore.cli.arguments import Json, Url
-from eventstore.cli.escaping import escaped, one_line
+from eventstore.cli.arguments import Address, Json, Tenant, Url
+from eventstore.cli.escaping import of_tenant, one_line
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import View, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.store import EventStore
 from eventstore.verification import Damage, Verification, Verified
 
 
@@ -22,6 +21,7 @@ def verify(
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only streams whose ids have this before the first dash.")
     ] = None,
+    tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Read every event and every snapshot, check them against their checksums, and list what is damaged.
@@ -35,12 +35,12 @@ def verify(
     Example:
       eventstore verify sqlite:///bank.db
     """
-    return asyncio.run(_verify(url, kind, json=json))
+    return asyncio.run(_verify(Address(url, tenant), kind, json=json))
 
 
-async def _verify(url: str, kind: str | None, *, json: bool) -> Exit:
+async def _verify(address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_DAMAGE, json=json)
-    async with EventStore.open(url, create=False) as store:
+    async with address.store() as store:
         with ExitStack() as stack:
             progress: Progress = Silent()
             if is_shown():
@@ -74,9 +74,9 @@ def _count(count: int, noun: str) -> str:
 
 
 def _cells(damage: Damage) -> tuple[str, ...]:
-    stream_id, version, position, problem = damage
+    stream_id, version, position, problem, tenant = damage
     return (
-        "" if stream_id is None else escaped(stream_id),
+        "" if stream_id is None else of_tenant(stream_id, tenant),
         "" if version is None else str(version),
         "" if position is None else str(position),
         one_line(problem),

@@ -33,14 +33,14 @@ def new_journal(kind: str, folder: Path) -> str:
     return f"sqlite:///{folder}/journal.db"
 
 
-async def empty_postgres(url: str) -> None:
-    """Remove all that a test has left: a new database takes many times as long."""
+async def empty_postgres(url: str, *, also: str = "") -> None:
+    """Remove all that a test has left, and do one thing more: a new database takes many times as long."""
     dsn = urlsplit(url)._replace(query="").geturl()
-    connection = await asyncpg.connect(dsn, timeout=10, command_timeout=10)
+    connection = await asyncpg.connect(dsn, timeout=60, command_timeout=60)
     try:
-        await connection.execute(_EMPTY)
+        await connection.execute(_EMPTY + also)
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=60)
 
 
 @functools.cache

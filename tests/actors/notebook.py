@@ -125,7 +125,7 @@ async def texts(store: EventStore, key: str = "a", kind: str = "Notebook") -> li
     return [recorded.json()["text"] async for recorded in store.read(f"{kind}-{key}")]
 
 
-async def served(ask: Callable[[Command[R]], Awaitable[R]], command: Command[R], seconds: float = 5.0) -> R:
+async def served(ask: Callable[[Command[R]], Awaitable[R]], command: Command[R], seconds: float = 20.0) -> R:
     """Ask until the store serves again: it lets one call try at a time."""
     async with asyncio.timeout(seconds):
         while True:
@@ -135,7 +135,7 @@ async def served(ask: Callable[[Command[R]], Awaitable[R]], command: Command[R],
                 await asyncio.sleep(0.01)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -328,7 +328,7 @@ async def test_an_actor_whose_store_was_closed_says_so_and_hangs_nobody(url: str
         notebook = system.ref(Quick, "a")
         await notebook.ask(Write(text="1"))
         await store.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             for command in (Write(text="2"), Read(), WriteSlowly(text="3")):
                 with pytest.raises(EventStoreError):
                     await notebook.ask(command)
@@ -341,7 +341,7 @@ async def test_a_system_over_a_store_that_was_closed_first_closes_at_once(url: s
         await store.close()
         with pytest.raises(EventStoreError):
             await notebook.ask(Write(text="2"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await system.close()
 
 

@@ -308,13 +308,13 @@ async def test_a_handler_that_raises_stop_iteration_fails_its_own_command_alone(
         await notebook.ask(Wait())
     replies = await asyncio.gather(
         notebook.ask(Write(text="x")),
-        notebook.ask(Wait(), timeout=5),
-        notebook.ask(Write(text="y"), timeout=5),
+        notebook.ask(Wait(), timeout=20),
+        notebook.ask(Write(text="y"), timeout=20),
         return_exceptions=True,
     )
     assert isinstance(replies[1], RuntimeError)
     assert [replies[0], replies[2]] == [1, 2]
-    assert await notebook.ask(Read(), timeout=5) == ["x", "y"]
+    assert await notebook.ask(Read(), timeout=20) == ["x", "y"]
 
 
 # What cannot be persisted

@@ -110,7 +110,7 @@ async def test_waiting_for_room_ends_with_the_ask(url: str, gate: asyncio.Event)
 
 
 async def test_room_that_someone_gave_up_waiting_for_goes_to_the_next(url: str, gate: asyncio.Event):
-    async with ActorSystem(url, mailbox_size=1, mailbox_overflow="wait", ask_timeout=3.0) as system:
+    async with ActorSystem(url, mailbox_size=1, mailbox_overflow="wait", ask_timeout=20.0) as system:
         first = await occupied(system)
         notebook = system.ref(Gated, "a")
         # The one in the mailbox is handled by an async handler too, so that the mailbox stays in use.
@@ -135,7 +135,7 @@ async def test_room_that_someone_gave_up_waiting_for_goes_to_the_next(url: str, 
         await asyncio.sleep(0.01)
         Gated.gate.set()
         await asyncio.gather(first, second, third, return_exceptions=True)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             await fourth
         assert (await notebook.ask(Read()))[-1] == "fourth"
 
@@ -205,7 +205,7 @@ async def test_an_actor_with_commands_in_its_mailbox_stays_in_memory(url: str, g
         # More than one turn's commands are left, and each of these wants the room of another actor.
         for number in range(5):
             assert await system.ref(Notebook, str(number)).ask(Read()) == []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await asyncio.gather(*waiting) == [["first"]] * 1000
 
 
@@ -216,7 +216,7 @@ async def test_tell_returns_when_the_command_is_accepted_and_not_when_it_is_hand
     async with ActorSystem(url) as system:
         first = await occupied(system)
         notebook = system.ref(Gated, "a")
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             await notebook.tell(Write(text="told"))
         gate.set()
         await first

@@ -20,11 +20,16 @@ from actors import (
     command_handler,
 )
 from eventstore import EventStore
-from eventstore.backend import Owner
+from eventstore.backend import Claim, Holder, Owner
+from eventstore.errors import LeaseLost
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Read, Wait, Write, texts, until
 
+LONG = 60.0
+"""The lease of one who must not lose it, on whatever machine."""
+
 SECONDS = 0.6
+"""The lease of one who is to lose it, or whose renewals somebody waits for."""
 
 
 class Owned(Notebook):
@@ -36,8 +41,10 @@ class Anybodys(Notebook):
 
 
 @contextlib.asynccontextmanager
-async def owner(store: EventStore, name: str = "one", **options: object) -> AsyncIterator[ActorSystem]:
-    async with ActorSystem(store, lease_seconds=SECONDS, name=name, **options) as system:  # type: ignore[arg-type]
+async def owner(
+    store: EventStore, name: str = "one", *, lease_seconds: float = LONG, **options: object
+) -> AsyncIterator[ActorSystem]:
+    async with ActorSystem(store, lease_seconds=lease_seconds, name=name, **options) as system:  # type: ignore[arg-type]
         yield system
 
 
@@ -62,17 +69,26 @@ async def test_the_owner_serves_and_its_events_carry_its_epoch(store: EventStore
 
 
 async def test_another_process_is_told_who_owns_it(store: EventStore, other: EventStore):
-    async with owner(store, "first of May") as one, owner(other, "two") as two:
+    # It is seen to be alive once it renews, and that it may do late.
+    seconds = 5 * SECONDS
+    async with owner(store, "first of May", lease_seconds=seconds) as one, owner(other, "two") as two:
         await one.ref(Owned, "a").ask(Write(text="1"))
         with pytest.raises(OwnedElsewhere, match="first of May") as caught:
             await two.ref(Owned, "a").ask(Write(text="2"))
         assert caught.value.owner == "first of May"
-        assert 0 < caught.value.remaining <= SECONDS
-        # Once it has been seen to be alive, nobody waits for it.
-        began = time.monotonic()
+        assert 0 < caught.value.remaining <= seconds
+        # Once it has been seen to be alive, nobody waits for it: it is asked for once.
+        claim = other.claim_as
+        claims: list[Claim] = []
+
+        async def counted(asked: Claim) -> int | Holder:
+            claims.append(asked)
+            return await claim(asked)
+
+        other.claim_as = counted  # type: ignore[method-assign]
         with pytest.raises(OwnedElsewhere):
             await two.ref(Owned, "a").ask(Write(text="2"))
-        assert time.monotonic() - began < SECONDS / 2
+        assert len(claims) == 1
         assert two.stats().failures == {}
         assert await one.ref(Owned, "a").ask(Read()) == ["1"]
 
@@ -80,8 +96,9 @@ async def test_another_process_is_told_who_owns_it(store: EventStore, other: Eve
 async def test_what_the_owner_has_let_go_of_another_takes_at_once(store: EventStore, other: EventStore):
     async with owner(store, idle_seconds=0.05) as one, owner(other, "two") as two:
         await one.ref(Owned, "a").ask(Write(text="1"))
-        await until(lambda: one.stats().live == 0)
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(20):
+            while [held async for held in store.holdings()]:
+                await asyncio.sleep(0.01)
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
 
 
@@ -92,22 +109,24 @@ async def test_a_closed_system_owns_nothing(store: EventStore, other: EventStore
     began = time.monotonic()
     async with owner(other, "two") as two:
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
-    assert time.monotonic() - began < SECONDS
+    assert time.monotonic() - began < LONG / 3
     assert [recorded.epoch async for recorded in store.read("Owned-a")] == [1, 2]
 
 
 async def test_an_owner_that_died_is_waited_out(store: EventStore, other: EventStore):
-    async with owner(store) as one, owner(other, "two") as two:
+    async with owner(store, lease_seconds=SECONDS) as one, owner(other, "two") as two:
         await one.ref(Owned, "a").ask(Write(text="1"))
         die(one)
         began = time.monotonic()
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
-        assert SECONDS / 3 < time.monotonic() - began < SECONDS + 1
+        # Not before it has ended by its own clock, and no longer than its own lease.
+        assert not one._runtime._ownership._keeper.is_held  # type: ignore[union-attr]
+        assert time.monotonic() - began < LONG / 3
 
 
 async def test_an_owner_that_was_overtaken_is_fenced_and_answers_everybody(store: EventStore, other: EventStore):
     """Its lease is made to look valid: what keeps it from writing is the store alone."""
-    async with owner(store) as one, owner(other, "two") as two:
+    async with owner(store, lease_seconds=SECONDS) as one, owner(other, "two") as two:
         await one.ref(Owned, "a").ask(Write(text="1"))
         die(one)
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
@@ -121,18 +140,21 @@ async def test_an_owner_that_was_overtaken_is_fenced_and_answers_everybody(store
 
 
 async def test_when_the_lease_has_run_out_nothing_is_answered_from_memory(store: EventStore, other: EventStore):
-    async with owner(store) as one, owner(other, "two") as two:
+    async with owner(store, lease_seconds=SECONDS) as one, owner(other, "two") as two:
         await one.ref(Owned, "a").ask(Write(text="1"))
         die(one)
         await asyncio.sleep(SECONDS)
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
-        with pytest.raises((FencedError, OwnedElsewhere, TimeoutError)):
+        with pytest.raises((FencedError, LeaseLost, OwnedElsewhere, TimeoutError)):
             async with asyncio.timeout(SECONDS / 2):
                 await one.ref(Owned, "a").ask(Read())
 
 
 async def test_a_lease_that_ran_out_and_is_renewed_brings_back_nothing(store: EventStore, other: EventStore):
-    async with owner(store) as one, owner(other, "two") as two:
+    async with (
+        owner(store, lease_seconds=SECONDS) as one,
+        owner(other, "two", lease_seconds=5 * SECONDS) as two,
+    ):
         await one.ref(Owned, "a").ask(Write(text="1"))
         keeper = one._runtime._ownership._keeper  # type: ignore[union-attr]
         renew = keeper._renew
@@ -146,7 +168,8 @@ async def test_a_lease_that_ran_out_and_is_renewed_brings_back_nothing(store: Ev
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
         asleep.clear()
         await until(lambda: keeper.is_held)
-        with pytest.raises(OwnedElsewhere):
+        # On a busy machine it may be without a lease again, and then it owns nothing either.
+        with pytest.raises((OwnedElsewhere, LeaseLost)):
             await one.ref(Owned, "a").ask(Read())
 
 
@@ -154,7 +177,7 @@ async def test_a_snapshot_of_an_owner_that_was_overtaken_is_refused(store: Event
     class Kept(Owned):
         snapshot_policy = SnapshotPolicy(on_passivation=True)
 
-    async with owner(store) as one, owner(other, "two") as two:
+    async with owner(store, lease_seconds=SECONDS) as one, owner(other, "two") as two:
         await one.ref(Kept, "a").ask(Write(text="1"))
         die(one)
         await two.ref(Kept, "a").ask(Write(text="2"))
@@ -177,11 +200,15 @@ async def test_many_actors_are_claimed_in_few_trips(faults: Faults):
 
 
 async def test_the_lease_is_renewed_while_the_loop_is_blocked(store: EventStore, other: EventStore):
-    async with owner(store) as one:
+    async with owner(store, lease_seconds=SECONDS) as one:
         await one.ref(Owned, "a").ask(Write(text="1"))
         before = (await store.owners())[0].renewals
-        time.sleep(2 * SECONDS)
-        assert one._runtime._ownership._keeper.is_held  # type: ignore[union-attr]
+        keeper = one._runtime._ownership._keeper  # type: ignore[union-attr]
+        ended_at, began = keeper.ends_at, time.monotonic()
+        # Not a turn for the loop until it has been renewed for longer than it lasts.
+        while keeper.ends_at < ended_at + SECONDS:
+            assert time.monotonic() < began + 20
+            time.sleep(0.01)
         assert (await store.owners())[0].renewals > before
 
 
@@ -191,7 +218,7 @@ async def test_it_is_seen_who_holds_what(store: EventStore):
         await system.ref(Owned, "b").ask(Read())
         (info,) = await store.owners()
         assert info.name == "web-1"
-        assert 0 < info.remaining <= SECONDS
+        assert 0 < info.remaining <= LONG
         assert [(held.stream_id, held.epoch, held.owner) async for held in store.holdings()] == [
             ("Owned-a", 1, info.id),
             ("Owned-b", 1, info.id),
@@ -216,7 +243,7 @@ async def test_an_async_handler_of_an_overtaken_owner_stores_nothing(store: Even
             self.write(Write(text=command.text))
             return 1
 
-    async with owner(store) as one, owner(other, "two") as two:
+    async with owner(store, lease_seconds=SECONDS) as one, owner(other, "two") as two:
         await one.ref(Slow, "a").ask(Write(text="1"))
         asked = asyncio.create_task(one.ref(Slow, "a").ask(Wait(text="late")))
         await going.wait()
@@ -236,11 +263,11 @@ async def test_without_a_lease_it_is_said_in_time_that_nothing_is_owned(faults: 
         async def end(self) -> None: ...
 
     faults.lease = lambda _: Silent()  # type: ignore[attr-defined]
-    async with faults.store() as store, owner(store) as system:
+    async with faults.store() as store, owner(store, lease_seconds=SECONDS) as system:
         began = time.monotonic()
         with pytest.raises(Exception, match="no lease"):
             await system.ref(Owned, "a").ask(Read())
-        assert time.monotonic() - began < SECONDS + 1
+        assert time.monotonic() - began < 20
 
 
 def test_ownership_is_one_of_two() -> None:
@@ -298,7 +325,7 @@ async def test_a_live_actor_learns_what_others_stored(store: EventStore, other: 
         assert await one.ref(Notebook, "a").ask(Read()) == ["1"]
         await asyncio.sleep(0.3)
         await two.ref(Notebook, "a").ask(Write(text="2"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await one.ref(Notebook, "a").ask(Read()) != ["1", "2"]:
                 await asyncio.sleep(0.01)
 

@@ -38,7 +38,7 @@ class Crowd:
         async with self._permits:
             self.inside += 1
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await self.let_go.wait()
             finally:
                 self.inside -= 1
@@ -103,7 +103,7 @@ async def test_who_is_cancelled_takes_no_permit_along(permits: Permits, is_too_l
         await permits.__aexit__(None, None, None)
     await permits.__aexit__(None, None, None)
     # Both are there again.
-    async with asyncio.timeout(1), permits, permits:
+    async with asyncio.timeout(20), permits, permits:
         pass
 
 

@@ -36,6 +36,7 @@ from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Page, Read, Refuse, Unhandled, Wait, Write, Written, texts, until
+from tests.loop_clock import LoopClock
 
 
 async def write(store: EventStore, *lines: str, kind: str = "Notebook", key: str = "a") -> None:
@@ -227,7 +228,7 @@ async def test_only_so_many_recover_at_once(faults: Faults):
 
 
 async def test_hooks_that_ask_other_cold_actors_do_not_keep_them_from_recovering(url: str):
-    async with ActorSystem(url, recoveries_at_once=2, ask_timeout=2.0) as system:
+    async with ActorSystem(url, recoveries_at_once=2, ask_timeout=20.0) as system:
 
         class Leading(Notebook):
             async def recovered(self) -> None:
@@ -262,31 +263,35 @@ async def test_a_recovery_that_gets_no_events_in_time_fails(faults: Faults):
 
 
 @case("C157")
-async def test_a_slow_recovery_that_makes_progress_goes_on(faults: Faults):
+async def test_a_slow_recovery_that_makes_progress_goes_on(faults: Faults, clock: LoopClock):
     async def take_time(_: Load) -> None:
-        await asyncio.sleep(0.06)
+        await clock.forward(20)
 
     faults.before_load = take_time
-    async with faults.store() as store, ActorSystem(store, recovery_timeout=0.15) as system:
+    async with faults.store() as store, ActorSystem(store, recovery_timeout=40, ask_timeout=3600) as system:
         await write(store, *["x" * 1000] * 4000)
         assert len(await system.ref(Notebook, "a").ask(Read())) == 4000
-    assert len(faults.loads) * 0.06 > 0.15
+    assert len(faults.loads) * 20 > 40
 
 
 @case("C157")
-async def test_after_a_recovery_that_timed_out_the_actor_serves_when_the_database_answers(faults: Faults):
-    hanging = True
+async def test_after_a_recovery_that_timed_out_the_actor_serves_when_the_database_answers(
+    faults: Faults, clock: LoopClock
+):
+    asked, answers = asyncio.Event(), asyncio.Event()
 
     async def hang(_: Load) -> None:
-        while hanging:
-            await asyncio.sleep(0.01)
+        asked.set()
+        await answers.wait()
 
     faults.before_load = hang
-    async with faults.store() as store, ActorSystem(store, recovery_timeout=0.05) as system:
+    async with faults.store() as store, ActorSystem(store, recovery_timeout=20, ask_timeout=3600) as system:
         await write(store, "1")
+        asking = asyncio.create_task(system.ref(Quick, "a").ask(Read()))
+        await clock.forward_after(asked, 20)
         with pytest.raises(RecoveryError):
-            await system.ref(Quick, "a").ask(Read())
-        hanging = False
+            await asking
+        answers.set()
         assert await system.ref(Quick, "a").ask(Read()) == ["1"]
 
 

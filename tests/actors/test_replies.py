@@ -72,7 +72,7 @@ async def test_a_reply_waits_for_the_events_of_all_earlier_commands(
     await settled()
     assert not later.done()
     faults.release()
-    await asyncio.wait([later], timeout=5)
+    await asyncio.wait([later], timeout=20)
     assert writing.done()
     assert later.done()
     later.exception()  # A refusal is an answer too.
@@ -99,7 +99,7 @@ async def test_a_reply_waits_for_events_that_no_group_has_taken_yet(
     faults.before_append = None
     faults.release()
     assert await second == 2
-    await asyncio.wait([later], timeout=5)
+    await asyncio.wait([later], timeout=20)
     later.exception()
 
 
@@ -181,7 +181,7 @@ async def test_a_read_of_an_actor_with_nothing_in_flight_is_answered_at_once(fau
     faults.hold()
     writing = start(busy.ask(Write(text="x")))
     await faults.held()
-    assert await quiet.ask(Read(), timeout=1) == []
+    assert await quiet.ask(Read(), timeout=20) == []
     faults.release()
     await writing
 

@@ -255,7 +255,7 @@ def run(kind: str, script: list[Any]) -> None:
     async def play() -> None:
         reports: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
-        async with asyncio.timeout(20), opened(kind) as world:
+        async with asyncio.timeout(60), opened(kind) as world:
             for step in script:
                 await world.play(step)
             await world.check()

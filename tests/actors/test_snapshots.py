@@ -117,7 +117,7 @@ async def test_a_predicate_that_raises_takes_no_snapshot_and_is_logged_and_chang
     notebook = system.ref(When, "a")
     with caplog.at_level(logging.ERROR):
         assert await notebook.ask(Write(text="1")) == 1
-        assert await asyncio.gather(notebook.ask(Write(text="2"), timeout=2), notebook.ask(Read(), timeout=2)) == [
+        assert await asyncio.gather(notebook.ask(Write(text="2"), timeout=20), notebook.ask(Read(), timeout=20)) == [
             2,
             ["1", "2"],
         ]
@@ -218,7 +218,7 @@ async def test_a_snapshot_on_its_way_holds_up_no_command(faults: Faults, faulty:
     faults.before_snapshot = wait
     notebook = faulty.ref(Every1, "a")
     for number in range(5):
-        assert await notebook.ask(Write(text="x"), timeout=2) == number + 1
+        assert await notebook.ask(Write(text="x"), timeout=20) == number + 1
     gate.set()
 
 
@@ -289,8 +289,8 @@ async def test_a_state_that_cannot_be_written_stops_nobody(
 
     with caplog.at_level(logging.ERROR):
         async with ActorSystem(url) as system:
-            assert await system.ref(Odd, "a").ask(Write(text="1"), timeout=2) == 1
-            assert await system.ref(Odd, "a").ask(Write(text="2"), timeout=2) == 2
+            assert await system.ref(Odd, "a").ask(Write(text="1"), timeout=20) == 1
+            assert await system.ref(Odd, "a").ask(Write(text="2"), timeout=20) == 2
     assert "no snapshot was taken" in caplog.text
 
 

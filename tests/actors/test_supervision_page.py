@@ -21,7 +21,7 @@ def test_the_program_prints_what_the_page_says(tmp_path: Path):
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, printed), done.stderr

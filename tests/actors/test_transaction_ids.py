@@ -350,7 +350,7 @@ async def test_an_unknown_outcome_names_the_id_and_asking_again_finds_out(faults
         await asyncio.sleep(0.05)
 
         async def again() -> tuple[Any, ...]:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while True:
                     try:
                         return (await block(system, "x", asks)).replies

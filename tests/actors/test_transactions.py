@@ -325,7 +325,7 @@ async def test_a_snapshot_that_becomes_due_is_taken_at_its_end(system: ActorSyst
             raise ZeroDivisionError
     assert (await fold(store, Kept, "a")).snapshot_version == 0
     assert await a.batch([Write(text="1"), Write(text="2"), Write(text="3"), Write(text="4")]) == [1, 2, 3, 4]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (folded := await fold(store, Kept, "a")).snapshot_version == 0:
             await asyncio.sleep(0.01)
     assert (folded.snapshot_version, folded.state.lines) == (4, ["1", "2", "3", "4"])

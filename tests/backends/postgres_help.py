@@ -27,11 +27,13 @@ def with_parameters(url: str, **parameters: object) -> str:
 @asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[Any, None]:
     """A plain connection to the URL's database."""
-    connection = await asyncpg.connect(urlsplit(url)._replace(query="").geturl(), timeout=10, command_timeout=PATIENCE)
+    connection = await asyncpg.connect(
+        urlsplit(url)._replace(query="").geturl(), timeout=PATIENCE, command_timeout=3 * PATIENCE
+    )
     try:
         yield connection
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=PATIENCE)
 
 
 async def fetch(url: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -60,7 +62,7 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
         event = (*columns, f"{{{checksum}}}", 0)
         stream = ([stream_id], [stream_id], [1])
         ((count, *_),) = await connection.fetch(
-            PostgresSQL(schema).append_to(new=True, commands=False, replicas=False), *event, [], [], [], [], *stream
+            PostgresSQL(schema, "").append_to(new=True, commands=False, replicas=False), *event, [], [], [], [], *stream
         )
         assert count == 1
         yield connection

@@ -40,7 +40,7 @@ def backend_of(store: EventStore) -> RedisBackend:
 @contextmanager
 def admin(server: Redis) -> Iterator[redis.Redis]:
     """Another client of the server, which sends nothing twice."""
-    client = redis.Redis(host=server.host, port=server.port, socket_timeout=10, retry=Retry(NoBackoff(), 0))
+    client = redis.Redis(host=server.host, port=server.port, socket_timeout=30, retry=Retry(NoBackoff(), 0))
     try:
         yield client
     finally:

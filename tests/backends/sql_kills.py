@@ -40,7 +40,7 @@ async def _killed(url: str) -> int:
     )
     assert writer.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             told = [await writer.stdout.readline() for _ in range(random.randint(1, 4))]
         await asyncio.sleep(random.random() * 0.05)
     finally:

@@ -20,7 +20,7 @@ async def main(url: str) -> None:
         number = await store.version("a")
         while True:
             number += 1
-            transaction = await store.begin_sql(seconds=3)
+            transaction = await store.begin_sql(seconds=30)
             try:
                 await transaction.connection.execute(text("INSERT INTO ledger VALUES (:n)"), {"n": number})
                 payload = b'{"number":%d}' % number

@@ -9,5 +9,5 @@ from backends.conformance import BackendContract, SQLTransactions
 
 class TestPostgres(SQLTransactions, BackendContract):
     @pytest.fixture
-    def url(self, postgres_url: str) -> str:
-        return postgres_url
+    def url(self, emptied_postgres_url: str) -> str:
+        return emptied_postgres_url

@@ -66,15 +66,15 @@ async def test_a_subscriber_gets_what_was_held_back_before_what_came_later(postg
 
 
 async def test_an_append_that_never_ends_stops_readers_with_an_error_and_not_for_ever(postgres_url: str) -> None:
-    async with EventStore.open(with_parameters(postgres_url, command_timeout=0.5)) as store:
+    async with EventStore.open(with_parameters(postgres_url, command_timeout=1.5)) as store:
         await store.append("a", happened(1, 2, 3))
         assert await numbers(store.read_all()) == [1, 2, 3]
         async with unfinished_append(postgres_url, "held"):
             await store.append("a", happened(4))
             began = time.monotonic()
-            with pytest.raises(BackendUnavailable, match="an append has been under way for 0.5 s"):
+            with pytest.raises(BackendUnavailable, match="an append has been under way for 1.5 s"):
                 await collect(store.read_all())
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < PATIENCE
             # What is final is served all the same.
             page = await store.read_page(limit=3)
             assert [recorded.version for recorded in page.events] == [1, 2, 3]
@@ -91,7 +91,7 @@ async def test_a_long_transaction_of_somebody_else_holds_no_reader_up(postgres_u
         await store.append("a", happened(1))
         began = time.monotonic()
         assert await numbers(store.read_all()) == [1]
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < PATIENCE
         await other.execute("COMMIT")
 
 
@@ -100,7 +100,7 @@ async def test_an_append_to_the_journal_of_another_schema_holds_no_reader_up(pos
     await asyncio.to_thread(schema.upgrade, parse_store_url(other))
     async with EventStore.open(postgres_url) as store, unfinished_append(postgres_url, "held", schema="other"):
         await store.append("a", happened(1))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert await numbers(store.read_all()) == [1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -28,7 +28,9 @@ from backends.conformance.sql import TRANSFERS, SQLTransactions
 from backends.conformance.truncation import Truncation
 from eventstore import EventStore, SchemaError
 from eventstore.errors import CapabilityError
+from tests.servers.databases import Databases, asyncio_run
 
+from .conftest import empty
 from .postgres_help import backend_of, execute, fetch
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "postgres.md"
@@ -67,8 +69,25 @@ class Roles:
         await execute(self.owner_url, f"DROP OWNED BY {both}; DROP ROLE {both}")
 
 
+@pytest.fixture(scope="session")
+def shared_roles(databases: Databases) -> Iterator[Roles]:
+    with databases.migrated() as url:
+        roles = Roles(url)
+        asyncio_run(roles.make())
+        yield roles
+        asyncio_run(roles.drop())
+
+
+@pytest.fixture
+def roles(shared_roles: Roles) -> Roles:
+    """Two roles, in a database with an empty journal."""
+    empty(shared_roles.owner_url)
+    return shared_roles
+
+
 @pytest_asyncio.fixture
-async def roles(postgres_url: str) -> AsyncGenerator[Roles, None]:
+async def own_roles(postgres_url: str) -> AsyncGenerator[Roles, None]:
+    """Two roles of this test alone, who may lose their rights."""
     roles = Roles(postgres_url)
     await roles.make()
     yield roles
@@ -165,7 +184,8 @@ async def test_the_keepers_role_cannot_delete_without_the_record(roles: Roles) -
                 await execute(roles.keeper_url, statement)
 
 
-async def test_a_role_without_rights_is_refused_when_the_store_is_opened(roles: Roles) -> None:
+async def test_a_role_without_rights_is_refused_when_the_store_is_opened(own_roles: Roles) -> None:
+    roles = own_roles
     await execute(roles.owner_url, f"REVOKE ALL ON eventstore_version FROM {roles.app}")
     with pytest.raises(CapabilityError, match="grant"):
         async with EventStore.open(roles.app_url):

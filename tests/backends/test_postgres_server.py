@@ -212,7 +212,7 @@ async def test_a_server_that_does_not_answer_is_given_up(postgres_url: str) -> N
         began = time.monotonic()
         with pytest.raises(BackendUnavailable, match="connect_timeout"):
             await opening(via(proxy, postgres_url, connect_timeout=0.3))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < PATIENCE
 
 
 async def test_a_host_without_tls_is_refused_by_default_with_the_way_out(postgres_url: str) -> None:
@@ -224,20 +224,22 @@ async def test_a_host_without_tls_is_refused_by_default_with_the_way_out(postgre
 
 
 async def test_who_finds_no_free_connection_is_told_so_in_time_and_appends_go_on(postgres_url: str) -> None:
-    async def hold(_: PostgresSession) -> None:
-        await asyncio.sleep(2)
+    let_go = asyncio.Event()
 
-    url = with_parameters(postgres_url, pool_size=1, command_timeout=1)
+    async def hold(_: PostgresSession) -> None:
+        await let_go.wait()
+
+    url = with_parameters(postgres_url, pool_size=1, command_timeout=2)
     async with EventStore.open(url) as store:
         holding = asyncio.create_task(backend_of(store)._open.pool.run(hold))
         await asyncio.sleep(0)
-        began = time.monotonic()
         reads = asyncio.gather(*(store.version("a") for _ in range(20)), return_exceptions=True)
         assert (await store.append("a", happened(1))).versions == (1,)
         outcomes = await reads
-        assert time.monotonic() - began < 2
+        assert not holding.done()
         assert {type(outcome) for outcome in outcomes} == {ConnectionsBusy}
         assert "pool_size" in str(outcomes[0])
+        let_go.set()
         await holding
         assert await asyncio.gather(*(store.version("a") for _ in range(50))) == [1] * 50
 
@@ -247,7 +249,7 @@ async def test_readers_that_wait_for_an_append_keep_no_connection(postgres_url: 
     async with EventStore.open(url) as store, unfinished_append(postgres_url, "held") as held:
         readers = [asyncio.create_task(store.read_page()) for _ in range(5)]
         await asyncio.sleep(0.1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert await store.version("a") == 0
         await held.execute("COMMIT")
         assert [len(page.events) for page in await asyncio.gather(*readers)] == [1] * 5
@@ -353,7 +355,8 @@ async def test_an_append_of_another_store_wakes_a_subscriber(postgres_url: str) 
         await other.append("a", happened(7))
         async with asyncio.timeout(PATIENCE):
             assert await waiting == 7
-        assert time.monotonic() - began < 5
+        # It would have looked by itself after a minute.
+        assert time.monotonic() - began < 30
 
 
 async def test_a_listener_that_is_killed_listens_again_and_has_missed_nothing(
@@ -397,7 +400,9 @@ async def test_many_appends_are_few_notifications(postgres_url: str) -> None:
         began = time.monotonic()
         for number in range(200):
             await store.append("a", happened(number))
+        async with asyncio.timeout(PATIENCE):
+            while not heard:
+                await asyncio.sleep(0.02)
         await asyncio.sleep(0.2)
         # One for each 20 ms, not one for each append.
-        assert 1 <= len(heard) <= (time.monotonic() - began) / 0.02 + 1
-        assert len(heard) < 100
+        assert len(heard) <= (time.monotonic() - began) / 0.02 + 1

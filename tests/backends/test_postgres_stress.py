@@ -13,6 +13,7 @@ import pytest
 
 from eventstore import EventStore
 from eventstore.events import RecordedEvent
+from tests.servers.databases import Databases
 
 from .postgres_help import connected
 
@@ -94,7 +95,8 @@ async def follow_naively(url: str, have_ended: asyncio.Event) -> list[int]:
             await asyncio.sleep(0.002)
 
 
-async def stress(url: str, seconds: float) -> None:
+async def stress(url: str, seconds: float) -> bool:
+    """Whether a naive reader missed something; that the store's does not is asserted."""
     told = Acknowledged()
     async with EventStore.open(url) as store:
         async with writers(url, seconds, told) as have_ended:
@@ -119,13 +121,18 @@ async def stress(url: str, seconds: float) -> None:
     assert {recorded.event_id.hex: recorded.position for recorded in followed}.items() >= told.positions.items()
     # Transactions were rolled back after they had taken positions, and others overtook.
     assert positions[-1] > len(positions)
-    assert missed > 0
+    return missed > 0
 
 
-async def test_a_reader_beside_eight_writers_misses_nothing_and_a_naive_one_does(postgres_url: str) -> None:
-    await stress(postgres_url, 3.0)
+def test_a_reader_beside_eight_writers_misses_nothing_and_a_naive_one_does(databases: Databases) -> None:
+    # On a machine that lets them run one behind another, the naive one may have luck for a while.
+    for _ in range(10):
+        with databases.migrated() as url:
+            if asyncio.run(stress(url, 3.0)):
+                return
+    pytest.fail("a naive reader missed nothing")
 
 
 @pytest.mark.soak
 async def test_a_reader_beside_eight_writers_misses_nothing_for_a_minute(postgres_url: str) -> None:
-    await stress(postgres_url, 60.0)
+    assert await stress(postgres_url, 60.0)

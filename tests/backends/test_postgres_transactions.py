@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -89,7 +88,7 @@ async def nothing_is_open(url: str) -> None:
 class TestAcrossTheNetwork:
     async def test_a_commit_whose_reply_is_lost_is_found_out(self, postgres_url: str, proxy: FaultProxy) -> None:
         async with EventStore.open(via(proxy, postgres_url)) as store:
-            begun = await store.begin_sql(seconds=5)
+            begun = await store.begin_sql(seconds=30)
             await enter(begun, 1)
             proxy.lose_reply(to=b"COMMIT")
             stored = await begun.commit([write("a", b"1", expected=0)])
@@ -149,7 +148,7 @@ class TestAcrossTheNetwork:
         async with EventStore.open(via(proxy, postgres_url)) as store, connected(postgres_url) as holder:
             await store.append("known", happened(0))
             await holder.execute(HOLD_COMMITS)
-            begun = await store.begin_sql(seconds=10)
+            begun = await store.begin_sql(seconds=60)
             await enter(begun, 1)
             committing = asyncio.create_task(begun.commit([write(stream_id, b'{"number":1}')]))
             await waiting_for(postgres_url, "advisory")
@@ -171,9 +170,9 @@ class TestAcrossTheNetwork:
         assert await entered(postgres_url) == [1] * (not is_ended)
 
     async def test_what_is_not_found_out_in_time_is_unknown(self, postgres_url: str, proxy: FaultProxy) -> None:
-        distant = via(proxy, postgres_url, connect_timeout=0.5)
+        distant = via(proxy, postgres_url, connect_timeout=20)
         async with EventStore.open(distant, resolve_within=0.5) as store:
-            begun = await store.begin_sql(seconds=5)
+            begun = await store.begin_sql(seconds=30)
             await enter(begun, 1)
             proxy.lose_reply(to=b"COMMIT")
             proxy.refuse()
@@ -243,12 +242,10 @@ class TestOthers:
     async def test_who_waits_for_a_row_is_served_when_the_time_of_its_holder_is_over(self, store: EventStore) -> None:
         await commit(store, [], "INSERT INTO ledger VALUES (1, 0)")
         update = text("UPDATE ledger SET amount = amount + 1")
-        dawdling = await store.begin_sql(seconds=0.5)
+        dawdling = await store.begin_sql(seconds=1.5)
         await dawdling.connection.execute(update)
-        started = time.monotonic()
-        async with transaction(store) as begun:
+        async with transaction(store) as begun, asyncio.timeout(PATIENCE):
             await begun.connection.execute(update)
-            assert 0.2 < time.monotonic() - started < 3
             assert isinstance(await begun.commit([write("a", b"1")]), Appended)
         with pytest.raises(TransactionExpired):
             await dawdling.commit([write("a", b"1")])
@@ -257,7 +254,7 @@ class TestOthers:
     async def test_a_loop_that_is_kept_busy_holds_nobody_up_for_longer(
         self, postgres_url: str, store: EventStore
     ) -> None:
-        begun = await store.begin_sql(seconds=0.5)
+        begun = await store.begin_sql(seconds=1.5)
         await enter(begun, 1)
         program = "import asyncio, sys, time, asyncpg\n" + (
             "async def main():\n"
@@ -273,9 +270,9 @@ class TestOthers:
         plain = urlsplit(postgres_url)._replace(query="").geturl()
         # Nothing of this loop runs meanwhile, so the server alone can end it.
         done = subprocess.run(
-            [sys.executable, "-c", program, plain], capture_output=True, text=True, timeout=20, check=True
+            [sys.executable, "-c", program, plain], capture_output=True, text=True, timeout=120, check=True
         )
-        assert 0 < float(done.stdout) < 3
+        assert 0 < float(done.stdout) < PATIENCE
         with pytest.raises(TransactionExpired):
             await enter(begun, 2)
         await begun.rollback()
@@ -283,15 +280,15 @@ class TestOthers:
     async def test_a_statement_that_takes_too_long_is_ended_on_the_server_too(
         self, postgres_url: str, store: EventStore
     ) -> None:
-        async with transaction(store, seconds=0.4) as begun:
+        async with transaction(store, seconds=1.5) as begun:
             with pytest.raises(TransactionExpired):
                 await begun.connection.execute(text("SELECT pg_sleep(30)"))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE):
             await nothing_is_open(postgres_url)
 
     async def test_a_commit_that_waits_for_a_stream_ends_in_time(self, postgres_url: str, store: EventStore) -> None:
         async with unfinished_append(postgres_url, "a") as other:
-            async with transaction(store, seconds=0.5) as begun:
+            async with transaction(store, seconds=1.5) as begun:
                 await enter(begun, 1)
                 with pytest.raises(TransactionExpired):
                     await begun.commit([write("a", b"1")])
@@ -300,7 +297,7 @@ class TestOthers:
         assert await store.version("a") == 1
 
     async def test_a_commit_waits_for_the_append_before_it(self, postgres_url: str, store: EventStore) -> None:
-        async with unfinished_append(postgres_url, "a") as other, transaction(store, seconds=5) as begun:
+        async with unfinished_append(postgres_url, "a") as other, transaction(store, seconds=30) as begun:
             committing = asyncio.create_task(begun.commit([write("a", b"1", expected=1)]))
             await waiting_for(postgres_url, "transactionid")
             await other.execute("COMMIT")
@@ -314,7 +311,7 @@ class TestOthers:
         version = await store.version(stream_id)
         async with connected(postgres_url) as holder:
             await holder.execute(HOLD_COMMITS)
-            async with transaction(store, seconds=10) as begun:
+            async with transaction(store, seconds=60) as begun:
                 await enter(begun, 1)
                 committing = asyncio.create_task(begun.commit([write(stream_id, expected=version)]))
                 await waiting_for(postgres_url, "advisory")
@@ -328,7 +325,7 @@ class TestOthers:
                 assert (await appending).versions == (version + 1,)
 
     async def test_it_waits_for_a_place_and_then_says_so(self, postgres_url: str) -> None:
-        async with EventStore.open(with_parameters(postgres_url, pool_size=1, command_timeout=0.5)) as store:
+        async with EventStore.open(with_parameters(postgres_url, pool_size=1, command_timeout=2)) as store:
             async with transaction(store):
                 with pytest.raises(ConnectionsBusy):
                     await store.begin_sql(seconds=1)
@@ -425,7 +422,7 @@ class TestWhatTheUserDoes:
         shown: list[str] = []
         async with EventStore.open(url) as store:
             for fault in ("COMMIT", "journal_streams", "INSERT INTO ledger"):
-                begun = await store.begin_sql(seconds=2)
+                begun = await store.begin_sql(seconds=30)
                 proxy.lose_reply(to=fault.encode())
                 try:
                     await begun.connection.execute(text("INSERT INTO ledger VALUES (1, 1)"))

@@ -58,13 +58,13 @@ class Crash:
                 writers.create_task(self.write(f"s-{n}"))
             for _ in range(crashes):
                 before = len(self.acknowledged)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while len(self.acknowledged) < before + 50:
                         await asyncio.sleep(0.005)
                 server.crash()
                 await asyncio.sleep(0.02)
                 server.start()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await self.store.append("end", happened(0))
             self._is_over = True
 

@@ -130,7 +130,7 @@ async def test_the_documented_rights_are_enough_for_an_application(server: Redis
         waiting = asyncio.create_task(backend_of(store).wait(3, 3600))
         await heard(server)
         await other.append("b", happened(4))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await waiting
     with pytest.raises(BackendUnavailable, match="lacks a right"):
         await asyncio.to_thread(
@@ -158,7 +158,7 @@ async def uses_commands_and_ownership(store: EventStore) -> None:
 async def heard(server: Redis) -> None:
     """Wait until somebody listens for news."""
     with admin(server) as client:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not client.pubsub_numsub(f"{KEY}:news")[0][1]:
                 await asyncio.sleep(0.01)
 
@@ -200,7 +200,7 @@ async def test_without_the_right_to_publish_and_to_listen_everything_else_works(
     url = journal_url(server, user=user)
     async with EventStore.open(url) as store, EventStore.open(url) as other:
         await store.append("a", happened(1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await backend_of(store).wait(1, 0.1)
             await other.append("a", happened(2))
         assert await numbers(store.read_all()) == [1, 2]

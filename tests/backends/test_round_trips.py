@@ -93,6 +93,6 @@ async def transactions(url: str) -> int:
 
 
 def scripts(url: str) -> int:
-    with closing(redis.Redis.from_url(urlsplit(url)._replace(query="").geturl(), socket_timeout=10)) as client:
+    with closing(redis.Redis.from_url(urlsplit(url)._replace(query="").geturl(), socket_timeout=60)) as client:
         statistics = client.info("commandstats")
     return sum(int(statistics[name]["calls"]) for name in ("cmdstat_evalsha", "cmdstat_eval") if name in statistics)

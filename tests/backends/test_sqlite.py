@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from backends.conformance import BackendContract, SQLTransactions
+from tests.actors.journals import new_journal
 
 
 class TestSQLite(SQLTransactions, BackendContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
-        return f"sqlite:///{tmp_path}/journal.db"
+        return new_journal("sqlite", tmp_path)

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from backends import sqlite_loader
+from backends import sqlite_page_thread
 from backends.conformance.events import write
 from backends.sqlite import SQLiteBackend
 from backends.sqlite_loader import SQLiteLoader
@@ -51,15 +51,15 @@ async def test_a_large_page_is_being_read_before_the_loop_goes_on(
     backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
 ):
     # However busy this machine is.
-    monkeypatch.setattr(sqlite_loader, "_HAND_OVER_SECONDS", 20)
+    monkeypatch.setattr(sqlite_page_thread, "_HAND_OVER_SECONDS", 20)
     await backend.append([[write("a", *(b"1" for _ in range(100)))]])
     await loaded(backend, Load("a"))
-    loader = cast("SQLiteLoader", backend._loader)
+    thread = cast("SQLiteLoader", backend._loader)._thread
     taken: list[bool] = []
     for _ in range(3):
         loading = asyncio.create_task(loaded(backend, Load("a", limit=1000)))
         # Both are run in one turn of the loop, between which nothing lets go of the lock.
-        asyncio.get_running_loop().call_soon(lambda: taken.append(loader._under_way == 1 and loader._jobs.empty()))
+        asyncio.get_running_loop().call_soon(lambda: taken.append(thread.under_way == 1 and thread._jobs.empty()))
         assert len((await loading)[0].events) == 100
     assert taken == [True] * 3
 

@@ -93,7 +93,7 @@ async def test_a_lease_that_never_began_has_nothing_to_end(backend: SQLiteBacken
 async def test_a_renewal_waits_for_the_files_lock_no_longer_than_the_lease_and_queues_no_other(
     backend: SQLiteBackend, path: Path
 ):
-    lease = backend.lease(owner(seconds=0.3))
+    lease = backend.lease(owner(seconds=1.0))
     await lease.renew(b"{}")
     locking = sqlite3.connect(path, isolation_level=None)
     try:
@@ -101,13 +101,13 @@ async def test_a_renewal_waits_for_the_files_lock_no_longer_than_the_lease_and_q
         started = time.monotonic()
         with pytest.raises(OutcomeUnknown):
             await lease.renew(b"{}")
-        assert 0.25 < time.monotonic() - started < 2.0
+        assert 0.9 < time.monotonic() - started < 20
         with pytest.raises(StoreBusy):
             await lease.renew(b"{}")
         locking.execute("ROLLBACK")
     finally:
         locking.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             try:
                 await lease.renew(b"{}")

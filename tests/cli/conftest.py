@@ -76,7 +76,7 @@ def program() -> Run:
 
     def run(*arguments: str) -> Result:
         process = start(*arguments)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         return Result(process.returncode, out.decode(), err.decode())
 
     return run
@@ -92,7 +92,7 @@ def start(*arguments: str | bytes, stdout: int = subprocess.PIPE, **environ: str
         command(*arguments), cwd=PROJECT, env=environment(**environ), stdout=stdout, stderr=subprocess.PIPE
     )
     # A test that waits for output that never comes fails, and does not hang.
-    watchdog = threading.Timer(60, process.kill)
+    watchdog = threading.Timer(180, process.kill)
     watchdog.daemon = True
     watchdog.start()
     return process

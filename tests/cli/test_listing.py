@@ -22,7 +22,7 @@ class TestStreams:
 
     def test_json_gives_one_object_a_line(self, cli: Run, url: str) -> None:
         objects = cli("streams", url, "--json").objects
-        assert {"stream_id": "Account-carol", "version": 5, "truncated": 3} in objects
+        assert {"stream_id": "Account-carol", "version": 5, "truncated": 3, "tenant": ""} in objects
         assert len(objects) == 5
 
     def test_a_kind_is_chosen(self, cli: Run, url: str) -> None:

@@ -16,6 +16,7 @@ from actors import ActorSystem
 from eventstore import EventStore
 from eventstore.backend import Claim, Holder, Holding, Owner
 from eventstore.cli.owners import PAGE
+from eventstore.errors import LeaseLost
 from tests.actors.notebook import Notebook, Read, Write, WriteAndBreak, until
 
 from .conftest import EVIL_ID, EVIL_NOTE, Result, Run
@@ -58,7 +59,13 @@ async def process(
         lease = store.lease(owner)
         await lease.renew(report)
         try:
-            answers = await asyncio.gather(*(store.claim_as(Claim(stream, owner.id)) for stream in streams))
+            while True:
+                try:
+                    answers = await asyncio.gather(*(store.claim_as(Claim(stream, owner.id)) for stream in streams))
+                    break
+                except LeaseLost:
+                    # On a busy machine a short one may be over before.
+                    await lease.renew(report)
             assert not any(isinstance(answer, Holder) for answer in answers)
             yield owner
         finally:
@@ -208,7 +215,7 @@ class TestOwners:
 
 class TestDoctor:
     async def test_a_process_is_shown_with_what_it_reports(self, cli: Run, any_url: str) -> None:
-        async with ActorSystem(any_url, name="web-1", lease_seconds=0.6) as system:
+        async with ActorSystem(any_url, name="web-1", lease_seconds=2.4) as system:
             await system.ref(Owned, "a").ask(Write(text="1"))
             await system.ref(Owned, "b").ask(Read())
             with pytest.raises(ValueError, match="broken"):
@@ -225,7 +232,7 @@ class TestDoctor:
         assert fields(text)["processes"] == "1 with a lease"
         assert "process web-1" in text.lines
         shown = fields(text)
-        assert shown["  lease"].startswith("runs for 0.")
+        assert re.match(r"runs for [012]\.\d s", shown["  lease"])
         assert shown["  actors"] == "3 in memory, 0 recovering, 0 stopped"
         assert (shown["  restarts"], shown["  dead letters"]) == ("1", "0")
         assert shown["  most restarted"] == "Owned-c (1)"
@@ -246,7 +253,7 @@ class TestDoctor:
         assert fields(result)["processes"] == "1 with a lease, 1 whose lease ran out"
         assert (result.code, result.lines[-1]) == (0, "healthy")
         died, lives = result.lines.index("process web-1"), result.lines.index("process web-2")
-        assert result.lines[died + 1].startswith("  lease  ran out 0.")
+        assert result.lines[died + 1].startswith("  lease  ran out ")
         assert result.lines[lives + 1].startswith("  lease  runs for ")
 
     async def test_without_leases_there_is_nothing_to_report(self, cli: Run, empty_url: str) -> None:

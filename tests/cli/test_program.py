@@ -32,6 +32,7 @@ COMMANDS = [
     *("copy", "export", "import"),
 ]
 GROUPS = {
+    "audit": ["query", "trace", "stats"],
     "schema": ["export", "check", "diff"],
     "retention": ["plan", "apply"],
     "projections": ["list", "status", "run", "rebuild", "pause", "resume", "seek", "check"],
@@ -64,7 +65,7 @@ def in_a_terminal(*arguments: str, columns: int = 100) -> Result:
         while chunk := os.read(controller, 65536):
             shown += chunk
     os.close(controller)
-    return Result(process.wait(timeout=30), shown.decode().replace("\r\n", "\n"), "")
+    return Result(process.wait(timeout=180), shown.decode().replace("\r\n", "\n"), "")
 
 
 class TestHelp:
@@ -160,7 +161,7 @@ class TestErrors:
     def test_an_argument_that_is_no_text_is_an_error_like_any_other(self, url: str) -> None:
         for code, arguments in (3, [b"Account-\xff"]), (2, [b"--nonsense\xff", "--json"]):
             process = start("events", url, *arguments)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=180)
             assert process.returncode == code
             assert errors.count(b"\n") == 1
             assert b"udcff" in errors
@@ -247,7 +248,8 @@ class TestEscapes:
     @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
     def test_a_poor_encoding_fails_nothing(self, url: str, encoding: str) -> None:
         text, objects = (
-            start("tail", url, *form, PYTHONIOENCODING=encoding).communicate(timeout=30)[0] for form in ([], ["--json"])
+            start("tail", url, *form, PYTHONIOENCODING=encoding).communicate(timeout=180)[0]
+            for form in ([], ["--json"])
         )
         assert b"\\U0001f642" in text
         assert "🙂" in objects.decode()
@@ -280,7 +282,7 @@ class TestOutput:
     def test_a_full_disk_is_an_error(self, url: str) -> None:
         with Path("/dev/full").open("wb") as full:
             process = start("events", url, "Account-alice", stdout=full.fileno())
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=180)
         assert process.returncode == 3
         assert errors == b"error: the output cannot be written: No space left on device\n"
 
@@ -300,7 +302,7 @@ class TestOutput:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=10) == Exit.READER_GONE
+        assert process.wait(timeout=180) == Exit.READER_GONE
         assert errors.decode().splitlines() in ([], NOTES)
 
 
@@ -318,7 +320,7 @@ class TestInterrupt:
         asyncio.run(append())
         assert json.loads(process.stdout.readline())["payload"] == {"amount": 99, "note": ""}
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=180)
         assert (process.returncode, output, errors) == (130, b"", b"")
         # A closed store leaves no log beside its file.
         assert not own_journal.with_name("own.db-wal").exists()
@@ -334,12 +336,12 @@ class TestInterrupt:
         asyncio.run(fill())
         process = start("replay", own_url, ACCOUNT, *["1", "2", "3", "4", "5"] * 400)
         wal = own_journal.with_name("own.db-wal")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not wal.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=180)
         assert (process.returncode, output) == (130, b"")
         assert errors in (b"", b"this module prints while it is imported\n")
         # Interrupted while it only looked at the file, it leaves an empty log: a reader may not remove it.

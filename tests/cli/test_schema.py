@@ -33,7 +33,7 @@ def alone(*arguments: object) -> tuple[int, list[Any], str]:
         env={**os.environ, "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     return done.returncode, done.stdout.splitlines(), done.stderr

@@ -69,8 +69,10 @@ class _FoldsCase(_Rewriting):
 
 
 class _SortsByLocale(MemoryBackend):
-    async def streams(self, *, after: str, limit: int, kind: str | None) -> Sequence[StreamInfo]:
-        found = await super().streams(after=after, limit=limit, kind=kind)
+    async def streams(
+        self, *, after: str, limit: int, kind: str | None, tenant: str | None = None
+    ) -> Sequence[StreamInfo]:
+        found = await super().streams(after=after, limit=limit, kind=kind, tenant=tenant)
         return sorted(found, key=lambda info: (info.stream_id.casefold(), info.stream_id))
 
 

@@ -35,7 +35,7 @@ def program(tmp_path: Path) -> Program:
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr

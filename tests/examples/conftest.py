@@ -27,7 +27,7 @@ def run_in(folder: Path, command: list[str], **environment: str) -> Done:
     temporary.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(temporary)} | environment
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 

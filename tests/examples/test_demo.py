@@ -104,7 +104,7 @@ def test_interrupted_it_leaves_neither_files_nor_processes(tmp_path: Path) -> No
                 pass
             time.sleep(1.0)  # Now the second round has a child at work.
             demo.send_signal(number)
-            _, errors = demo.communicate(timeout=30)
+            _, errors = demo.communicate(timeout=120)
         assert (demo.returncode, errors) == (code, "")
         assert list(tmp_path.iterdir()) == []
         # Its folder is in the environment of a child that would still run.

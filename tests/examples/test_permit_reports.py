@@ -76,7 +76,7 @@ def read_models(url: str) -> ReadModels:
 
 async def rows_of(url: str) -> ReadModels:
     async with EventStore.open(url) as store:
-        transaction = await store.begin_sql(seconds=10)
+        transaction = await store.begin_sql(seconds=30)
         try:
             cases, handovers = [
                 [tuple(row) for row in await transaction.connection.execute(text(statement))] for statement in _ORDERED
@@ -106,12 +106,12 @@ def test_they_follow_the_journal_and_end_when_they_are_told(run_example: Run, ur
     run_example("permits.py", write_log(log.parent / "few.csv", make_rows(0, cases=1, seed=1)), "--store", url)
     with subprocess.Popen(command_of("permit_reports.py", "--store", url, "--follow"), cwd=log.parent) as process:
         run_example("permits.py", log, "--store", url)
-        wanted, deadline = expected(log), time.monotonic() + 30
+        wanted, deadline = expected(log), time.monotonic() + 120
         while not is_there(url) or read_models(url) != wanted:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=120) == 130
 
 
 def is_there(url: str) -> bool:

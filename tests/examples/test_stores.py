@@ -21,7 +21,7 @@ from .conftest import Done, Run, command_of
 from .permit_log import CASE, expected_report, make_rows, write_log
 
 SERVERS = ("postgres", "redis")
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 120
 
 
 @pytest.fixture(params=SERVERS)

@@ -61,7 +61,7 @@ async def transacting(path: Path, *, dies: bool = False) -> None:
         await store.version("vault-1")
         for number in range(8):
             write(f"intent t{number} vault-1 1 1")
-            begun = await store.begin_sql(seconds=3)
+            begun = await store.begin_sql(seconds=30)
             try:
                 await begun.connection.execute(text("INSERT INTO ledger VALUES (:n)"), {"n": number})
                 appended = await begun.commit([conformance.write("vault-1", b'{"number":%d}' % number)])
@@ -78,7 +78,7 @@ async def transacting(path: Path, *, dies: bool = False) -> None:
 
 
 async def stored(store: EventStore) -> tuple[list[int], list[int]]:
-    begun = await store.begin_sql(seconds=3)
+    begun = await store.begin_sql(seconds=30)
     try:
         rows = (await begun.connection.execute(text("SELECT n FROM ledger ORDER BY n"))).scalars().all()
     finally:

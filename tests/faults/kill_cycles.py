@@ -34,7 +34,7 @@ from .vault import DepositInto, Record, Write, deposit, keep_depositing, writer_
 
 KEYS = ("a", "b", "c", "d", "e")
 MOMENTS = (b"", b"ack", b"intent", b"ack")
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 Work = Callable[[str, str, Write], Coroutine[Any, Any, None]]
 

@@ -75,7 +75,7 @@ class OfNetwork(Outage):
 
     async def begin(self, losing: bytes = b"faults.deposited") -> None:
         self.proxy.lose_reply(to=losing, reset=not self._is_silent)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.proxy.reply_was_lost.wait()
         if self._is_silent:
             self.proxy.stall()

@@ -120,7 +120,7 @@ class Owning:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=PATIENCE_SECONDS)
 
     def said(self) -> OwnerRecord:
         """What it has said so far."""
@@ -177,7 +177,7 @@ class Owning:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
 
     def end(self) -> None:
         """Let it end in good order, with every caller answered."""

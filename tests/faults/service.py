@@ -3,7 +3,7 @@
     python -m tests.faults.service URL RECORD BUILD KEY…
 
 It owns its vaults under a lease of ten minutes, and its callers deposit until they are told that it has stopped. It
-says when it serves, and when everything is closed. Builds: `honest`; `slow`, whose appends take two seconds;
+says when it serves, when it stops, and when all is closed. Builds: `honest`; `slow`, whose appends take a minute;
 `leaving`, which ends at the first signal as others do at the second.
 """
 
@@ -29,7 +29,7 @@ CALLERS = 4
 
 class Slow(Wrapped):
     async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(60)
         return await self._backend.append(batches)
 
 
@@ -53,6 +53,7 @@ async def main(url: str, record: str, build: str, keys: list[str]) -> None:
         stopping.set()
         # The next one has its usual effect.
         loop.remove_signal_handler(signal.SIGTERM)
+        print("stopping", flush=True)
 
     if build != "leaving":
         loop.add_signal_handler(signal.SIGTERM, stop)

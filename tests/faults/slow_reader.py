@@ -2,9 +2,10 @@
 
     python -m tests.faults.slow_reader URL RECORD COUNT BUILD
 
-It says when it is ready, and ends after COUNT events, or when none has come for some seconds. RECORD gets a line for
-each event: position, stream and version. BUILD is `honest`; `greedy`, which reads ahead as far as it can; or
-`forgetful`, which drops what it has no time for.
+It says when it is ready, and ends after COUNT events, or when none has come for some seconds. After the first hundred
+it does nothing until it gets a line: it is as slow as whoever writes meanwhile wants. RECORD gets a line for each
+event: position, stream and version. BUILD is `honest`; `greedy`, which reads ahead as far as it can; or `forgetful`,
+which drops what it has no time for.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 from eventstore import EventStore, RecordedEvent
 
 PAGE = 100
-PAUSE_SECONDS = 0.0005
-PATIENCE_SECONDS = 5.0
+BEFORE_THE_LINE = 100
+PATIENCE_SECONDS = 60.0
+# What was dropped never comes.
+SHORT_PATIENCE_SECONDS = 2.0
 
 Read = Callable[[EventStore], AsyncIterator[RecordedEvent]]
 
@@ -67,14 +70,17 @@ async def main(url: str, record: int, count: int, build: str) -> None:
         print("ready", flush=True)
         before = most_memory()
         seen = 0
+        patience = SHORT_PATIENCE_SECONDS if build == "forgetful" else PATIENCE_SECONDS
         with suppress(TimeoutError):
             async with aclosing(BUILDS[build](store)) as events:  # type: ignore[type-var]  # they are generators
                 while seen < count:
-                    async with asyncio.timeout(PATIENCE_SECONDS):
+                    async with asyncio.timeout(patience):
                         recorded = await anext(events)
                     os.write(record, f"{recorded.position} {recorded.stream_id} {recorded.version}\n".encode())
                     seen += 1
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    if seen == BEFORE_THE_LINE:
+                        await asyncio.to_thread(sys.stdin.readline)
+                    await asyncio.sleep(0)
         print(most_memory() - before)
 
 

@@ -90,4 +90,4 @@ class SmallDisk:
 
     def _end(self) -> None:
         self._holder.kill()
-        self._holder.communicate(timeout=10)
+        self._holder.communicate(timeout=60)

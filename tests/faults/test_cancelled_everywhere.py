@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from actors import ActorRef, ActorSystem, fold, new_command_id
+from backends.sqlite_writer import SQLiteWriter
 from eventstore import BackendUnavailable, EventStore
 from eventstore.backend import Claim, CommandLookup, Load
 from eventstore.snapshots import new_snapshot
@@ -336,7 +337,7 @@ def test_a_closing_cancelled_at_any_await_lets_go_all_the_same(url: str, moment:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
     )
     left = json.loads(done.stdout)
@@ -393,10 +394,21 @@ async def old_commands_forgotten(store: EventStore) -> None:
     ids=lambda change: change.__name__,
 )
 def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
-    tmp_path: Path, change: Callable[[EventStore], Coroutine[Any, Any, None]], is_in_time: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[EventStore], Coroutine[Any, Any, None]],
+    is_in_time: bool,
 ) -> None:
     path = tmp_path / "vaults.db"
-    busy_seconds = 5.0 if is_in_time else 0.2
+    jobs: list[object] = []
+    submit = SQLiteWriter.submit
+
+    def counted(writer: SQLiteWriter, job: Any, *arguments: Any, **options: Any) -> None:
+        jobs.append(job)
+        submit(writer, job, *arguments, **options)
+
+    monkeypatch.setattr(SQLiteWriter, "submit", counted)
+    busy_seconds = 60.0 if is_in_time else 0.7
 
     async def cancel_behind_the_lock() -> None:
         async with EventStore.open(f"sqlite:///{path}?busy_timeout={busy_seconds}") as store:
@@ -404,13 +416,17 @@ def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
                 await system.ref(Vault, "1").ask(COMMAND, command_id="before")
             before = _all_rows(path)
             with lock_held(path) as other:
+                jobs.clear()
                 task = asyncio.create_task(change(store))
-                await asyncio.sleep(0.05)
+                async with asyncio.timeout(20):
+                    # Before that it looks, and who is cancelled then has changed nothing.
+                    while not jobs:
+                        await asyncio.sleep(0)
                 assert not task.done(), "it did not wait for the lock"
                 task.cancel()
-                await asyncio.sleep(0.05 if is_in_time else 0.4)
+                await asyncio.sleep(0.05 if is_in_time else 1.0)
                 other.execute("ROLLBACK")
-                await asyncio.wait([task], timeout=10)
+                await asyncio.wait([task], timeout=30)
                 assert task.cancelled()
                 # Behind whatever is still under way.
                 await store.append("other", parts_of(COMMAND))
@@ -431,7 +447,7 @@ def test_an_ask_cancelled_behind_a_lock_that_is_held_too_long_stores_nothing_and
     path = tmp_path / "vaults.db"
 
     async def cancel_behind_the_lock() -> None:
-        async with ActorSystem(f"sqlite:///{path}?busy_timeout=0.2") as system:
+        async with ActorSystem(f"sqlite:///{path}?busy_timeout=1") as system:
             vault = system.ref(Vault, "1")
             await vault.ask(Deposit(id="before"), command_id="before")
             with lock_held(path):

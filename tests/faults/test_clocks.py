@@ -37,11 +37,14 @@ from tests.servers.postgres import Postgres
 from tests.servers.redis import Redis
 
 LEASE = 0.6
+# Of one that is stopped, but not for as long as a busy machine may stop it.
+LONG_LEASE = 1.5
 KEYS = ("a", "b", "c")
 HOUR = 3600
 DAY = 24 * HOUR
-# A machine that other work keeps busy may need longer than the second that is promised.
-LATEST_SECONDS = LEASE + 4
+# A machine that other work keeps busy may need longer than the second that is promised. What goes by a clock that was
+# set takes a day.
+LATEST_SECONDS = 30.0
 
 
 @pytest.fixture(params=KINDS)
@@ -61,7 +64,7 @@ def longest_silence(process: Owning, folder: Path, since: float) -> float:
 def owner_and_other(url: str, folder: Path, build: str = "honest") -> Iterator[tuple[Owning, Owning]]:
     """One that owns every vault, and one that wants them."""
     with ExitStack() as stack:
-        owner, other = (Owning(url, folder, name, KEYS, lease=LEASE, build=build) for name in ("one", "two"))
+        owner, other = (Owning(url, folder, name, KEYS, lease=LONG_LEASE, build=build) for name in ("one", "two"))
         stack.enter_context(owner)
         owner.wait_for_deposits(owner.streams, 0.0)
         stack.enter_context(other)
@@ -79,7 +82,7 @@ def test_a_blocked_event_loop_loses_nothing_and_one_that_blocks_every_thread_los
         blocked_at = time.monotonic()
         owner.process.send_signal(signal.SIGUSR1)
         owner.wait(lambda said: "one/a/block" in str(list(said.record.acks)[-50:]))
-        assert longest_silence(owner, tmp_path, blocked_at) > (BLOCKED_LEASES - 0.1) * LEASE
+        assert longest_silence(owner, tmp_path, blocked_at) > (BLOCKED_LEASES - 0.1) * LONG_LEASE
         # The lease was renewed by its own thread.
         assert other.said().took == {}
         assert {error for some in other.said().told.values() for _, error in some} == {"OwnedElsewhere"}
@@ -92,7 +95,7 @@ def test_a_blocked_event_loop_loses_nothing_and_one_that_blocks_every_thread_los
         assert taken_at - blocked_at < LATEST_SECONDS
         # The handler that had gone on all the time decided for nothing.
         owner.wait(lambda said: any("/block" in id_ for id_ in said.record.refused))
-        assert longest_silence(owner, tmp_path, blocked_at) > (BLOCKED_LEASES - 0.1) * LEASE
+        assert longest_silence(owner, tmp_path, blocked_at) > (BLOCKED_LEASES - 0.1) * LONG_LEASE
         refused = {id_: error for id_, error in owner.said().record.refused.items() if "/block" in id_}
         assert list(refused.values()) == ["FencedError"]
         for each in (owner, other):
@@ -209,7 +212,7 @@ async def test_an_owner_answers_nothing_of_before_when_the_wall_clock_was_set_fo
 def wait_for_deposits(pair: list[Owning]) -> None:
     """Wait until each vault has got a deposit from somebody."""
     since = time.monotonic()
-    deadline = since + 30
+    deadline = since + 60
     while not all(
         any((acks := each.said().acks[stream_id]) and acks[-1][0] > since for each in pair)
         for stream_id in pair[0].streams
@@ -281,7 +284,7 @@ def test_leases_and_deadlines_do_not_rest_on_where_a_monotonic_clock_begins(
             said = process.wait(lambda said: all(said.took[name] for name in process.streams))  # noqa: B023
             taken_at = max(took[0].at for took in said.took.values())
             # It began to ask when it was ready, a moment after `begun`.
-            assert 0 < taken_at - begun < LATEST_SECONDS + 10
+            assert 0 < taken_at - begun < 2 * LATEST_SECONDS
             process.wait_for_deposits(process.streams, taken_at)
             processes.append(process)
             if name == "one":

@@ -267,7 +267,7 @@ async def test_a_damaged_outcome_is_an_error_for_who_asks_for_it_and_the_actor_g
         (place,) = (place for place in all_places if place.name.endswith(".is_rejection"))
         value = await place.read()
         await place.write(next(flip for flip in flipped(cast("Any", value)) if flip is not None))
-    async with ActorSystem(url, ask_timeout=5) as system:
+    async with ActorSystem(url, ask_timeout=30) as system:
         victim = system.ref(Vault, "victim")
         with pytest.raises(ReplyDecodeError):
             await victim.ask(Deposit(id=f"d{VERSION}", amount=7), command_id=COMMAND_ID)
@@ -329,7 +329,7 @@ async def test_events_that_the_server_finds_damaged_spoil_no_load_of_others(post
 async def test_an_error_that_nobody_foresaw_ends_the_ask_and_not_the_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with ActorSystem(f"sqlite:///{tmp_path}/vaults.db", ask_timeout=5) as system:
+    async with ActorSystem(f"sqlite:///{tmp_path}/vaults.db", ask_timeout=30) as system:
 
         async def overflowing(*_: object) -> NoReturn:
             raise OverflowError("date value out of range")

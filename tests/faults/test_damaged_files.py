@@ -151,7 +151,7 @@ def killed(killed_once: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("killed") / "vaults.db"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, timeout=180, check=False)
     assert done.returncode == -signal.SIGKILL
     assert log_of(path).stat().st_size > 10 * PAGE, "nothing was left in the log"
     return path

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(program: str, path: Path, *around: str) -> tuple[Record, dict[str, Any]]
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -101,7 +102,7 @@ def test_what_was_refused_does_not_come_back_after_a_crash(path: Path, strace: s
     asyncio.run(make_ledger(path))
     inject = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=4..4"]
     command = [strace, "-f", "-o", os.devnull, *inject, sys.executable, "-m", "tests.faults.disk", "refused", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     record = Record()
     record.read(done.stdout)
 
@@ -116,9 +117,26 @@ async def ledger(path: Path) -> tuple[list[int], list[int]]:
 
 async def make_ledger(path: Path) -> None:
     async with EventStore.open(f"sqlite:///{path}") as store:
-        begun = await store.begin_sql(seconds=3)
+        begun = await store.begin_sql(seconds=30)
         await begun.connection.execute(text("CREATE TABLE ledger (n int PRIMARY KEY)"))
         await begun.commit([])
+
+
+def wait_until_held_up(pid: int) -> None:
+    """Wait until strace holds a thread of the program that it traces, for longer than it takes to look at a call."""
+    deadline = time.monotonic() + 20
+    looks = 0
+    while looks < 50:
+        assert time.monotonic() < deadline, "nothing is held up"
+        looks = looks + 1 if any(state == "t" for state in states_below(pid)) else 0
+        time.sleep(0.01)
+
+
+def states_below(pid: int) -> Iterator[str]:
+    """The states of all threads of a process's children."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        for stat in Path(f"/proc/{child}/task").glob("*/stat"):
+            yield stat.read_text().rpartition(")")[2].split()[0]
 
 
 def test_what_a_killed_writer_left_unsynced_is_synced_before_a_reply_rests_on_it(path: Path, strace: str) -> None:
@@ -128,7 +146,7 @@ def test_what_a_killed_writer_left_unsynced_is_synced_before_a_reply_rests_on_it
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
-        time.sleep(1)
+        wait_until_held_up(process.pid)
         os.killpg(process.pid, signal.SIGKILL)
     assert [line.split()[:2] for line in lines] == [["intent", "d0"], ["ack", "d0"], ["intent", "d1"]]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from urllib.parse import urlsplit
 
 import pytest
@@ -166,6 +167,19 @@ async def test_a_session_that_is_ended_as_it_commits_has_stored_nothing_and_the_
         assert await numbers(store.read_all()) == [1, 2]
 
 
+async def commits_are_held(url: str) -> None:
+    """Wait until a commit waits for the standby."""
+    async with asyncio.timeout(PATIENCE):
+        for number in count():
+            probing = asyncio.create_task(execute(url, f"CREATE TABLE probe_{number} ()"))
+            while not probing.done():
+                if await fetch(url, f"{TERMINATE}{WAITING} AND wait_event = 'SyncRep'"):
+                    await asyncio.wait([probing])
+                    probing.exception()  # That the connection was closed.
+                    return
+            await probing
+
+
 async def test_a_session_that_is_ended_after_its_commit_has_stored_the_append_once(own_postgres: Postgres) -> None:
     url = own_postgres.url()
     upgrade(parse_store_url(url))
@@ -174,7 +188,7 @@ async def test_a_session_that_is_ended_after_its_commit_has_stored_the_append_on
         # A standby that never answers: the commit is on disk, and the client is not told.
         await execute(url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         await execute(url, "SELECT pg_reload_conf()")
-        await asyncio.sleep(0.2)
+        await commits_are_held(url)
         appending = asyncio.create_task(store.append("a", happened(2), expected_version=1))
         await waiting_for(url, "SyncRep")
         assert await fetch(url, TERMINATE + WAITING) == [(True,)]
@@ -190,7 +204,7 @@ async def test_a_time_limit_of_the_database_is_a_typed_error_after_which_nothing
 ) -> None:
     # F46. The limit on a statement is set by each session for itself, so that the database's own does not matter.
     await execute(postgres_url, f"ALTER DATABASE \"{urlsplit(postgres_url).path[1:]}\" SET {setting} = '50ms'")
-    async with EventStore.open(with_parameters(postgres_url, command_timeout=1)) as store:
+    async with EventStore.open(with_parameters(postgres_url, command_timeout=2)) as store:
         await store.append("a", happened(1))
         async with connected(postgres_url) as holder:
             await holder.execute("BEGIN; SELECT * FROM journal_streams FOR UPDATE")

@@ -47,7 +47,7 @@ def _file(folder: Path) -> Generator[str]:
 
 @pytest.fixture
 def short_cycles(request: pytest.FixtureRequest) -> int:
-    return 300 if "sqlite" in request.node.name else 60
+    return 150 if "sqlite" in request.node.name else 60
 
 
 def run_cycles(url: str, record_file: Path, cycles: int, worker: str = "honest") -> tuple[Counts, Record]:
@@ -65,6 +65,8 @@ def run_cycles(url: str, record_file: Path, cycles: int, worker: str = "honest")
 
 
 def assert_survives(new_store: MakeStore, record_file: Path, cycles: int) -> None:
+    stored_and_not_acknowledged = not_stored = 0
+    more = 10
     while cycles > 0:
         count = min(cycles, CYCLES_TO_A_STORE)
         with new_store() as url:
@@ -76,9 +78,14 @@ def assert_survives(new_store: MakeStore, record_file: Path, cycles: int) -> Non
         # The kills came where they hurt: between intent and ack, of deposits that were stored and that were not.
         assert counts.killed_with_asks_in_flight > count // 2
         assert counts.killed_after_acks >= count // 2
-        assert stored - record.acks.keys()
-        assert record.intents.keys() - stored
+        stored_and_not_acknowledged += len(stored - record.acks.keys())
+        not_stored += len(record.intents.keys() - stored)
         cycles -= count
+        if cycles <= 0 and more and not (stored_and_not_acknowledged and not_stored):
+            # So few kills may by chance have missed the moment between the two.
+            cycles, more = 20, more - 1
+    assert stored_and_not_acknowledged
+    assert not_stored
 
 
 def test_kills_lose_nothing_and_double_nothing(new_store: MakeStore, tmp_path: Path, short_cycles: int) -> None:
@@ -96,7 +103,11 @@ def test_10_000_kills_lose_nothing_and_double_nothing(new_store: MakeStore, tmp_
 def test_a_worker_that_breaks_its_promise_is_found_guilty(
     new_store: MakeStore, tmp_path: Path, worker: str, rule: str
 ) -> None:
-    with new_store() as url:
-        _, record = run_cycles(url, tmp_path / "record", 12, worker)
+    # Whether a kill comes when it breaks it is chance.
+    for _ in range(10):
+        with new_store() as url:
+            _, record = run_cycles(url, tmp_path / "record", 12, worker)
 
-        assert rule in {violation.rule for violation in verdict(url, record)}
+            if rule in {violation.rule for violation in verdict(url, record)}:
+                return
+    pytest.fail(f"the {worker} worker was not found guilty")

@@ -134,7 +134,7 @@ async def test_a_snapshot_is_stored_up_to_its_limit_and_refused_above_it(url: st
 
 async def test_what_is_too_large_is_refused_before_the_database_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "notes.db"
-    async with EventStore.open(f"sqlite:///{path}?busy_timeout=10") as store, ActorSystem(store) as system:
+    async with EventStore.open(f"sqlite:///{path}?busy_timeout=60") as store, ActorSystem(store) as system:
         await system.ref(Notes, "1").ask(Note(text="x"))
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             # Whoever asks the database has to wait.
@@ -144,7 +144,7 @@ async def test_what_is_too_large_is_refused_before_the_database_is_asked(tmp_pat
                 await system.ref(Notes, "1").ask(Note(text="x" * 5 * MEGABYTE))
             with pytest.raises(PayloadTooLarge):
                 await store.append("Notes-1", [Noted(text="x" * 5 * MEGABYTE)])
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 30
             other.execute("ROLLBACK")
         assert await store.version("Notes-1") == 1
 
@@ -201,7 +201,7 @@ def times_as_much(folder: Path, what: str, build: str = "honest") -> float:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -218,7 +218,7 @@ def run(program: str, url: str, folder: Path) -> tuple[subprocess.CompletedProce
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=180,
         check=False,
     )
     record = Record()

@@ -64,6 +64,8 @@ async def test_a_subscriber_whose_listener_is_killed_again_and_again_gets_every_
         subscribing = asyncio.create_task(subscribe(reader))
         await until_listening(url)
         for number in range(count):
+            if number % 20 == 0:
+                await until_listening(url)
             if number % 3 == 0:
                 killed += await kill_listeners(url)
             appended_at[number] = time.monotonic()
@@ -73,8 +75,8 @@ async def test_a_subscriber_whose_listener_is_killed_again_and_again_gets_every_
             await subscribing
     assert killed >= 3
     assert got == list(range(count))
-    # At the latest by the next poll.
-    assert longest < POLL_SECONDS + 2
+    # At the latest by the next poll; without one it would have been never.
+    assert longest < PATIENCE
 
 
 async def test_a_listener_that_was_killed_hears_again_without_polling(url: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from pathlib import Path
 
@@ -23,10 +23,12 @@ SHORT_ROUNDS = 4
 LONG_ROUNDS = 100
 
 
+MakeStore = Callable[[], AbstractContextManager[str]]
+
+
 @pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with new_store(request.param, request, tmp_path) as url:
-        yield url
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+    return lambda: new_store(request.param, request, tmp_path)
 
 
 def hammer(
@@ -63,7 +65,23 @@ def answers(folder: Path, names: tuple[str, ...] = PROCESSES) -> Answers:
     return said
 
 
-def assert_nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> None:
+def assert_nothing_is_lost_or_doubled(make_store: MakeStore, folder: Path, rounds: int) -> None:
+    # Where the machine lets one run behind another, they do not get in each other's way.
+    for number in range(10):
+        with make_store() as url:
+            if nothing_is_lost_or_doubled(url, new_folder(folder, number), rounds):
+                return
+    pytest.fail("they were never at work at the same time")
+
+
+def new_folder(folder: Path, number: int) -> Path:
+    new = folder / f"{number}"
+    new.mkdir()
+    return new
+
+
+def nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> bool:
+    """Whether they were at work at the same time, and nothing was lost or doubled, which is asserted."""
     overtaken = hammer(url, folder, rounds)
     said = answers(folder)
     events = stored_events(url)
@@ -73,10 +91,6 @@ def assert_nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> No
     common = [id_ for id_ in said.streams if id_.startswith("all/")]
     assert len(common) == len(KEYS) * rounds
     assert {said.times[id_] for id_ in common} == {len(PROCESSES)}
-    # They were at work at the same time, and got in each other's way.
-    turns = [name for name, _ in groupby(event.id.partition("/")[0] for event in events if event.id[:3] != "all")]
-    assert len(turns) >= len(PROCESSES)
-    assert sum(overtaken.values()) > 0
     # Without an id, a deposit may be refused when it was overtaken again and again; nothing else may come of it.
     assert set(said.record.refused.values()) <= {"ConcurrencyError"}
     assert said.record.unknown == set()
@@ -84,22 +98,31 @@ def assert_nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> No
         f"{len(said.streams)} commands, {len(said.without_ids)} of them without id, {len(events)} events, "
         f"overtaken {sum(overtaken.values())} times, {len(said.record.refused)} refused, {dict(said.errors)}"
     )
+    turns = [name for name, _ in groupby(event.id.partition("/")[0] for event in events if event.id[:3] != "all")]
+    return len(turns) > len(PROCESSES) and sum(overtaken.values()) > 0
 
 
-def test_four_processes_on_ten_actors_lose_nothing_and_double_nothing(url: str, tmp_path: Path) -> None:
-    assert_nothing_is_lost_or_doubled(url, tmp_path, SHORT_ROUNDS)
+def test_four_processes_on_ten_actors_lose_nothing_and_double_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+    assert_nothing_is_lost_or_doubled(make_store, tmp_path, SHORT_ROUNDS)
 
 
 @pytest.mark.soak
-def test_four_processes_for_a_long_time_lose_nothing_and_double_nothing(url: str, tmp_path: Path) -> None:
-    assert_nothing_is_lost_or_doubled(url, tmp_path, LONG_ROUNDS)
+def test_four_processes_for_a_long_time_lose_nothing_and_double_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+    assert_nothing_is_lost_or_doubled(make_store, tmp_path, LONG_ROUNDS)
 
 
 # What these break is not the store's part.
-@pytest.mark.parametrize("url", ["redis"], indirect=True)
+@pytest.mark.parametrize("make_store", ["redis"], indirect=True)
 @pytest.mark.parametrize(("build", "rule"), [("unchecked", "wrong reply"), ("forgetting ids", "doubled")])
-def test_a_build_that_does_not_heed_the_others_is_found_guilty(url: str, tmp_path: Path, build: str, rule: str) -> None:
+def test_a_build_that_does_not_heed_the_others_is_found_guilty(
+    make_store: MakeStore, tmp_path: Path, build: str, rule: str
+) -> None:
     names = PROCESSES[:2]
-    hammer(url, tmp_path, SHORT_ROUNDS, build=build, names=names)
-
-    assert rule in {violation.rule for violation in verdict_on_answers(url, answers(tmp_path, names))}
+    # Whether they meet where it breaks is chance.
+    for number in range(10):
+        folder = new_folder(tmp_path, number)
+        with make_store() as url:
+            hammer(url, folder, SHORT_ROUNDS, build=build, names=names)
+            if rule in {violation.rule for violation in verdict_on_answers(url, answers(folder, names))}:
+                return
+    pytest.fail(f"the {build} build was not found guilty")

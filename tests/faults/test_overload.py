@@ -78,18 +78,19 @@ class Flood:
                 self.waiting -= 1
 
         start = time.monotonic()
-        asked = 0
-        while (passed := time.monotonic() - start) < seconds:
-            for _ in range(int(10 * self.capacity * passed) - asked):
+        asked, wanted = 0, int(10 * self.capacity * seconds)
+        # A machine that had no time for it for a moment makes up for that: there are so many in any case.
+        while asked < wanted:
+            passed = min(time.monotonic() - start, seconds)
+            for _ in range(int(wanted * passed / seconds) - asked):
                 tasks.create_task(ask())
                 asked += 1
             await asyncio.sleep(0.01)
         self.asked += asked
 
-    @property
-    def ratio(self) -> float:
-        """How many times as long the others wait during the flood: their 99th percentile, in the median round."""
-        return median(p99(waits) for waits in self.flooded) / median(p99(waits) for waits in self.idle)
+    def ratio(self, percent: int) -> float:
+        """How many times as long the others wait during the flood, at a percentile, in the median round."""
+        return _median_of(self.flooded, percent) / _median_of(self.idle, percent)
 
     def record(self) -> Record:
         record = Record()
@@ -97,8 +98,12 @@ class Flood:
         return record
 
 
-def p99(waits: list[float]) -> float:
-    return quantiles(waits, n=100)[98]
+def _median_of(rounds: list[list[float]], percent: int) -> float:
+    return median(percentile(waits, percent) for waits in rounds)
+
+
+def percentile(waits: list[float], percent: int) -> float:
+    return quantiles(waits, n=100)[percent - 1]
 
 
 async def flood(url: str, *, seconds: float, rounds: int, mailbox_size: int = MAILBOX) -> Flood:
@@ -119,11 +124,12 @@ async def flood(url: str, *, seconds: float, rounds: int, mailbox_size: int = MA
 
 
 async def capacity(seen: Flood, vault: ActorRef[Vault]) -> float:
-    """So many deposits a second one actor stores, of those who ask one after another."""
+    """So many deposits a second one actor stores, of those who ask one after another: what was seen, and at least what
+    the delay of each commit leaves, where a busy machine took its time."""
     start = time.monotonic()
     for _ in range(3):
         await asyncio.gather(*(seen.deposit(vault, PARTS) for _ in range(DECIDED)))
-    return 3 * DECIDED / (time.monotonic() - start)
+    return max(3 * DECIDED / (time.monotonic() - start), DECIDED / 2 / LATE)
 
 
 async def watch(seen: Flood, others: list[ActorRef[Vault]], seconds: float) -> list[float]:
@@ -140,7 +146,7 @@ async def watch(seen: Flood, others: list[ActorRef[Vault]], seconds: float) -> l
     return waits
 
 
-def complaints(seen: Flood, *, ratio: float) -> list[str]:
+def complaints(seen: Flood, *, ratio: float, percent: int) -> list[str]:
     found: list[str] = []
     if seen.told.keys() - {"MailboxFull"} or not seen.told:
         found.append("nobody was told, or something else")
@@ -149,23 +155,25 @@ def complaints(seen: Flood, *, ratio: float) -> list[str]:
         found.append("too many wait")
     if seen.grown_megabytes > 48:
         found.append("it took memory")
-    if seen.ratio > ratio:
+    if seen.ratio(percent) > ratio:
         found.append("the others wait longer")
     return found
 
 
-async def survives(url: str, true_url: str, *, seconds: float, rounds: int, ratio: float) -> None:
+async def survives(url: str, true_url: str, *, seconds: float, rounds: int, ratio: float, percent: int) -> None:
     seen = await flood(url, seconds=seconds, rounds=rounds)
 
     print(
         f"{seen.capacity:.0f} deposits a second can be stored, {seen.asked / (seconds * rounds):.0f} were asked for: "
         f"{seen.answered} answered, {dict(seen.told)}; {seen.most_waiting} waited at most, "
-        f"{seen.grown_megabytes:+.1f} MiB; p99 of the others {[round(p99(w) * 1000) for w in seen.idle]} ms, "
-        f"during the flood {[round(p99(w) * 1000) for w in seen.flooded]} ms: {seen.ratio:.2f}"
+        f"{seen.grown_megabytes:+.1f} MiB; "
+        f"p99 of the others {[round(percentile(w, 99) * 1000) for w in seen.idle]} ms, "
+        f"during the flood {[round(percentile(w, 99) * 1000) for w in seen.flooded]} ms: {seen.ratio(99):.2f}; "
+        f"{seen.ratio(50):.2f} in the median"
     )
     # After each round, what still waits is answered as well.
     assert seen.asked > 3 * seen.answered > 0
-    assert complaints(seen, ratio=ratio) == []
+    assert complaints(seen, ratio=ratio, percent=percent) == []
     assert seen.answered + seen.told["MailboxFull"] == seen.asked
     assert await asyncio.to_thread(verdict, true_url, seen.record()) == []
 
@@ -175,24 +183,25 @@ async def slow_url(redis_url: str) -> AsyncIterator[str]:
     parts = urlsplit(redis_url)
     async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
         proxy.late_replies = LATE
-        yield via(proxy, redis_url, command_timeout=10, connect_timeout=10)
+        yield via(proxy, redis_url, command_timeout=60, connect_timeout=60)
 
 
 async def test_a_flood_of_one_actor_is_refused_and_the_others_hardly_notice(slow_url: str, redis_url: str) -> None:
-    # A wide bound: the machine may be busy, and of so few waits the longest decide. The soak has the strict one.
-    await survives(slow_url, redis_url, seconds=0.8, rounds=3, ratio=25.0)
+    # A wide bound, and the median: the machine may be busy, and of so few waits the longest decide. The soak has the
+    # strict one.
+    await survives(slow_url, redis_url, seconds=0.8, rounds=3, ratio=8.0, percent=50)
 
 
 @pytest.mark.soak
 async def test_a_flood_of_a_minute_is_refused_and_the_others_wait_at_most_twice_as_long(
     slow_url: str, redis_url: str
 ) -> None:
-    await survives(slow_url, redis_url, seconds=20.0, rounds=3, ratio=2.0)
+    await survives(slow_url, redis_url, seconds=20.0, rounds=3, ratio=2.0, percent=99)
 
 
 async def test_mailboxes_without_a_bound_are_found_guilty(slow_url: str) -> None:
     seen = await flood(slow_url, seconds=0.4, rounds=1, mailbox_size=1_000_000)
-    assert "too many wait" in complaints(seen, ratio=4.0)
+    assert "too many wait" in complaints(seen, ratio=4.0, percent=50)
 
 
 async def test_who_chooses_to_wait_is_answered_in_order_and_nothing_is_refused(tmp_path: Path) -> None:

@@ -87,7 +87,11 @@ def test_commands_that_are_sent_again_without_their_ids_are_found_guilty(make_st
 
 
 def assert_guilty(make_store: MakeStore, record_file: Path, worker: str) -> None:
-    with make_store() as url:
-        _, said = run_cycles(url, record_file, 8, worker)
+    # Whether a kill comes when it breaks its promise is chance.
+    for _ in range(10):
+        with make_store() as url:
+            _, said = run_cycles(url, record_file, 8, worker)
 
-        assert "doubled" in {violation.rule for violation in verdict_on_answers(url, said)}
+            if "doubled" in {violation.rule for violation in verdict_on_answers(url, said)}:
+                return
+    pytest.fail(f"the {worker} worker was not found guilty")

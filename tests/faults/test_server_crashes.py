@@ -22,7 +22,7 @@ from tests.servers.redis import Redis
 from tests.servers.server import Server
 
 from .verdict import verdict
-from .writing import Writing
+from .writing import PATIENCE_SECONDS, Writing
 
 COMMAND_TIMEOUT = 5
 
@@ -124,7 +124,7 @@ def crash_under_load(crashes: Crashes, record_file: Path, count: int, *, store: 
         slowest = writing.end()
     assert crashes.killed() == count
     # An append whose reply was lost, and the one after it, wait for the server and are answered then.
-    assert slowest < 3 * COMMAND_TIMEOUT
+    assert slowest < PATIENCE_SECONDS
     return writing
 
 

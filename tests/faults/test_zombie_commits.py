@@ -6,6 +6,7 @@ Some who ask have an id and ask again with it until they are answered, others ha
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -61,13 +62,15 @@ async def lose_replies(proxy: FaultProxy, url: str, count: int, build: str | Non
     asking = Asking(timeout=2.0)
     async with system_through(proxy, url, build, 1.0) as system:
         depositing = asyncio.create_task(asking.keep_depositing(system, KEYS))
-        while proxy.lost_replies < count and not depositing.done():
+        for number in itertools.count(1):
+            if proxy.lost_replies >= count or depositing.done():
+                break
             proxy.lose_reply(to=b"faults.deposited", reset=random.random() < 0.99)
             with suppress(TimeoutError):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await proxy.reply_was_lost.wait()
             proxy.keep_replies()
-            if random.random() < 0.8:
+            if number % 5:
                 await acknowledged(asking, 1, depositing)
             # Else what finds out about this one is lost as well.
         await acknowledged(asking, 50, depositing)
@@ -81,7 +84,7 @@ async def lose_replies(proxy: FaultProxy, url: str, count: int, build: str | Non
 async def acknowledged(asking: Asking, count: int, depositing: asyncio.Task[Any]) -> None:
     """Wait until so many more deposits are acknowledged."""
     before = asking.acknowledged
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while asking.acknowledged < before + count and not depositing.done():
             await asyncio.sleep(0.001)
 
@@ -122,8 +125,9 @@ async def test_a_store_that_finds_out_about_lost_replies_in_a_wrong_way_is_found
 class Zombies:
     """Makes commits that nobody waits for: the append stands at its commit, its connection goes, then it commits."""
 
-    def __init__(self, proxy: FaultProxy, holder: Any, watcher: Any) -> None:
+    def __init__(self, proxy: FaultProxy, holder: Any, watcher: Any, *, patience: float) -> None:
         self.proxy = proxy
+        self._patience = patience
         self._holder = holder
         self._watcher = watcher
         self.made = 0
@@ -137,13 +141,13 @@ class Zombies:
             await self._until_waiting("advisory", asking)
             self.proxy.reset()
             # The second try waits for the first. A broken store has none.
-            is_tried_again = await self._until_waiting("transactionid", asking, seconds=1.0)
+            is_tried_again = await self._until_waiting("transactionid", asking, seconds=self._patience)
             self.waited_for += is_tried_again
             await asyncio.sleep(seconds)
             self.made += await self._waiting("advisory")
         finally:
             await self._holder.execute(LET_GO)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await asking
 
     async def _until_waiting(self, event: str, asking: asyncio.Task[Any], seconds: float = 20.0) -> bool:
@@ -176,7 +180,7 @@ async def make_zombies(url: str, count: int, build: str | None = None) -> tuple[
             await asking.deposit(system.ref(Vault, key), Deposit(id=f"{key}/first"))
         await holder.execute(HOLD_COMMITS)
         await holder.execute(LET_GO)
-        zombies = Zombies(proxy, holder, watcher)
+        zombies = Zombies(proxy, holder, watcher, patience=20.0 if build is None else 1.0)
         for number in range(count):
             vault = system.ref(Vault, random.choice(KEYS))
             command = Deposit(id=f"zombie/{number}", parts=random.choice((1, 3)), amount=random.randint(1, 9))

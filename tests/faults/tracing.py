@@ -39,7 +39,7 @@ def tracing(strace: str, pids: Sequence[int], trace: Path, options: Sequence[str
             yield
         finally:
             process.terminate()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
 
 def replies_without_a_sync(trace: str, marker: str) -> list[bool]:

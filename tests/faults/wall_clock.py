@@ -62,7 +62,7 @@ class WallClock:
             pytest.skip("there is no C compiler (cc), which makes the library that sets a program's clock")
         source = folder / "clock.c"
         source.write_text(_SOURCE)
-        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, source], check=True, timeout=60)
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self._library, source], check=True, timeout=180)
         self._library.chmod(0o755)
         self.set(0)
 

@@ -36,7 +36,7 @@ class Writing:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=PATIENCE_SECONDS)
 
     def acknowledged(self) -> int:
         """How many deposits were acknowledged so far."""

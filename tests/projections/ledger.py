@@ -79,9 +79,9 @@ async def pay(store: EventStore, *amounts: int, account: str = "account-a", tags
     return position
 
 
-async def write_raw(store: EventStore, type: str, payload: bytes) -> None:
+async def write_raw(store: EventStore, type: str, payload: bytes, schema_version: int = 1) -> None:
     event_id = new_event_id()
-    event = encoded_event(event_id, type, 1, payload, None, event_id)
+    event = encoded_event(event_id, type, schema_version, payload, None, event_id)
     await store._backend.append([[StreamWrite("account-a", Expected.ANY, [event])]])
 
 
@@ -91,7 +91,7 @@ async def amounts(store: EventStore) -> list[int]:
 
 
 async def entries(store: EventStore) -> list[tuple[int, str, int]]:
-    transaction = await store.begin_sql(seconds=3.0)
+    transaction = await store.begin_sql(seconds=30.0)
     try:
         statement = select(ENTRIES.c.position, ENTRIES.c.account, ENTRIES.c.amount).order_by(ENTRIES.c.id)
         return [tuple(row) for row in await transaction.connection.execute(statement)]  # type: ignore[misc]
@@ -101,7 +101,7 @@ async def entries(store: EventStore) -> list[tuple[int, str, int]]:
 
 async def drop_tables(store: EventStore) -> None:
     """What a test before this one has left in the database that they share."""
-    transaction = await store.begin_sql(seconds=3.0)
+    transaction = await store.begin_sql(seconds=30.0)
     for name in await table_names(transaction.connection):
         await transaction.connection.execute(text(f"DROP TABLE {name}"))
     await transaction.commit(())

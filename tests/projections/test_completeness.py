@@ -77,7 +77,7 @@ async def test_removed_events_cannot_be_compared_and_that_is_said(store: EventSt
 
 
 def test_more_than_two_that_do_not_follow_each_other_are_told_by_their_range_alone():
-    part = [Place(number, "a", number, uuid4().int) for number in range(50)]
+    part = [Place(number, "a", number, uuid4().int, "") for number in range(50)]
     missing = [part[3], part[9], part[30]]
     difference = missing[0].event_id ^ missing[1].event_id ^ missing[2].event_id
     assert first_missing(part, 3, difference) is None

@@ -35,7 +35,7 @@ def program(url: str) -> Iterator[Program]:
         yield started
         assert started.stdin is not None
         started.stdin.close()
-        assert started.wait(timeout=30) == 0
+        assert started.wait(timeout=60) == 0
 
 
 class Runner:

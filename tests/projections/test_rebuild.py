@@ -26,7 +26,7 @@ def nothing_fails() -> Iterator[None]:
 
 
 async def names(store: EventStore) -> set[str]:
-    transaction = await store.begin_sql(seconds=3.0)
+    transaction = await store.begin_sql(seconds=30.0)
     try:
         return await table_names(transaction.connection)
     finally:
@@ -34,7 +34,7 @@ async def names(store: EventStore) -> set[str]:
 
 
 async def execute(store: EventStore, statement: str) -> None:
-    transaction = await store.begin_sql(seconds=3.0)
+    transaction = await store.begin_sql(seconds=30.0)
     await transaction.connection.execute(text(statement))
     await transaction.commit(())
 
@@ -120,7 +120,7 @@ async def test_one_that_was_killed_is_taken_up_where_it_was(store: EventStore):
 @pytest.mark.sql_alone
 async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other: EventStore):
     await pay(store, *range(40))
-    live = asyncio.create_task(ProjectionRunner(other, Ledger, poll_seconds=0.02, lease_seconds=1.0).run())
+    live = asyncio.create_task(ProjectionRunner(other, Ledger, poll_seconds=0.02, lease_seconds=10.0).run())
     is_over = False
 
     async def write() -> int:
@@ -151,7 +151,7 @@ async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other
         await asyncio.sleep(0.1)
     is_over = True
     count = await writer
-    await caught_up(store, Ledger, timeout=10)
+    await caught_up(store, Ledger, timeout=60)
     live.cancel()
     watcher.cancel()
     await asyncio.gather(live, watcher, return_exceptions=True)

@@ -61,7 +61,7 @@ class Killed(NamedTuple):
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
-    subprocess.run([sys.executable, "-W", "error", "-c", KILLER, str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", KILLER, str(folder)], check=True, timeout=300)
     statements = json.loads((folder / "statements.json").read_text())
     files = [folder / f"{number}.db" for number in range(1, len(statements) + 1)]
     return Killed(statements, files, folder / f"{len(statements) + 1}.db")

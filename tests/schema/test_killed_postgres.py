@@ -60,7 +60,7 @@ def test_an_upgrade_whose_process_dies_leaves_nothing_and_the_next_one_completes
 ) -> None:
     url = database.with_parameters(application_name="killed", schema="")
     killer = [sys.executable, "-W", "error", "-c", KILLER, url.raw, str(tmp_path)]
-    subprocess.run(killer, check=True, timeout=120)
+    subprocess.run(killer, check=True, timeout=300)
     statements = json.loads((tmp_path / "statements.json").read_text())
     assert statements[-1] == "COMMIT"
     assert statements[-2].startswith("INSERT INTO eventstore_version")
@@ -105,7 +105,7 @@ def ended_before(database: PostgresDatabase, application: str, number: int) -> G
         if len(reached) == number:
             # In another thread, because an event loop runs in this one.
             with ThreadPoolExecutor(1) as thread:
-                thread.submit(end_sessions, database, application).result(timeout=30)
+                thread.submit(end_sessions, database, application).result(timeout=60)
 
     def before_execute(connection: object, cursor: object, statement: str, *rest: object) -> None:
         before(statement)
@@ -135,7 +135,7 @@ def sessions(database: PostgresDatabase, application: str) -> list[tuple[int]]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

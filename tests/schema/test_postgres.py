@@ -259,7 +259,7 @@ def test_upgraders_in_two_processes_both_find_it_done(url: StoreUrl, tmp_path: P
         assert upgrader.stdout is not None
         assert upgrader.stdout.readline() == "ready\n"
     start.touch()
-    assert [(upgrader.communicate(timeout=60)[1], upgrader.returncode) for upgrader in upgraders] == [("", 0)] * 2
+    assert [(upgrader.communicate(timeout=180)[1], upgrader.returncode) for upgrader in upgraders] == [("", 0)] * 2
     assert schema.check(url).is_current
 
 
@@ -283,7 +283,7 @@ def test_of_many_upgraders_one_runs_at_a_time(url: StoreUrl, monkeypatch: pytest
     gate = threading.Barrier(4)
 
     def upgrade(_: int) -> None:
-        gate.wait(10)
+        gate.wait(60)
         # The tool itself: all of them take the lock, and look again.
         PostgresSchema(url).upgrade(SCHEMA_REVISION)
 
@@ -301,7 +301,7 @@ def test_an_upgrade_waits_for_the_lock_of_its_own_schema_only(database: Postgres
         wait_until(lambda: database.fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") != [])
         assert not upgrading.done()
         release.set()
-        upgrading.result(timeout=10)
+        upgrading.result(timeout=180)
     assert schema.check(database.url).is_current
 
 
@@ -327,20 +327,20 @@ class migrator:
 
     def _hold(self, connection: object) -> None:
         self._has_lock.set()
-        self._release.wait(30)
+        self._release.wait(120)
 
     def __enter__(self) -> threading.Event:
         self._thread.start()
-        assert self._has_lock.wait(10)
+        assert self._has_lock.wait(60)
         return self._release
 
     def __exit__(self, *_: object) -> None:
         self._release.set()
-        self._thread.join(10)
+        self._thread.join(60)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

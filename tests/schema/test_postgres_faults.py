@@ -99,11 +99,12 @@ async def test_a_server_that_stops_answering_is_not_waited_for(
     work: Callable[[StoreUrl], object],
     sent: bytes,
 ) -> None:
-    monkeypatch.setattr(postgres, limit, 0.3)
+    # Longer than any other statement takes on a busy machine.
+    monkeypatch.setattr(postgres, limit, 1.5)
     async with proxy_to(url) as proxy:
         proxy.lose_reply(to=sent, reset=False)
         with pytest.raises(BackendUnavailable, match="did not answer in time"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await asyncio.to_thread(work, via(proxy, url))
         assert proxy.reply_was_lost.is_set()
     schema.upgrade(url)

@@ -287,7 +287,7 @@ def test_upgraders_in_two_processes_both_find_it_done(url: StoreUrl, tmp_path: P
         assert upgrader.stdout is not None
         assert upgrader.stdout.readline() == "ready\n"
     start.touch()
-    assert [(upgrader.communicate(timeout=60)[1], upgrader.returncode) for upgrader in upgraders] == [("", 0)] * 2
+    assert [(upgrader.communicate(timeout=180)[1], upgrader.returncode) for upgrader in upgraders] == [("", 0)] * 2
     assert schema.check(url).is_current
 
 
@@ -299,7 +299,7 @@ def test_an_upgrade_waits_for_the_lock(url: StoreUrl, database: OpenDatabase) ->
         time.sleep(0.2)
         assert not upgrading.done()
         writer.execute("COMMIT")
-        upgrading.result(timeout=10)
+        upgrading.result(timeout=60)
     assert schema.check(url).is_current
 
 

@@ -16,7 +16,7 @@ from eventstore import schema
 from eventstore.url import parse_store_url
 
 _T = TypeVar("_T")
-_SECONDS = 30.0
+_SECONDS = 60.0
 
 
 class Databases:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Short, because a unix socket in it has room for 107 bytes in all. The number is the pid of the test process.
 _PREFIX = "es-test-"
-_GONE_SECONDS = 5.0
+_GONE_SECONDS = 30.0
 _NAME = re.compile(rf"{_PREFIX}(\d+)-")
 
 
@@ -57,7 +57,7 @@ def _free_shared_memory(folder: Path) -> None:
     for pid_file in folder.glob("*/postmaster.pid"):
         lines = pid_file.read_text().splitlines()
         if len(lines) > 6 and len(key_and_id := lines[6].split()) == 2:
-            subprocess.run(["ipcrm", "-m", key_and_id[1]], capture_output=True, timeout=10, check=False)
+            subprocess.run(["ipcrm", "-m", key_and_id[1]], capture_output=True, timeout=60, check=False)
 
 
 def _killed_in(folder: Path) -> int:

@@ -43,7 +43,7 @@ class Keyspaces:
 
     def _remove(self, prefix: str) -> None:
         dsn = urlunsplit(urlsplit(self._url)._replace(query=""))
-        with closing(redis.Redis.from_url(dsn, socket_timeout=10)) as client:
+        with closing(redis.Redis.from_url(dsn, socket_timeout=60)) as client:
             # The prefix may stand inside of a hash tag.
             keys = client.scan_iter(match=f"*{prefix}*", count=_BATCH)
             while some := list(itertools.islice(cast("Iterator[bytes]", keys), _BATCH)):

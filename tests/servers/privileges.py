@@ -61,7 +61,7 @@ def _works(*prefix: str) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=10,
+            timeout=60,
             check=False,
         )
     except (OSError, subprocess.SubprocessError):

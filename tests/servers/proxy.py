@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from types import TracebackType
@@ -48,17 +49,27 @@ class FaultProxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self._server: asyncio.Server | None = None
+        self._kept: socket.socket | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        await self.accept()
-        return self
+        while True:
+            try:
+                await self.accept()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                # Another process took it first.
+                self.port = free_port()
+            else:
+                return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.refuse()
+        self._give_back()
         self.reset()
         for task in self._tasks:
             task.cancel()
@@ -83,11 +94,21 @@ class FaultProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+            # Nobody listens on it, and nobody else can have it meanwhile.
+            self._kept = socket.socket()
+            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._kept.bind((self.host, self.port))
 
     async def accept(self) -> None:
         """Listen again, on the same port."""
         if self._server is None:
+            self._give_back()
             self._server = await asyncio.start_server(self._serve, self.host, self.port)
+
+    def _give_back(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def lose_reply(self, *, to: bytes = b"", reset: bool = True) -> None:
         """Lose the server's reply to the next piece a client sends that holds the bytes `to`: it arrives, and what

@@ -17,8 +17,8 @@ from typing import ClassVar, Self
 from .home import kill_all_in, make_home, remove
 from .privileges import Account, leash
 
-_START_SECONDS = 30.0
-_STOP_SECONDS = 5.0
+_START_SECONDS = 180.0
+_STOP_SECONDS = 20.0
 
 # Below the range the kernel takes clients' ports from: a server must get its port back when it is started again.
 _PORTS = range(20_000, 32_000)

@@ -14,7 +14,7 @@ from .postgres import Postgres
 
 
 async def connect(url: str) -> asyncpg.Connection:
-    return await asyncpg.connect(urlsplit(url)._replace(query="").geturl(), timeout=5)
+    return await asyncpg.connect(urlsplit(url)._replace(query="").geturl(), timeout=20)
 
 
 async def test_databases_are_fresh(empty_postgres_url: str) -> None:
@@ -70,7 +70,7 @@ async def test_a_paused_server_does_not_answer_and_goes_on_afterwards(own_postgr
     await asyncio.sleep(0.1)
     assert not answer.done(), "a session that was there goes on"
     own_postgres.resume()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await answer == 1
     await connection.close()
 
@@ -80,7 +80,7 @@ def test_nothing_is_left_of_a_server(own_postgres: Postgres) -> None:
     assert len(family) > 3
     own_postgres.pause()
     own_postgres.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(map(is_alive, family)):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -273,5 +273,5 @@ asyncio.run(main())
 
 
 def test_no_store_is_opened_with_upcasters_that_lead_nowhere():
-    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=180, check=False)
     assert done.stdout.startswith("__main__.in_cents: it leads to 'paid' version 2, and no upcaster goes on from there")

@@ -1,0 +1,137 @@
+"""A page of the log as a SQL database strings it together, one text for each column, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat
+from struct import unpack
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+from backends.page_texts import SEPARATOR
+from backends.records import time_of, uuids_of
+from eventstore.codec import are_sound, decode_all_metadata
+from eventstore.events import Metadata, RecordedEvent
+from eventstore.record_page import RecordPage
+
+_ID_BYTES = 16
+_new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
+_SEPARATOR = SEPARATOR.encode()
+
+
+class Rare(NamedTuple):
+    """What few events have, of one that has some of it."""
+
+    epoch: int
+    tenant: str
+    origin: str | None
+    origin_sequence: int | None
+    clock: bytes | None
+    concurrent: bool
+
+
+class LogColumns(NamedTuple):
+    """The columns of a page, of one length but for `rare`, which has the places of events that are not as most are."""
+
+    positions: list[int]
+    stream_ids: list[str]
+    versions: list[int]
+    types: list[str]
+    schema_versions: list[int]
+    payloads: list[bytes]
+    metadata: Sequence[bytes | None] | None
+    """None where no event has any."""
+    event_ids: bytes
+    """All of them, one after another."""
+    batch_ids: Sequence[UUID | None] | None
+    """None for the first event of a batch: it names it. None for all if each event is a batch of its own."""
+    recorded_at: list[int]
+    checksums: list[int]
+    tenant: str
+    rare: Mapping[int, Rare]
+
+    def page(self) -> RecordPage:
+        """Raises `ValueError` if something is wrong with an event, which does not tell with which."""
+        if not are_sound(self.types, self.schema_versions, self.payloads, self.metadata, self.checksums):
+            raise ValueError("an event does not match its checksum")
+        if len(self.event_ids) != _ID_BYTES * len(self.types):
+            raise ValueError("an event's id has not 16 bytes")
+        others = (self.positions, self.stream_ids, self.versions, self.batch_ids, self.recorded_at)
+        if any(column is not None and len(column) != len(self.types) for column in others):
+            raise ValueError("the columns are not of one length")
+        notes = None if self.metadata is None else decode_all_metadata(self.metadata)
+        # Whatever cannot be made a record of is to be found out now.
+        try:
+            times = list(map(time_of, self.recorded_at))
+        except OverflowError as error:
+            raise ValueError(f"a time is out of range: {error}") from error
+        halves = unpack(f">{len(self.event_ids) // 8}Q", self.event_ids)
+        numbers = [high << 64 | low for high, low in zip(halves[::2], halves[1::2], strict=True)]
+        return RecordPage(
+            self.types,
+            self.schema_versions,
+            self.payloads,
+            numbers,
+            lambda: self._records(numbers, times, notes),
+        )
+
+    def _records(
+        self,
+        numbers: Sequence[int],
+        times: Sequence[Any],
+        notes: Sequence[Metadata | None] | None,
+    ) -> Iterator[RecordedEvent]:
+        own = uuids_of(numbers)
+        batches = own
+        if self.batch_ids is not None:
+            batches = [batch or mine for batch, mine in zip(self.batch_ids, own, strict=True)]
+        rows = zip(
+            self.positions,
+            self.stream_ids,
+            self.versions,
+            self.types,
+            self.schema_versions,
+            self.payloads,
+            repeat(None) if notes is None else notes,
+            own,
+            batches,
+            repeat(0),
+            times,
+            self.checksums,
+            repeat(self.tenant),
+            repeat(None),
+            repeat(None),
+            repeat(None),
+            repeat(False),
+        )
+        # As the class does it by itself, without a call in Python for each.
+        made = map(_new_record, repeat(RecordedEvent), rows)
+        if not self.rare:
+            return made
+        records = list(made)
+        for place, rare in self.rare.items():
+            records[place] = records[place]._replace(**rare._asdict())
+        return iter(records)
+
+
+def rare_of(found: Sequence[Any], positions: Sequence[int]) -> Mapping[int, Rare]:
+    """By their places, the events that have what few have: position, epoch, tenant, and what a replica says."""
+    if not found:
+        return {}
+    places = {position: place for place, position in enumerate(positions)}
+    return {
+        places[position]: Rare(
+            epoch, tenant, origin, origin_sequence, None if clock is None else clock.encode(), bool(concurrent)
+        )
+        for position, epoch, tenant, origin, origin_sequence, clock, concurrent in found
+    }
+
+
+def optional_texts(joined: bytes, count: int, present: int) -> Sequence[bytes | None] | None:
+    """The texts of so many events, of which some have none. Raises `ValueError` if that is not how many have one."""
+    if not present:
+        return None
+    texts = [text or None for text in joined.split(_SEPARATOR)]
+    if len(texts) != count or count - texts.count(None) != present:
+        raise ValueError("a text holds what stands between texts, or is empty")
+    return texts

@@ -1,0 +1,155 @@
+"""PostgresAudit: an audit's questions to the database, behind the mark up to which the log is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ARRAY, BigInteger, SelectBase, any_, func, literal, make_url, or_, select, tuple_
+
+from backends.audit_sql import HOUR_US, Found, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
+from backends.postgres_pool import PostgresPool
+from backends.postgres_reading import PostgresReader, record
+from backends.postgres_session import PostgresSession
+from backends.postgres_sql import PostgresSQL
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+
+# What `grouping` tells of a row: a bit for each column that it is not grouped by.
+_ALL, _BY_TYPE, _BY_STREAM, _BY_USER, _BY_HOUR = 0b1111, 0b0111, 0b1011, 0b1101, 0b1110
+
+_DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
+# Elsewhere a plan serves every value. These questions are rare, and their values differ by orders.
+_PLANNING = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
+
+
+class PostgresAudit(PostgresReader):
+    """A page is a few statements, all of them about what is final."""
+
+    def __init__(self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float) -> None:
+        super().__init__(sql, pool, settle_seconds=settle_seconds)
+        self._audit = PostgresAuditSQL(sql.schema, sql.tenant)
+        self._readable_through = 0
+        e, s = self._audit.events.c, self._audit.streams.c
+        names = "position version type schema_version payload metadata event_id batch_id epoch recorded_at checksum"
+        first, *others = names.split()
+        origin = (e.origin, e.origin_sequence, e.clock, e.concurrent)
+        self._record = (e[first], s.stream_id, *(e[name] for name in others), s.tenant, *origin)
+
+    async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
+        end = await self._end(query)
+        return await self._pool.run(
+            lambda session: self._audit_page(session, query, cursor, end, limit=limit, backwards=backwards)
+        )
+
+    async def _audit_page(
+        self,
+        session: PostgresSession,
+        query: AuditQuery,
+        cursor: int | None,
+        end: int,
+        *,
+        limit: int,
+        backwards: bool,
+    ) -> AuditPage:
+        async with session.reading(_PLANNING):
+            query = await self._located(session, query, end)
+            part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_scan(query))
+            # Letting unreadable metadata through would keep an index from giving the events in the order of the log.
+            has_unreadable = any(query.labels.values()) and await self._has_unreadable(session, end)
+            conditions = self._audit.conditions(query, part, with_unreadable=has_unreadable)
+            e, s = self._audit.events, self._audit.streams
+            size = func.octet_length(e.c.payload) + func.coalesce(func.octet_length(e.c.metadata), 0)
+            joined = e.join(s, s.c.id == e.c.stream)
+            sizes = select(e.c.position, size).select_from(joined).where(*self._audit.where(query), *conditions)
+            sizes = sizes.order_by(e.c.position.desc() if backwards else e.c.position).limit(limit)
+            found = Found.of(await _select(session, sizes), limit=limit, backwards=backwards)
+            places = literal(list(found.positions), ARRAY(BigInteger))
+            events = select(*self._record).select_from(joined).where(e.c.position == any_(places))
+            events = events.order_by(e.c.position.desc() if backwards else e.c.position)
+            rows = await _select(session, events) if found.positions else ()
+        return part.page(query, found, [record(*row) for row in rows], end=end)
+
+    async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
+        if not query.is_plain:
+            return None
+        end = await self._end(query)
+        return await self._pool.run(lambda session: self._totals(session, query, end, top))
+
+    async def _totals(self, session: PostgresSession, query: AuditQuery, end: int, top: int) -> AuditTotals | None:
+        e, s = self._audit.events.c, self._audit.streams.c
+        async with session.reading(_PLANNING):
+            if await self._has_unreadable(session, end):
+                return None
+            query = await self._located(session, query, end)
+            part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
+            chosen = (
+                select(
+                    e.type,
+                    s.stream_id,
+                    self._audit.text_of_metadata("user").label("user"),
+                    e.recorded_at.op("/")(HOUR_US).label("hour"),
+                    e.recorded_at,
+                    func.octet_length(e.payload).label("payload_bytes"),
+                    func.octet_length(e.metadata).label("metadata_bytes"),
+                )
+                .join(self._audit.streams, s.id == e.stream)
+                .where(*self._audit.where(query), *self._audit.conditions(query, part))
+            ).subquery()
+            rows = await _select(session, _grouped(chosen, top))
+        found: dict[int, list[Any]] = {}
+        for group, *row in rows:
+            found.setdefault(group, []).append(row)
+        sums = [0, 0, 0, None, None] if not found.get(_ALL) else found[_ALL][0][4:]
+        counted = [
+            [Count(row[column], row[4]) for row in found.get(group, ())]
+            for column, group in enumerate((_BY_TYPE, _BY_STREAM, _BY_USER))
+        ]
+        return totals_of(sums, [row[3:5] for row in found.get(_BY_HOUR, ())], counted, end=end)
+
+    async def _end(self, query: AuditQuery) -> int:
+        """A position up to which the log is final, and which reaches as far as the query, if the log does."""
+        if query.through is not None and query.through <= self._settled:
+            return self._settled
+        return await self.settle()
+
+    async def _has_unreadable(self, session: PostgresSession, end: int) -> bool:
+        """Whether there is metadata up to a settled position that jsonb cannot hold."""
+        if end > self._readable_through and not await _select(session, self._audit.unreadable()):
+            self._readable_through = end
+        return end > self._readable_through
+
+    async def _located(self, session: PostgresSession, query: AuditQuery, end: int) -> AuditQuery:
+        """The query within the positions that its times leave."""
+        if query.is_located or query.recorded_us == (None, None):
+            return query
+        whole = Part(query.after, end if query.through is None else min(end, query.through), is_last=True)
+        ((first, last),) = await _select(session, self._audit.span_of_time(query, whole))
+        return located(query, first, last)
+
+
+def _grouped(chosen: Any, top: int) -> SelectBase:
+    """All sums in one pass: of everything, and by type, stream, user and hour, of the first three the most frequent."""
+    c = chosen.c
+    by = (c.type, c.stream_id, c.user, c.hour)
+    group = func.grouping(*by)
+    name = func.coalesce(c.type, c.stream_id, c.user).collate("C")
+    place = func.row_number().over(partition_by=group, order_by=(func.count().desc(), name.nulls_first()))
+    sums = select(
+        group.label("group_"),
+        *by,
+        func.count().label("events"),
+        func.coalesce(func.sum(c.payload_bytes), 0).label("payload_bytes"),
+        func.coalesce(func.sum(c.metadata_bytes), 0).label("metadata_bytes"),
+        func.min(c.recorded_at).label("first"),
+        func.max(c.recorded_at).label("last"),
+        place.label("place"),
+    ).group_by(func.grouping_sets(tuple_(), *(tuple_(column) for column in by)))
+    found = sums.subquery()
+    columns = [column for column in found.c if column.name != "place"]
+    is_wanted = or_(found.c.group_.in_((_ALL, _BY_HOUR)), found.c.place <= top)
+    return select(*columns).where(is_wanted).order_by(found.c.group_, found.c.place)
+
+
+async def _select(session: PostgresSession, statement: SelectBase) -> Sequence[Any]:
+    compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+    return await session.fetch(compiled.string, *(compiled.params[name] for name in compiled.positiontup or ()))

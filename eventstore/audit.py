@@ -1,0 +1,41 @@
+"""Audit: questions to the whole journal: which events match, and what came of one request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+from eventstore.audit_query import AuditQuery
+from eventstore.events import RecordedEvent
+from eventstore.store import EventStore
+
+_PAGE = 1000
+
+
+async def find(
+    store: EventStore,
+    query: AuditQuery,
+    *,
+    cursor: int | None = None,
+    limit: int | None = None,
+    backwards: bool = False,
+) -> AsyncGenerator[RecordedEvent, None]:
+    """The events that match, in the order of the log, or the newest first if `backwards`; at most `limit`.
+
+    To go on another time, give the position of the last event as `cursor`: no event comes twice or is left out,
+    whatever is written meanwhile. What is appended after the first page was read does not come.
+
+    Raises `JournalCorrupt` for an event that is damaged, and what reading the log raises.
+    """
+    remaining = limit
+    while remaining is None or remaining > 0:
+        # A backend gives fewer where they are large.
+        wanted = _PAGE if remaining is None else min(_PAGE, remaining)
+        page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)
+        for recorded in page.events:
+            yield recorded
+        if page.is_end:
+            return
+        remaining = None if remaining is None else remaining - len(page.events)
+        cursor, query = page.position, page.rest
+        query = query if query.through is not None else replace(query, through=page.end)

@@ -1,0 +1,77 @@
+"""RecordPage: events of the log by column, and the record of each once somebody looks at one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+from eventstore.events import RecordedEvent
+
+
+class RecordPage(Sequence[RecordedEvent]):
+    """As much as decoding events needs is there as columns; looking at a column as a whole costs a fraction of looking
+    at each event. `make` makes the records, one after another.
+
+    Who goes through them gets each made when it comes, and nothing keeps it: most die young, and the garbage collector
+    never sees them. Who asks for one by its place has all of them made, and kept.
+
+    Raises `ValueError` for columns that are not of one length.
+    """
+
+    __slots__ = ("_make", "_records", "event_ids", "payloads", "schema_versions", "types")
+
+    def __init__(
+        self,
+        types: Sequence[str],
+        schema_versions: Sequence[int],
+        payloads: Sequence[bytes],
+        event_ids: Sequence[int],
+        make: Callable[[], Iterator[RecordedEvent]],
+    ) -> None:
+        if not len(types) == len(schema_versions) == len(payloads) == len(event_ids):
+            raise ValueError("the columns are not of one length")
+        self.types = types
+        self.schema_versions = schema_versions
+        self.payloads = payloads
+        self.event_ids = event_ids
+        """Each as the number that its UUID is."""
+        self._make = make
+        self._records: list[RecordedEvent] | None = None
+
+    @classmethod
+    def of(cls, records: Sequence[RecordedEvent]) -> RecordPage:
+        """The same events by column."""
+        if isinstance(records, RecordPage):
+            return records
+        return cls(
+            [recorded.type for recorded in records],
+            [recorded.schema_version for recorded in records],
+            [recorded.payload for recorded in records],
+            [recorded.event_id.int for recorded in records],
+            lambda: iter(records),
+        )
+
+    @property
+    def checksum(self) -> bytes:
+        """The exclusive or of the event ids."""
+        total = 0
+        for event_id in self.event_ids:
+            total ^= event_id
+        return total.to_bytes(16)
+
+    def __len__(self) -> int:
+        return len(self.types)
+
+    def __iter__(self) -> Iterator[RecordedEvent]:
+        return self._make() if self._records is None else iter(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> RecordedEvent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RecordedEvent]: ...
+
+    def __getitem__(self, index: int | slice) -> RecordedEvent | Sequence[RecordedEvent]:
+        if self._records is None:
+            self._records = list(self._make())
+        return self._records[index]

@@ -1,0 +1,135 @@
+"""`--tenant`: whose streams a command is about; and what is shown of tenants without it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import ActorSystem
+from eventstore import EventStore
+
+from .conftest import PROJECT, Run
+from .test_verify import flip, unprotected
+
+
+@pytest.fixture(scope="module")
+def tenants_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Acme's alice has 30, Bolt's 1, and the one of no tenant 7."""
+    path = tmp_path_factory.mktemp("tenants") / "bank.db"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(str(PROJECT))
+        asyncio.run(_build(f"sqlite:///{path}"))
+    return path
+
+
+async def _build(url: str) -> None:
+    from cli_ledger import Account, Deposit  # type: ignore[import-not-found]
+
+    for tenant, amounts in ((None, [7]), ("acme", [10, 20]), ("bolt", [1])):
+        async with ActorSystem(url, tenant=tenant) as system:
+            for amount in amounts:
+                await system.ref(Account, "alice").ask(Deposit(amount=amount))
+    async with EventStore.open(url, tenant="acme") as store:
+        await store.append("Other-1", [Account_event(5)])
+
+
+def Account_event(amount: int) -> Any:
+    from cli_ledger import Deposited
+
+    return Deposited(amount=amount)
+
+
+@pytest.fixture
+def tenants_url(tenants_journal: Path) -> str:
+    return f"sqlite:///{tenants_journal}"
+
+
+def test_streams_are_a_tenants_or_everybodys(cli: Run, tenants_url: str) -> None:
+    assert cli("streams", tenants_url, "--tenant", "acme").lines == [
+        "Account-alice (acme)\t2\t0",
+        "Other-1 (acme)\t1\t0",
+    ]
+    assert cli("streams", tenants_url, "--kind", "Account").lines == [
+        "Account-alice\t1\t0",
+        "Account-alice (acme)\t2\t0",
+        "Account-alice (bolt)\t1\t0",
+    ]
+    assert [each["tenant"] for each in cli("streams", tenants_url, "--json").objects] == ["", "acme", "acme", "bolt"]
+
+
+def test_events_are_those_of_the_tenants_stream(cli: Run, tenants_url: str) -> None:
+    found = cli("events", tenants_url, "Account-alice", "--tenant", "acme", "--json").objects
+    assert [(each["payload"]["amount"], each["tenant"]) for each in found] == [(10, "acme"), (20, "acme")]
+    assert [each["payload"]["amount"] for each in cli("events", tenants_url, "Account-alice", "--json").objects] == [7]
+    assert cli("events", tenants_url, "Account-alice", "--tenant", "nobody").code == 1
+
+
+def test_tail_shows_a_tenants_log_or_everybodys(cli: Run, tenants_url: str) -> None:
+    everything = cli("tail", tenants_url, "--json").objects
+    assert [each["tenant"] for each in everything] == ["", "acme", "acme", "bolt", "acme"]
+    assert cli("tail", tenants_url, "--tenant", "acme", "--json").objects == [
+        each for each in everything if each["tenant"] == "acme"
+    ]
+    assert [line.split("\t")[2] for line in cli("tail", tenants_url, "-n", "2").lines] == [
+        "Account-alice (bolt)",
+        "Other-1 (acme)",
+    ]
+
+
+def test_actors_are_folded_as_the_tenants(cli: Run, tenants_url: str) -> None:
+    for tenant, amount in (("acme", 30), ("bolt", 1)):
+        (shown,) = cli("show", tenants_url, "cli_ledger:Account", "alice", "--tenant", tenant, "--json").objects
+        assert shown["state"]["amount"] == amount
+        (replayed,) = cli("replay", tenants_url, "cli_ledger:Account", "--tenant", tenant, "--json").objects
+        assert (replayed["summary"]["actors"], replayed["summary"]["problems"]) == (1, 0)
+    assert cli("snapshot", tenants_url, "cli_ledger:Account", "alice", "--tenant", "acme").code == 0
+    (shown,) = cli("show", tenants_url, "cli_ledger:Account", "alice", "--json").objects
+    assert (shown["state"]["amount"], shown["snapshot_version"]) == (7, 0)
+
+
+def test_owners_conflicts_and_projections_are_the_tenants(cli: Run, tenants_url: str) -> None:
+    commands = (("owners",), ("owners", "--streams"), ("conflicts", "list"), ("projections", "list"))
+    for command in (*commands, ("dead-letters", "list")):
+        result = cli(*command, tenants_url, "--tenant", "acme")
+        assert (result.code, result.out) == (0, "")
+
+
+def test_verify_reads_everybodys_streams_or_a_tenants(cli: Run, tenants_url: str) -> None:
+    (whole,) = cli("verify", tenants_url, "--json").objects
+    assert (whole["summary"]["streams"], whole["summary"]["events"], whole["summary"]["problems"]) == (4, 5, 0)
+    (part,) = cli("verify", tenants_url, "--tenant", "acme", "--json").objects
+    assert (part["summary"]["streams"], part["summary"]["events"], part["summary"]["problems"]) == (2, 3, 0)
+
+
+def test_verify_says_whose_the_damaged_event_is(cli: Run, tenants_journal: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "damaged.db"
+    with closing(sqlite3.connect(tenants_journal)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    url = f"sqlite:///{copy}"
+    with unprotected(url) as connection:
+        for position in (2, 3):
+            ((payload,),) = connection.execute("SELECT payload FROM journal_events WHERE position = ?", (position,))
+            damaged = flip(payload.encode(), payload.index("1" if position == 2 else "2")).decode()
+            connection.execute("UPDATE journal_events SET payload = ? WHERE position = ?", (damaged, position))
+    for arguments in ((), ("--tenant", "acme")):
+        result = cli("verify", url, "--json", *arguments)
+        *found, summary = result.objects
+        assert result.code == 1
+        assert [(each["tenant"], each["stream_id"], each["version"], each["position"]) for each in found] == [
+            ("acme", "Account-alice", 1, 2),
+            ("acme", "Account-alice", 2, 3),
+        ]
+        assert summary["summary"]["problems"] == 2
+    assert cli("verify", url, "--tenant", "bolt").code == 0
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 65])
+def test_an_odd_name_is_wrong_usage(cli: Run, tenants_url: str, name: str) -> None:
+    result = cli("streams", tenants_url, "--tenant", name)
+    assert result.code == 2
+    assert "a tenant's name" in result.err
