@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -189,6 +191,67 @@ class Archives(StoreFixtures):
         copy = await self.copied(elsewhere, store)
         assert await dump(store) == await dump(elsewhere)
         await copy.compare()
+
+    async def test_everybodys_records_are_copied(self, store: EventStore, elsewhere: EventStore, url: str) -> None:
+        if not store.capabilities.tenants:
+            pytest.skip("the backend knows no tenants (capabilities.tenants)")
+        names = ("acme", "bolt")
+        async with AsyncExitStack() as stack:
+            owned = [await stack.enter_async_context(EventStore.open(url, tenant=name)) for name in names]
+            for number, one in enumerate((*owned, store)):
+                await one.append("a-1", happened(*range(number + 3)))
+                told = [outcome(f"told {number}")]
+                await backend_of(one).append([[write("c-1", b"1", epoch=await one.claim("c-1"), commands=told)]])
+                await one.save_snapshot(new_snapshot("a-1", 2, "f", b"%d" % number))
+            await owned[0].truncate("a-1", 2, reason="test")
+            await owned[1].append("a-1", happened(7))
+            for one in owned:
+                with pytest.raises(CopyRefused, match=one.tenant):
+                    Copy(one, elsewhere)
+                with pytest.raises(CopyRefused, match=one.tenant):
+                    Copy(elsewhere, one)
+            copy = await self.copied(store, elsewhere)
+            assert await dump(elsewhere) == await dump(store)
+            assert {stream.key for stream in await elsewhere.archive().streams(after=0, limit=10)} == {
+                (tenant, stream_id) for tenant in ("", *names) for stream_id in ("a-1", "c-1")
+            }
+            assert await collect(elsewhere.read_all()) == await collect(store.read_all())
+            await copy.compare()
+            await store.archive().fence("test")
+            for one in owned:
+                with pytest.raises(StoreFenced):
+                    await one.append("a-1", happened(8))
+
+    async def test_everybodys_records_are_stored(self, store: EventStore, elsewhere: EventStore, url: str) -> None:
+        if not store.capabilities.tenants:
+            pytest.skip("the backend knows no tenants (capabilities.tenants)")
+        names = ("acme", "bolt")
+        named = f"memory://{uuid4()}"
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(EventStore.open(named))
+            owned = [await stack.enter_async_context(EventStore.open(named, tenant=name)) for name in names]
+            for number, one in enumerate((*owned, source)):
+                await one.append("a-1", happened(*range(number + 3)))
+                told = [outcome(f"told {number}")]
+                await backend_of(one).append([[write("c-1", b"1", epoch=await one.claim("c-1"), commands=told)]])
+                await one.save_snapshot(new_snapshot("a-1", 2, "f", b"%d" % number))
+            await owned[0].truncate("a-1", 2, reason="test")
+            copy = await self.copied(source, store)
+            await copy.compare()
+            assert await dump(store) == await dump(source)
+            assert [event.tenant for event in await collect(store.read_all())] == [
+                event.tenant for event in await collect(source.read_all())
+            ]
+            for number, one in enumerate(owned):
+                mine = await stack.enter_async_context(EventStore.open(url, tenant=one.tenant))
+                assert await collect(mine.read("c-1")) == await collect(one.read("c-1"))
+                lookup = CommandLookup("c-1", f"told {number}", 10)
+                assert await mine.find_command(lookup) == await one.find_command(lookup)
+                loaded, expected = await mine.load(Load("a-1")), await one.load(Load("a-1"))
+                assert list(loaded.events) == list(expected.events)
+                assert loaded._replace(events=NO_EVENTS) == expected._replace(events=NO_EVENTS)
+                # It goes on where its tenant's stream was.
+                assert await mine.append("a-1", happened(9)) == await one.append("a-1", happened(9))
 
     async def test_a_journal_of_its_own_is_refused(self, store: EventStore, elsewhere: EventStore) -> None:
         await elsewhere.append("a", happened(1))

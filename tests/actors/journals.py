@@ -19,6 +19,7 @@ _TABLES = (
 )
 # Only the tables' owner can do this: to everyone else the journal's events are there for ever.
 _EMPTY = f"""
+DROP FUNCTION IF EXISTS journal_fence CASCADE;
 ALTER TABLE journal_events DISABLE TRIGGER USER;
 TRUNCATE {_TABLES} RESTART IDENTITY;
 ALTER TABLE journal_events ENABLE TRIGGER USER;
