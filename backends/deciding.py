@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields, StreamWrite, refusal
-from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError
+from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError, StoreFenced
 
 
 class Head:
@@ -38,6 +38,7 @@ class Group:
 
     With `stored`, the places of the group's events that are in the journal already, repeats are recognised; then
     `commands` must tell which of the group's commands are remembered already. Without, the database refuses repeats.
+    With a `fence`, the reason for it, only repeats are answered.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class Group:
         last_position: int,
         stored: dict[bytes, Place] | None = None,
         commands: dict[CommandKey, Remembered] | None = None,
+        *,
+        fence: str | None = None,
     ) -> None:
         self._streams = streams
         self.last_position = last_position
         self._stored = stored
         self._commands = {} if commands is None else commands
+        self._fence = fence
         self.versions: dict[str, int] = {}
         """The version that each stream with new events has after them."""
         self.rows: list[tuple[Any, ...]] = []
@@ -72,6 +76,8 @@ class Group:
         repeated = None if self._stored is None else self._repeated(batch, self._stored)
         if repeated is not None:
             outcome = repeated
+        elif self._fence is not None:
+            outcome = StoreFenced(batch[0].stream_id if batch else "", self._fence)
         elif self._stored is None and len(batch) == 1:
             # The hot path: nearly every batch is one write.
             outcome = self._placed_alone(batch[0])

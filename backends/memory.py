@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from backends.memory_journal import Entry, Journal, Log, Stream
+from backends.memory_archive import MemoryArchive
+from backends.memory_journal import Entry, Journal, Log
 from backends.memory_owners import MemoryLease
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.audit_scan import scanned_page
@@ -49,7 +50,7 @@ class MemoryBackend:
     What is stored outlives `close`, not the process. Backends of one name share one event loop at a time.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=False, tenants=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=False, tenants=True, archive=True)
     durability = Durability.NONE
     database = "memory"
     schema_revision: str | None = None
@@ -76,6 +77,9 @@ class MemoryBackend:
         journal.log.wake()
         return outcomes
 
+    def archive(self) -> MemoryArchive:
+        return MemoryArchive(self._opened.log)
+
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         raise CapabilityError(
             "memory:// has no SQL: nothing was done; SQL goes with a batch on Postgres and SQLite alone"
@@ -86,6 +90,7 @@ class MemoryBackend:
         return [journal.stream(lookup.stream_id).find_command(lookup) for lookup in lookups]
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
+        self._opened.log.check_fence()
         return self._opened.stream(stream_id).forget_commands(keep, before)
 
     def lease(self, owner: Owner) -> MemoryLease:
@@ -191,7 +196,8 @@ class MemoryBackend:
             log.waiters.discard(waiter)
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        stream = self._opened.streams.setdefault(snapshot.stream_id, Stream())
+        self._opened.log.check_fence()
+        stream = self._opened.made(snapshot.stream_id)
         stream.check_epoch(snapshot.stream_id, snapshot.epoch or None)
         stream.snapshots[snapshot.version] = snapshot
         for version in sorted(stream.snapshots, reverse=True)[keep:]:
@@ -203,6 +209,7 @@ class MemoryBackend:
         return [stream.snapshots[version] for version in versions]
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
+        self._opened.log.check_fence()
         stream = self._opened.stream(stream_id)
         doomed = stream.snapshot_versions(through)
         for version in doomed:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from backends.memory_owners import Owners
+from eventstore.archive import Fence, StreamKey
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -38,6 +39,7 @@ from eventstore.errors import (
     DuplicateCommand,
     DuplicateEventError,
     FencedError,
+    StoreFenced,
 )
 from eventstore.events import RecordedEvent
 
@@ -177,11 +179,33 @@ class Log:
         self.removals: list[Removal] = []
         self.seals: list[StoredSeal] = []
         self.journals: dict[str, Journal] = {}
+        # Every stream of everybody, in the order they came in.
+        self.streams: list[tuple[StreamKey, Stream]] = []
         self.waiters: set[asyncio.Future[None]] = set()
+        # Up to which position this is a copy of another journal, and why nothing may be added any more.
+        self.copied: int | None = None
+        self.fence: Fence | None = None
         self._clock = _EPOCH_START
 
     def journal(self, tenant: str) -> Journal:
         return self.journals.setdefault(tenant, Journal(self, tenant))
+
+    def check_fence(self) -> None:
+        """Raise `StoreFenced` if nothing may be added any more."""
+        if self.fence is not None:
+            raise StoreFenced("", self.fence.reason)
+
+    def place(self, entry: Entry) -> None:
+        """Put an entry into the log and its stream, at its own position, which is behind all others."""
+        self.reach(entry.position - 1)
+        self.entries.append(entry)
+        self.journal(entry.tenant).made(entry.stream_id).entries.append(entry)
+        self.entries_by_id[entry.event.event_id] = entry
+        self._clock = max(self._clock, entry.recorded_at)
+
+    def reach(self, position: int) -> None:
+        """Let the log end at a position, or further."""
+        self.entries.extend([None] * (position - len(self.entries)))
 
     def wake(self) -> None:
         for waiter in self.waiters:
@@ -208,9 +232,27 @@ class Journal:
         """The stream to read from; asking for one creates none."""
         return self.streams.get(stream_id) or Stream()
 
+    def made(self, stream_id: str) -> Stream:
+        """The stream to change, which is made if there is none."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            stream = self.streams[stream_id] = Stream()
+            self.log.streams.append(((self.tenant, stream_id), stream))
+        return stream
+
     def append(self, batch: Batch) -> AppendOutcome:
         # Ids come first: a batch that is stored is stored, whatever the versions and the owner are by now.
-        return self._original(batch) or self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+        if original := self._original(batch):
+            return original
+        if (fence := self.log.fence) is not None:
+            return StoreFenced(batch[0].stream_id if batch else "", fence.reason)
+        return self._taken_id(batch) or self._refusal(batch) or self._store(batch)
+
+    def truncate_to(self, stream_id: str, through: int, reason: str) -> None:
+        """Let a stream be truncated up to a version that it may not have come to."""
+        stream = self.made(stream_id)
+        self.truncate(stream_id, through, reason, None)
+        stream.truncated = max(stream.truncated, through)
 
     def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
         key = (checkpoint.name, checkpoint.version)
@@ -227,12 +269,13 @@ class Journal:
         return (0 if found is None else found.revision) == revision
 
     def claim(self, claims: Sequence[Claim]) -> list[int | Holder]:
+        self.log.check_fence()
         for claim in claims:
             if claim.owner is not None:
                 self.owners.check(claim.owner)
         answers: list[int | Holder] = []
         for stream_id, owner, lapsed in claims:
-            stream = self.streams.setdefault(stream_id, Stream())
+            stream = self.made(stream_id)
             if owner is not None and stream.owner is not None and stream.owner != owner:
                 holder = self.owners.holder(stream.owner)
                 if holder is not None and holder.renewals != lapsed:
@@ -250,6 +293,7 @@ class Journal:
                 stream.owner = None
 
     def truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+        self.log.check_fence()
         stream = self.stream(stream_id)
         stream.check_epoch(stream_id, epoch)
         removed = stream.select(after=0, through=through, limit=len(stream.entries))
@@ -336,7 +380,7 @@ class Journal:
         log = self.log
         now = log.now()
         for write in batch:
-            stream = self.streams.setdefault(write.stream_id, Stream())
+            stream = self.made(write.stream_id)
             for event in write.events:
                 position = len(log.entries) + 1
                 epoch = write.epoch or 0

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.postgres_append import PostgresAppend
+from backends.postgres_archive import PostgresArchive
 from backends.postgres_audit import PostgresAudit
 from backends.postgres_changes import PostgresChanges
 from backends.postgres_commands import PostgresCommands
@@ -65,7 +66,7 @@ class PostgresBackend:
     many for transactions with the user's own statements, and one that listens once somebody waits for new events.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True, tenants=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=True, user_sql=True, tenants=True, archive=True)
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
@@ -109,6 +110,10 @@ class PostgresBackend:
         task.add_done_callback(parts.appends.discard)
         appending.add_done_callback(parts.appended)
         return appending
+
+    def archive(self) -> PostgresArchive:
+        parts = self._open
+        return PostgresArchive(self._sql, parts.pool, parts.reader.settle, parts.restored)
 
     async def begin_sql(self, *, seconds: float) -> PostgresTransaction:
         return await self._open.transactions.begin(seconds)
@@ -292,6 +297,11 @@ class _Parts:
         """Tell the readers."""
         if not append.cancelled() and append.exception() is None:
             self._wake()
+
+    def restored(self) -> None:
+        """Look at every stream again: records were stored past the appends. Tell the readers."""
+        self.append.forget_all()
+        self._wake()
 
     def lease(self, owner: Owner) -> PostgresLease:
         """A lease whose connection is given up early enough that another one can renew it before it runs out."""

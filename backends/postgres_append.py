@@ -9,7 +9,7 @@ from typing import Any
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
 from backends.postgres_columns import command_columns, event_columns, forgotten_column, head_columns, replica_columns
 from backends.postgres_driver import DRIVER_ERRORS, InternalClientError
-from backends.postgres_errors import may_be_decided_again, translated
+from backends.postgres_errors import fence_of, may_be_decided_again, translated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Appended, AppendOutcome, Batch
@@ -48,6 +48,10 @@ class PostgresAppend:
         """Look the stream up before the next append: something else than an append has changed it."""
         # Not now: an append may be under way that rests on it.
         self._outdated.add(stream_id)
+
+    def forget_all(self) -> None:
+        """Look every stream up again before the next append."""
+        self._outdated.update(self._streams)
 
     async def open(self) -> None:
         """Connect now, so that what is wrong is found before the first append."""
@@ -102,6 +106,9 @@ class PostgresAppend:
                     async with session.transaction():
                         outcomes = await self._append_looked_up(session, batches, stream_ids, lock=True)
             except DRIVER_ERRORS as error:
+                if (fence := fence_of(error)) is not None:
+                    # Told by the server when there is something to store, and then decided on, batch by batch.
+                    return await self._refused(session, batches, stream_ids, fence)
                 if not may_be_decided_again(error):
                     self._drop(session)
                     raise translated(error, writing=True) from error
@@ -144,6 +151,16 @@ class PostgresAppend:
             if isinstance(group.decide(batch), Appended):
                 used.update(write.stream_id for write in batch)
         return group.outcomes if group.is_empty else await self._store(session, group, used)
+
+    async def _refused(
+        self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str], fence: str
+    ) -> Sequence[AppendOutcome]:
+        """What is said in a journal that is fenced: only what is stored already has a place there."""
+        self._streams.clear()
+        await self._look_up(session, list(stream_ids))
+        places, commands = await self._places(session, batches), await self._remembered(session, batches)
+        group = Group(self._streams, _UNKNOWN, places, commands, fence=fence)
+        return [group.decide(batch) for batch in batches]
 
     async def _look_up(self, session: PostgresSession, stream_ids: list[str], *, lock: bool = False) -> None:
         if not stream_ids:

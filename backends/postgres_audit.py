@@ -110,7 +110,7 @@ class PostgresAudit(PostgresReader):
         """A position up to which the log is final, and which reaches as far as the query, if the log does."""
         if query.through is not None and query.through <= self._settled:
             return self._settled
-        return await self._settle()
+        return await self.settle()
 
     async def _has_unreadable(self, session: PostgresSession, end: int) -> bool:
         """Whether there is metadata up to a settled position that jsonb cannot hold."""

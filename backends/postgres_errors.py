@@ -15,6 +15,7 @@ from eventstore.errors import (
     SchemaError,
     StorageFull,
     StoreBusy,
+    StoreFenced,
 )
 
 # The session ends with these, and may have committed before it did: a shutdown, a crash of another session, an
@@ -42,6 +43,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, (OSError, ClientError, InternalClientError))
 
 
+def fence_of(error: BaseException) -> str | None:
+    """Why the journal is fenced, if that is what has refused a statement (`postgres_archive`)."""
+    return _line(error) if sqlstate(error) == "ES001" else None
+
+
 def may_be_decided_again(error: BaseException) -> bool:
     """Whether the statement stored nothing because of somebody else's append: the next try sees what it stored."""
     return sqlstate(error) in _OTHER_WRITERS
@@ -52,6 +58,8 @@ def _refused(error: BaseException, *, writing: bool) -> EventStoreError:
     match sqlstate(error):
         case state if is_lost(error) and state != "57P03":
             return _lost(reason, writing=writing)
+        case "ES001":
+            return StoreFenced("", _line(error))
         case "53100" | "53400":
             return StorageFull(f"the server's disk is full: free some space; {reason}")
         case "53300":

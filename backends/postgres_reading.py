@@ -132,7 +132,7 @@ class PostgresReader:
             if settled.is_full:
                 return LogPage(settled.events, settled.position, is_end=False, end=settled.end)
             settled = settled._replace(position=final)
-        end = await self._settle()
+        end = await self.settle()
         events = settled.events
         if settled.position < end:
             more = await self._page(settled.position, end, limit - settled.rows, where)
@@ -143,13 +143,13 @@ class PostgresReader:
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)
-        end = await self._settle()
+        end = await self.settle()
         through = min(after + limit, max(after, end))
         versions = {} if through == after else dict(await self._rows(self._sql.moved, after, through))
         return Moved(versions, through, through >= end)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
-        end = await self._settle()
+        end = await self.settle()
         if count <= 0:
             return end
         if where.tags:
@@ -233,7 +233,7 @@ class PostgresReader:
             return None
         return row
 
-    async def _settle(self) -> int:
+    async def settle(self) -> int:
         """A position up to which the log is final: nothing appears below it any more.
 
         Positions are taken before they can be seen, and a later one may be seen first. So the sequence is read, then

@@ -12,6 +12,7 @@ from typing import Any
 from redis import exceptions as driver
 
 from backends.redis_append_script import APPEND
+from backends.redis_archive import RedisArchive
 from backends.redis_changing_scripts import DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
 from backends.redis_checkpoints import CHANGE_CHECKPOINT, CHECKPOINTS, deleting, found_checkpoints, saving
 from backends.redis_command_scripts import FORGET_COMMANDS
@@ -58,7 +59,7 @@ class RedisBackend(RedisReader):
     Any number of processes may write to one journal: a group is one script, and the server runs one at a time.
     """
 
-    capabilities = Capabilities(creates_schema=False, survives_restart=True, tenants=True)
+    capabilities = Capabilities(creates_schema=False, survives_restart=True, tenants=True, archive=True)
 
     def __init__(self, url: StoreUrl) -> None:
         super().__init__(parse_redis_url(url), RedisTenant(url.tenant))
@@ -113,6 +114,10 @@ class RedisBackend(RedisReader):
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._tasks.finish(self._forget_commands(stream_id, keep, before))
+
+    def archive(self) -> RedisArchive:
+        self.check_open()
+        return RedisArchive(self._run, self._archive_write)
 
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         raise CapabilityError(
@@ -214,6 +219,9 @@ class RedisBackend(RedisReader):
             )
             forgotten += count
         return forgotten
+
+    async def _archive_write(self, script: Script, arguments: Sequence[Argument]) -> Any:
+        return await self._tasks.finish(self._write(script, arguments))
 
     async def _write(self, script: Script, arguments: Sequence[Argument]) -> Any:
         journal, writer = self._opened, self._writer

@@ -11,7 +11,8 @@ from backends.redis_scripts import OPENED, script
 # batch.
 # The reply is, for each batch: 0 or 1 (stored now, or before), position, a version for each write;
 #     2, write, version, for a conflict; 3, write, epoch, for a fenced writer; 4, write, event, for a repeated id;
-#     5, write, command, for one that is remembered already; 6, write, command, for one that may have been forgotten.
+#     5, write, command, for one that is remembered already; 6, write, command, for one that may have been forgotten;
+#     7, 0, 0, for a journal that is fenced, behind all outcomes then: why.
 _GIVEN = """
 local call, pack, unpacked, sub = redis.call, struct.pack, struct.unpack, string.sub
 local plan, count = ARGV[6], tonumber(ARGV[7])
@@ -147,6 +148,7 @@ end
 
 local function decide(batch)
     local answer = has_repeats and repetition(batch) or has_commands and repeated_commands(batch)
+    if journal[8] and (not answer or answer[1] ~= 1) then answer = {7, 0, 0} end
     local checked, mine = 0, {}
     while not answer and checked < #batch do
         local write = batch[checked + 1]
@@ -181,7 +183,7 @@ while offset <= #plan do
     stream, expected, owner, events, commands, ends, offset = unpacked('>I4i8i8I4I4B', plan, offset)
     -- Most batches are one write that is as its writer expects.
     if ends == 1 and #batch == 0 and events > 0 and commands == 0 and owner < 0 and not has_repeats
-        and (expected == version[stream] or expected == -1) then
+        and not journal[8] and (expected == version[stream] or expected == -1) then
         store(stream, events)
         reply[replied + 1], reply[replied + 2], reply[replied + 3] = 0, position, version[stream]
         replied = replied + 3
@@ -194,7 +196,10 @@ while offset <= #plan do
         end
     end
 end
-if position == start and sequence == remembered_before then return reply end
+if position == start and sequence == remembered_before then
+    if journal[8] then reply[replied + 1] = cjson.decode(journal[8]).reason end
+    return reply
+end
 
 -- Nothing above has written, nothing below is refused. A stream's row is its one record, or a table of several.
 local heads, names = {}, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.redis_command_scripts import FORGETTING
-from backends.redis_scripts import ONE_STREAM, OPENED, REFUSAL, script
+from backends.redis_scripts import ONE_STREAM, OPENED, REFUSAL, REFUSED, script
 
 # ARGV: 6 through, 7 how many events at most, 8 reason, 9 epoch or -1. The reply: how many were removed, 1 if more are
 # to be; or -1, epoch, for a fenced writer.
@@ -107,6 +107,6 @@ return removed
 """
 )
 
-DELETE_SNAPSHOTS = script(OPENED + _DELETE_SNAPSHOTS)
-SAVE_SNAPSHOT = script(OPENED + _SAVE_SNAPSHOT)
-TRUNCATE = script(OPENED + _TRUNCATE)
+DELETE_SNAPSHOTS = script(OPENED + REFUSED + _DELETE_SNAPSHOTS)
+SAVE_SNAPSHOT = script(OPENED + REFUSED + _SAVE_SNAPSHOT)
+TRUNCATE = script(OPENED + REFUSED + _TRUNCATE)

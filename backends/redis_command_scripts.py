@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.redis_scripts import ONE_STREAM, OPENED, script
+from backends.redis_scripts import ONE_STREAM, OPENED, REFUSED, script
 
 # The order is by a counter of the whole journal: versions and times tell apart neither the rejections of one version
 # nor what one group stores.
@@ -178,4 +178,4 @@ return {#ids, is_cut and #ids < superfluous and 1 or 0}
 )
 
 FIND_COMMANDS = script(OPENED + _FIND_COMMANDS)
-FORGET_COMMANDS = script(OPENED + _FORGET_COMMANDS)
+FORGET_COMMANDS = script(OPENED + REFUSED + _FORGET_COMMANDS)

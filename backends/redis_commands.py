@@ -10,6 +10,7 @@ from backends.damaged_outcomes import damaged_outcome
 from backends.redis_connection import Argument
 from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
+from eventstore.archive import ArchivedCommand
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
 from eventstore.errors import JournalCorrupt
 
@@ -22,6 +23,23 @@ _PLACE_BYTES = 15
 def packed_command(outcome: CommandOutcome) -> bytes:
     _, fingerprint, outcome_id, is_rejection, payload, issued_at = outcome
     return _GIVEN.pack(fingerprint, outcome_id, issued_at, is_rejection) + payload
+
+
+def packed_archived(command: ArchivedCommand) -> bytes:
+    """An outcome that has its place already, as the scripts store it."""
+    outcome, version, recorded_at = command
+    return version.to_bytes(7) + recorded_at.to_bytes(8) + packed_command(outcome)
+
+
+def unpacked_archived(command_id: str, packed: bytes) -> ArchivedCommand:
+    """Raises `JournalCorrupt` for one that is cut off."""
+    try:
+        fingerprint, outcome_id, issued_at, is_rejection = _GIVEN.unpack_from(packed, _PLACE_BYTES)
+    except struct.error as error:
+        raise JournalCorrupt(f"the outcome of command {command_id!r} is damaged: {error}") from error
+    payload = packed[_PLACE_BYTES + _GIVEN.size :]
+    outcome = CommandOutcome(command_id, fingerprint, outcome_id, is_rejection, payload, issued_at)
+    return ArchivedCommand(outcome, int.from_bytes(packed[:7]), int.from_bytes(packed[7:_PLACE_BYTES]))
 
 
 def lookup_arguments(tenant: RedisTenant, lookups: Sequence[CommandLookup]) -> list[Argument]:

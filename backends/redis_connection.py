@@ -27,6 +27,7 @@ from eventstore.errors import (
     SchemaError,
     StorageFull,
     StoreBusy,
+    StoreFenced,
 )
 
 REVISION = "0001"
@@ -177,6 +178,8 @@ def translated(error: BaseException, *, writing: bool) -> EventStoreError:
             )
         case "LEASELOST":
             return LeaseLost("this process holds no lease that runs: nothing was claimed")
+        case "FENCED":
+            return StoreFenced("", text.removeprefix("FENCED "))
         case "DAMAGED":
             return JournalCorrupt(f"the journal contradicts itself: {text.removeprefix('DAMAGED ')}")
         case "REVISED":

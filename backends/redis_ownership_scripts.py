@@ -5,7 +5,7 @@ A lease only says who may claim. What keeps an earlier owner from writing are th
 
 from __future__ import annotations
 
-from backends.redis_scripts import OPENED, script
+from backends.redis_scripts import OPENED, REFUSED, script
 
 # Leases run by the server's own clock. It may be set: whoever claims has `lapsed` against that.
 _LEASES = """
@@ -169,7 +169,7 @@ end
 return reply
 """
 
-CLAIM = script(OPENED + _CLAIM)
+CLAIM = script(OPENED + REFUSED + _CLAIM)
 END = script(OPENED + _END)
 HOLDINGS = script(OPENED + _HOLDINGS)
 OWNERS = script(OPENED + _OWNERS)

@@ -202,7 +202,7 @@ class RedisReader(OpenedRedis):
         # -1: everybody's.
         whose: list[Argument] = [-1] if tenants is None else [len(tenants), *tenants]
         arguments = [*bounds, len(kinds), *kinds, *whose, *stream_ids]
-        end, looked, positions, names, flat = await self._run(READ_LOG, arguments)
+        end, looked, positions, names, flat, _ = await self._run(READ_LOG, arguments)
         streams: list[tuple[str, str]] = [split(name) for name in names]
         events: list[RecordedEvent] = []
         for index, position in zip(range(0, len(flat), 3), positions, strict=True):

@@ -116,8 +116,11 @@ end
 local versions, numbers = {}, {}
 for i = 0, count - 1 do
     local number, version = struct.unpack('>I6I6', entries, i * ENTRY + 1)
-    if not versions[number] then numbers[#numbers + 1] = text(number) end
-    versions[number] = version
+    -- A hole, in the copy of a journal that had one there, has no number.
+    if number > 0 then
+        if not versions[number] then numbers[#numbers + 1] = text(number) end
+        versions[number] = version
+    end
 end
 local reply = {math.max(after, after + count), position}
 if #numbers == 0 then return reply end
@@ -132,8 +135,8 @@ return reply
 
 # ARGV: 5 after, 6 through, 7 limit, 8 how many entries to look at, 9 number of kinds, the kinds, number of tenants or
 # -1 for all, the tenants, then the stream ids.
-# The reply: end of the log, the position looked through to, the positions that matched, the ids of their streams, and
-# for each event: the index of its stream, version, record.
+# The reply: end of the log, the position looked through to, the positions that matched, the ids of their streams,
+# for each event: the index of its stream, version, record; and up to which versions the streams are truncated.
 _READ_LOG = (
     _TENANT
     + """
@@ -166,7 +169,7 @@ end
 local numbers, versions, sizes, distinct, index_of = {}, {}, {}, {}, {}
 for i = 1, count do
     numbers[i], versions[i], sizes[i] = struct.unpack('>I6I6I4', entries, (i - 1) * ENTRY + 1)
-    if not index_of[numbers[i]] then
+    if numbers[i] > 0 and not index_of[numbers[i]] then
         distinct[#distinct + 1] = text(numbers[i])
         index_of[numbers[i]] = #distinct
     end
@@ -190,7 +193,7 @@ local looked = at
 for i = 1, count do
     if #picked >= limit or size >= ROOM then break end
     local stream = index_of[numbers[i]]
-    if passes[stream] and versions[i] > truncated[stream] then
+    if stream and passes[stream] and versions[i] > truncated[stream] then
         picked[#picked + 1] = i
         size = size + sizes[i]
         first[stream] = first[stream] or versions[i]
@@ -217,7 +220,7 @@ for i = 1, #picked do
     events[3 * i - 1] = versions[entry]
     events[3 * i] = record
 end
-return {position, looked, positions, names, events}
+return {position, looked, positions, names, events, truncated}
 """
 )
 

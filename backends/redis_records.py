@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from backends.records import time_of, uuid_of
@@ -13,18 +13,27 @@ from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
+from eventstore.archive import ArchivedEvent
 from eventstore.backend import (
     Appended,
     AppendOutcome,
     Batch,
     EncodedEvent,
     EventPage,
+    ReplicaFields,
     StoredSnapshot,
     StreamWrite,
     refusal,
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
-from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, JournalCorrupt, PayloadTooLarge
+from eventstore.errors import (
+    CommandForgotten,
+    DuplicateCommand,
+    DuplicateEventError,
+    JournalCorrupt,
+    PayloadTooLarge,
+    StoreFenced,
+)
 from eventstore.events import RecordedEvent
 
 MAX_VERSION = 2**53 - 1
@@ -37,6 +46,7 @@ MAX_GROUP_BYTES = 256 * 1024 * 1024
 # (the highest bit set: a batch id follows the header; the next one set: then what a replica says of it), bytes of the
 # metadata plus one (0: there is none).
 _HEADER = struct.Struct(">QQ16sQQIHI")
+_PLACE = struct.Struct(">QQ")
 _GIVEN = struct.Struct(">16sQQIHI")
 _REPLAYED = struct.Struct(">IHI")
 _SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
@@ -99,7 +109,7 @@ def packed_group(tenant: RedisTenant, batches: Sequence[Batch]) -> Group:
     return Group([int(has_distinct_ids), b"".join(plan), *sizes, *ids, *commands, *records], last_ids)
 
 
-def outcomes_of(batches: Sequence[Batch], reply: Sequence[int]) -> list[AppendOutcome]:
+def outcomes_of(batches: Sequence[Batch], reply: Sequence[Any]) -> list[AppendOutcome]:
     """The script's reply as outcomes, one for each batch."""
     outcomes: list[AppendOutcome] = []
     at = 0
@@ -108,13 +118,14 @@ def outcomes_of(batches: Sequence[Batch], reply: Sequence[int]) -> list[AppendOu
             # The script does not get to see it.
             outcomes.append(Appended(0, ()))
             continue
-        kind, first = reply[at], reply[at + 1]
+        kind: int = reply[at]
+        first: int = reply[at + 1]
         if kind < 2:
             end = at + 2 + len(batch)
             outcomes.append(Appended(first, tuple(reply[at + 2 : end]), kind == 1))
             at = end
         else:
-            outcomes.append(_refused(batch[first], kind, reply[at + 2], batch))
+            outcomes.append(_refused(batch[first], kind, reply[at + 2], batch, reply[-1]))
             at += 3
     return outcomes
 
@@ -166,6 +177,37 @@ def recorded(tenant: str, stream_id: str, version: int, record: bytes) -> Record
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
+
+
+def archived(tenant: str, stream_id: str, version: int, record: bytes) -> ArchivedEvent:
+    """A stored record as it is. Raises `JournalCorrupt` where its parts cannot be told from each other."""
+    try:
+        position, time, event_id, epoch, checksum, schema_version, type_bytes, metadata_bytes = _HEADER.unpack_from(
+            record
+        )
+        at = _HEADER.size
+        batch_id = event_id
+        if type_bytes & _HAS_BATCH:
+            batch_id = record[at : at + _ID_BYTES]
+            at += _ID_BYTES
+        replica = None
+        if type_bytes & _HAS_REPLICA:
+            fields, at = _replica(record, at)
+            replica = ReplicaFields(*fields)
+        start = at + (type_bytes & _MAX_TYPE_BYTES)
+        payload = start + metadata_bytes - 1 if metadata_bytes else start
+        metadata = record[start:payload] if metadata_bytes else None
+        event = EncodedEvent(
+            event_id, record[at:start].decode(), schema_version, record[payload:], metadata, batch_id, checksum, replica
+        )
+    except (struct.error, ValueError) as error:
+        raise damaged(error, stream_id=stream_id, version=version, tenant=tenant) from error
+    return ArchivedEvent(position, tenant, stream_id, version, event, epoch, time)
+
+
+def restored(event: ArchivedEvent) -> bytes:
+    """The record of an event that has its place already."""
+    return _PLACE.pack(event.position, event.recorded_at) + _packed(event.event, event.epoch)
 
 
 def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPage:
@@ -276,9 +318,11 @@ def _replica(record: bytes, at: int) -> tuple[tuple[str, int, bytes, bool], int]
     return (record[origin:clock].decode(), sequence, record[clock:end], concurrent), end
 
 
-def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch) -> AppendOutcome:
+def _refused(write: StreamWrite, kind: int, detail: int, batch: Batch, last: Any) -> AppendOutcome:
     refused: AppendOutcome | None
     match kind:
+        case 7:
+            refused = StoreFenced(write.stream_id, last.decode())
         case 2:
             refused = refusal(write._replace(epoch=None), detail, 0)
         case 3:

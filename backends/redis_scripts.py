@@ -4,12 +4,13 @@ A script is not rolled back, so each makes all of its checks before its first wr
 
 Keys, for the journal `{p}` (`docs/redis.md` explains them):
 
-    {p}                   hash     identity, revision, position, streams, clock, bytes, snapshots, commands
+    {p}                   hash     identity, revision, position, streams, clock, bytes, snapshots, commands,
+                                   copied, fence
     {p}:heads             hash     stream id -> number, version, truncated, epoch, newest snapshot, forgotten
     {p}:numbers           hash     number -> stream id
     {p}:names             zset     the ids of streams that have events or snapshots, in byte order
     {p}:events:<number>   list     a stream's events behind the truncated ones, as `redis_records` packs them
-    {p}:log:<chunk>       string   for each position: number, version, size of the record
+    {p}:log:<chunk>       string   for each position: number, version, size of the record; zeros for a hole
     {p}:ids               hash     event id -> position
     {p}:snapshots:<number>  hash   version -> snapshot
     {p}:commands          hash     stream's number, colon, command id -> outcome, as `redis_commands` packs it
@@ -91,7 +92,8 @@ end
 local function text(number)
     return string.format('%.0f', number)
 end
-local journal = redis.call('HMGET', base, 'identity', 'revision', 'position', 'streams', 'clock', 'bytes', 'commands')
+local journal = redis.call('HMGET', base,
+    'identity', 'revision', 'position', 'streams', 'clock', 'bytes', 'commands', 'fence')
 if journal[1] ~= ARGV[1] then return redis.error_reply('REPLACED') end
 if journal[2] ~= ARGV[2] then return redis.error_reply('REVISED ' .. tostring(journal[2])) end
 local position = tonumber(journal[3])
@@ -141,6 +143,11 @@ local function versions_falling(key)
     table.sort(found, function(one, other) return one > other end)
     return found
 end
+"""
+
+# Before all that adds to a journal, but for appends, which answer batch by batch.
+REFUSED = """
+if journal[8] then return redis.error_reply('FENCED ' .. cjson.decode(journal[8]).reason) end
 """
 
 # The rights that a write needs, asked for without changing anything: each of these fails on what the journal's own key

@@ -13,6 +13,7 @@ from backends import checkpoints_sql, sqlite_changing, sqlite_commands, sqlite_o
 from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
 from backends.damaged_outcomes import damaged_outcome
 from backends.sqlite_append import SQLiteAppend
+from backends.sqlite_archive import SQLiteArchive
 from backends.sqlite_audit import SQLiteAudit
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
@@ -60,7 +61,7 @@ class SQLiteBackend(SQLiteAudit):
     within the busy timeout raises `StoreBusy`. Network file systems are refused by SQLite's WAL mode or unsafe.
     """
 
-    capabilities = Capabilities(creates_schema=True, survives_restart=True, user_sql=True, tenants=True)
+    capabilities = Capabilities(creates_schema=True, survives_restart=True, user_sql=True, tenants=True, archive=True)
     database = f"SQLite {sqlite3.sqlite_version}"
 
     def __init__(self, url: StoreUrl) -> None:
@@ -129,6 +130,10 @@ class SQLiteBackend(SQLiteAudit):
             begun.acquire()
         self._open_writer.submit(lambda connection: self._append.append(connection, batches, begun), end, begun=begun)
         return appending
+
+    def archive(self) -> SQLiteArchive:
+        self.check_open()
+        return SQLiteArchive(self._driver_rows, lambda work: self._change(work, None))
 
     async def begin_sql(self, *, seconds: float) -> SQLiteTransaction:
         self.check_open()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
+from backends.sqlite_connection import fence_of
 from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields
 from eventstore.errors import JournalCorrupt
@@ -224,20 +225,28 @@ class SQLiteAppend:
 
     def _append_verified(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Decide on what the file holds, inside the transaction that stores."""
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            group = self.append_within(connection, batches)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        fence: str | None = None
+        while True:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                group = self.append_within(connection, batches, fence)
+                connection.execute("COMMIT")
+                break
+            except BaseException as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                # Told by the database when there is something to store, and then decided on, batch by batch.
+                is_told_now = fence is None and (fence := fence_of(error)) is not None
+                if not is_told_now:
+                    raise
         group.adopt()
         return group.outcomes
 
-    def append_within(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Group:
+    def append_within(
+        self, connection: sqlite3.Connection, batches: Sequence[Batch], fence: str | None = None
+    ) -> Group:
         """Decide on what the file holds, and store, inside the write transaction that the connection is in."""
-        group = self.decided(connection, batches)
+        group = self.decided(connection, batches, fence)
         now = self._now()
         if group.has_new_streams:
             self._create_streams(connection, group.new_streams(), now)
@@ -246,13 +255,13 @@ class SQLiteAppend:
                 raise sqlite3.OperationalError("another connection committed inside a write transaction")
         return group
 
-    def decided(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Group:
+    def decided(self, connection: sqlite3.Connection, batches: Sequence[Batch], fence: str | None = None) -> Group:
         """The decision about batches on what the file holds. It is true while nobody else can write."""
         self.forget()
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
         stored = _stored_ids(connection, self.tenant, batches)
         commands = _stored_commands(connection, self.tenant, batches)
-        group = Group(self._streams, self._last_position, stored, commands)
+        group = Group(self._streams, self._last_position, stored, commands, fence=fence)
         for batch in batches:
             group.decide(batch)
         return group

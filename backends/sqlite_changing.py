@@ -72,20 +72,26 @@ def truncate(
         last = min(through, max(newest or 0, truncated))
         if last <= truncated:
             return 0
-        (log_end,) = connection.execute(LOG_END).fetchone()
-        # The door that the delete trigger looks for; it stays as the record of what was removed, and of where
-        # the log ended, so that no position is used again.
-        door = connection.execute(
-            "INSERT INTO journal_removals (stream, through, reason, is_open, log_end, recorded_at) "
-            "VALUES (?, ?, ?, 1, ?, ?)",
-            (stream, last, reason, log_end, now()),
-        ).lastrowid
-        removed = connection.execute(
-            "DELETE FROM journal_events WHERE stream = ? AND version <= ?", (stream, last)
-        ).rowcount
-        connection.execute("UPDATE journal_streams SET truncated = ? WHERE id = ?", (last, stream))
-        connection.execute("UPDATE journal_removals SET is_open = 0, removed = ? WHERE id = ?", (removed, door))
+        removed = remove_events(connection, stream, last, reason)
         _forget(connection, _TRUNCATED, stream=stream, through=last)
+    return removed
+
+
+def remove_events(connection: sqlite3.Connection, stream: int, through: int, reason: str) -> int:
+    """Remove the events of a stream's row up to a version, inside a transaction. Returns how many."""
+    (log_end,) = connection.execute(LOG_END).fetchone()
+    # The door that the delete trigger looks for; it stays as the record of what was removed, and of where
+    # the log ended, so that no position is used again.
+    door = connection.execute(
+        "INSERT INTO journal_removals (stream, through, reason, is_open, log_end, recorded_at) "
+        "VALUES (?, ?, ?, 1, ?, ?)",
+        (stream, through, reason, log_end, now()),
+    ).lastrowid
+    removed = connection.execute(
+        "DELETE FROM journal_events WHERE stream = ? AND version <= ?", (stream, through)
+    ).rowcount
+    connection.execute("UPDATE journal_streams SET truncated = ? WHERE id = ?", (through, stream))
+    connection.execute("UPDATE journal_removals SET is_open = 0, removed = ? WHERE id = ?", (removed, door))
     return removed
 
 
@@ -99,7 +105,7 @@ def forget_commands(
         ).fetchone()
         if found is None:
             return 0
-        latest = _MAX_VERSION if before is None else _microseconds(before)
+        latest = _MAX_VERSION if before is None else microseconds(before)
         return _forget(connection, _OLD, stream=found[0], keep=keep, before=latest)
 
 
@@ -126,7 +132,7 @@ def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredS
                 snapshot.payload,
                 snapshot.checksum,
                 snapshot.epoch,
-                _microseconds(snapshot.recorded_at),
+                microseconds(snapshot.recorded_at),
             ),
         )
         connection.execute(
@@ -169,5 +175,6 @@ def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:
         raise FencedError(stream_id, epoch, claimed)
 
 
-def _microseconds(moment: datetime) -> int:
+def microseconds(moment: datetime) -> int:
+    """Since 1970."""
     return (moment - _EPOCH_START) // timedelta(microseconds=1)

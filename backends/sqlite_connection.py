@@ -19,6 +19,7 @@ from eventstore.errors import (
     SchemaMissing,
     StorageFull,
     StoreBusy,
+    StoreFenced,
 )
 
 _Connection = TypeVar("_Connection", bound=sqlite3.Connection)
@@ -32,6 +33,11 @@ _OLDEST_SQLITE = (3, 38, 0)
 _TRIGGERS = frozenset(
     {"journal_events_no_update", "journal_events_no_delete", "journal_seals_no_update", "journal_seals_no_delete"}
 )
+
+FENCE = "journal_fence_"
+"""What the names of the triggers begin with that keep everybody from adding to a journal."""
+FENCED = "eventstore fence: "
+"""What their errors begin with. The reason follows."""
 
 
 def connect_writer(path: Path, *, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
@@ -120,6 +126,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> str:
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name LIKE 'journal\\_%' ESCAPE '\\'"
         )
     )
+    triggers = frozenset(name for name in triggers if not name.startswith(FENCE))
     if triggers != _TRIGGERS:
         raise SchemaError(
             f"{path}: the journal's triggers are not those of this version "
@@ -133,6 +140,8 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> str:
 
 def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
     """A driver's error as ours. While `writing`, trouble with the disk leaves the outcome unknown."""
+    if (fence := fence_of(error)) is not None:
+        return StoreFenced("", fence)
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
     reason = f"SQLite: {error} ({name})"
     if name == "SQLITE_IOERR_SHMSIZE":
@@ -152,6 +161,13 @@ def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
             return JournalCorrupt(f"the database file is damaged: restore it from a copy; {reason}")
         case _:
             return BackendUnavailable(reason)
+
+
+def fence_of(error: BaseException) -> str | None:
+    """Why the journal is fenced, if that is what has refused a statement."""
+    text = str(error)
+    is_fence = isinstance(error, sqlite3.IntegrityError) and text.startswith(FENCED)
+    return text.removeprefix(FENCED) if is_fence else None
 
 
 def thread_missing(error: RuntimeError) -> BackendUnavailable:

@@ -189,6 +189,14 @@ journal_checkpoints = Table(
     Column("state", Text, nullable=False),
 )
 
+# Facts about the journal as a whole, each a JSON text: that it is a copy and up to where, that it is fenced and why.
+journal_marks = Table(
+    "journal_marks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
 # On Postgres many connections append at once, and a stream's row is what they lock: it carries the version that their
 # appends compare. On SQLite one transaction writes at a time, and the newest event tells the version: a second row
 # to write for each append would tell nothing more.

@@ -24,6 +24,7 @@ from eventstore.errors import (
 from eventstore.events import RecordedEvent
 
 if TYPE_CHECKING:
+    from eventstore.archive import Archive
     from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
     from eventstore.sql_transaction import SqlTransaction
 
@@ -451,13 +452,15 @@ class Capabilities:
 
     `creates_schema`: a new, empty database gets its journal by itself. `survives_restart`: what is stored can be
     opened again. `user_sql`: the user's own SQL statements can be committed together with a batch. `tenants`: an
-    instance can be one tenant's; without it, it is asked for none.
+    instance can be one tenant's; without it, it is asked for none. `archive`: records can be read and stored as they
+    are, and the journal can be fenced.
     """
 
     creates_schema: bool
     survives_restart: bool
     user_sql: bool = False
     tenants: bool = False
+    archive: bool = False
 
 
 class Statistics(NamedTuple):
@@ -546,6 +549,11 @@ class Backend(Protocol):
         A backend may give it less where others would otherwise not wait that long for what it holds up. Raises
         `CapabilityError` where `capabilities.user_sql` is off. A cancelled call leaves nothing open.
         """
+        ...
+
+    def archive(self) -> Archive:
+        """The journal's records as they are stored, for copies, and its fence. Raises `CapabilityError` where
+        `capabilities.archive` is off."""
         ...
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:

@@ -80,6 +80,23 @@ class FencedError(EventStoreError):
         self.current = current
 
 
+class StoreFenced(FencedError):
+    """Nothing may be added to this journal any more, by anybody: most often it was copied elsewhere, and the copy has
+    taken its place. Nothing was stored: start the writer anew with the URL of the new store.
+
+    `reason` is what whoever fenced it said. `stream_id` is "" where it was about no single stream.
+    """
+
+    def __init__(self, stream_id: str, reason: str) -> None:
+        super().__init__(stream_id, 0, 0)
+        place = f"stream {stream_id!r}" if stream_id else "it"
+        self.args = (
+            f"this store is fenced, nothing may be added to {place} any more: {reason}; nothing was stored, start this "
+            "writer anew with the URL of the store that has taken its place",
+        )
+        self.reason = reason
+
+
 class DuplicateEventError(EventStoreError):
     """An event id is already stored, in another stream or another batch. Nothing of this batch was stored.
 
@@ -261,6 +278,37 @@ class JournalCorrupt(EventStoreError):
         self.tenant = tenant
 
 
+class CopyRefused(EventStoreError):
+    """The target cannot become, or go on to be, a copy of the source: it holds something else, or somebody has written
+    to one of the two. Nothing was stored by this call: copy into an empty journal."""
+
+
+class CopyDiffers(EventStoreError):
+    """A copy was compared with its source, and is not the same. Nothing was changed.
+
+    `difference` names the first place where they differ. Do not use the copy: make another one, into an empty journal.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(f"the copy differs from its source: {difference}; do not use it, copy into an empty journal")
+        self.difference = difference
+
+
+class InvalidCloudEvent(EventStoreError):
+    """A line is no CloudEvent that can be imported: the message says why."""
+
+
+class ImportRefused(EventStoreError):
+    """A line cannot be imported. Its window of lines, some hundred at most, was not stored; those before it are.
+
+    `line` is its number, from 1. Mend it, and import the whole file again: what is stored already is known by its ids.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+
+
 class JournalLost(JournalCorrupt):
     """The server no longer holds what this store has seen there: it was emptied, replaced, or restored from an older
     copy. Nothing was read or stored. Restore the newer data; or open a new store, to go on without it.
@@ -294,6 +342,15 @@ class TruncationRefused(ReplicationError):
     def __init__(self, stream_id: str) -> None:
         super().__init__(f"{stream_id!r} is replicated: its events stay, and nothing was removed")
         self.stream_id = stream_id
+
+
+class RetentionRefused(EventStoreError):
+    """A stream's old events may not go. Nothing was removed from it: the message says what stands against it."""
+
+    def __init__(self, stream_id: str, reason: str) -> None:
+        super().__init__(f"nothing of {stream_id!r} may go: {reason}")
+        self.stream_id = stream_id
+        self.reason = reason
 
 
 class CodecError(EventStoreError):

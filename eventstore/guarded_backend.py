@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 
+from eventstore.archive import Archive
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
@@ -41,8 +42,9 @@ from eventstore.sql_transaction import SqlTransaction
 class GuardedBackend:
     """Every call that waits for the database is counted, and refused with `CircuitOpen` while the breaker is open.
 
-    Four are not. `open` and `close` come before and after. `append` is `GroupCommit`'s own matter: it knows more than
-    whether one call failed. `wait` says nothing about the database, and a lease lives in another thread.
+    Five are not. `open` and `close` come before and after. `append` is `GroupCommit`'s own matter: it knows more than
+    whether one call failed. `wait` says nothing about the database, a lease lives in another thread, and an archive is
+    for tools, which have one thing to do and say when it fails.
     """
 
     def __init__(self, backend: Backend, breaker: CircuitBreaker) -> None:
@@ -80,6 +82,9 @@ class GuardedBackend:
 
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         return await self._call(self._backend.begin_sql, seconds=seconds)
+
+    def archive(self) -> Archive:
+        return self._backend.archive()
 
     async def find_commands(self, lookups: Sequence[CommandLookup]) -> Sequence[CommandsFound | JournalCorrupt]:
         return await self._call(self._backend.find_commands, lookups)

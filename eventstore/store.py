@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
+from eventstore.archive import Archive
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
@@ -49,6 +50,7 @@ from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_par
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
+    CopyRefused,
     DefinitionError,
     EventStoreError,
     InvalidStoreUrl,
@@ -702,6 +704,17 @@ class EventStore:
     async def delete_snapshots(self, stream_id: str, *, through: int | None = None) -> int:
         """Remove snapshots of at most version `through`, all if None. Returns how many."""
         return await self._open.delete_snapshots(checked_stream_id(stream_id), through=through)
+
+    def archive(self) -> Archive:
+        """The journal's records as they are stored, and its fence: for tools that copy whole journals. Raises
+        `CapabilityError` where `capabilities.archive` is off, and `CopyRefused` where the store was opened for a
+        tenant: the records are everybody's."""
+        if self.tenant:
+            raise CopyRefused(
+                f"this store was opened for tenant {self.tenant!r}, and a journal is copied and fenced whole: nothing "
+                "was done; open it without a tenant"
+            )
+        return self._open.archive()
 
     @property
     def max_snapshot_bytes(self) -> int:

@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = ["idempotency", "ownership", "supervision", "tamper-evidence", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
-STORIES = ["audit", "projections", "schema-evolution", "tenants", "time-travel"]
+STORIES = ["audit", "copying", "projections", "retention", "schema-evolution", "tenants", "time-travel"]
 
 # A part of a program is run with what the page's first program defines, and a system that is open.
 FRAME = """
@@ -97,27 +97,41 @@ def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path) -> None:
 def printed_by(command: str, folder: Path) -> str:
     """What a command of a page prints. Its exit code may be 1: some have something to say."""
     program, *arguments = shlex.split(command)
+    given = None
+    goes_to = None
+    match arguments:
+        case [*before, ">", name]:
+            arguments, goes_to = before, folder / name
+        case [*before, "<", name]:
+            arguments, given = before, (folder / name).read_text("utf-8")
+        case _:
+            pass
     start = {"python": ["-B"], "eventstore": ["-B", "-m", "eventstore.cli"]}[program]
     done = subprocess.run(
         [sys.executable, *start, *arguments],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        input=given,
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
     )
     assert done.returncode <= 1, done.stderr
+    if goes_to is not None:
+        goes_to.write_text(done.stdout, "utf-8")
+        return ""
     assert re.sub(r"^note: .*\n", "", done.stderr) == ""
     return done.stdout
 
 
 def cells_of(output: str) -> list[list[str]]:
-    """Lines as columns, however wide these are. Moments, and ids that are made by themselves, are not compared."""
+    """Lines as columns, however wide these are. Moments, ids that are made by themselves, and what follows from both
+    are not compared."""
     own = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)?|\d{4}-\d\d-\d\d|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    rest = r"((?:recorded|changed|runner|digest|fenced)  ).*"
     return [
-        re.split(r"\t| {2,}", re.sub(own, "…", re.sub(r"((?:recorded|changed|runner)  ).*", r"\1…", line.rstrip())))
-        for line in output.splitlines()
+        re.split(r"\t| {2,}", re.sub(own, "…", re.sub(rest, r"\1…", line.rstrip()))) for line in output.splitlines()
     ]
 
 

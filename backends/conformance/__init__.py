@@ -17,6 +17,7 @@ import pytest
 # Before the import: pytest shows the values in a failed assertion only of modules it has been told of.
 _PARTS = (
     "appending",
+    "archives",
     "batches",
     "checkpoints",
     "commands",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backends.conformance.appending import Appending
+from backends.conformance.archives import Archives
 from backends.conformance.auditing import Auditing
 from backends.conformance.batches import Batches
 from backends.conformance.checkpoints import Checkpoints
@@ -28,6 +29,7 @@ from backends.conformance.truncation import Truncation
 
 class BackendContract(
     Appending,
+    Archives,
     Auditing,
     Batches,
     Checkpoints,

@@ -16,12 +16,15 @@ from eventstore.cli.audit import audit
 from eventstore.cli.bisect import bisect_
 from eventstore.cli.blame import blame_
 from eventstore.cli.conflicts import conflicts
+from eventstore.cli.copy import copy
 from eventstore.cli.dead_letters import dead_letters
 from eventstore.cli.diff import diff
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
+from eventstore.cli.export import export
 from eventstore.cli.fork import fork_
+from eventstore.cli.import_ import import_
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
@@ -30,13 +33,14 @@ from eventstore.cli.projections import projections
 from eventstore.cli.rebuild import rebuild
 from eventstore.cli.replay import replay
 from eventstore.cli.replication import replication
+from eventstore.cli.retention import retention
 from eventstore.cli.schema import schema
 from eventstore.cli.show import show
 from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
 from eventstore.cli.verify import verify
 from eventstore.cli.whatif import whatif
-from eventstore.errors import EventStoreError
+from eventstore.errors import EventStoreError, ImportRefused
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
 
@@ -78,6 +82,9 @@ for _name, _command, _summary in (
     ("whatif", whatif, "Compare what two versions of your code make of the journal."),
     ("verify", verify, "Check every event and snapshot, and list what is damaged."),
     ("owners", owners, "List the processes that own actors, and what they own."),
+    ("copy", copy, "Copy a journal to another store, and move to it."),
+    ("export", export, "Write events as CloudEvents, one a line."),
+    ("import", import_, "Append CloudEvents, one a line."),
     ("migrate", migrate, "Create the journal, or bring it up to date."),
     ("doctor", doctor, "Report what a store is, and what is wrong."),
 ):
@@ -88,6 +95,7 @@ app.add_typer(replication, name="replication", short_help="How replicas are gett
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")
 app.add_typer(projections, name="projections", short_help="Run read models, and look after them.")
 app.add_typer(dead_letters, name="dead-letters", short_help="Events that projections could not apply.")
+app.add_typer(retention, name="retention", short_help="Remove old events that nobody needs any more.")
 app.add_typer(schema, name="schema", short_help="Check that what is stored can be read.")
 
 
@@ -140,6 +148,8 @@ def _failed(error: Exception, messages: Messages) -> int:
     match error:
         case CommandFailed():
             code = error.code
+        case ImportRefused():
+            code = Exit.WRONG
         case EventStoreError():
             code = Exit.STORE
         case TimeoutError():

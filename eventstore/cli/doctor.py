@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from eventstore.archive import Fence
 from eventstore.backend import Capabilities, Durability, OwnerInfo, Statistics
 from eventstore.cli.arguments import Json, Url
-from eventstore.cli.escaping import one_line, printable
+from eventstore.cli.escaping import escaped, one_line, printable
 from eventstore.cli.exits import Exit
-from eventstore.cli.output import write_fields, write_json, write_line
+from eventstore.cli.output import timestamp, write_fields, write_json, write_line
 from eventstore.cli.processes import is_running, process_record, write_process
 from eventstore.cli.recorded import checked_payload
 from eventstore.errors import EventStoreError, SchemaError
@@ -56,6 +57,9 @@ class Diagnosis:
     # Events that readers of the whole log do not see yet, because an append with a lower position may still commit.
     lag: int | None = None
     owners: Sequence[OwnerInfo] | None = None
+    fence: Fence | None = None
+    # Up to which position of another journal this one is a copy.
+    copied: int | None = None
     problems: list[EventStoreError] = field(default_factory=list[EventStoreError])
 
 
@@ -71,6 +75,9 @@ async def _examine(url: StoreUrl) -> Diagnosis:
             page = await store.read_page(after=statistics.last_position, limit=1)
             diagnosis.lag = max(0, statistics.last_position - page.end)
             diagnosis.owners = await store.owners()
+            if store.capabilities.archive:
+                diagnosis.fence = await store.archive().fenced()
+                diagnosis.copied = await store.archive().copied()
             async for newest in store.read_all(last=1):
                 checked_payload(newest)
     except EventStoreError as error:
@@ -103,6 +110,10 @@ def _write_report(diagnosis: Diagnosis) -> None:
         fields["size"] = f"{size_bytes:,} bytes"
     if diagnosis.lag is not None:
         fields["lag"] = f"{diagnosis.lag:,} positions are not settled yet" if diagnosis.lag else "none"
+    if diagnosis.copied is not None:
+        fields["copy"] = f"of another journal, up to position {diagnosis.copied:,}"
+    if diagnosis.fence is not None:
+        fields["fenced"] = f"since {timestamp(diagnosis.fence.fenced_at)}: {escaped(diagnosis.fence.reason)}"
     if diagnosis.owners is not None:
         fields["processes"] = _processes(diagnosis.owners)
     write_fields(fields)
@@ -111,7 +122,10 @@ def _write_report(diagnosis: Diagnosis) -> None:
     for problem in diagnosis.problems:
         write_line(("problem: ", "bold red"), (f"{type(problem).__name__}: {one_line(str(problem))}", ""))
     if not diagnosis.problems:
-        write_line(("healthy", "bold green"))
+        if diagnosis.fence is not None:
+            write_line(("healthy, and fenced: it can be read, and nothing may be added any more", "bold yellow"))
+        else:
+            write_line(("healthy", "bold green"))
 
 
 def _processes(owners: Sequence[OwnerInfo]) -> str:
@@ -135,6 +149,8 @@ def _write_json(diagnosis: Diagnosis) -> None:
             "statistics": None if diagnosis.statistics is None else diagnosis.statistics._asdict(),
             "lag": diagnosis.lag,
             "processes": None if diagnosis.owners is None else [process_record(info) for info in diagnosis.owners],
+            "copied": diagnosis.copied,
+            "fence": None if diagnosis.fence is None else diagnosis.fence._asdict(),
             "problems": [{"error": type(error).__name__, "message": str(error)} for error in diagnosis.problems],
             "healthy": not diagnosis.problems,
         }

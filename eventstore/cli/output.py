@@ -70,6 +70,13 @@ def write(text: str) -> None:
         sys.stdout.write(text)
 
 
+def write_bytes(data: bytes) -> None:
+    """Write bytes to stdout as they are, whatever its encoding is. Raises as `write` does."""
+    with _own_errors():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+
+
 def flush() -> None:
     """Let everything written so far be seen. Raises as `write` does."""
     with _own_errors():

@@ -177,6 +177,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "name", "version", name="pk_journal_checkpoints"),
     )
 
+    op.create_table(
+        "journal_marks",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_journal_marks"),
+    )
+
     # The database itself refuses to change or lose an event; and the views, which SQL of users may rest on.
     for statement in STATEMENTS[dialect]:
         op.execute(statement.strip())

@@ -15,10 +15,11 @@ from eventstore.url import parse_store_url
 
 _TABLES = (
     "journal_streams, journal_events, journal_snapshots, journal_removals, journal_commands, journal_owners, "
-    "journal_checkpoints, journal_seals"
+    "journal_checkpoints, journal_seals, journal_marks"
 )
 # Only the tables' owner can do this: to everyone else the journal's events are there for ever.
 _EMPTY = f"""
+DROP FUNCTION IF EXISTS journal_fence CASCADE;
 ALTER TABLE journal_events DISABLE TRIGGER USER;
 ALTER TABLE journal_seals DISABLE TRIGGER USER;
 TRUNCATE {_TABLES} RESTART IDENTITY;

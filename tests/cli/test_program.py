@@ -28,24 +28,14 @@ from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 
 ACCOUNT = "cli_ledger:Account"
 COMMANDS = [
-    "streams",
-    "events",
-    "tail",
-    "show",
-    "diff",
-    "blame",
-    "bisect",
-    "fork",
-    "replay",
-    "verify",
-    "owners",
-    "migrate",
-    "doctor",
+    *("streams", "events", "tail", "show", "diff", "blame", "bisect", "fork", "replay", "verify", "owners"),
+    *("copy", "export", "import", "migrate", "doctor"),
 ]
 GROUPS = {
     "rebuild": ["snapshots", "projections"],
     "audit": ["query", "trace", "stats"],
     "schema": ["export", "check", "diff"],
+    "retention": ["plan", "apply"],
     "projections": ["list", "status", "run", "pause", "resume", "seek", "check"],
     "dead-letters": ["list", "show", "replay", "purge"],
 }

@@ -1,0 +1,141 @@
+"""`eventstore copy`, as it is called: what it says, what it refuses, and what others see afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from backends.conformance.archives import dump
+from backends.conformance.archives import fill as fill_with_everything
+from backends.conformance.events import happened
+from eventstore import EventStore
+from tests.copying.conftest import ROOT, Journals, environment, run
+from tests.examples.permit_log import make_rows, write_log
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("sqlite", "postgres"), ("postgres", "redis"), ("redis", "sqlite"), ("sqlite", "sqlite")]
+)
+async def test_a_journal_is_copied_and_compared(old: str, new: str, journals: Journals) -> None:
+    source_url, target_url = journals(old), journals(new)
+    async with EventStore.open(source_url) as source:
+        await fill_with_everything(source)
+    done = await asyncio.to_thread(run, "copy", source_url, target_url, "--verify")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"11 events now" in done.stdout
+    assert b"11 events, 7 streams, 2 outcomes of commands, 2 snapshots: all the same" in done.stdout
+    async with EventStore.open(source_url) as source, EventStore.open(target_url) as target:
+        assert (await dump(source))[:2] == (await dump(target))[:2]
+
+
+async def test_another_journal_is_refused(journals: Journals) -> None:
+    source_url, target_url = journals("sqlite"), journals("sqlite")
+    for url in (source_url, target_url):
+        async with EventStore.open(url) as store:
+            await store.append("a", happened(1))
+    done = await asyncio.to_thread(run, "copy", source_url, target_url, "--json")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert json.loads(done.stderr)["error"] == "CopyRefused"
+
+
+def test_a_source_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    done = run("copy", f"sqlite:///{tmp_path}/typo.db", f"sqlite:///{tmp_path}/new.db")
+    assert done.returncode == 3
+    assert b"holds no journal" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--follow", "--cutover"], ["--follow", "--verify"]])
+def test_what_cannot_be_meant_is_wrong_usage(options: list[str], tmp_path: Path) -> None:
+    assert run("copy", f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/b.db", *options).returncode == 2
+    assert run("copy", f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/a.db").returncode == 2
+
+
+async def test_a_copy_that_was_tampered_with_is_told_from_its_source(journals: Journals) -> None:
+    source_url, target_url = journals("sqlite"), journals("sqlite")
+    async with EventStore.open(source_url) as source:
+        await source.append("a", happened(1, 2, 3))
+    assert (await asyncio.to_thread(run, "copy", source_url, target_url)).returncode == 0
+    with closing(sqlite3.connect(target_url.removeprefix("sqlite:///"))) as connection:
+        name = "journal_events_no_update"
+        (trigger,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("UPDATE journal_events SET recorded_at = recorded_at + 1 WHERE version = 2")
+        connection.execute(trigger)
+        connection.commit()
+    done = await asyncio.to_thread(run, "copy", source_url, target_url, "--verify", "--json")
+    assert done.returncode == 1
+    assert "position 2" in (difference := json.loads(done.stdout)["difference"])
+    assert "recorded_at" in difference
+
+
+async def test_a_damaged_event_is_not_copied(journals: Journals) -> None:
+    source_url, target_url = journals("sqlite"), journals("sqlite")
+    async with EventStore.open(source_url) as source:
+        await source.append("a", happened(1, 2, 3))
+    with closing(sqlite3.connect(source_url.removeprefix("sqlite:///"))) as connection:
+        name = "journal_events_no_update"
+        (trigger,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("""UPDATE journal_events SET payload = '{"number":9}' WHERE version = 2""")
+        connection.execute(trigger)
+        connection.commit()
+    done = await asyncio.to_thread(run, "copy", source_url, target_url, "--json")
+    assert (done.returncode, json.loads(done.stderr)["error"]) == (3, "JournalCorrupt")
+
+
+async def test_a_cutover_is_seen_by_the_doctor_and_done_again_changes_nothing(journals: Journals) -> None:
+    source_url, target_url = journals("sqlite"), journals("redis")
+    async with EventStore.open(source_url) as source:
+        await source.append("a", happened(1))
+    reports = []
+    for _ in range(2):
+        done = await asyncio.to_thread(run, "copy", source_url, target_url, "--cutover", "--verify", "--json")
+        assert (done.returncode, done.stderr) == (0, b"")
+        reports.append(json.loads(done.stdout))
+    assert reports[0]["fence"] == reports[1]["fence"]
+    assert (reports[0]["events"], reports[1]["events"]) == (1, 0)
+    shown = await asyncio.to_thread(run, "doctor", source_url)
+    assert shown.returncode == 0
+    assert b"fenced        since" in shown.stdout
+    assert b"healthy, and fenced" in shown.stdout
+    assert target_url.encode() not in shown.stdout
+    record = json.loads((await asyncio.to_thread(run, "doctor", target_url, "--json")).stdout)
+    assert (record["fence"], record["copied"], record["healthy"]) == (None, 1, True)
+
+
+def test_the_permits_of_a_real_log_are_the_same_everywhere(tmp_path: Path, journals: Journals) -> None:
+    """Taken in by live actors, copied, and reported from the copy; and taken in once more there, which adds nothing."""
+    log = write_log(tmp_path / "log.csv", make_rows(400, cases=40, seed=3))
+    urls = [journals("sqlite"), journals("postgres"), journals("redis"), journals("sqlite")]
+    first = _report(log, urls[0])
+    for old, new in pairwise(urls):
+        done = run("copy", old, new, "--cutover", "--verify")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert _report(log, new) == first
+    # Of cases that are not known: rows that come too late for their case would not get as far as the fence.
+    more = [[cell.replace("case-", "new-") for cell in row] for row in make_rows(20, cases=5, seed=4)]
+    refused = _permits(write_log(tmp_path / "more.csv", more), urls[0])
+    assert refused.returncode != 0
+    assert b"fenced" in refused.stderr
+    assert _report(log, urls[-1]) == first
+
+
+def _report(log: Path, url: str) -> dict[str, object]:
+    done = _permits(log, url)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, object] = json.loads(done.stdout)
+    return report
+
+
+def _permits(log: Path, url: str) -> subprocess.CompletedProcess[bytes]:
+    program = [sys.executable, str(ROOT / "examples" / "permits.py"), str(log), "--store", url, "--json"]
+    return subprocess.run(program, env=environment(), capture_output=True, timeout=120, check=False)

@@ -1,0 +1,129 @@
+"""After a cutover nothing is added to the old store that is not in the new one, whoever was writing meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from backends.conformance.archives import everything
+from backends.conformance.events import collect, happened
+from eventstore import EventStore, StoreFenced
+from eventstore.copying import Copy
+from tests.copying.conftest import Journals, environment
+
+WRITER = Path(__file__).with_name("writing.py")
+SECONDS = 60
+ROUTES = [("sqlite", "postgres"), ("postgres", "redis"), ("redis", "sqlite")]
+
+
+@pytest.mark.parametrize(("old", "new"), ROUTES)
+async def test_all_that_was_acknowledged_is_in_the_new_store(
+    old: str, new: str, journals: Journals, tmp_path: Path
+) -> None:
+    source_url, target_url = journals(old), journals(new)
+    async with EventStore.open(source_url) as source, EventStore.open(target_url) as target:
+        logs = [tmp_path / f"{name}.log" for name in ("one", "two")]
+        writers = [_writer(source_url, log) for log in logs]
+        try:
+            await _until(lambda: all(len(_told(log)) > 50 for log in logs))
+            copy = Copy(source, target)
+            await copy.begin()
+            await copy.cut_over("test")
+            # The target is as it is, and the writers are still trying.
+            events, _ = await everything(target)
+            copied = await collect(target.streams())
+            await _until(lambda: all(writer.poll() is not None for writer in writers))
+        finally:
+            for writer in writers:
+                writer.kill()
+                writer.wait()
+        assert [writer.returncode for writer in writers] == [0, 0]
+        told = [line for log in logs for line in _told(log)]
+        ids = Counter(event.event.event_id.hex() for event in events)
+        assert set(told) <= set(ids)
+        assert max(ids.values()) == 1
+        assert await collect(source.streams()) == copied
+        assert (await everything(source))[0] == events
+        compared = await copy.compare()
+        assert compared.events == len(events) >= len(told) > 100
+        assert compared.commands > 0
+
+
+def _writer(url: str, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, str(WRITER), url, log.stem], stdout=file, env=environment())
+
+
+def _told(log: Path) -> list[str]:
+    return log.read_text("ascii").splitlines()
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_an_append_that_waits_while_the_fence_is_put_up_is_refused(journals: Journals) -> None:
+    """On Postgres it has begun by then, and knows the journal as it was before."""
+    url = journals("postgres")
+    async with EventStore.open(url) as store, EventStore.open(url) as other:
+        for number in (1, 2, 3):
+            await store.append("a", happened(number), expected_version=number - 1)
+        connection = await asyncpg.connect(url.partition("?")[0])
+        try:
+            transaction = connection.transaction()
+            await transaction.start()
+            # As an append that is under way.
+            await connection.execute("LOCK TABLE journal_events IN ROW EXCLUSIVE MODE")
+            fencing = asyncio.ensure_future(other.archive().fence("test"))
+            await _until_waiting(connection, 1)
+            appends = [
+                asyncio.ensure_future(store.append("a", happened(4), expected_version=3)),
+                asyncio.ensure_future(other.append("b", happened(5))),
+            ]
+            await _until_waiting(connection, 3)
+            await transaction.rollback()
+        finally:
+            await connection.close()
+        fence = await fencing
+        for append in appends:
+            with pytest.raises(StoreFenced, match=fence.reason):
+                await append
+        assert [event.stream_id for event in await collect(store.read_all())] == ["a", "a", "a"]
+
+
+async def _until_waiting(connection: asyncpg.Connection, count: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        waiting = await connection.fetchval(
+            "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        if waiting >= count:
+            return
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_a_transaction_with_the_users_own_statements_is_refused(kind: str, journals: Journals) -> None:
+    from backends.conformance.events import write
+
+    async with EventStore.open(journals(kind)) as store:
+        await store.append("a", happened(1))
+        await store.archive().fence("test")
+        transaction = await store.begin_sql(seconds=3)
+        with pytest.raises(StoreFenced):
+            await transaction.commit([write("a", b"{}", expected=1)])
+        await transaction.rollback()
+        assert await store.version("a") == 1
