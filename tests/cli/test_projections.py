@@ -74,7 +74,7 @@ def test_a_missing_event_is_named(cli: Run, own_url: str, own_journal: Path) -> 
     assert done.code == 1
     assert f"the first that is missing is Account-alice version 3, position {position}" in done.out
     found = json.loads(cli("projections", "check", own_url, TARGET, "--json").out)
-    assert found["first_missing"] == {"position": position, "stream_id": "Account-alice", "version": 3}
+    assert found["first_missing"] == {"position": position, "stream_id": "Account-alice", "tenant": "", "version": 3}
 
 
 def test_it_is_paused_resumed_and_set_back(cli: Run, own_url: str, own_journal: Path) -> None:
