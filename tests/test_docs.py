@@ -116,7 +116,7 @@ def cells_of(output: str) -> list[list[str]]:
     """Lines as columns, however wide these are. Moments, and ids that are made by themselves, are not compared."""
     own = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)?|\d{4}-\d\d-\d\d|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     return [
-        re.split(r"\t| {2,}", re.sub(own, "…", re.sub(r"((?:recorded|changed|runner)  ).*", r"\1…", line.rstrip())))
+        re.split(r"\t| {2,}", re.sub(own, "…", re.sub(r"(runner  ).*", r"\1…", line.rstrip())))
         for line in output.splitlines()
     ]
 
