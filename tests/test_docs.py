@@ -129,7 +129,7 @@ def cells_of(output: str) -> list[list[str]]:
     """Lines as columns, however wide these are. Moments, ids that are made by themselves, and what follows from both
     are not compared."""
     own = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)?|\d{4}-\d\d-\d\d|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    rest = r"((?:recorded|changed|runner|digest|fenced)  ).*"
+    rest = r"((?:runner|digest|fenced)  ).*"
     return [
         re.split(r"\t| {2,}", re.sub(own, "…", re.sub(rest, r"\1…", line.rstrip()))) for line in output.splitlines()
     ]

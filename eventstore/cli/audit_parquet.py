@@ -43,6 +43,10 @@ class ParquetFile:
             self._writer = self._parquet.ParquetWriter(self._partial, self._schema(), compression="zstd")
         except OSError as error:
             raise OutputFailed(f"{self._path} cannot be written: {error.strerror}") from error
+        except BaseException:
+            # Ctrl-C: nobody will leave the block, because nobody has entered it.
+            self._partial.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(

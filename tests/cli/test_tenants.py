@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 
 from actors import ActorSystem
 from eventstore import EventStore
+from eventstore.url import parse_store_url
 
 from .conftest import PROJECT, Run
 from .test_verify import flip, unprotected
+
+ACCOUNT = "cli_ledger:Account"
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +87,59 @@ def test_tail_shows_a_tenants_log_or_everybodys(cli: Run, tenants_url: str) -> N
 
 def test_actors_are_folded_as_the_tenants(cli: Run, tenants_url: str) -> None:
     for tenant, amount in (("acme", 30), ("bolt", 1)):
-        (shown,) = cli("show", tenants_url, "cli_ledger:Account", "alice", "--tenant", tenant, "--json").objects
+        (shown,) = cli("show", tenants_url, ACCOUNT, "alice", "--tenant", tenant, "--json").objects
         assert shown["state"]["amount"] == amount
-        (replayed,) = cli("replay", tenants_url, "cli_ledger:Account", "--tenant", tenant, "--json").objects
+        (replayed,) = cli("replay", tenants_url, ACCOUNT, "--tenant", tenant, "--json").objects
         assert (replayed["summary"]["actors"], replayed["summary"]["problems"]) == (1, 0)
-    assert cli("rebuild", "snapshots", tenants_url, "cli_ledger:Account", "alice", "--tenant", "acme").code == 0
-    (shown,) = cli("show", tenants_url, "cli_ledger:Account", "alice", "--json").objects
+    assert cli("rebuild", "snapshots", tenants_url, ACCOUNT, "alice", "--tenant", "acme").code == 0
+    (shown,) = cli("show", tenants_url, ACCOUNT, "alice", "--json").objects
     assert (shown["state"]["amount"], shown["snapshot_version"]) == (7, 0)
+
+
+def test_time_travel_is_through_the_tenants_history(cli: Run, tenants_url: str) -> None:
+    for tenant, end, amount in ((("--tenant", "acme"), 2, 30), (("--tenant", "bolt"), 1, 1), ((), 1, 7)):
+        *_, summary = cli("diff", tenants_url, ACCOUNT, "alice", "0", *tenant, "--json").objects
+        assert summary["summary"]["after"] == end
+        (blamed,) = cli("blame", tenants_url, ACCOUNT, "alice", "/amount", *tenant, "--json").objects
+        assert (blamed["value"], blamed["version"]) == (amount, end)
+    (found,) = cli("bisect", tenants_url, ACCOUNT, "alice", "amount < 30", "--tenant", "acme", "--json").objects
+    assert (found["version"], found["tenant"]) == (2, "acme")
+    for command in (("diff", "0"), ("blame",), ("bisect", "True")):
+        name, *rest = command
+        assert cli(name, tenants_url, ACCOUNT, "alice", *rest, "--tenant", "nobody").code == 1
+
+
+def test_processes_that_fold_are_told_the_tenant(cli: Run, tenants_url: str) -> None:
+    for tenant, events in ((("--tenant", "acme"), 2), ((), 1)):
+        checked = cli("replay", tenants_url, ACCOUNT, "--check", *tenant, "--json")
+        (summary,) = checked.objects
+        assert (checked.code, summary["summary"]["actors"], summary["summary"]["events"]) == (0, 1, events)
+    code = str(PROJECT)
+    compared = cli("whatif", tenants_url, ACCOUNT, "--old", code, "--new", code, "--tenant", "acme", "--json")
+    (summary,) = compared.objects
+    assert (compared.code, summary["summary"]["actors"], summary["summary"]["events"]) == (0, 1, 2)
+
+
+def test_a_replay_is_taken_up_again_for_the_same_tenant(cli: Run, tenants_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "replay.json"
+    work = {"replay": str(parse_store_url(tenants_url)), "tenant": "bolt", "class": ACCOUNT, "check": False}
+    file.write_text(json.dumps({"work": work, "after": "a", "so_far": {"actors": 1}}), "utf-8")
+    for tenant, code in ((("--tenant", "acme"), 2), ((), 2), (("--tenant", "bolt"), 0)):
+        assert cli("replay", tenants_url, ACCOUNT, "--resume", str(file), *tenant).code == code
+
+
+def test_a_fork_is_of_no_tenant(cli: Run, tenants_url: str, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch.db"
+    forked = cli("fork", tenants_url, ACCOUNT, "alice", str(scratch), "--tenant", "acme")
+    assert (forked.code, forked.lines) == (0, [f"Account-alice: version 2 in sqlite:///{scratch}, 2 events copied"])
+    there = cli("events", f"sqlite:///{scratch}", "Account-alice", "--json").objects
+    here = cli("events", tenants_url, "Account-alice", "--tenant", "acme", "--json").objects
+    assert [each["event_id"] for each in there] == [each["event_id"] for each in here]
+    assert [each["tenant"] for each in there] == ["", ""]
+    # Another tenant's stream of that id is another history.
+    for tenant in (("--tenant", "bolt"), ()):
+        refused = cli("fork", tenants_url, ACCOUNT, "alice", str(scratch), *tenant)
+        assert (refused.code, "has a stream 'Account-alice' already" in refused.err) == (1, True)
 
 
 def test_owners_conflicts_and_projections_are_the_tenants(cli: Run, tenants_url: str) -> None:
