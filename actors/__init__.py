@@ -4,9 +4,9 @@ from actors.actor import PersistentActor
 from actors.command import Command, new_command_id
 from actors.conflict import Conflict, last_writer_wins
 from actors.dead_letters import DeadLetter
+from actors.folding import Fold, Folded, fold
 from actors.handlers import command_handler
 from actors.message_metadata import with_metadata
-from actors.recovery import Folded, fold
 from actors.ref import ActorRef
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_ref import ReplicatedRef
@@ -61,6 +61,7 @@ __all__ = [
     "Escalate",
     "Failure",
     "FencedError",
+    "Fold",
     "Folded",
     "InvalidCommandId",
     "MailboxFull",

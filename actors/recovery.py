@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from actors.actor import PersistentActor, Stage, new_actor, stream_id_of
-from actors.replay import ReadOnlyStage, Replay
+from actors.actor import PersistentActor, Stage
+from actors.replay import Replay
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_recovery import read_history
 from eventstore.errors import CodecError, DefinitionError, JournalCorrupt, RecoveryError, SnapshotUnusable
@@ -16,36 +16,15 @@ from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
-S = TypeVar("S")
+UNFOLDABLE = (CodecError, JournalCorrupt, DefinitionError)
+"""What stands in the way of a fold, and is told as a `RecoveryError`."""
 
 
-class Folded(NamedTuple):
-    """A state by replay: its version, and the version of the snapshot it was built on (0: none)."""
+class Begun(NamedTuple):
+    """Where a fold begins: the version of the snapshot that was adopted (0: none), and the stream's own."""
 
-    state: Any
-    version: int
     snapshot_version: int
-
-
-async def fold(
-    store: EventStore,
-    cls: type[PersistentActor[Any]],
-    key: str,
-    *,
-    through: int | None = None,
-    use_snapshots: bool = True,
-    page_timeout: float = 30.0,
-) -> Folded:
-    """The state of one actor as of a version, without making it live. It writes nothing.
-
-    Raises `RecoveryError` when the events cannot be folded, or a page of them does not come in time.
-    """
-    stage = ReadOnlyStage(stream_id_of(cls, key))
-    actor = new_actor(cls, stage)
-    snapshot_version = await recover(
-        store, actor, stage, through=through, use_snapshots=use_snapshots, page_timeout=page_timeout
-    )
-    return Folded(actor.state, stage.version, snapshot_version)
+    stream_version: int
 
 
 async def recover(
@@ -69,11 +48,11 @@ async def recover(
         return found.snapshot_version
     replay = Replay(store, actor, stage, page_timeout=page_timeout)
     try:
-        snapshot_version, end = await _start(store, actor, stage, replay, through, use_snapshots)
-        await replay.through(end if through is None else min(through, end))
-    except (CodecError, JournalCorrupt, DefinitionError) as error:
-        raise RecoveryError(stream_id, str(error)) from error
-    return snapshot_version
+        begun = await begin(store, actor, stage, replay, through=through, use_snapshots=use_snapshots)
+        await replay.through(begun.stream_version if through is None else min(through, begun.stream_version))
+    except UNFOLDABLE as error:
+        raise unfoldable(stream_id, error) from error
+    return begun.snapshot_version
 
 
 async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage, *, page_timeout: float) -> None:
@@ -88,19 +67,26 @@ async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage,
                 version=loaded.version,
             )
         await replay.through(loaded.version)
-    except (CodecError, JournalCorrupt, DefinitionError) as error:
-        raise RecoveryError(stage.stream_id, str(error)) from error
+    except UNFOLDABLE as error:
+        raise unfoldable(stage.stream_id, error) from error
 
 
-async def _start(
+def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
+    """What a fold fails with where the journal, or the code, does not let it go on."""
+    return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))
+
+
+async def begin(
     store: EventStore,
     actor: PersistentActor[Any],
     stage: Stage,
     replay: Replay,
+    *,
     through: int | None,
     use_snapshots: bool,
-) -> tuple[int, int]:
-    """Adopt the newest snapshot that serves. Returns its version, 0 for none, and that of the stream."""
+) -> Begun:
+    """Adopt the newest snapshot that serves, of at most version `through`. Raises `RecoveryError`, and what is
+    `UNFOLDABLE`."""
     stream_id = stage.stream_id
     newest_will_do = use_snapshots and through is None
     loaded = await replay.look(use_snapshot=newest_will_do)
@@ -108,8 +94,8 @@ async def _start(
         use_snapshots = False
     elif loaded.snapshot is not None:
         try:
-            _adopt(actor, stage, unpack(loaded.snapshot, limit=store.max_snapshot_bytes), loaded.version)
-            return stage.version, loaded.version
+            adopt(actor, stage, unpack(loaded.snapshot, limit=store.max_snapshot_bytes), loaded.version)
+            return Begun(stage.version, loaded.version)
         except SnapshotUnusable as error:
             logger.warning("%s: going to an older snapshot or to the first event: %s", stream_id, error)
             through = loaded.snapshot.version - 1
@@ -122,7 +108,7 @@ async def _start(
         )
     if stage.version or loaded.snapshot is not None:
         loaded = await replay.look()
-    return stage.version, loaded.version
+    return Begun(stage.version, loaded.version)
 
 
 async def _adopt_older(
@@ -132,13 +118,15 @@ async def _adopt_older(
         try:
             if isinstance(candidate, SnapshotUnusable):
                 raise candidate
-            _adopt(actor, stage, candidate, stream_version)
+            adopt(actor, stage, candidate, stream_version)
             return
         except SnapshotUnusable as error:
             logger.warning("%s: going to an older snapshot or to the first event: %s", stage.stream_id, error)
 
 
-def _adopt(actor: PersistentActor[Any], stage: Stage, snapshot: Snapshot, stream_version: int) -> None:
+def adopt(actor: PersistentActor[Any], stage: Stage, snapshot: Snapshot, stream_version: int) -> None:
+    """Let an actor begin with a snapshot. Raises `SnapshotUnusable`, and `RecoveryError` for one that is ahead of the
+    journal."""
     if snapshot.version > stream_version:
         raise RecoveryError(
             stage.stream_id,

@@ -54,8 +54,15 @@ class Replay:
         self._page = loaded.events
         return loaded
 
-    async def through(self, version: int, *, on_events: Callable[[int], None] | None = None) -> None:
-        """Apply every event up to a version that the stream has reached. `on_events` is told how many, page by page.
+    async def through(
+        self,
+        version: int,
+        *,
+        on_events: Callable[[int], None] | None = None,
+        after_each: Callable[[], None] | None = None,
+    ) -> None:
+        """Apply every event up to a version that the stream has reached. `on_events` is told how many, page by page;
+        `after_each` is called whenever one more version was reached.
 
         Raises `JournalCorrupt` for a hole, the codec's errors for an event that cannot be read, and `RecoveryError` for
         a handler that raises, or a page that does not come in time.
@@ -74,18 +81,29 @@ class Replay:
                 )
             self._page = page
             async with self._page_behind(page, version) as page_behind:
-                await self._apply(page, version)
+                await self._apply(page, version, after_each)
                 if on_events is not None:
                     on_events(stage.version - before)
                 page = NO_EVENTS if page_behind is None else (await self._within_time(page_behind)).events
 
-    async def _apply(self, page: EventPage, version: int) -> None:
+    async def _apply(self, page: EventPage, version: int, after_each: Callable[[], None] | None) -> None:
         """Apply a page part by part. Between two parts the event loop sends for the next page, and serves others."""
         for start in range(0, len(page), _EVENTS_AT_ONCE):
             if start:
                 await asyncio.sleep(0)
-            with collector_paused():
-                apply_stored(self._actor, self._stage, page[start : start + _EVENTS_AT_ONCE], through=version)
+            part = page[start : start + _EVENTS_AT_ONCE]
+            if after_each is None:
+                with collector_paused():
+                    apply_stored(self._actor, self._stage, part, through=version)
+            else:
+                self._apply_each(part, version, after_each)
+
+    def _apply_each(self, page: EventPage, version: int, after_each: Callable[[], None]) -> None:
+        for index in range(len(page)):
+            before = self._stage.version
+            apply_stored(self._actor, self._stage, page[index : index + 1], through=version)
+            if self._stage.version != before:
+                after_each()
 
     @asynccontextmanager
     async def _page_behind(self, page: EventPage, version: int) -> AsyncGenerator[asyncio.Task[Loaded] | None, None]:

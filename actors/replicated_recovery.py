@@ -129,11 +129,13 @@ async def extend(history: History, actor: ReplicatedActor[Any], entries: Sequenc
             raise fold_failed(actor, error) from error
 
 
-async def newer_entries(store: EventStore, history: History, stage: Stage, *, page_timeout: float) -> Sequence[Entry]:
-    """What the journal has behind the stage's version."""
+async def newer_entries(
+    store: EventStore, history: History, stage: Stage, *, through: int | None = None, page_timeout: float
+) -> Sequence[Entry]:
+    """What the journal has behind the stage's version, up to version `through` if that is given."""
     entries: list[Entry] = []
     version, clock = stage.version, history.clock
-    async for recorded in _within_time(store, stage.stream_id, version, None, page_timeout):
+    async for recorded in _within_time(store, stage.stream_id, version, through, page_timeout):
         version += 1
         if recorded.version != version:
             raise RecoveryError(stage.stream_id, f"the event at version {version} is missing")

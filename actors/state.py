@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, get_origin
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic_core import PydanticSerializationError
 
+from actors.canonical import in_order
 from eventstore.collector import collector_paused
 from eventstore.errors import CodecError, DefinitionError, SnapshotUnusable
 
@@ -55,6 +57,18 @@ class StateType:
             return self._adapter.serializer.to_json(state)
         except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
             raise CodecError(f"the state cannot be written as JSON: {error}") from error
+
+    def canonical(self, state: Any) -> Any:
+        """The state as plain JSON values: two states that are equal give equal ones, in any process. They are those
+        that `dump` writes, with the members of sets in one order. Raises `CodecError` as `dump` does."""
+        # Not orjson: it would turn integers of more than 64 bits into floats.
+        written = json.loads(self.dump(state))
+        try:
+            value = self._adapter.serializer.to_python(state, warnings=False)
+        except (PydanticSerializationError, ValueError, TypeError, RecursionError):
+            # Its serialisers are for JSON alone: what is written is all there is to go by.
+            return written
+        return in_order(value, written)
 
     def load(self, data: bytes) -> Any:
         """The state out of its JSON. Raises `SnapshotUnusable`."""

@@ -56,4 +56,5 @@ def handler_raised(error: Exception, stage: Stage, event: Event) -> RecoveryErro
     return RecoveryError(
         stage.stream_id,
         f"its handler for {event.__event_type__!r} raised {type(error).__name__} at version {stage.version}: {error}",
+        version=stage.version,
     )

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.command import Command
 from actors.convergence_check import converges
+from actors.determinism import NotDeterministic, breaches_noted, deterministic
 from actors.kit_failure import KitFailure
 from actors.replay import apply_stored
 from eventstore.backend import EventPage, ReplayedEvent
@@ -23,7 +24,7 @@ from eventstore.codec import checksum_of, decode_payload, encode_payload
 from eventstore.errors import ActorError, CodecError, DefinitionError
 from eventstore.events import Event
 
-__all__ = ["KitFailure", "Outcome", "Scenario", "converges"]
+__all__ = ["KitFailure", "NotDeterministic", "Outcome", "Scenario", "converges", "deterministic"]
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -113,8 +114,12 @@ class Scenario(Generic[S]):
         return Outcome(deepcopy(self._live.actor.state), events, cast("R", reply), rejection)
 
     def check_determinism(self) -> None:
-        """Replay all events twice. Raises `KitFailure` if that gives two states whose JSON differs."""
-        first, second = (self._cls.state_type.dump(self._rebuilt().actor.state) for _ in range(2))
+        """Replay all events twice. Raises `KitFailure` if that gives two states whose JSON differs, or if an event
+        handler calls the clock, random numbers, or anything outside of the process (`deterministic`)."""
+        with breaches_noted(self._cls) as breaches:
+            first, second = (self._cls.state_type.dump(self._rebuilt().actor.state) for _ in range(2))
+        for breach in breaches:
+            raise KitFailure(breach.handler, str(NotDeterministic(breach)))
         if not self._is_same(first, second):
             raise KitFailure(
                 self._cls.__qualname__,

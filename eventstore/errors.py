@@ -425,13 +425,13 @@ class ProjectionStopped(ProjectionError):
 class PartitionsChanged(ProjectionError):
     """A read model was made by another number of partitions than the projection's class has now. Nothing was done.
 
-    Make it anew (`eventstore projections rebuild`), or give the class the number that is `stored`.
+    Make it anew (`eventstore rebuild projections`), or give the class the number that is `stored`.
     """
 
     def __init__(self, projection: str, stored: int, wanted: int) -> None:
         super().__init__(
             f"projection {projection!r} is stored in {stored} partitions, and its class has {wanted}: nothing was "
-            f"done; make it anew with `eventstore projections rebuild`, or give the class partitions={stored}"
+            f"done; make it anew with `eventstore rebuild projections`, or give the class partitions={stored}"
         )
         self.projection = projection
         self.stored = stored
@@ -567,11 +567,16 @@ class AskCycle(ActorError):
 
 
 class RecoveryError(ActorError):
-    """The actor's state could not be rebuilt from the journal, so it serves no command. The cause is chained."""
+    """The actor's state could not be rebuilt from the journal, so it serves no command. The cause is chained.
 
-    def __init__(self, stream_id: str, message: str) -> None:
+    `reason` is the message without the actor, `version` that of the event that stood in the way, None if it is none.
+    """
+
+    def __init__(self, stream_id: str, message: str, *, version: int | None = None) -> None:
         super().__init__(f"actor {stream_id!r} cannot recover: {message}")
         self.stream_id = stream_id
+        self.reason = message
+        self.version = version
 
 
 class ActorStopped(ActorError):

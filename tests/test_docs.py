@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = ["idempotency", "ownership", "supervision", "tamper-evidence", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
-STORIES = ["audit", "projections", "schema-evolution", "tenants"]
+STORIES = ["audit", "projections", "schema-evolution", "tenants", "time-travel"]
 
 # A part of a program is run with what the page's first program defines, and a system that is open.
 FRAME = """
@@ -85,6 +85,7 @@ def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path) -> None:
         if language == "python":
             name = block.partition("\n")[0].removeprefix("# ")
             assert name.endswith(".py"), block
+            (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(block, "utf-8")
             continue
         for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
@@ -113,7 +114,7 @@ def printed_by(command: str, folder: Path) -> str:
 
 def cells_of(output: str) -> list[list[str]]:
     """Lines as columns, however wide these are. Moments, and ids that are made by themselves, are not compared."""
-    own = r"\d{4}-\d\d-\d\dT[\d:.]+Z?|\d{4}-\d\d-\d\d|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    own = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)?|\d{4}-\d\d-\d\d|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     return [
         re.split(r"\t| {2,}", re.sub(own, "…", re.sub(r"((?:recorded|changed|runner)  ).*", r"\1…", line.rstrip())))
         for line in output.splitlines()

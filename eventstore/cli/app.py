@@ -13,24 +13,29 @@ from typing import Annotated
 import typer
 
 from eventstore.cli.audit import audit
+from eventstore.cli.bisect import bisect_
+from eventstore.cli.blame import blame_
 from eventstore.cli.conflicts import conflicts
 from eventstore.cli.dead_letters import dead_letters
+from eventstore.cli.diff import diff
 from eventstore.cli.doctor import doctor
 from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
+from eventstore.cli.fork import fork_
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
 from eventstore.cli.projections import projections
+from eventstore.cli.rebuild import rebuild
 from eventstore.cli.replay import replay
 from eventstore.cli.replication import replication
 from eventstore.cli.schema import schema
 from eventstore.cli.show import show
-from eventstore.cli.snapshot import snapshot
 from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
 from eventstore.cli.verify import verify
+from eventstore.cli.whatif import whatif
 from eventstore.errors import EventStoreError
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
@@ -60,19 +65,24 @@ app = typer.Typer(
     epilog=_EXIT_CODES,
 )
 
-for _command, _summary in (
-    (streams, "List the streams."),
-    (events, "Show the events of one stream."),
-    (tail, "Show the end of the log, and follow it."),
-    (show, "Show the state of an actor, now or earlier."),
-    (replay, "Fold actors again, and check their snapshots."),
-    (snapshot, "Take snapshots of actors."),
-    (verify, "Check every event and snapshot, and list what is damaged."),
-    (owners, "List the processes that own actors, and what they own."),
-    (migrate, "Create the journal, or bring it up to date."),
-    (doctor, "Report what a store is, and what is wrong."),
+for _name, _command, _summary in (
+    ("streams", streams, "List the streams."),
+    ("events", events, "Show the events of one stream."),
+    ("tail", tail, "Show the end of the log, and follow it."),
+    ("show", show, "Show the state of an actor, now or earlier."),
+    ("diff", diff, "Show what changed in an actor between two versions."),
+    ("blame", blame_, "Show which event set a value of an actor's state."),
+    ("bisect", bisect_, "Find the event after which something does not hold any more."),
+    ("fork", fork_, "Copy an actor up to a version, to a file to try things in."),
+    ("replay", replay, "Fold actors again, and check their snapshots."),
+    ("whatif", whatif, "Compare what two versions of your code make of the journal."),
+    ("verify", verify, "Check every event and snapshot, and list what is damaged."),
+    ("owners", owners, "List the processes that own actors, and what they own."),
+    ("migrate", migrate, "Create the journal, or bring it up to date."),
+    ("doctor", doctor, "Report what a store is, and what is wrong."),
 ):
-    app.command(short_help=_summary)(_command)
+    app.command(_name, short_help=_summary)(_command)
+app.add_typer(rebuild, name="rebuild", short_help="Make anew what is made of the events.")
 app.add_typer(audit, name="audit", short_help="Questions to the whole journal.")
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")
 app.add_typer(conflicts, name="conflicts", short_help="Events of replicas that did not know each other.")

@@ -40,6 +40,12 @@ Tenant = Annotated[
 ]
 Full = Annotated[bool, typer.Option("--full", help="Rebuild from the first event, and use no snapshot.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON objects on stderr then.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The actor's key, such as alice.", show_default=False)]
+At = Annotated[int | None, typer.Option(metavar="VERSION", min=0, help="The state after this event.")]
+AtTime = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),
+]
 
 
 class Address(NamedTuple):

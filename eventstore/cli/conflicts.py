@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.recovery import fold
+from actors.folding import fold
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_recovery import stamp_of
 from eventstore.cli.arguments import Address, Json, Tenant, Url

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from actors.actor import PersistentActor, new_actor, stream_id_of
-from actors.recovery import fold
-from actors.replay import ReadOnlyStage, Replay
-from actors.replicated_actor import ReplicatedActor
-from eventstore.cli.differences import first_difference, without_order
+from actors.actor import PersistentActor, stream_id_of
+from actors.folding import Fold, snapshot_places
+from actors.state_changes import state_changes
+from eventstore.cli.changes import difference_in_words
 from eventstore.cli.exits import STORE_TROUBLE
-from eventstore.errors import JournalCorrupt, SnapshotUnusable
-from eventstore.events import Snapshot
+from eventstore.errors import RecoveryError, SnapshotUnusable
 from eventstore.store import EventStore
-
-_FIRST_SNAPSHOTS = 10
 
 
 class Problem(NamedTuple):
@@ -55,124 +50,76 @@ async def replay_actor(
     """
     found = Replayed(stream_id_of(cls, key))
     try:
-        if issubclass(cls, ReplicatedActor):
-            await replay_replicated(store, cls, key, found, on_events)
-        else:
-            await _Fold(store, cls, found, on_events).run()
+        await _replay(store, cls, key, found, on_events)
     except STORE_TROUBLE:
         raise
+    except RecoveryError as error:
+        found.complain(error.version, f"cannot be folded: {error.reason}")
     except Exception as error:
         # Whatever the user's code or the data does, the other actors are still to be looked at.
         found.complain(getattr(error, "version", None), f"cannot be folded: {error or type(error).__name__}")
     return found
 
 
-async def replay_replicated(
+async def _replay(
     store: EventStore,
-    cls: type[ReplicatedActor[Any]],
+    cls: type[PersistentActor[Any]],
     key: str,
     found: Replayed,
     on_events: Callable[[int], None],
 ) -> None:
-    """The same for a replicated actor. A snapshot of one holds the events that its clock knows, not those up to a
-    version: what it and the rest lead to must be what all events lead to."""
-    folded = await fold(store, cls, key, use_snapshots=False)
-    if folded.version == 0:
+    # Snapshots before the head: one that is taken meanwhile is not ahead of what is folded here.
+    places = await snapshot_places(store, found.stream_id)
+    folding = await Fold.earliest(store, cls, key)
+    end, found.truncated = folding.stream_version, folding.truncated
+    if end == 0 and not places:
         found.complain(None, "has no events")
         return
-    found.events = folded.version
-    on_events(folded.version)
-    expected = cls.state_type.dump(folded.state)
-    by_snapshot = await fold(store, cls, key)
-    if by_snapshot.snapshot_version:
+    found.base = begin = folding.version
+    for place in reversed(places):
+        if place.damage is not None:
+            found.complain(place.version, str(place.damage))
+        elif place.version > end:
+            found.complain(place.version, f"snapshot is ahead of the journal, which ends at version {end}")
+        elif not folding.is_usable(place):
+            found.other_schema += not folding.is_replicated
+        elif place.version > begin:
+            await folding.through(place.version, on_events=on_events)
+            await _compare(store, cls, folding, found)
+    await folding.through(end, on_events=on_events)
+    found.events = folding.version - begin
+    if folding.is_replicated:
+        await _compare_replicated(store, cls, key, folding, found)
+
+
+async def _compare(store: EventStore, cls: type[PersistentActor[Any]], folding: Fold, found: Replayed) -> None:
+    version = folding.version
+    stored = await store.snapshots(found.stream_id, through=version, limit=1)
+    for snapshot in stored:
+        if isinstance(snapshot, SnapshotUnusable) or snapshot.version != version:
+            # It was removed meanwhile.
+            continue
         found.compared += 1
-        difference = first_difference(json.loads(cls.state_type.dump(by_snapshot.state)), json.loads(expected))
-        if difference is not None:
-            found.complain(by_snapshot.snapshot_version, f"snapshot differs: {difference}")
+        try:
+            state = cls.state_type.load(snapshot.data)
+        except SnapshotUnusable as error:
+            found.complain(version, f"snapshot cannot be used: {error}")
+            continue
+        _complain_of_difference(found, version, cls.state_type.canonical(state), folding)
 
 
-class _Fold:
-    """The walk through one stream."""
+async def _compare_replicated(
+    store: EventStore, cls: type[PersistentActor[Any]], key: str, folding: Fold, found: Replayed
+) -> None:
+    """A snapshot of a replicated actor holds the events that its clock knows, not those up to a version: what it and
+    the rest lead to must be what all events lead to."""
+    by_snapshot = await Fold.newest(store, cls, key)
+    if by_snapshot.snapshot_version and by_snapshot.version == folding.version:
+        found.compared += 1
+        _complain_of_difference(found, by_snapshot.snapshot_version, by_snapshot.canonical(), folding)
 
-    def __init__(
-        self,
-        store: EventStore,
-        cls: type[PersistentActor[Any]],
-        found: Replayed,
-        on_events: Callable[[int], None],
-    ) -> None:
-        self._store = store
-        self._state_type = cls.state_type
-        self._found = found
-        self._on_events = on_events
-        self._stage = ReadOnlyStage(found.stream_id)
-        self._actor = new_actor(cls, self._stage)
-        self._replay = Replay(store, self._actor, self._stage)
 
-    async def run(self) -> None:
-        found = self._found
-        # Snapshots before the head: one that is taken meanwhile is not ahead of what is folded here.
-        snapshots = await self._snapshots()
-        head = await self._replay.look()
-        if head.version == 0 and not snapshots:
-            found.complain(None, "has no events")
-            return
-        for snapshot in [one for one in snapshots if one.version > head.version]:
-            found.complain(snapshot.version, f"snapshot is ahead of the journal, which ends at version {head.version}")
-            snapshots.remove(snapshot)
-        if head.truncated:
-            snapshots = self._start_behind(head.truncated, snapshots)
-        for snapshot in snapshots:
-            await self._fold_through(snapshot.version)
-            self._compare(snapshot)
-        await self._fold_through(head.version)
-
-    async def _snapshots(self) -> list[Snapshot]:
-        """The stored snapshots of the class's schema, oldest first; damaged ones are problems."""
-        limit = _FIRST_SNAPSHOTS
-        stored = await self._store.snapshots(self._found.stream_id, limit=limit)
-        while len(stored) == limit:
-            limit *= 4
-            stored = await self._store.snapshots(self._found.stream_id, limit=limit)
-        usable: list[Snapshot] = []
-        for snapshot in reversed(stored):
-            if isinstance(snapshot, SnapshotUnusable):
-                self._found.complain(None, str(snapshot))
-            elif snapshot.fingerprint != self._state_type.fingerprint:
-                self._found.other_schema += 1
-            else:
-                usable.append(snapshot)
-        return usable
-
-    def _start_behind(self, truncated: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-        """Adopt the oldest snapshot that the removed events are not needed for. Returns those behind it."""
-        self._found.truncated = truncated
-        usable = [snapshot for snapshot in snapshots if snapshot.version >= truncated]
-        if not usable:
-            raise JournalCorrupt(
-                f"its events up to version {truncated} were removed, and no snapshot from there on can be used"
-            )
-        base, *rest = usable
-        self._actor.state = self._state_type.load(base.data)
-        self._stage.version = self._found.base = base.version
-        return rest
-
-    async def _fold_through(self, version: int) -> None:
-        before = self._stage.version
-        await self._replay.through(version, on_events=self._on_events)
-        self._found.events += self._stage.version - before
-
-    def _compare(self, snapshot: Snapshot) -> None:
-        self._found.compared += 1
-        folded_data = self._state_type.dump(self._actor.state)
-        if folded_data == snapshot.data:
-            return
-        # Not orjson: it would turn integers of more than 64 bits into floats.
-        stored, folded = json.loads(snapshot.data), json.loads(folded_data)
-        difference = first_difference(stored, folded)
-        if difference is None:
-            return
-        is_reordered = first_difference(without_order(stored), without_order(folded)) is None
-        # The same items in another order are two equal sets, or two lists that differ.
-        if not is_reordered or self._state_type.load(snapshot.data) != self._actor.state:
-            self._found.complain(snapshot.version, f"snapshot differs: {difference}")
+def _complain_of_difference(found: Replayed, version: int, stored: Any, folding: Fold) -> None:
+    difference = next(state_changes(stored, folding.canonical()), None)
+    if difference is not None:
+        found.complain(version, f"snapshot differs: {difference_in_words(difference)}")

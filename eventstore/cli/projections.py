@@ -24,7 +24,6 @@ from eventstore.errors import ProjectionError
 from eventstore.projection_control import live_checkpoints, pause, resume, seek
 from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
-from eventstore.rebuild import rebuild
 from eventstore.store import EventStore
 
 projections = command_group("Run read models, and look after them.")
@@ -143,33 +142,10 @@ async def _run(
 ) -> Exit:
     async with address.store() as store:
         with ExitStack() as stack:
-            progress = await _progress(store, projection, stack, follow=follow)
-            runner = ProjectionRunner(store, projection, lease_seconds=lease, on_progress=_shown_on(progress))
+            progress = await projection_progress(store, projection, stack, follow=follow)
+            runner = ProjectionRunner(store, projection, lease_seconds=lease, on_progress=shown_on(progress))
             await runner.run(follow=follow)
-        await _say_where(store, projection.name, messages)
-    return Exit.FINE
-
-
-@projections.command("rebuild", short_help="Make a read model anew, beside the live one.")
-def rebuild_(context: typer.Context, url: Url, target: Target, tenant: Tenant = None) -> Exit:
-    """Build a new version of the read model beside the live one, from the first event. When it has all that the live
-    one has it takes its place, on SQL stores in one transaction, and the old one is dropped.
-
-    An event that cannot be applied stops it, and the live read model stays. One that was killed is taken up again.
-
-    \b
-    Example:
-      eventstore projections rebuild sqlite:///bank.db bank:Balances
-    """
-    return asyncio.run(_rebuild(context.obj, Address(url, tenant), projection_class(target)))
-
-
-async def _rebuild(messages: Messages, address: Address, projection: type[Projection]) -> Exit:
-    async with address.store() as store:
-        with ExitStack() as stack:
-            progress = await _progress(store, None, stack)
-            await rebuild(store, projection, on_progress=_shown_on(progress))
-        await _say_where(store, projection.name, messages)
+        await say_where(store, projection.name, messages)
     return Exit.FINE
 
 
@@ -287,11 +263,12 @@ async def _change(
     async with address.store() as store:
         await _found(store, name)
         await work(store)
-        await _say_where(store, name, messages)
+        await say_where(store, name, messages)
     return Exit.FINE
 
 
-async def _say_where(store: EventStore, name: str, messages: Messages) -> None:
+async def say_where(store: EventStore, name: str, messages: Messages) -> None:
+    """Tell how far a projection is, behind a command that moved it."""
     rows = await _rows(store, name)
     last = max(rows, key=lambda row: row.lag)
     lag = f"{last.lag:,} positions behind the end of the log" if last.lag else "at the end of the log"
@@ -303,16 +280,25 @@ async def _say_where(store: EventStore, name: str, messages: Messages) -> None:
         messages.note(f"{letters:,} events could not be applied: eventstore dead-letters list shows them")
 
 
-def _shown_on(progress: Progress) -> Callable[[int, int, int], None]:
+async def write_status(store: EventStore, name: str) -> None:
+    """The same as an object, as `status --json` has it."""
+    rows = await _rows(store, name)
+    write_json(_record(rows[0]) if len(rows) == 1 else _record_of_all(rows))
+
+
+def shown_on(progress: Progress) -> Callable[[int, int, int], None]:
+    """What a runner tells, on a bar."""
+
     def shown(position: int, count: int, end: int) -> None:
         progress.advance(count, lag=end - position)
 
     return shown
 
 
-async def _progress(
+async def projection_progress(
     store: EventStore, projection: type[Projection] | None, stack: ExitStack, *, follow: bool = False
 ) -> Progress:
+    """A bar over the events that a projection has not had; None: one that has had none. One that follows has no end."""
     if not is_shown():
         return Silent()
     if follow:

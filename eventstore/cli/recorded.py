@@ -11,7 +11,7 @@ from eventstore.events import RecordedEvent
 
 
 def event_record(recorded: RecordedEvent) -> dict[str, Any]:
-    """An event as an object for JSON lines."""
+    """An event as an object. Raises `JournalCorrupt` if its payload is no JSON."""
     metadata = _metadata(recorded)
     return {
         "stream_id": recorded.stream_id,

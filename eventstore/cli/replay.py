@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,14 +16,19 @@ import typer
 from actors.actor import PersistentActor, stream_id_of
 from eventstore.backend import Load
 from eventstore.cli.arguments import Address, Json, Target, Tenant, Url
+from eventstore.cli.checking import fold_checker
 from eventstore.cli.escaping import escaped, one_line
-from eventstore.cli.exits import Exit
+from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.folding import Problem, Replayed, replay_actor
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.resuming import ResumeFile
 from eventstore.cli.targets import actor_class, actor_keys
 from eventstore.store import EventStore
+from eventstore.url import parse_store_url
+
+_MOST_JOBS = 32
 
 
 def replay(
@@ -31,20 +39,46 @@ def replay(
         list[str] | None,
         typer.Argument(metavar="KEY", help="The actors' keys; all of the class if none is given."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fold in other processes too, and from each snapshot, and compare.")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=_MOST_JOBS, help="Read so many actors at the same time.")
+    ] = 4,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Note here how far it is, and go on from there the next time."),
+    ] = None,
     tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:
     """Fold actors again from their first events, and compare every stored snapshot with the state at its version.
 
-    It writes nothing. Snapshots that were taken of another schema of the state are left aside, as recovery does. The
-    exit code is 1 if a snapshot differs, or an actor cannot be folded; the others are replayed all the same.
+    It writes nothing to the store. Snapshots that were taken of another schema of the state are left aside, as recovery
+    does. The exit code is 1 if a snapshot differs, or an actor cannot be folded; the others are replayed all the same.
+
+    With --check every actor is folded in two more processes, whose hashes, clocks and time zones differ, and from each
+    of its snapshots to the end; the first event after which the states differ is named. What its event handlers call
+    that is not theirs to call is named too: the clock, random numbers, files, the network.
+
+    With --resume a replay that was ended, however it was, goes on behind the last actor that was done, and the summary
+    counts what was done before.
 
     \b
     Examples:
       eventstore replay sqlite:///bank.db bank:Account
-      eventstore replay sqlite:///bank.db bank:Account alice bob
+      eventstore replay sqlite:///bank.db bank:Account alice bob --check
+      eventstore replay sqlite:///bank.db bank:Account --resume replay.json
     """
-    return asyncio.run(_replay(Address(url, tenant), actor_class(target), keys or (), context.obj, json=json))
+    cls = actor_class(target)
+    if resume is not None and keys:
+        raise WrongUsage("--resume is for all actors of the class: name no keys with it")
+    file = None
+    if resume is not None:
+        replayed = {"replay": str(parse_store_url(url)), "tenant": tenant or "", "class": target, "check": check}
+        file = ResumeFile(resume, replayed)
+    work = _Replaying(Address(url, tenant), target, cls, keys or (), jobs, file, is_checking=check, is_json=json)
+    return asyncio.run(work.run(context.obj))
 
 
 @dataclass
@@ -58,6 +92,11 @@ class Summary:
     truncated_actors: int = 0
     problems: int = 0
 
+    @classmethod
+    def so_far(cls, counts: Mapping[str, int]) -> Summary:
+        """The sum that a run before this one had come to."""
+        return cls(**{name: count for name, count in counts.items() if name in vars(cls())})
+
     def add(self, replayed: Replayed) -> None:
         """Count one actor in."""
         self.actors += 1
@@ -68,30 +107,74 @@ class Summary:
         self.problems += len(replayed.problems)
 
 
-async def _replay(
-    address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], messages: Messages, *, json: bool
-) -> Exit:
-    summary = Summary()
-    problems = listing(_PROBLEMS, json=json)
-    async with address.store() as store:
-        with ExitStack() as stack:
+@dataclass(frozen=True)
+class _Replaying:
+    """One run of the command."""
+
+    address: Address
+    target: str
+    cls: type[PersistentActor[Any]]
+    keys: Sequence[str]
+    jobs: int
+    file: ResumeFile | None
+    is_checking: bool
+    is_json: bool
+
+    async def run(self, messages: Messages) -> Exit:
+        summary = Summary() if self.file is None else Summary.so_far(self.file.so_far)
+        problems = listing(_PROBLEMS, json=self.is_json)
+        async with self.address.store() as store, AsyncExitStack() as stack:
+            checker = None
+            if self.is_checking:
+                checker = await stack.enter_async_context(fold_checker(store, self.address, self.target, os.getcwd()))
             progress: Progress = Silent()
             if is_shown():
-                progress = stack.enter_context(bar(f"{cls.kind}: events", await _count_events(store, cls, keys)))
-            async for key in actor_keys(store, cls, keys):
-                replayed = await replay_actor(store, cls, key, on_events=progress.advance)
-                summary.add(replayed)
-                if replayed.base or replayed.problems:
-                    with progress.aside():
-                        _note_truncation(replayed, messages)
-                        for problem in replayed.problems:
-                            problems.add(problem)
-                        problems.flush()
-    if json:
-        write_json({"summary": vars(summary)})
-    else:
-        _write_summary(cls, summary)
-    return Exit.WRONG if summary.problems else Exit.FINE
+                total = await _count_events(store, self.cls, self.keys) - summary.events
+                progress = stack.enter_context(bar(f"{self.cls.kind}: events", max(0, total)))
+            replaying = self._replayed(store, progress)
+            async with aclosing(replaying):
+                async for key, replayed in replaying:
+                    if checker is not None:
+                        await checker.check(key, replayed)
+                    summary.add(replayed)
+                    if replayed.base or replayed.problems:
+                        with progress.aside():
+                            _note_truncation(replayed, messages)
+                            for problem in replayed.problems:
+                                problems.add(problem)
+                            problems.flush()
+                    if self.file is not None:
+                        self.file.save(key, vars(summary))
+        if self.file is not None:
+            self.file.remove()
+        if self.is_json:
+            write_json({"summary": vars(summary)})
+        else:
+            _write_summary(self.cls, summary)
+        return Exit.WRONG if summary.problems else Exit.FINE
+
+    async def _replayed(self, store: EventStore, progress: Progress) -> AsyncGenerator[tuple[str, Replayed], None]:
+        """Every actor, in the order of the keys. While one is folded, the events of the next ones are on their way."""
+        after = None if self.file is None else self.file.after
+        under_way: deque[tuple[str, asyncio.Task[Replayed]]] = deque()
+        try:
+            async for key in actor_keys(store, self.cls, self.keys):
+                # Ids are in the order of their bytes.
+                if after is not None and key.encode() <= after.encode():
+                    continue
+                replaying = replay_actor(store, self.cls, key, on_events=progress.advance)
+                under_way.append((key, asyncio.create_task(replaying, name=f"eventstore-replay-{key}")))
+                if len(under_way) >= self.jobs:
+                    yield under_way[0][0], await under_way[0][1]
+                    under_way.popleft()
+            while under_way:
+                yield under_way[0][0], await under_way[0][1]
+                under_way.popleft()
+        finally:
+            for _, task in under_way:
+                task.cancel()
+            if under_way:
+                await asyncio.wait([task for _, task in under_way])
 
 
 async def _count_events(store: EventStore, cls: type[PersistentActor[Any]], keys: Sequence[str]) -> int:

@@ -5,32 +5,24 @@ from __future__ import annotations
 import asyncio
 import json as stdlib_json
 from datetime import datetime
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.recovery import fold
-from eventstore.backend import Load, Loaded
-from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
+from actors.folding import fold
+from eventstore.cli.arguments import Address, At, AtTime, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
-from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
+from eventstore.cli.exits import Exit
 from eventstore.cli.output import json_fragment, timestamp, write_fields, write_json, write_line
 from eventstore.cli.targets import actor_class
-from eventstore.errors import JournalCorrupt
-from eventstore.events import RecordedEvent
-from eventstore.store import EventStore
+from eventstore.cli.versions import event_at, head_of, parse_wanted, version_of
 
 
 def show(
     url: Url,
     target: Target,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The actor's key, such as alice.")],
-    at: Annotated[int | None, typer.Option(metavar="VERSION", min=0, help="The state after this event.")] = None,
-    at_time: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),
-    ] = None,
+    key: Key,
+    at: At = None,
+    at_time: AtTime = None,
     full: Full = False,
     tenant: Tenant = None,
     json: Json = False,
@@ -43,45 +35,27 @@ def show(
       eventstore show sqlite:///bank.db bank:Account alice --at 3
       eventstore show sqlite:///bank.db bank:Account alice --at-time 2026-01-31T12:00:00+01:00
     """
-    if at is not None and at_time is not None:
-        raise WrongUsage("--at and --at-time exclude each other: give one of them")
-    moment = None if at_time is None else parse_moment(at_time)
-    return asyncio.run(_show(Address(url, tenant), actor_class(target), key, at, moment, full=full, json=json))
-
-
-def parse_moment(text: str) -> datetime:
-    """A moment out of ISO 8601. A time without an offset is refused: guessing its zone would show another state."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise WrongUsage(f"--at-time {text!r} is no ISO 8601 time, such as 2026-01-31T12:00:00Z") from error
-    if moment.tzinfo is None:
-        raise WrongUsage(f"--at-time {text!r} has no offset: add Z for UTC, or one such as +01:00")
-    return moment
+    wanted = parse_wanted(at, at_time)
+    return asyncio.run(_show(Address(url, tenant), actor_class(target), key, wanted, full=full, json=json))
 
 
 async def _show(
     address: Address,
     cls: type[PersistentActor[Any]],
     key: str,
-    at: int | None,
-    moment: datetime | None,
+    wanted: int | datetime | None,
     *,
     full: bool,
     json: bool,
 ) -> Exit:
     stream_id = stream_id_of(cls, key)
     async with address.store() as store:
-        head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
-        if head.version == 0:
-            raise CommandFailed(f"there is no actor {stream_id!r}: it has no events")
-        if at is not None and at > head.version:
-            raise CommandFailed(f"{stream_id!r} is at version {head.version}: there is no version {at} yet")
-        through = at if moment is None else await version_at(store, stream_id, head, moment)
+        head = await head_of(store, stream_id)
+        through = None if wanted is None else await version_of(store, stream_id, head, wanted)
         state, version, snapshot_version = await fold(store, cls, key, through=through, use_snapshots=not full)
         recorded_at = None
         if version > head.truncated:
-            recorded_at = timestamp((await _event(store, stream_id, version)).recorded_at)
+            recorded_at = timestamp((await event_at(store, stream_id, version)).recorded_at)
     data = cls.state_type.dump(state)
     if json:
         write_json(
@@ -105,33 +79,3 @@ async def _show(
     for line in printable_json(pretty).splitlines():
         write_line((line, ""))
     return Exit.FINE
-
-
-async def version_at(store: EventStore, stream_id: str, head: Loaded, moment: datetime) -> int:
-    """The version a stream had at a moment: that of the last event recorded then or before.
-
-    It is found by bisection, because the times of one stream never go back.
-    """
-    before, through = head.truncated, head.version
-    while before < through:
-        middle = (before + through + 1) // 2
-        if (await _event(store, stream_id, middle)).recorded_at <= moment:
-            before = middle
-        else:
-            through = middle - 1
-    if before > head.truncated:
-        return before
-    if head.truncated:
-        raise CommandFailed(
-            f"the state of {stream_id!r} at that time is not known: "
-            f"its events up to version {head.truncated} were removed"
-        )
-    first = timestamp((await _event(store, stream_id, 1)).recorded_at)
-    raise CommandFailed(f"{stream_id!r} did not exist then: its first event was recorded at {first}")
-
-
-async def _event(store: EventStore, stream_id: str, version: int) -> RecordedEvent:
-    async for recorded in store.read(stream_id, after=version - 1, limit=1):
-        if recorded.version == version:
-            return recorded
-    raise JournalCorrupt(f"the event at version {version} is missing", stream_id=stream_id, version=version)

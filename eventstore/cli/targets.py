@@ -16,9 +16,12 @@ from eventstore.projections import Projection
 from eventstore.store import EventStore
 
 
-def actor_class(target: str) -> type[PersistentActor[Any]]:
-    """The class that `module:Class` names. Raises `WrongUsage`, which says what is wrong with it."""
-    actor: type[PersistentActor[Any]] = _resolved(target, _is_actor, "a persistent actor", "bank:Account")
+def actor_class(target: str, *, folder: str | None = None) -> type[PersistentActor[Any]]:
+    """The class that `module:Class` names. Raises `WrongUsage`, which says what is wrong with it.
+
+    Modules are looked for in the current directory first; in `folder` instead, if that is given ("": in none).
+    """
+    actor: type[PersistentActor[Any]] = _resolved(target, _is_actor, "a persistent actor", "bank:Account", folder)
     return actor
 
 
@@ -28,13 +31,13 @@ def projection_class(target: str) -> type[Projection]:
     return projection
 
 
-def _resolved(target: str, is_wanted: Callable[[Any], bool], what: str, example: str) -> Any:
+def _resolved(target: str, is_wanted: Callable[[Any], bool], what: str, example: str, folder: str | None = None) -> Any:
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
         raise WrongUsage(f"{target!r} names no class: write MODULE:CLASS, such as {example}")
     if "/" in module_name or module_name.endswith(".py"):
         raise WrongUsage(f"{module_name!r} is a file: name the module, such as {_module_for(module_name)}:{path}")
-    module = imported_module(module_name)
+    module = imported_module(module_name, folder=folder)
     found: Any = module
     for name in path.split("."):
         if not hasattr(found, name):
@@ -59,10 +62,11 @@ async def actor_keys(store: EventStore, cls: type[PersistentActor[Any]], keys: S
             yield key
 
 
-def imported_module(name: str) -> ModuleType:
-    """A module of the current directory, or an installed one. Raises `WrongUsage`, which says what is wrong with it."""
-    here = os.getcwd()
-    if here not in sys.path:
+def imported_module(name: str, *, folder: str | None = None) -> ModuleType:
+    """A module of the current directory, or of `folder`, or an installed one. Raises `WrongUsage`, which says what is
+    wrong with it."""
+    here = os.getcwd() if folder is None else folder
+    if here and here not in sys.path:
         sys.path.insert(0, here)
     try:
         # What a module prints while it is imported is not the command's output.
@@ -70,7 +74,9 @@ def imported_module(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise WrongUsage(f"there is no module {error.name!r} in {here} or among the installed packages") from error
+            raise WrongUsage(
+                f"there is no module {error.name!r} {f'in {here} or ' if here else ''}among the installed packages"
+            ) from error
         raise WrongUsage(f"module {name!r} cannot be imported: {error}") from error
     except Exception as error:
         raise WrongUsage(f"module {name!r} failed while it was imported: {type(error).__name__}: {error}") from error

@@ -408,9 +408,14 @@ async def test_a_state_that_cannot_be_read_again():
 
 
 @pytest.mark.parametrize(
-    "source", [lambda: str(random.random()), lambda: str(datetime.now(UTC)), lambda: str(id(object()))]
+    ("source", "found"),
+    [
+        (lambda: str(random.random()), r"written: .* calls .*random\.random"),
+        (lambda: str(datetime.now(UTC)), r"written: .* calls .*datetime\.now"),
+        (lambda: str(id(object())), r": two replays of the same events give"),
+    ],
 )
-def test_replays_that_differ_are_found(source: Any):
+def test_replays_that_differ_are_found(source: Any, found: str):
     counter = iter(range(1000))
 
     class Random(Notebook):
@@ -419,7 +424,7 @@ def test_replays_that_differ_are_found(source: Any):
             self.state.lines.append(f"{source()} {next(counter)}")
 
     scenario = Scenario(Random).given(Written(text="x"))
-    with pytest.raises(KitFailure, match=r"Random: two replays of the same events give"):
+    with pytest.raises(KitFailure, match=r"Random" + (found if found[0] == ":" else rf"\.{found}")):
         scenario.check_determinism()
 
 

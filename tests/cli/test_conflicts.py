@@ -143,6 +143,6 @@ def test_replicated_actors_are_shown_and_replayed(cli: Run, urls: dict[str, str]
     assert replayed.code == 0
     assert "4 events folded" in replayed.out
     assert cli("verify", urls["us"]).code == 0
-    refused = cli("snapshot", urls["us"], "cli_shop:Shop", "--all")
+    refused = cli("rebuild", "snapshots", urls["us"], "cli_shop:Shop", "--all")
     assert refused.code == 2
     assert "its replica takes snapshots" in refused.err

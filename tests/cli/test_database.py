@@ -24,6 +24,11 @@ LOOKING = [
     ["show", ACCOUNT, "nobody"],
     ["replay", ACCOUNT],
     ["replay", ACCOUNT, "nobody"],
+    ["replay", ACCOUNT, "--check"],
+    ["diff", ACCOUNT, "alice", "1", "4"],
+    ["blame", ACCOUNT, "alice", "--all"],
+    ["bisect", ACCOUNT, "alice", "amount < 100"],
+    ["whatif", ACCOUNT, "--old", ".", "--new", "."],
     ["owners"],
     ["owners", "--streams"],
     ["doctor"],
@@ -31,7 +36,8 @@ LOOKING = [
 
 
 def with_url(arguments: list[str], url: str) -> list[str]:
-    return [arguments[0], url, *arguments[1:]]
+    name = 2 if arguments[0] == "rebuild" else 1
+    return [*arguments[:name], url, *arguments[name:]]
 
 
 class TestMigrate:
@@ -158,7 +164,7 @@ class TestDoctor:
 
 
 class TestNothingIsCreated:
-    @pytest.mark.parametrize("arguments", [*LOOKING, ["snapshot", ACCOUNT, "alice"]], ids=" ".join)
+    @pytest.mark.parametrize("arguments", [*LOOKING, ["rebuild", "snapshots", ACCOUNT, "alice"]], ids=" ".join)
     def test_a_missing_journal_stays_missing(self, cli: Run, tmp_path: Path, arguments: list[str]) -> None:
         result = cli(*with_url(arguments, f"sqlite:///{tmp_path}/nothing.db"))
         assert result.code == (1 if arguments == ["doctor"] else 3)

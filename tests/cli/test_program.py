@@ -27,11 +27,26 @@ from eventstore.cli.messages import Messages
 from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 
 ACCOUNT = "cli_ledger:Account"
-COMMANDS = ["streams", "events", "tail", "show", "replay", "snapshot", "verify", "owners", "migrate", "doctor"]
+COMMANDS = [
+    "streams",
+    "events",
+    "tail",
+    "show",
+    "diff",
+    "blame",
+    "bisect",
+    "fork",
+    "replay",
+    "verify",
+    "owners",
+    "migrate",
+    "doctor",
+]
 GROUPS = {
+    "rebuild": ["snapshots", "projections"],
     "audit": ["query", "trace", "stats"],
     "schema": ["export", "check", "diff"],
-    "projections": ["list", "status", "run", "rebuild", "pause", "resume", "seek", "check"],
+    "projections": ["list", "status", "run", "pause", "resume", "seek", "check"],
     "dead-letters": ["list", "show", "replay", "purge"],
 }
 NOTES = [
@@ -352,14 +367,15 @@ class TestProgram:
             (["events", "Account-alice"], 0),
             (["show", ACCOUNT, "nobody"], 1),
             (["replay", ACCOUNT], 0),
-            (["snapshot", ACCOUNT], 2),
+            (["rebuild", "snapshots", ACCOUNT], 2),
             (["doctor"], 0),
             (["migrate", "--check"], 0),
         ],
         ids=lambda value: value[0] if isinstance(value, list) else None,
     )
     def test_the_exit_code_reaches_the_shell(self, program: Run, url: str, arguments: list[str], code: int) -> None:
-        result = program(arguments[0], url, *arguments[1:])
+        name = 2 if arguments[0] == "rebuild" else 1
+        result = program(*arguments[:name], url, *arguments[name:])
         assert result.code == code
         assert "Traceback" not in result.err
 

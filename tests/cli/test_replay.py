@@ -1,4 +1,4 @@
-"""`replay` and `snapshot`: folding again, what it finds, and what is done about it."""
+"""`replay` and `rebuild snapshots`: folding again, what it finds, and what is done about it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class TestReplay:
         result = cli("replay", own_url, ACCOUNT)
         assert result.code == 1
         assert result.lines == [
-            "Account-alice\t3\tsnapshot differs: $.amount is 61 in it, 60 when replayed",
+            "Account-alice\t3\tsnapshot differs: /amount is 61 in it, 60 when replayed",
             "4 Account actors, 8 events folded, 4 snapshots compared: 1 problem",
         ]
         problem, summary = cli("replay", own_url, ACCOUNT, "--json").objects
@@ -212,9 +212,9 @@ class TestReplay:
         assert result.lines == ["1 Account actor, 2,500 events folded, 15 snapshots compared: no differences"]
 
 
-class TestSnapshot:
+class TestRebuildSnapshots:
     def test_the_state_as_it_is_now_is_saved(self, cli: Run, own_url: str) -> None:
-        result = cli("snapshot", own_url, ACCOUNT, "alice")
+        result = cli("rebuild", "snapshots", own_url, ACCOUNT, "alice")
         assert (result.code, result.lines) == (0, ["Account-alice\t5\tsaved"])
         newest = snapshots(own_url, "Account-alice")[0]
         assert (newest.version, newest.fingerprint) == (5, fingerprint())
@@ -222,33 +222,33 @@ class TestSnapshot:
         assert cli("replay", own_url, ACCOUNT).code == 0
 
     def test_one_that_is_there_is_not_saved_again(self, cli: Run, own_url: str) -> None:
-        cli("snapshot", own_url, ACCOUNT, "alice")
-        (outcome,) = cli("snapshot", own_url, ACCOUNT, "alice", "--json").objects
+        cli("rebuild", "snapshots", own_url, ACCOUNT, "alice")
+        (outcome,) = cli("rebuild", "snapshots", own_url, ACCOUNT, "alice", "--json").objects
         assert outcome == {"stream_id": "Account-alice", "version": 5, "saved": False, "problem": None}
 
     def test_all_actors_of_the_class_get_one(self, cli: Run, own_url: str) -> None:
-        objects = cli("snapshot", own_url, ACCOUNT, "--all", "--json").objects
+        objects = cli("rebuild", "snapshots", own_url, ACCOUNT, "--all", "--json").objects
         assert [one["saved"] for one in objects] == [True, True, True, False]
         assert "Note-1" not in [one["stream_id"] for one in objects]
 
     def test_no_more_are_kept_than_the_class_says(self, cli: Run, own_url: str, change: Change) -> None:
         change(lambda store: store.save_snapshot(snapshot("alice", 3, b"{}"), keep=9))
-        cli("snapshot", own_url, ACCOUNT, "alice")
+        cli("rebuild", "snapshots", own_url, ACCOUNT, "alice")
         assert [found.version for found in snapshots(own_url, "Account-alice")] == [5, 4, 3]
 
     def test_a_wrong_snapshot_is_built_upon_unless_told_otherwise(self, cli: Run, own_url: str, change: Change) -> None:
         wrong = b'{"amount":61,"notes":[],"history":[]}'
         change(lambda store: store.save_snapshot(snapshot("alice", 5, wrong), keep=1))
-        assert cli("snapshot", own_url, ACCOUNT, "alice").lines == ["Account-alice\t5\tis there already"]
-        assert cli("snapshot", own_url, ACCOUNT, "alice", "--full").lines == ["Account-alice\t5\tsaved"]
+        assert cli("rebuild", "snapshots", own_url, ACCOUNT, "alice").lines == ["Account-alice\t5\tis there already"]
+        assert cli("rebuild", "snapshots", own_url, ACCOUNT, "alice", "--full").lines == ["Account-alice\t5\tsaved"]
         assert cli("replay", own_url, ACCOUNT, "alice").code == 0
 
     def test_what_fails_is_reported_and_the_others_go_on(self, cli: Run, own_url: str) -> None:
-        result = cli("snapshot", own_url, ACCOUNT, "nobody", "alice")
+        result = cli("rebuild", "snapshots", own_url, ACCOUNT, "nobody", "alice")
         assert result.code == 1
         assert result.lines == ["Account-nobody\t\tfailed: it has no events", "Account-alice\t5\tsaved"]
         assert "Account-nobody" not in cli("streams", own_url).out
 
     def test_actors_are_named_or_all(self, cli: Run, own_url: str) -> None:
-        assert cli("snapshot", own_url, ACCOUNT).code == 2
-        assert cli("snapshot", own_url, ACCOUNT, "alice", "--all").code == 2
+        assert cli("rebuild", "snapshots", own_url, ACCOUNT).code == 2
+        assert cli("rebuild", "snapshots", own_url, ACCOUNT, "alice", "--all").code == 2

@@ -87,7 +87,7 @@ def test_actors_are_folded_as_the_tenants(cli: Run, tenants_url: str) -> None:
         assert shown["state"]["amount"] == amount
         (replayed,) = cli("replay", tenants_url, "cli_ledger:Account", "--tenant", tenant, "--json").objects
         assert (replayed["summary"]["actors"], replayed["summary"]["problems"]) == (1, 0)
-    assert cli("snapshot", tenants_url, "cli_ledger:Account", "alice", "--tenant", "acme").code == 0
+    assert cli("rebuild", "snapshots", tenants_url, "cli_ledger:Account", "alice", "--tenant", "acme").code == 0
     (shown,) = cli("show", tenants_url, "cli_ledger:Account", "alice", "--json").objects
     assert (shown["state"]["amount"], shown["snapshot_version"]) == (7, 0)
 

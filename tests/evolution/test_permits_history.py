@@ -96,7 +96,7 @@ def test_the_command_line_reads_it_too_and_changes_nothing(tmp_path: Path, log: 
     before = asyncio.run(stored(url))
     cli = ("-m", "eventstore.cli")
 
-    program(*cli, "snapshot", url, "permits_today:PermitCase", "--all")
+    program(*cli, "rebuild", "snapshots", url, "permits_today:PermitCase", "--all")
     shown = {
         key: json.loads(program(*cli, "show", url, "permits_today:PermitCase", key, "--json"))["state"]
         for key in list(expected(log))[:2]

@@ -1,26 +1,35 @@
-"""`eventstore snapshot`: take a snapshot of actors now."""
+"""`eventstore rebuild`: make anew what is made of the events: snapshots of actors, read models of projections."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.recovery import fold
+from actors.folding import fold
 from actors.replicated_actor import ReplicatedActor
 from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
+from eventstore.cli.groups import command_group
+from eventstore.cli.messages import Messages
 from eventstore.cli.output import Listing, View, listing
-from eventstore.cli.targets import actor_class, actor_keys
+from eventstore.cli.projections import projection_progress, say_where, shown_on, write_status
+from eventstore.cli.targets import actor_class, actor_keys, projection_class
+from eventstore.projections import Projection
+from eventstore.rebuild import rebuild as rebuild_projection
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
+rebuild = command_group("Make anew what is made of the events.")
 
-def snapshot(
+
+@rebuild.command(short_help="Take snapshots of actors.")
+def snapshots(
     url: Url,
     target: Target,
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The actors' keys.")] = None,
@@ -31,12 +40,15 @@ def snapshot(
 ) -> Exit:
     """Take a snapshot of actors, so that their next recovery starts there. Older ones go as the class's policy says.
 
+    Without --full it builds on the newest snapshot there is, and an actor whose snapshot is of the newest version is
+    passed over: one that was ended goes on where it was.
+
     An actor that cannot be rebuilt is reported, and the others go on; the exit code is 1 then.
 
     \b
     Examples:
-      eventstore snapshot sqlite:///bank.db bank:Account alice bob
-      eventstore snapshot sqlite:///bank.db bank:Account --all --full
+      eventstore rebuild snapshots sqlite:///bank.db bank:Account alice bob
+      eventstore rebuild snapshots sqlite:///bank.db bank:Account --all --full
     """
     if bool(keys) == all:
         raise WrongUsage("name the actors by their keys, or all of the class with --all")
@@ -44,7 +56,50 @@ def snapshot(
     cls = actor_class(target)
     if issubclass(cls, ReplicatedActor):
         raise WrongUsage(f"{target} is replicated: its replica takes snapshots, because it knows what the others have")
-    return asyncio.run(_snapshot(Address(url, tenant), cls, keys or (), rows, full=full))
+    return asyncio.run(_take_all(Address(url, tenant), cls, keys or (), rows, full=full))
+
+
+@rebuild.command("projections", short_help="Make read models anew, beside the live ones.")
+def projections_(
+    context: typer.Context,
+    url: Url,
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="MODULE:CLASS", help="The projections' classes.", show_default=False),
+    ],
+    tenant: Tenant = None,
+    json: Json = False,
+) -> Exit:
+    """Build a new version of each read model beside the live one, from the first event, one after another. When it has
+    all that the live one has it takes its place, on SQL stores in one transaction, and the old one is dropped.
+
+    An event that cannot be applied stops it, and the live read model stays. One that was killed is taken up again.
+
+    \b
+    Example:
+      eventstore rebuild projections sqlite:///bank.db bank:Balances bank:Totals
+    """
+    classes = [projection_class(target) for target in targets]
+    return asyncio.run(_rebuild_projections(context.obj, Address(url, tenant), classes, json=json))
+
+
+async def _rebuild_projections(
+    messages: Messages, address: Address, classes: Sequence[type[Projection]], *, json: bool
+) -> Exit:
+    async with address.store() as store:
+        for projection in classes:
+            await _rebuild_projection(store, projection)
+            if json:
+                await write_status(store, projection.name)
+            else:
+                await say_where(store, projection.name, messages)
+    return Exit.FINE
+
+
+async def _rebuild_projection(store: EventStore, projection: type[Projection]) -> None:
+    with ExitStack() as stack:
+        progress = await projection_progress(store, None, stack)
+        await rebuild_projection(store, projection, on_progress=shown_on(progress))
 
 
 class Outcome(NamedTuple):
@@ -56,7 +111,7 @@ class Outcome(NamedTuple):
     problem: str | None = None
 
 
-async def _snapshot(
+async def _take_all(
     address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
 ) -> Exit:
     exit_code = Exit.FINE
