@@ -118,7 +118,8 @@ def _check(proof: Path, public: str, *, json: bool) -> Exit:
     if json:
         write_json({**shown, "is_proven": True})
     else:
-        write_fields({name.replace("_", " "): escaped(str(value)) for name, value in shown.items()})
+        # Most have no tenant.
+        write_fields({name.replace("_", " "): escaped(str(value)) for name, value in shown.items() if value != ""})
     return Exit.FINE
 
 

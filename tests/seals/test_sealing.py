@@ -15,7 +15,8 @@ import pytest
 
 from backends.conformance.events import happened
 from eventstore import EventStore, JournalCorrupt
-from eventstore.errors import ExtraMissing, KeyFileError
+from eventstore.errors import CapabilityError, ExtraMissing, KeyFileError
+from eventstore.inclusion import prove
 from eventstore.seal_findings import Finding, Found
 from eventstore.seal_verification import SealVerification
 from eventstore.sealing import Sealer
@@ -66,6 +67,40 @@ async def test_of_many_sealers_each_event_is_sealed_by_one(url: str, key: Signin
         verification, found = await verified(store, key)
         assert found == []
         assert verification.verified.events == events
+
+
+async def test_the_streams_of_two_tenants_under_one_id_are_told_apart(url: str, key: SigningKey) -> None:
+    async with (
+        EventStore.open(url) as store,
+        EventStore.open(url, tenant="acme") as acme,
+        EventStore.open(url, tenant="bolt") as bolt,
+    ):
+        for one in (store, acme, bolt):
+            await one.append("a", happened(1, 2, 3))
+        await seal_all(Sealer(store, key))
+        await acme.truncate("a", 3, reason="the user asked")
+        _, found = await verified(store, key)
+        assert [(one.what, one.tenant, one.stream_id, one.version) for one in found] == [
+            (Found.TRUNCATED, "acme", "a", 3)
+        ]
+        assert [each.tenant async for each in store.removals()] == ["acme"]
+        await seal_all(Sealer(store, key))
+        with pytest.raises(CapabilityError, match="opened for a tenant"):
+            await Sealer(acme, key).seal()
+        with pytest.raises(CapabilityError, match="opened for a tenant"):
+            await verified(acme, key)
+        with pytest.raises(CapabilityError, match="opened for a tenant"):
+            await prove(bolt, 9)
+    mallory = await attacker(url)
+    # The last of bolt's. That events of acme's were truncated is no excuse.
+    await mallory.delete(9)
+    await mallory.close()
+    async with EventStore.open(url) as store:
+        _, found = await verified(store, key)
+    assert {(one.what, one.tenant, one.version) for one in found if one.what is not Found.UNREADABLE} == {
+        (Found.TRUNCATED, "acme", 3),
+        (Found.DELETED, "bolt", 3),
+    }
 
 
 async def test_a_sealer_that_is_killed_leaves_nothing_half(url: str, key: SigningKey, tmp_path: Path) -> None:
