@@ -102,7 +102,7 @@ class TestDoctor:
         assert fields["durability"].strip().startswith("power-loss: what was acknowledged survives")
         assert fields["streams"].strip() == "5"
         assert fields["events"].strip() == "10, the last at position 13"
-        assert fields["capabilities"].strip() == "creates_schema, survives_restart, user_sql, archive"
+        assert fields["capabilities"].strip() == "creates_schema, survives_restart, user_sql, tenants, archive"
         assert fields["lag"].strip() == "none"
         assert fields["processes"].strip() == "none with a lease"
         assert result.lines[-1] == "healthy"
