@@ -160,7 +160,7 @@ def test_partitions_are_made_by_a_rebuild_and_each_is_shown(cli: Run, own_url: s
     refused = cli("projections", "run", own_url, PARTS)
     assert refused.code == 3
     assert "stored in 1 partitions, and its class has 2: nothing was done" in refused.err
-    assert "9 events applied" in cli("projections", "rebuild", own_url, PARTS).out
+    assert "9 events applied" in cli("rebuild", "projections", own_url, PARTS).out
     assert amounts(own_journal) == before
     rows = [line.split("\t") for line in cli("projections", "list", own_url).lines]
     assert [row[0] for row in rows] == ["amounts 0 of 2", "amounts 1 of 2"]
@@ -179,11 +179,11 @@ def test_partitions_are_made_by_a_rebuild_and_each_is_shown(cli: Run, own_url: s
     assert cli("projections", "status", own_url, "amounts").code == 0
 
 
-@pytest.mark.parametrize("command", ["run", "rebuild"])
+@pytest.mark.parametrize("command", ["projections run", "rebuild projections"])
 def test_on_a_terminal_a_bar_shows_rate_and_lag(own_url: str, command: str) -> None:
     terminal, end = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "eventstore.cli", "projections", command, own_url, TARGET],
+        [sys.executable, "-m", "eventstore.cli", *command.split(), own_url, TARGET],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
         stdout=subprocess.PIPE,
         stderr=end,
