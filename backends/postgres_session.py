@@ -18,6 +18,7 @@ from eventstore.postgres_url import PostgresTarget
 _SERVER_SHARE = 0.9
 _CLOSE_SECONDS = 2.0
 _STARTING_SECONDS = 0.05
+_MOST_CUTS = 5
 # The server starts, recovers, or ends all sessions because one of them crashed; or it closed the connection before it
 # said anything, which it does then.
 _COMES_BACK = ("57P01", "57P02", "57P03", "08003", "08006")
@@ -171,12 +172,16 @@ async def connect(
         arguments["max_cached_statement_lifetime"] = 0
         arguments["server_settings"].update(_time_limits(target), **planning, **(settings or {}))
     deadline = time.monotonic() + target.connect_timeout
+    cuts = 0
     while True:
         try:
             return PostgresSession(await driver_connect(**arguments), target, is_pooled=is_pooled)
         except (*DRIVER_ERRORS, ValueError) as error:
             is_late = time.monotonic() + _STARTING_SECONDS > deadline
-            if sqlstate(error) not in _COMES_BACK or is_late:
+            # A server that has just begun to recover hangs up on who is still introducing himself.
+            is_cut = isinstance(error, ConnectionError) and "connection_lost" in str(error)
+            cuts += is_cut
+            if is_late or not (sqlstate(error) in _COMES_BACK or (is_cut and cuts <= _MOST_CUTS)):
                 raise _unreachable(target, error) from error
         await asyncio.sleep(_STARTING_SECONDS)
 

@@ -74,13 +74,14 @@ async def fill(store: EventStore) -> None:
 
 
 class Archives(StoreFixtures):
-    @pytest.fixture(autouse=True)
-    def needs_archive(self, store: EventStore) -> None:
+    @pytest.fixture
+    def archive(self, store: EventStore) -> None:
+        """For the tests of this class alone: the contract's others are for every backend."""
         if not store.capabilities.archive:
             pytest.skip("records cannot be read and stored as they are (capabilities.archive)")
 
     @pytest_asyncio.fixture
-    async def elsewhere(self) -> AsyncGenerator[EventStore, None]:
+    async def elsewhere(self, archive: None) -> AsyncGenerator[EventStore, None]:
         """An empty journal of another backend."""
         async with EventStore.open("memory://") as elsewhere:
             yield elsewhere
@@ -312,6 +313,7 @@ class Archives(StoreFixtures):
         with pytest.raises(CopyDiffers, match="c-1"):
             await copy.compare()
 
+    @pytest.mark.usefixtures("archive")
     async def test_a_fence_keeps_everybody_out(self, store: EventStore, backend: Backend) -> None:
         await store.append("a", happened(1, 2))
         await store.save_snapshot(new_snapshot("a", 1, "f", b"1"))
@@ -340,6 +342,7 @@ class Archives(StoreFixtures):
         # A refused append may leave a hole behind the log's end, and nothing else.
         assert (await dump(store))[:2] == before[:2]
 
+    @pytest.mark.usefixtures("archive")
     async def test_the_first_fence_stays(self, store: EventStore) -> None:
         first = await store.archive().fence("one")
         assert await store.archive().fence("another") == first
@@ -348,6 +351,7 @@ class Archives(StoreFixtures):
             with pytest.raises(StoreFenced, match="one"):
                 await again.append("a", happened(1))
 
+    @pytest.mark.usefixtures("archive")
     async def test_another_store_is_kept_out_too(self, store: EventStore, other: EventStore) -> None:
         # Both know the stream, and decide on what they remember.
         await store.append("a", happened(1))
@@ -359,6 +363,7 @@ class Archives(StoreFixtures):
             await other.append("a", happened(3), expected_version=1)
         assert [event.version for event in await collect(other.read("a"))] == [1, 2]
 
+    @pytest.mark.usefixtures("archive")
     async def test_what_is_stored_is_answered_behind_a_fence(self, store: EventStore, backend: Backend) -> None:
         batch = [write("a", b"1", b"2", expected=0, commands=[outcome()])]
         alone = [StreamWrite("b", 0, (), None, [outcome()])]
@@ -371,6 +376,7 @@ class Archives(StoreFixtures):
         assert isinstance(outcomes[1], StoreFenced)
         assert outcomes[2] == second._replace(is_duplicate=True)
 
+    @pytest.mark.usefixtures("archive")
     async def test_owners_may_let_go_behind_a_fence(self, store: EventStore) -> None:
         await store.claim("a")
         await store.archive().fence("test")

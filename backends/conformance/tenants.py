@@ -331,6 +331,7 @@ ABOUT_NOBODY = {
     "removals": "the whole journal's; a store with a tenant does not ask for them",
     "seals": "the whole journal's; a store with a tenant does not ask for them",
     "add_seal": "the whole journal's; a store with a tenant adds none",
+    "archive": "the whole journal's; a store with a tenant does not ask for it",
     "capabilities": "the same for all",
     "durability": "the same for all",
     "database": "the same for all",

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -87,10 +87,26 @@ def command(*arguments: str | bytes) -> list[str | bytes]:
     return [sys.executable, "-P", "-m", "eventstore.cli", *arguments]
 
 
+_started: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
 def start(*arguments: str | bytes, stdout: int = subprocess.PIPE, **environ: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         command(*arguments), cwd=PROJECT, env=environment(**environ), stdout=stdout, stderr=subprocess.PIPE
     )
+    _started.append(process)
     # A test that waits for output that never comes fails, and does not hang.
     watchdog = threading.Timer(180, process.kill)
     watchdog.daemon = True

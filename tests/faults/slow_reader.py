@@ -2,10 +2,10 @@
 
     python -m tests.faults.slow_reader URL RECORD COUNT BUILD
 
-It says when it is ready, and ends after COUNT events, or when none has come for some seconds. After the first hundred
-it does nothing until it gets a line: it is as slow as whoever writes meanwhile wants. RECORD gets a line for each
-event: position, stream and version. BUILD is `honest`; `greedy`, which reads ahead as far as it can; or `forgetful`,
-which drops what it has no time for.
+It says when it is ready, and, if it reads ahead, when it has had all; and it ends after COUNT events, or when none has
+come for some seconds. After the first hundred it does nothing until it gets a line: it is as slow as whoever writes
+meanwhile wants. RECORD gets a line for each event: position, stream and version. BUILD is `honest`; `greedy`, which
+reads ahead as far as it can; or `forgetful`, which drops what it has no time for.
 """
 
 from __future__ import annotations
@@ -25,30 +25,34 @@ PATIENCE_SECONDS = 60.0
 # What was dropped never comes.
 SHORT_PATIENCE_SECONDS = 2.0
 
-Read = Callable[[EventStore], AsyncIterator[RecordedEvent]]
+Read = Callable[[EventStore, int], AsyncIterator[RecordedEvent]]
 
 
-async def honest(store: EventStore) -> AsyncIterator[RecordedEvent]:
+async def honest(store: EventStore, count: int) -> AsyncIterator[RecordedEvent]:
     async with aclosing(store.subscribe(page_size=PAGE)) as events:
         async for recorded in events:
             yield recorded
 
 
-async def greedy(store: EventStore) -> AsyncIterator[RecordedEvent]:
-    async for recorded in _ahead(store, asyncio.Queue[RecordedEvent]()):
+async def greedy(store: EventStore, count: int) -> AsyncIterator[RecordedEvent]:
+    async for recorded in _ahead(store, count, asyncio.Queue[RecordedEvent]()):
         yield recorded
 
 
-async def forgetful(store: EventStore) -> AsyncIterator[RecordedEvent]:
-    async for recorded in _ahead(store, asyncio.Queue[RecordedEvent](1000)):
+async def forgetful(store: EventStore, count: int) -> AsyncIterator[RecordedEvent]:
+    async for recorded in _ahead(store, count, asyncio.Queue[RecordedEvent](1000)):
         yield recorded
 
 
-async def _ahead(store: EventStore, queue: asyncio.Queue[RecordedEvent]) -> AsyncIterator[RecordedEvent]:
+async def _ahead(store: EventStore, count: int, queue: asyncio.Queue[RecordedEvent]) -> AsyncIterator[RecordedEvent]:
     async def fill() -> None:
-        async for recorded in honest(store):
+        had = 0
+        async for recorded in honest(store, count):
             with suppress(asyncio.QueueFull):
                 queue.put_nowait(recorded)
+            had += 1
+            if had == count:
+                print("had all", flush=True)
 
     filling = asyncio.create_task(fill())
     try:
@@ -72,7 +76,7 @@ async def main(url: str, record: int, count: int, build: str) -> None:
         seen = 0
         patience = SHORT_PATIENCE_SECONDS if build == "forgetful" else PATIENCE_SECONDS
         with suppress(TimeoutError):
-            async with aclosing(BUILDS[build](store)) as events:  # type: ignore[type-var]  # they are generators
+            async with aclosing(BUILDS[build](store, count)) as events:  # type: ignore[type-var]  # they are generators
                 while seen < count:
                     async with asyncio.timeout(patience):
                         recorded = await anext(events)

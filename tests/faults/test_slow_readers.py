@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import pytest
 
 from eventstore import EventStore
 from tests.faults.journals import stored_events
-from tests.faults.slow_reader import PAGE
+from tests.faults.slow_reader import BEFORE_THE_LINE, PAGE
 from tests.faults.vault import Deposited
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,12 @@ def read_slowly(url: str, record: Path, count: int, build: str = "honest") -> Se
             assert reader.stdout is not None
             assert reader.stdout.readline() == "ready\n"
             asyncio.run(write(url, count))
-            in_time = record.read_bytes().count(b"\n")
+            if build != "honest":
+                assert reader.stdout.readline() == "had all\n"
+            deadline = time.monotonic() + 60
+            while (in_time := record.read_bytes().count(b"\n")) < BEFORE_THE_LINE:
+                assert time.monotonic() < deadline, "it has not begun to read"
+                time.sleep(0.005)
             output, _ = reader.communicate("go on\n", timeout=60 + count / 100)
         finally:
             reader.kill()

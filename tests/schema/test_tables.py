@@ -28,6 +28,7 @@ def migrated(url: StoreUrl, path: Path) -> Iterator[Engine]:
 
 
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_alembic_finds_no_difference_between_the_tables_and_the_migrations(migrated: Engine) -> None:
     with migrated.connect() as connection:
         options = {"version_table": VERSION_TABLE, "compare_server_default": True}
