@@ -22,7 +22,7 @@ from backends.archiving import (
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from backends.times import nearest_time
+from backends.records import snapshot_of
 from eventstore.archive import (
     ArchivedCommand,
     ArchivedEvent,
@@ -197,7 +197,7 @@ class PostgresArchive:
         return [_command(*row) for row in await self._rows(_COMMANDS, number, after, limit)]
 
     async def snapshots(self, number: int) -> Sequence[StoredSnapshot]:
-        return [_snapshot(*row) for row in await self._rows(_SNAPSHOTS, number)]
+        return [snapshot_of(*row) for row in await self._rows(_SNAPSHOTS, number)]
 
     async def copied(self) -> int | None:
         rows = await self._rows(_MARK, COPIED)
@@ -401,17 +401,3 @@ def _command(
 ) -> ArchivedCommand:
     outcome = CommandOutcome(command_id, fingerprint, outcome_id, is_rejection, payload.encode(), issued_at)
     return ArchivedCommand(outcome, version, recorded_at)
-
-
-def _snapshot(
-    stream_id: str,
-    version: int,
-    fingerprint: str,
-    encoding: str,
-    payload: bytes,
-    checksum: bytes,
-    recorded_at: int,
-    epoch: int,
-) -> StoredSnapshot:
-    at = nearest_time(recorded_at)
-    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, at, epoch)

@@ -17,10 +17,9 @@ from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from backends.records import batch_uuid_of, time_of, uuid_of
+from backends.records import batch_uuid_of, snapshot_of, time_of, uuid_of
 from backends.seals_sql import removal, stored_seal
 from backends.tenants_sql import first_tenant
-from backends.times import nearest_time
 from eventstore.backend import (
     NO_EVENTS,
     EventFilter,
@@ -183,7 +182,7 @@ class PostgresReader:
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         rows = await self._rows(self._sql.snapshots, stream_id, _MAX_VERSION if through is None else through, limit)
-        return [_snapshot(stream_id, *row) for row in rows]
+        return [snapshot_of(stream_id, *row) for row in rows]
 
     async def checkpoints(self, *, shared: bool) -> Sequence[StoredCheckpoint]:
         whose = NO_TENANT if shared else self._sql.tenant
@@ -383,7 +382,7 @@ def _loaded(
 ) -> Loaded | JournalCorrupt:
     snapshot = None
     if version is not None:
-        snapshot = _snapshot(load.stream_id, version, fingerprint, encoding, payload, checksum, recorded_at, epoch)
+        snapshot = snapshot_of(load.stream_id, version, fingerprint, encoding, payload, checksum, recorded_at, epoch)
     try:
         return Loaded(snapshot, _events(*page), head, truncated)
     except ValueError:
@@ -414,17 +413,3 @@ def _events(
         payloads.encode().split(SEPARATOR.encode()),
         orjson.loads(f"[{checksums}]"),
     )
-
-
-def _snapshot(
-    stream_id: str,
-    version: int,
-    fingerprint: str,
-    encoding: str,
-    payload: bytes,
-    checksum: bytes,
-    recorded_at: int,
-    epoch: int,
-) -> StoredSnapshot:
-    time = nearest_time(recorded_at)
-    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, time, epoch)

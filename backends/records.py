@@ -9,6 +9,9 @@ from functools import lru_cache
 from itertools import repeat
 from uuid import UUID, SafeUUID
 
+from backends.times import nearest_time
+from eventstore.backend import StoredSnapshot
+
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 _new = object.__new__
@@ -58,3 +61,18 @@ def time_of(microseconds: int) -> datetime:
     Raises `OverflowError`.
     """
     return _EPOCH_START + timedelta(microseconds=microseconds)
+
+
+def snapshot_of(
+    stream_id: str,
+    version: int,
+    fingerprint: str,
+    encoding: str,
+    payload: bytes,
+    checksum: bytes,
+    recorded_at: int,
+    epoch: int,
+) -> StoredSnapshot:
+    """A snapshot's row, as SQL databases have it. A time that cannot be told is the nearest that can."""
+    at = nearest_time(recorded_at)
+    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, at, epoch)

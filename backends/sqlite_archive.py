@@ -20,12 +20,12 @@ from backends.archiving import (
     truncations,
     unpacked_fence,
 )
+from backends.records import snapshot_of
 from backends.sqlite_append import LOG_END as THE_LOGS_END
 from backends.sqlite_changing import microseconds, now, remove_events, transaction
 from backends.sqlite_connection import FENCE as FENCE_TRIGGER
 from backends.sqlite_connection import FENCED
 from backends.sqlite_filing import FILED_THROUGH, file_all
-from backends.times import nearest_time
 from eventstore.archive import (
     ArchivedCommand,
     ArchivedEvent,
@@ -163,7 +163,7 @@ class SQLiteArchive:
         return [_command(*row) for row in rows]
 
     async def snapshots(self, number: int) -> Sequence[StoredSnapshot]:
-        return [_snapshot(*row) for row in await self._read(_SNAPSHOTS, (number,))]
+        return [snapshot_of(*row) for row in await self._read(_SNAPSHOTS, (number,))]
 
     async def copied(self) -> int | None:
         rows = await self._read(_MARK, (COPIED,))
@@ -309,20 +309,6 @@ def _command(
 ) -> ArchivedCommand:
     outcome = CommandOutcome(command_id, fingerprint, outcome_id, bool(is_rejection), payload, issued_at)
     return ArchivedCommand(outcome, version, recorded_at)
-
-
-def _snapshot(
-    stream_id: str,
-    version: int,
-    fingerprint: str,
-    encoding: str,
-    payload: bytes,
-    checksum: bytes,
-    recorded_at: int,
-    epoch: int,
-) -> StoredSnapshot:
-    at = nearest_time(recorded_at)
-    return StoredSnapshot(stream_id, version, fingerprint, encoding, payload, checksum, at, epoch)
 
 
 def _json(values: Sequence[Any]) -> str:

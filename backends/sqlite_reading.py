@@ -19,13 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends import seals_sql
-from backends.records import batch_uuid_of, time_of, uuid_of
+from backends.records import batch_uuid_of, snapshot_of, time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
 from backends.sqlite_log import SQLiteLog
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from backends.tenants_sql import TENANTS, first_tenant
-from backends.times import nearest_time
 from eventstore.backend import (
     EventFilter,
     Load,
@@ -247,12 +246,7 @@ class SQLiteReader:
             .order_by(_n.version.desc())
             .limit(limit)
         )
-        return [
-            StoredSnapshot(
-                stream_id, version, fingerprint, encoding, payload, checksum, nearest_time(recorded_at), epoch
-            )
-            for version, fingerprint, encoding, payload, checksum, recorded_at, epoch in await self._rows(statement)
-        ]
+        return [snapshot_of(stream_id, *row) for row in await self._rows(statement)]
 
     async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
         rows = await self._driver_rows(seals_sql.REMOVALS.format(schema="", after="?1", limit="?2"), (after, limit))
