@@ -41,3 +41,12 @@ def run_example(tmp_path: Path) -> Run:
 def run_code(tmp_path: Path) -> Run:
     """Run code that imports the examples. Not in this process, because event names are one to a process."""
     return lambda code: run_in(tmp_path, [sys.executable, "-W", "error", "-c", code], PYTHONPATH=str(EXAMPLES))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store that has SQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/permits.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url

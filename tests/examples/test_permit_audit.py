@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,25 +16,14 @@ from eventstore.audit_totals import totals
 from eventstore.json_condition import JsonCondition, Operator
 
 from .conftest import Run
-from .permit_log import make_rows, write_log
+from .permit_log import permit_log
 
 Row = dict[str, str]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/permits.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """The real event log if PERMIT_LOG names it, else one with all that it has."""
-    if named := os.environ.get("PERMIT_LOG"):
-        return Path(named).absolute()
-    return write_log(tmp_path / "log.csv", make_rows(1200, cases=90, seed=7))
+    return permit_log(tmp_path, 1200, cases=90, seed=7)
 
 
 async def test_what_an_audit_finds_and_counts_is_what_the_log_says(run_example: Run, url: str, log: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import os
 import random
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from sqlalchemy import text
 from eventstore import EventStore
 
 from .conftest import Run, command_of
-from .permit_log import make_rows, write_log
+from .permit_log import make_rows, permit_log, write_log
 
 ReadModels = tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]
 
@@ -31,20 +30,9 @@ _ORDERED = (
 )
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/permits.db"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """The real event log if PERMIT_LOG names it, else one with all that it has."""
-    if named := os.environ.get("PERMIT_LOG"):
-        return Path(named).absolute()
-    return write_log(tmp_path / "log.csv", make_rows(1500, cases=120, seed=21))
+    return permit_log(tmp_path, 1500, cases=120, seed=21)
 
 
 def expected(path: Path) -> ReadModels:
