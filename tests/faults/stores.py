@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +17,8 @@ from tests.servers.databases import Databases
 from tests.servers.keyspaces import Keyspaces
 
 KINDS = ("sqlite", "postgres", "redis")
+
+MakeStore = Callable[[], AbstractContextManager[str]]
 
 
 def new_store(kind: str, request: pytest.FixtureRequest, folder: Path) -> AbstractContextManager[str]:
@@ -37,6 +39,24 @@ def _file(folder: Path) -> Generator[str]:
     yield sqlite_url(path)
     for file in folder.glob("vaults.db*"):
         file.unlink()
+
+
+def assert_together(attempt: Callable[[str, Path], bool], make_store: MakeStore, folder: Path) -> None:
+    """Try with one new store after another until several were at work at the same time, which an attempt tells.
+
+    Where the machine lets one run behind another, they do not get in each other's way.
+    """
+    for number in range(10):
+        with make_store() as url:
+            if attempt(url, new_folder(folder, number)):
+                return
+    pytest.fail("they were never at work at the same time")
+
+
+def new_folder(folder: Path, number: int) -> Path:
+    new = folder / f"{number}"
+    new.mkdir()
+    return new
 
 
 def is_locked(url: str) -> bool:

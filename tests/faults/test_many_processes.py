@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -14,16 +14,13 @@ import pytest
 
 from tests.faults.journals import stored_events
 from tests.faults.resending import Answers, verdict_on_answers
-from tests.faults.stores import KINDS, new_store
+from tests.faults.stores import KINDS, MakeStore, assert_together, new_folder, new_store
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = ("one", "two", "three", "four")
 KEYS = tuple(f"{number}" for number in range(10))
 SHORT_ROUNDS = 4
 LONG_ROUNDS = 100
-
-
-MakeStore = Callable[[], AbstractContextManager[str]]
 
 
 @pytest.fixture(params=KINDS)
@@ -65,21 +62,6 @@ def answers(folder: Path, names: tuple[str, ...] = PROCESSES) -> Answers:
     return said
 
 
-def assert_nothing_is_lost_or_doubled(make_store: MakeStore, folder: Path, rounds: int) -> None:
-    # Where the machine lets one run behind another, they do not get in each other's way.
-    for number in range(10):
-        with make_store() as url:
-            if nothing_is_lost_or_doubled(url, new_folder(folder, number), rounds):
-                return
-    pytest.fail("they were never at work at the same time")
-
-
-def new_folder(folder: Path, number: int) -> Path:
-    new = folder / f"{number}"
-    new.mkdir()
-    return new
-
-
 def nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> bool:
     """Whether they were at work at the same time, and nothing was lost or doubled, which is asserted."""
     overtaken = hammer(url, folder, rounds)
@@ -103,12 +85,12 @@ def nothing_is_lost_or_doubled(url: str, folder: Path, rounds: int) -> bool:
 
 
 def test_four_processes_on_ten_actors_lose_nothing_and_double_nothing(make_store: MakeStore, tmp_path: Path) -> None:
-    assert_nothing_is_lost_or_doubled(make_store, tmp_path, SHORT_ROUNDS)
+    assert_together(partial(nothing_is_lost_or_doubled, rounds=SHORT_ROUNDS), make_store, tmp_path)
 
 
 @pytest.mark.soak
 def test_four_processes_for_a_long_time_lose_nothing_and_double_nothing(make_store: MakeStore, tmp_path: Path) -> None:
-    assert_nothing_is_lost_or_doubled(make_store, tmp_path, LONG_ROUNDS)
+    assert_together(partial(nothing_is_lost_or_doubled, rounds=LONG_ROUNDS), make_store, tmp_path)
 
 
 # What these break is not the store's part.

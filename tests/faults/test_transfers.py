@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from backends.conformance.cases import case
 from tests.faults.journals import stored_events
-from tests.faults.stores import KINDS, new_store
+from tests.faults.stores import KINDS, MakeStore, assert_together, new_folder, new_store
 from tests.faults.transfer_cycles import Counts
 from tests.faults.transferring import KEYS, Answers, verdict_on_transfers
 
@@ -26,8 +27,6 @@ LONG_TRANSFERS = 1_000
 SHORT_CYCLES = 16
 LONG_CYCLES = 5_000
 CYCLES_TO_A_STORE = 100
-
-MakeStore = Callable[[], AbstractContextManager[str]]
 
 
 @pytest.fixture(params=KINDS)
@@ -73,21 +72,6 @@ def transfer(url: str, folder: Path, count: int, build: str = "honest") -> tuple
     return overtaken, said
 
 
-def assert_totals_are_exact(make_store: MakeStore, folder: Path, count: int) -> None:
-    # Where the machine lets one run behind another, they do not get in each other's way.
-    for number in range(10):
-        with make_store() as url:
-            if are_exact(url, new_folder(folder, number), count):
-                return
-    pytest.fail("they were never at work at the same time")
-
-
-def new_folder(folder: Path, number: int) -> Path:
-    new = folder / f"{number}"
-    new.mkdir()
-    return new
-
-
 def are_exact(url: str, folder: Path, count: int) -> bool:
     """Whether they were at work at the same time, and the totals are exact, which is asserted."""
     overtaken, said = transfer(url, folder, count)
@@ -107,14 +91,14 @@ def are_exact(url: str, folder: Path, count: int) -> bool:
 def test_transfers_of_three_processes_in_both_orders_meet_no_deadlock_and_totals_are_exact(
     make_store: MakeStore, tmp_path: Path
 ) -> None:
-    assert_totals_are_exact(make_store, tmp_path, SHORT_TRANSFERS)
+    assert_together(partial(are_exact, count=SHORT_TRANSFERS), make_store, tmp_path)
 
 
 @pytest.mark.soak
 def test_1_000_transfers_of_three_processes_meet_no_deadlock_and_totals_are_exact(
     make_store: MakeStore, tmp_path: Path
 ) -> None:
-    assert_totals_are_exact(make_store, tmp_path, LONG_TRANSFERS)
+    assert_together(partial(are_exact, count=LONG_TRANSFERS), make_store, tmp_path)
 
 
 # What these break is not the store's part.
