@@ -198,3 +198,8 @@ class _TerminalTable(Generic[T]):
             is_number = self._view.columns[index] in self._view.numbers
             parts[index] = padding + row[index] if is_number else row[index] + padding
         write_line(("  ".join(parts).rstrip(), style))
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something, in words: `1 event`, `2,000 events`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -21,7 +21,7 @@ from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.folding import Problem, Replayed, replay_actor
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import View, listing, write_json, write_line
+from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.resuming import ResumeFile
 from eventstore.cli.targets import actor_class, actor_keys
@@ -199,8 +199,8 @@ def _note_truncation(replayed: Replayed, messages: Messages) -> None:
 
 def _write_summary(cls: type[PersistentActor[Any]], summary: Summary) -> None:
     text = (
-        f"{_count(summary.actors, cls.kind + ' actor')}, {_count(summary.events, 'event')} folded, "
-        f"{_count(summary.snapshots_compared, 'snapshot')} compared: "
+        f"{counted(summary.actors, cls.kind + ' actor')}, {counted(summary.events, 'event')} folded, "
+        f"{counted(summary.snapshots_compared, 'snapshot')} compared: "
     )
     if summary.snapshots_of_other_schema:
         text = f"{text.removesuffix(': ')} ({summary.snapshots_of_other_schema:,} of another schema left aside): "
@@ -208,15 +208,11 @@ def _write_summary(cls: type[PersistentActor[Any]], summary: Summary) -> None:
         ("no differences", "bold green")
         if not summary.problems
         else (
-            _count(summary.problems, "problem"),
+            counted(summary.problems, "problem"),
             "bold red",
         )
     )
     write_line((text, ""), verdict)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cells(problem: Problem) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from eventstore.cli.arguments import Json
 from eventstore.cli.escaping import escaped, of_tenant, one_line
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.files import read_file
-from eventstore.cli.output import View, listing, timestamp, write_fields, write_json, write_line
+from eventstore.cli.output import View, counted, listing, timestamp, write_fields, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.errors import KeyFileError, ProofInvalid
 from eventstore.inclusion import check
@@ -88,14 +88,14 @@ async def _verify(url: str, public: str, anchor: Seal | None, *, json: bool) -> 
 
 def _write_summary(verified: Verified) -> None:
     text = (
-        f"{_count(verified.seals, 'seal')}, {_count(verified.events, 'event')} through position {verified.sealed} of "
+        f"{counted(verified.seals, 'seal')}, {counted(verified.events, 'event')} through position {verified.sealed} of "
         f"{verified.end}"
     )
     if verified.truncated:
-        text += f", {_count(verified.truncated, 'event')} removed by recorded truncations"
+        text += f", {counted(verified.truncated, 'event')} removed by recorded truncations"
     verdict = ("as sealed", "bold green")
     if verified.problems:
-        verdict = (_count(verified.problems, "problem"), "bold red")
+        verdict = (counted(verified.problems, "problem"), "bold red")
     write_line((f"{text}: ", ""), verdict)
 
 
@@ -128,10 +128,6 @@ def _anchor(path: Path) -> Seal:
         return imported(read_file(path), ANCHOR)[0]
     except ProofInvalid as error:
         raise CommandFailed(f"{path}: {error}") from error
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import typer
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import of_tenant, one_line
 from eventstore.cli.exits import Exit
-from eventstore.cli.output import View, listing, write_json, write_line
+from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.verification import Damage, Verification, Verified
 
@@ -60,17 +60,13 @@ async def _verify(address: Address, kind: str | None, *, json: bool) -> Exit:
 
 def _write_summary(verified: Verified) -> None:
     read = ", ".join(
-        _count(number, noun)
+        counted(number, noun)
         for number, noun in ((verified.streams, "stream"), (verified.events, "event"), (verified.snapshots, "snapshot"))
     )
     verdict = ("no damage", "bold green")
     if verified.problems:
-        verdict = (_count(verified.problems, "problem"), "bold red")
+        verdict = (counted(verified.problems, "problem"), "bold red")
     write_line((f"{read} read: ", ""), verdict)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cells(damage: Damage) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from eventstore.cli.changes import record_of, short
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.fold_process import FoldAnswer, FoldError, FoldProcess, fold_process
-from eventstore.cli.output import View, listing, write_json, write_line
+from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.events import checked_stream_id
 from eventstore.store import EventStore
@@ -219,7 +219,7 @@ async def _note_undecodable(store: EventStore, difference: Difference, summary: 
 
 
 def _write_summary(summary: Summary) -> None:
-    read = f"{_count(summary.actors, 'actor')}, {_count(summary.events, 'event')} folded with both: "
+    read = f"{counted(summary.actors, 'actor')}, {counted(summary.events, 'event')} folded with both: "
     if summary.is_same:
         write_line((read, ""), ("no differences", "bold green"))
         return
@@ -227,7 +227,7 @@ def _write_summary(summary: Summary) -> None:
         write_line(
             (
                 f"{escaped(kind['type'])} version {kind['schema_version']} cannot be read by the new code "
-                f"({kind['error']}): {_count(kind['actors'], 'actor')}, first {escaped(kind['stream_id'])} at version "
+                f"({kind['error']}): {counted(kind['actors'], 'actor')}, first {escaped(kind['stream_id'])} at version "
                 f"{kind['version']}",
                 "red",
             )
@@ -242,10 +242,6 @@ def _write_summary(summary: Summary) -> None:
         if count
     ]
     write_line((read, ""), (", ".join(found), "bold red"))
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:
