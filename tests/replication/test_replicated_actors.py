@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from eventstore import (
     NotReplicated,
     ReplicaRefused,
     ReplicationError,
+    Snapshot,
+    StorageFull,
     TruncationRefused,
 )
+from eventstore.backend import AppendOutcome, Backend, Batch
 from eventstore.vector_clock import VectorClock
 from tests.replication.ledger import (
     Accounts,
@@ -370,3 +374,76 @@ async def test_what_comes_before_its_cause_is_not_applied(replicas: Replicas) ->
         await replicas.sync(("eu", "us"))
     assert await journaled(replicas.stores["eu"], "Ledger-x") == []
     await note(eu, "still serving")
+
+
+class Stall:
+    """Holds up what is appended to a store, and fails so many groups when they may go on."""
+
+    def __init__(self, store: EventStore, failing: Sequence[bool]) -> None:
+        self.is_under_way = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self._failing = iter(failing)
+        store.append_through(self._append)
+
+    async def _append(self, backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        is_failing = next(self._failing, False)
+        self.is_under_way.set()
+        await self.may_go_on.wait()
+        if is_failing:
+            raise StorageFull("there is no room: nothing was stored")
+        return await backend.append(batches)
+
+
+async def test_what_is_being_merged_does_not_count_as_known(replicas: Replicas) -> None:
+    eu, _us = await replicas.start("eu", "us", actors=[Ledger])
+    arrived = asyncio.Event()
+
+    def alter(pulled: Pulled) -> Pulled:
+        arrived.set()
+        return pulled
+
+    peers: dict[str, Peer] = {
+        "eu": StorePeer("eu", replicas.stores["eu"]),
+        "us": Altered(replicas.stores["us"], alter),
+    }
+    (ap,) = await replicas.start("ap", actors=[Ledger], peers={"ap": peers})
+    await replicas.sync(("ap", "eu"), ("ap", "us"))
+    assert await lines(ap) == []
+    await note(eu, "a")
+    await replicas.sync(("us", "eu"))
+    arrived.clear()
+    stall = Stall(replicas.stores["ap"], failing=[True])
+    from_eu = asyncio.create_task(ap.replication.pull_from("eu"))
+    await stall.is_under_way.wait()
+    # It is in the actor's history now, and not in the journal, where it will never come from this side.
+    from_us = asyncio.create_task(ap.replication.pull_from("us"))
+    await arrived.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stall.may_go_on.set()
+    with pytest.raises(StorageFull):
+        await from_eu
+    await from_us
+    await replicas.sync(("ap", "us"))
+    assert [origin for origin, *_ in await journaled(replicas.stores["ap"], "Ledger-x")] == ["eu"]
+
+
+async def test_a_snapshot_holds_nothing_that_is_not_stored(replicas: Replicas) -> None:
+    # Alone it knows that nobody can write what belongs before: all it has is stable at once.
+    (eu,) = await replicas.start("eu", actors=[KeptLedger])
+    await note(eu, "a", KeptLedger)
+    stall = Stall(replicas.stores["eu"], failing=[False, True])
+    first = asyncio.create_task(note(eu, "b+c+d+e+f", KeptLedger))
+    await stall.is_under_way.wait()
+    second = asyncio.create_task(note(eu, "g", KeptLedger))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stall.may_go_on.set()
+    await first
+    with pytest.raises(StorageFull):
+        await second
+    await eu.close()
+    (eu,) = await replicas.start("eu", actors=[KeptLedger])
+    assert await lines(eu, KeptLedger) == list("abcdef")
+    found = await replicas.stores["eu"].snapshots("KeptLedger-x")
+    assert [snapshot.version for snapshot in found if isinstance(snapshot, Snapshot)] == [6]
