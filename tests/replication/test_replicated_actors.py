@@ -376,6 +376,27 @@ async def test_what_comes_before_its_cause_is_not_applied(replicas: Replicas) ->
     await note(eu, "still serving")
 
 
+async def test_what_comes_before_a_cause_that_a_third_replica_wrote_is_not_applied(replicas: Replicas) -> None:
+    us, ap = await replicas.start("us", "ap", actors=[Ledger])
+    await note(ap, "a")
+    await replicas.sync(("us", "ap"))
+    await note(us, "b")
+    is_whole = [False]
+
+    def alter(pulled: Pulled) -> Pulled:
+        # The next one that "us" wrote, and not what it had read before.
+        own = [event for event in pulled.events if event.origin == "us"]
+        return pulled if is_whole[0] else pulled._replace(events=own, size=len(own))
+
+    (eu,) = await replicas.start("eu", actors=[Ledger], peers={"eu": {"us": Altered(replicas.stores["us"], alter)}})
+    with pytest.raises(ReplicationError, match="event 1 of 'us' was written after"):
+        await replicas.sync(("eu", "us"))
+    assert await journaled(replicas.stores["eu"], "Ledger-x") == []
+    is_whole[0] = True
+    await replicas.sync(("eu", "us"))
+    assert await lines(eu) == ["a", "b"]
+
+
 class Stall:
     """Holds up what is appended to a store, and fails so many groups when they may go on."""
 
