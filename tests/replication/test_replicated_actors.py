@@ -32,6 +32,7 @@ from tests.replication.ledger import (
     Note,
     OverdraftFound,
     Read,
+    Ruled,
     Withdraw,
 )
 from tests.replication.replicas import Replicas, journaled
@@ -395,6 +396,21 @@ async def test_what_comes_before_a_cause_that_a_third_replica_wrote_is_not_appli
     is_whole[0] = True
     await replicas.sync(("eu", "us"))
     assert await lines(eu) == ["a", "b"]
+
+
+async def test_a_rule_is_shown_what_a_snapshot_holds_already(replicas: Replicas) -> None:
+    # While it was alone everything was stable at once. Another one that joins now has written without knowing it.
+    (eu,) = await replicas.start("eu", actors=[Ruled])
+    (ap,) = await replicas.start("ap", actors=[Ruled])
+    for text in "abcdefgh":
+        await note(eu, text, Ruled)
+    await note(ap, "z", Ruled)
+    await eu.close()
+    await ap.close()
+    eu, ap = await replicas.start("eu", "ap", actors=[Ruled])
+    assert await lines(eu, Ruled) == list("abcdefgh")
+    await replicas.sync_all()
+    assert await lines(eu, Ruled) == await lines(ap, Ruled) == [*"abcdefgh", "z|a,b,c,d,e,f,g,h"]
 
 
 class Stall:
