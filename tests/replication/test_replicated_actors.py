@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from eventstore import (
 )
 from eventstore.backend import AppendOutcome, Backend, Batch
 from eventstore.vector_clock import VectorClock
+from tests.actors.journals import new_journal
 from tests.replication.ledger import (
     Accounts,
     Balance,
@@ -484,3 +486,25 @@ async def test_a_snapshot_holds_nothing_that_is_not_stored(replicas: Replicas) -
     assert await lines(eu, KeptLedger) == list("abcdef")
     found = await replicas.stores["eu"].snapshots("KeptLedger-x")
     assert [snapshot.version for snapshot in found if isinstance(snapshot, Snapshot)] == [6]
+
+
+async def test_what_another_process_overtook_is_merged_again(tmp_path: Path) -> None:
+    url = new_journal("sqlite", tmp_path)
+    async with EventStore.open(url) as store, ActorSystem("memory://", replica="us", replicated=[Ledger]) as us:
+        peers = {"us": us.store}
+        one = ActorSystem(store, replica="eu", peers=peers, replicated=[Ledger], replication_seconds=None, name="one")
+        other = ActorSystem(url, replica="eu", replicated=[Ledger], replication_seconds=None, name="other")
+        async with one, other:
+            await note(us, "a")
+            overtakings = iter([True, True])
+
+            async def append(backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+                if next(overtakings, False):
+                    await note(other, "b")
+                return await backend.append(batches)
+
+            assert await lines(one) == []
+            store.append_through(append)
+            while await one.replication.pull_from("us"):
+                pass
+            assert sorted(await lines(one)) == ["a", "b", "b"]
