@@ -10,7 +10,6 @@ from enum import Enum, auto
 from typing import Any, Literal, Protocol, cast
 
 import orjson
-from uuid_utils import uuid7
 
 from actors.actor import PersistentActor, new_actor
 from actors.command import Command
@@ -26,7 +25,7 @@ from actors.replies import rejected, replied
 from actors.snapshotting import due_snapshot
 from actors.supervisor import described
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
-from eventstore.codec import checksum_of, encode_metadata, encode_payload, with_tags
+from eventstore.codec import encode_event, encode_metadata
 from eventstore.errors import (
     ActorError,
     ActorStopped,
@@ -95,6 +94,7 @@ class CellRuntime(Protocol):
     """What a cell needs of the runtime it lives in."""
 
     loop: asyncio.AbstractEventLoop
+    new_reply: Callable[[], asyncio.Future[Any]]
     commits: GroupCommit
     mailbox_size: int
     mailbox_overflow: Literal["reject", "wait"]
@@ -102,8 +102,6 @@ class CellRuntime(Protocol):
     has_inline: bool
     is_open: bool
     is_shut: bool
-
-    def new_reply(self) -> asyncio.Future[Any]: ...
 
     def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> object: ...
 
@@ -570,16 +568,17 @@ class Cell:
             self._refusal = refusal
             raise refusal
         handlers = self.cls.handlers.events
-        staged = [] if self._staged is None else self._staged
+        staged = self._staged
         batch_id = staged[0].batch_id if staged else None
         given = self._metadata
         # A transaction has encoded them; and where the handler has a context of its own, that is about what it sends
         # further.
-        if self.handling is None and not isinstance(given, bytes):
-            given = merged(sent_with(), given)
+        if self.handling is None and (outer := sent_with()) is not None and not isinstance(given, bytes):
+            given = merged(outer, given)
         metadata = None
         if given is not None or self._identity is not None:
             metadata = encoded_metadata(given, self._identity)
+        limit = self._runtime.max_payload_bytes
         added: list[EncodedEvent] = []
         for event in events:
             if event.__class__ not in handlers:
@@ -587,12 +586,10 @@ class Cell:
                     f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
                     "nothing was stored"
                 )
-            type_, schema_version, payload, is_tagged = encode_payload(event, limit=self._runtime.max_payload_bytes)
-            event_id = uuid7().bytes
-            batch_id = batch_id or event_id
-            notes = with_tags(event, metadata) if is_tagged else metadata
-            checksum = checksum_of(type_, schema_version, payload, notes)
-            added.append(EncodedEvent(event_id, type_, schema_version, payload, notes, batch_id, checksum))
+            encoded = encode_event(event, metadata, limit=limit, batch_id=batch_id)
+            if batch_id is None:
+                batch_id = encoded.event_id
+            added.append(encoded)
         # From here on the state differs from the journal until the events are stored.
         self._is_touched = True
         self._is_deciding = False
@@ -605,9 +602,15 @@ class Cell:
             self._failure = error
             raise
         self._is_deciding = True
-        staged.extend(added)
-        self._staged = staged
-        return Durable(self)
+        if staged is None:
+            self._staged = added
+        else:
+            staged += added
+        return self
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """A cell is what `persist` returns: awaiting it waits until what was persisted is durable."""
+        return self.until_durable().__await__()
 
     async def until_durable(self) -> None:
         """Store what is staged now, and return when everything the actor persisted is durable."""
@@ -824,18 +827,6 @@ class Cell:
         for envelope in mailbox.empty() if mailbox is not None else ():
             envelope.error = error
             self.deliver(envelope)
-
-
-class Durable:
-    """What `persist` returns: awaiting it waits until the events are durable; not awaiting it costs nothing."""
-
-    __slots__ = ("_cell",)
-
-    def __init__(self, cell: Cell) -> None:
-        self._cell = cell
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._cell.until_durable().__await__()
 
 
 def encoded_metadata(metadata: Metadata | bytes | None, identity: CommandIdentity | None) -> bytes | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from actors.actor import PersistentActor
@@ -31,14 +31,13 @@ class RefRuntime(Protocol):
     """What a reference needs of the runtime it belongs to."""
 
     loop: asyncio.AbstractEventLoop
+    new_reply: Callable[[], asyncio.Future[Any]]
     deadlines: Deadlines
     ask_timeout: float
     mailbox_overflow: Literal["reject", "wait"]
     next_use: Callable[[], int]
     is_open: bool
     is_shut: bool
-
-    def new_reply(self) -> asyncio.Future[Any]: ...
 
     def owns_streams(self, lease: int) -> bool: ...
 
@@ -115,7 +114,7 @@ class ActorRef(Generic[A]):
                 # As `_reply` does it: one coroutine fewer.
                 reply: asyncio.Future[R] = decided.reply  # type: ignore[assignment]
                 seconds = runtime.ask_timeout if timeout is None else timeout
-                if seconds == math.inf:
+                if seconds == inf:
                     return await reply
                 due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
                 try:
@@ -219,7 +218,7 @@ class ActorRef(Generic[A]):
     async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
         runtime = self._runtime
         seconds = runtime.ask_timeout if timeout is None else timeout
-        if seconds == math.inf:
+        if seconds == inf:
             return await reply
         due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
         try:

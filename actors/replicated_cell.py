@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, CellRuntime, Durable, Phase, encoded_metadata
+from actors.cell import Cell, CellRuntime, Phase, encoded_metadata
 from actors.commit import Commit
 from actors.convergence import Entry, History, fold_failed
 from actors.handling import Handling
@@ -22,7 +22,7 @@ from actors.replicated_recovery import (
     stamp_of,
 )
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
-from eventstore.codec import checksum_of, encode_metadata, encode_payload, new_event_id, with_tags
+from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
     ActorError,
     DefinitionError,
@@ -159,7 +159,7 @@ class ReplicatedCell(Cell):
         self._is_deciding = True
         staged.extend(encoded for encoded, _ in added)
         self._staged = staged
-        return Durable(self)
+        return self
 
     def _stamped(
         self, events: tuple[Event, ...], staged: Sequence[EncodedEvent]
@@ -176,17 +176,17 @@ class ReplicatedCell(Cell):
                     f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
                     "nothing was stored"
                 )
-            type_, schema_version, payload, is_tagged = encode_payload(event, limit=self._runtime.max_payload_bytes)
-            event_id = new_event_id()
-            batch_id = batch_id or event_id
             clock = clock.incremented(replica)
             stamp = Stamp(replica, clock[replica], clock, time)
-            notes = with_tags(event, metadata) if is_tagged else metadata
-            checksum = checksum_of(type_, schema_version, payload, notes)
-            fields = stamp.fields(concurrent=False)
-            added.append(
-                (EncodedEvent(event_id, type_, schema_version, payload, notes, batch_id, checksum, fields), stamp)
+            encoded = encode_event(
+                event,
+                metadata,
+                limit=self._runtime.max_payload_bytes,
+                batch_id=batch_id,
+                replica=stamp.fields(concurrent=False),
             )
+            batch_id = encoded.batch_id
+            added.append((encoded, stamp))
         return added
 
     def outcome_known(self, stored: Commit | None) -> None:

@@ -70,6 +70,7 @@ class Runtime:
         self._store = store
         self._settings = settings
         self.loop = asyncio.get_running_loop()
+        self.new_reply: Callable[[], asyncio.Future[Any]] = self.loop.create_future
         self.commits = store.commits
         self.deadlines = Deadlines(self.loop, give_up)
         self.ask_timeout = settings.ask_timeout
@@ -246,10 +247,6 @@ class Runtime:
         )
 
     # What cells ask of the runtime
-
-    def new_reply(self) -> asyncio.Future[Any]:
-        """A future of this runtime's loop."""
-        return self.loop.create_future()
 
     def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> asyncio.Task[None]:
         """Run work that belongs to the runtime: it is awaited or cancelled when that closes."""

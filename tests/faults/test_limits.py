@@ -161,8 +161,8 @@ BYTES = 100_000_000
 
 async def main(url, what, build):
     if build == "copying":
-        honest = codec.encode_payload
-        cell.encode_payload = lambda event, limit: honest(type(event)(text=event.text + event.text), limit=limit)
+        honest = codec.encode_event
+        cell.encode_event = lambda event, *notes, **how: honest(type(event)(text=event.text + event.text), *notes, **how)
     async with EventStore.open(url) as store, ActorSystem(store) as system:
         notes = system.ref(Notes, "1")
         await notes.ask(Note(text="x"), command_id="small")
