@@ -278,7 +278,7 @@ class SQLiteAppend:
 
     def _look_up(self, connection: sqlite3.Connection, stream_ids: set[str]) -> None:
         """Remember the streams, and find out whether what was remembered of others still holds."""
-        missing = [stream_id for stream_id in stream_ids if stream_id not in self._streams]
+        missing = list(stream_ids.difference(self._streams))
         if self._data_version == -1 or len(self._streams) > _MAX_REMEMBERED:
             self._streams.clear()
             missing = list(stream_ids)
