@@ -10,13 +10,14 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, Phase
+from actors.cell import Cell
 from actors.command import Command
 from actors.command_identity import identify
 from actors.deadlines import Deadlines
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling
 from actors.mailbox import Envelope
+from actors.phase import Phase
 from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, StoreClosed
 from eventstore.events import Metadata
 

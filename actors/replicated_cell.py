@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, CellRuntime, Phase, encoded_metadata
+from actors.cell import Cell
+from actors.cell_runtime import CellRuntime
 from actors.commit import Commit
 from actors.convergence import Entry, History, fold_failed
 from actors.handling import Handling
 from actors.mailbox import Hold
+from actors.phase import Phase
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_recovery import (
     Found,
@@ -21,6 +23,7 @@ from actors.replicated_recovery import (
     read_history,
     stamp_of,
 )
+from actors.staging_cell import encoded_metadata
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
@@ -304,14 +307,8 @@ class ReplicatedCell(Cell):
             self.release(failure)
 
     async def _be_held(self, age: int) -> None:
-        granted: asyncio.Future[None] = self._runtime.new_reply()
-        self.accept(Hold(granted, Handling(), age))
-        try:
+        with self.queued(Hold(self._runtime.new_reply(), Handling(), age)) as granted:
             await granted
-        except BaseException:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self.release()
-            raise
 
     async def _store_merged(self, store: EventStore, new: Sequence[tuple[RecordedEvent, Stamp]]) -> None:
         stamps = [stamp for _, stamp in new]
