@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -30,6 +30,5 @@ def detached(reply: Any) -> Any:
     """
     if reply.__class__ in UNCHANGEABLE or isinstance(reply, Enum):
         return reply
-    if isinstance(reply, _CONTAINERS) or (is_dataclass(reply) and not isinstance(reply, type)):
-        return deepcopy(reply)
-    return reply
+    is_data = isinstance(reply, _CONTAINERS) or (is_dataclass(reply) and not isinstance(reply, type))
+    return deepcopy(cast("Any", reply)) if is_data else reply
