@@ -205,9 +205,14 @@ class PostgresSQL:
         unsigned = key & (2**64 - 1)
         is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
-        self.append_one_each = self.named(append_statement("one each"))
-        self.append_one_each_owned = self.named(append_statement("one each, owned"))
-        self.append_one_each_with_commands = self.named(append_statement("one each", with_commands=True))
+        self._appends_one_each = {
+            (owned, commands, at_once): self.named(
+                append_statement("one each, owned" if owned else "one each", with_commands=commands, at_once=at_once)
+            )
+            for owned in (False, True)
+            for commands in (False, True)
+            for at_once in (False, True)
+        }
         self._appends = {
             (new, commands, replicas): self.named(
                 append_statement("new" if new else "known", with_commands=commands, with_replicas=replicas)
@@ -246,6 +251,10 @@ class PostgresSQL:
         self.statistics = self.named(_STATISTICS)
         self.server = self.named(_SERVER)
         self.revision = self.named(_REVISION)
+
+    def append_one_each(self, *, owned: bool, commands: bool, at_once: bool) -> str:
+        """The append of one event to each of some streams, that have owners or not. `at_once`: see `append_statement`."""
+        return self._appends_one_each[owned, commands, at_once]
 
     def append_to(self, *, new: bool, commands: bool, replicas: bool) -> str:
         """The append to any streams that have rows, or to some that have none; with commands, or what replicas say."""
