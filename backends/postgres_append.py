@@ -138,10 +138,7 @@ class PostgresAppend:
                 self._streams[stream_id] = Head(0, 0, 0)
             await self._look_up(session, [stream_id for stream_id in unknown if stream_id not in new])
         group = Group(self._streams, self.last_position)
-        for batch in batches:
-            if not isinstance(group.decide(batch), Appended):
-                return None
-        if group.is_empty:
+        if not group.stores_all(batches) or group.is_empty:
             return None
         # Behind a proxy it is the server that chooses how to find the streams, and with that in which order they are
         # locked.

@@ -19,7 +19,7 @@ WITH lock AS MATERIALIZED (
     INSERT INTO {schema}.journal_events (position, stream, version, type, schema_version, payload, metadata, event_id,
         batch_id, checksum, epoch, recorded_at{replica_columns})
     SELECT nextval('{schema}.journal_events_position_seq'), e.stream, e.version, e.type, coalesce(e.schema_version, 1),
-        e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, e.checksum,
+        e.payload, e.metadata, substr($7::bytea, 16 * e.number - 15, 16), e.batch_id, e.checksum,
         coalesce(e.epoch, 0), {recorded_at}{replica_values}
     FROM {events}
     WHERE {holds}
@@ -33,7 +33,7 @@ FROM stored
 # If a stream is not as it was, nothing is stored, and the row that comes back says so.
 _LOCKED_THEN_MOVED = """heads AS MATERIALIZED (
     SELECT s.id, w.next
-    FROM lock CROSS JOIN (SELECT * FROM {wanted} LIMIT {count} + 1) w
+    FROM lock CROSS JOIN ({wanted} LIMIT {count} + 1) w
     JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = {version} AND {owned}
     ORDER BY s.id
     FOR NO KEY UPDATE OF s
@@ -48,7 +48,7 @@ _HEADS_HOLD = "(SELECT count(*) FROM heads) = {count}"
 # have been moved, so the statement has to fail, and the server's log says why.
 _MOVED_AT_ONCE = """updated AS (
     UPDATE {schema}.journal_streams s SET version = w.next
-    FROM lock CROSS JOIN (SELECT * FROM {wanted} ORDER BY w.id LIMIT {count} + 1) w
+    FROM lock CROSS JOIN ({wanted} ORDER BY id LIMIT {count} + 1) w
     WHERE s.id = w.id AND s.version = {version} AND {owned}
     RETURNING s.id
 ), guard AS MATERIALIZED (
@@ -63,32 +63,35 @@ _RECORDED_AT = "(SELECT greatest($11::bigint, (extract(epoch FROM clock_timestam
 # Positions rise with the events, because they are taken in their order; they are told one by one only where another
 # append took some in between.
 # Numbers and texts come strung together, and the server takes them apart: the driver takes longer over each element of
-# an array than all else an event costs there. JSON holds no control character but white space.
-_EVENTS = """unnest(
-            $1::text::bigint[], $2::text::bigint[], string_to_array($3::text, chr(30)), $4::int[],
-            string_to_array($5::text, chr(30)), $6::text[], $8::bytea[], $9::bigint[], $10::text::bigint[]
-        ) WITH ORDINALITY AS e (stream, version, type, schema_version, payload, metadata, batch_id, epoch, checksum,
-            number)"""
+# an array than all else an event costs there. JSON holds no control character but white space. Arrays that are
+# unnested side by side in a SELECT go in step, the shorter ones with NULLs, and unlike those in a FROM no column is
+# stored away first.
+_EVENTS = """(
+        SELECT unnest($1::text::bigint[]) AS stream, unnest($2::text::bigint[]) AS version,
+            unnest(string_to_array($3::text, chr(30))) AS type, unnest($4::int[]) AS schema_version,
+            unnest(string_to_array($5::text, chr(30))) AS payload, unnest($6::text[]) AS metadata,
+            unnest($8::bytea[]) AS batch_id, unnest($9::text::bigint[]) AS epoch,
+            unnest($10::text::bigint[]) AS checksum, generate_series(1, length($7::bytea) / 16) AS number
+    ) e"""
 _EVENT_PARAMETERS = 11
 
 # The usual group: one event for each of its streams, none of which has an owner. The events tell the heads.
-_WANTED_BY_EVENTS = "unnest($1::text::bigint[], $2::text::bigint[]) AS w (id, next)"
+_WANTED_BY_EVENTS = "SELECT unnest($1::text::bigint[]) AS id, unnest($2::text::bigint[]) AS next"
 _VERSION_BEFORE_EVENT = "w.next - 1"
 _UNOWNED = "s.epoch = 0"
 # The same where streams have owners, and each event is of its stream's.
-_WANTED_BY_OWNED_EVENTS = "unnest($1::text::bigint[], $2::text::bigint[], $9::bigint[]) AS w (id, next, epoch)"
+_WANTED_BY_OWNED_EVENTS = _WANTED_BY_EVENTS + ", unnest($9::text::bigint[]) AS epoch"
 _OWNED = "s.epoch = coalesce(w.epoch, 0)"
 # The same where commands are remembered, with owners or without.
-_WANTED_BY_EVENTS_AND_COMMANDS = """unnest($1::text::bigint[], $2::text::bigint[], $9::bigint[],
-        {forgotten}::text::bigint[]) AS w (id, next, epoch, forgotten)"""
+_WANTED_BY_EVENTS_AND_COMMANDS = _WANTED_BY_OWNED_EVENTS + ", unnest({forgotten}::text::bigint[]) AS forgotten"
 _OWNED_AND_FORGOTTEN = "s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"
 # Each id of an event has 16 bytes.
 _COUNT_OF_EVENTS = "length($7::bytea) / 16"
 
 # Any other: with the streams that were only looked at, too.
-_WANTED = "unnest($12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[]) AS w (id, version, next, epoch)"
-_WANTED_AND_FORGOTTEN = """unnest($12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[],
-        {forgotten}::text::bigint[]) AS w (id, version, next, epoch, forgotten)"""
+_WANTED = """SELECT unnest($12::bigint[]) AS id, unnest($13::bigint[]) AS version, unnest($14::bigint[]) AS next,
+        unnest($15::bigint[]) AS epoch"""
+_WANTED_AND_FORGOTTEN = _WANTED + ", unnest({forgotten}::text::bigint[]) AS forgotten"
 _COUNT = "cardinality($12)"
 _HEAD_PARAMETERS = 4
 
@@ -126,17 +129,19 @@ _IDS_OF_NEW = """,
 _REMEMBERED = """, remembered AS (
     INSERT INTO {schema}.journal_commands (stream, command_id, fingerprint, outcome_id, is_rejection, payload,
         issued_at, version, recorded_at)
-    SELECT c.stream, c.command_id, substr({digests}::bytea, 16 * c.number::int - 15, 16),
-        substr({digests}::bytea, length({digests}::bytea) / 2 + 16 * c.number::int - 15, 16),
+    SELECT c.stream, c.command_id, substr({digests}::bytea, 16 * c.number - 15, 16),
+        substr({digests}::bytea, length({digests}::bytea) / 2 + 16 * c.number - 15, 16),
         coalesce(c.is_rejection, false), c.payload, coalesce(c.issued_at, 0), c.version, {recorded_at}
     FROM {commands}
     WHERE {holds}
     RETURNING recorded_at
 )"""
-_COMMANDS = """unnest(
-            {streams}::text::bigint[], {versions}::text::bigint[], {command_ids}::text[], {rejections}::bool[],
-            string_to_array({payloads}::text, chr(30)), {issued}::text::bigint[]
-        ) WITH ORDINALITY AS c (stream, version, command_id, is_rejection, payload, issued_at, number)"""
+_COMMANDS = """(
+        SELECT unnest({streams}::text::bigint[]) AS stream, unnest({versions}::text::bigint[]) AS version,
+            unnest({command_ids}::text[]) AS command_id, unnest({rejections}::bool[]) AS is_rejection,
+            unnest(string_to_array({payloads}::text, chr(30))) AS payload, unnest({issued}::text::bigint[]) AS issued_at,
+            generate_series(1, length({digests}::bytea) / 32) AS number
+    ) c"""
 _COMMANDS_OF_NEW = """(
         SELECT coalesce(n.id, c.stream) AS stream, c.version, c.command_id, c.is_rejection, c.payload, c.issued_at,
             c.number

@@ -196,12 +196,11 @@ class PostgresSQL:
         self._names = {"schema": f'"{schema}"', "tenant": "'" + tenant.replace("'", "''") + "'"}
         self.schema = schema
         self.tenant = tenant
-        # Locks are the database's own, so the schema tells one journal's from another's.
-        key = int.from_bytes(hashlib.sha256(f"eventstore journal {schema}".encode()).digest()[:8], "big", signed=True)
+        key = _lock_of("journal", schema)
         self.channel = f"eventstore_{key & (2**64 - 1):016x}"
         self._names["lock"] = f"({key})::bigint"
-        removals = hashlib.sha256(f"eventstore removals {schema}".encode()).digest()[:8]
-        self._names["removals_lock"] = f"({int.from_bytes(removals, 'big', signed=True)})::bigint"
+        self._names["removals_lock"] = f"({_lock_of('removals', schema)})::bigint"
+        self.listeners_lock = _lock_of("listeners", schema)
         unsigned = key & (2**64 - 1)
         is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
@@ -265,3 +264,8 @@ class PostgresSQL:
         for name, text in {**parts, **self._names}.items():
             statement = statement.replace(f"{{{name}}}", text)
         return statement
+
+
+def _lock_of(what: str, schema: str) -> int:
+    """The number of an advisory lock. Locks are the database's own, so the schema tells one journal's from another's."""
+    return int.from_bytes(hashlib.sha256(f"eventstore {what} {schema}".encode()).digest()[:8], "big", signed=True)

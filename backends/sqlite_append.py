@@ -200,9 +200,8 @@ class SQLiteAppend:
         """Decide on what is remembered, and store in one statement. None: it takes more than that to decide."""
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
         group = Group(self._streams, self._last_position)
-        for batch in batches:
-            if not isinstance(group.decide(batch), Appended):
-                return None
+        if not group.stores_all(batches):
+            return None
         if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
             return None
         try:

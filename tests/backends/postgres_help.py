@@ -58,7 +58,7 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
     async with connected(url) as connection:
         await connection.execute("BEGIN")
         checksum = checksum_of("conformance.happened", 1, b'{"number":0}', None)
-        columns = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], [])
+        columns = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], "{}")
         event = (*columns, f"{{{checksum}}}", 0)
         stream = ([stream_id], [stream_id], [1])
         ((count, *_),) = await connection.fetch(
