@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from actors import Command, CommandRejected, ReplicatedActor, SnapshotPolicy, command_handler, event_handler
+from actors import (
+    Command,
+    CommandRejected,
+    Conflict,
+    ReplicatedActor,
+    SnapshotPolicy,
+    command_handler,
+    event_handler,
+)
+from actors.conflict import Resolution
 from eventstore import Event
 
 
@@ -48,6 +57,16 @@ class KeptLedger(Ledger, kind="KeptLedger"):
     """The same, with snapshots."""
 
     snapshot_policy = SnapshotPolicy(every=5, on_passivation=True)
+
+
+class Ruled(Ledger, kind="Ruled"):
+    """A rule that shows what it was asked, and snapshots of what comes of it."""
+
+    snapshot_policy = SnapshotPolicy(every=3)
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        against = ",".join(each.event.text for each in conflict.against if isinstance(each.event, Noted))
+        return Noted(text=f"{conflict.event.model_dump()['text']}|{against}")
 
 
 class Deposit(Command[int]):
