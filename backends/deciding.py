@@ -138,7 +138,7 @@ class Group:
             refused = self._refused_command(write, stream, set() if len(commands) > 1 else None)
             if refused is not None:
                 return refused
-        if (version != expected and expected != _ANY) or (epoch is not None and epoch < stream.epoch):
+        if expected not in (version, _ANY) or (epoch is not None and epoch < stream.epoch):
             refused = refusal(write, version, stream.epoch)
             if refused is not None:
                 return refused

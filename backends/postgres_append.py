@@ -235,9 +235,7 @@ class PostgresAppend:
             return group.outcomes
         return [_positioned(outcome, group.last_position, first, positions) for outcome in group.outcomes]
 
-    def _statement(
-        self, group: Group, stream_ids: set[str], *, at_once: bool
-    ) -> tuple[str, list[object], list[str]]:
+    def _statement(self, group: Group, stream_ids: set[str], *, at_once: bool) -> tuple[str, list[object], list[str]]:
         """The statement that stores the group, its parameters, and the streams that it makes."""
         with_commands = bool(group.commands)
         is_one_each = len(group.rows) == len(group.versions) == len(stream_ids) and not group.has_new_streams

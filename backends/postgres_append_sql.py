@@ -139,8 +139,8 @@ _REMEMBERED = """, remembered AS (
 _COMMANDS = """(
         SELECT unnest({streams}::text::bigint[]) AS stream, unnest({versions}::text::bigint[]) AS version,
             unnest({command_ids}::text[]) AS command_id, unnest({rejections}::bool[]) AS is_rejection,
-            unnest(string_to_array({payloads}::text, chr(30))) AS payload, unnest({issued}::text::bigint[]) AS issued_at,
-            generate_series(1, length({digests}::bytea) / 32) AS number
+            unnest(string_to_array({payloads}::text, chr(30))) AS payload,
+            unnest({issued}::text::bigint[]) AS issued_at, generate_series(1, length({digests}::bytea) / 32) AS number
     ) c"""
 _COMMANDS_OF_NEW = """(
         SELECT coalesce(n.id, c.stream) AS stream, c.version, c.command_id, c.is_rejection, c.payload, c.issued_at,
@@ -193,7 +193,11 @@ def append_statement(
     """
     parts = {"events": _EVENTS, "recorded_at": _RECORDED_AT, "latest": "max(recorded_at)"}
     parts |= dict.fromkeys(("created", "ids", "remembered", "memories", "replica_columns", "replica_values"), "")
-    parts |= {"moved": _MOVED_AT_ONCE, "holds": _GUARD_HOLDS} if at_once else {"moved": _LOCKED_THEN_MOVED, "holds": _HEADS_HOLD}
+    parts |= (
+        {"moved": _MOVED_AT_ONCE, "holds": _GUARD_HOLDS}
+        if at_once
+        else {"moved": _LOCKED_THEN_MOVED, "holds": _HEADS_HOLD}
+    )
     parameters = _EVENT_PARAMETERS
     if streams in ("one each", "one each, owned"):
         parts |= {"version": _VERSION_BEFORE_EVENT, "count": _COUNT_OF_EVENTS}

@@ -252,7 +252,7 @@ class PostgresSQL:
         self.revision = self.named(_REVISION)
 
     def append_one_each(self, *, owned: bool, commands: bool, at_once: bool) -> str:
-        """The append of one event to each of some streams, that have owners or not. `at_once`: see `append_statement`."""
+        """The append of one event to each of some streams, with owners or without. `at_once`: see `append_statement`."""
         return self._appends_one_each[owned, commands, at_once]
 
     def append_to(self, *, new: bool, commands: bool, replicas: bool) -> str:
@@ -267,5 +267,5 @@ class PostgresSQL:
 
 
 def _lock_of(what: str, schema: str) -> int:
-    """The number of an advisory lock. Locks are the database's own, so the schema tells one journal's from another's."""
+    """The number of an advisory lock. A database has them for all its journals, so the schema is part of it."""
     return int.from_bytes(hashlib.sha256(f"eventstore {what} {schema}".encode()).digest()[:8], "big", signed=True)

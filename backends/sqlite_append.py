@@ -14,7 +14,7 @@ import orjson
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
 from backends.sqlite_connection import fence_of
 from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
-from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields
+from eventstore.backend import AppendOutcome, Batch, CommandOutcome, ReplicaFields
 from eventstore.errors import JournalCorrupt
 from eventstore.events import stream_kind
 

@@ -226,9 +226,9 @@ _WITH_METADATA = text("metadata IS NOT NULL")
 MAY_HAVE_LABEL = (
     """metadata NOT LIKE '{"command_id":"%' OR metadata LIKE '{"command_id":"%"__%' OR metadata LIKE '%\\\\%'"""
 )
-"""On Postgres neither are events whose metadata is the id of their command and nothing else, as most is that nobody asked
-for: no quote behind the first has more behind it than a brace, and nothing is escaped. To find out by JSON that there is no
-label took, with the two entries for it, a quarter of what the server does for such an event."""
+"""On Postgres neither are events whose metadata is the id of their command and nothing else, which nobody has given
+them: no quote behind the first has more behind it than a brace, and nothing is escaped. To find out by JSON that there
+is no label took, with the two entries for it, a quarter of what the server does for such an event."""
 
 
 # An entry of Postgres's indexes has a limit, and no id of a request needs more to be told from others.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 import pytest_asyncio
 
 from backends import postgres_append
-from backends.conformance.events import collect, happened, numbers, versions, write
+from backends.conformance.events import collect, happened, numbers, outcome, versions, write
 from backends.postgres import PostgresBackend
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, ConcurrencyError, EventStore, OutcomeUnknown, StoreClosed
@@ -20,6 +20,7 @@ from eventstore.codec import new_event_id
 from eventstore.errors import EventEncodeError, FencedError, StoreBusy
 from eventstore.store import Append
 from eventstore.url import parse_store_url
+from tests.loop_clock import LoopClock
 from tests.patience import patiently
 from tests.servers.proxy import FaultProxy
 
@@ -66,6 +67,10 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(PostgresSession, "fetch", noted)
     return seen
+
+
+def is_stored(outcome: object) -> TypeGuard[Appended]:
+    return isinstance(outcome, Appended)
 
 
 async def stored(url: str, stream_id: str = "a") -> list[str]:
@@ -347,6 +352,63 @@ async def test_a_loser_leaves_its_neighbours_in_the_group(postgres_url: str) -> 
             "Appended",
         ]
         assert await versions(one.read("a")) == [1, 2, 3]
+
+
+LOCKS_FIRST = "FOR NO KEY UPDATE"
+
+
+async def test_who_was_overtaken_locks_before_it_moves_for_some_time(postgres_url: str, statements: list[str]) -> None:
+    """The other way fails, which is a line in the server's log, and work in vain."""
+    clock = LoopClock(asyncio.get_running_loop())
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        backend = backend_of(one)
+        await one.append("a", happened(1))
+        for overtaken in (True, False):
+            await one.append("a", happened(2))
+            await another.append("a", happened(3))
+            statements.clear()
+            await backend.append([[write("a", b"4")]])
+            tried, *_, last = statements
+            assert (LOCKS_FIRST in tried) is not overtaken
+            assert LOCKS_FIRST in last
+        statements.clear()
+        await clock.forward(10)
+        await backend.append([[write("a", b"5")]])
+        assert len(statements) == 1
+        assert LOCKS_FIRST not in statements[0]
+
+
+async def test_an_append_that_was_overtaken_has_moved_nothing_and_taken_no_position(postgres_url: str) -> None:
+    names = ["a", "b", "c"]
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        for overtaken in names:
+            fresh = await backend_of(one).append([[write(name, b"1")] for name in names])
+            version = {name: each.versions[0] for name, each in zip(names, fresh, strict=True) if is_stored(each)}
+            await another.append(overtaken, happened(2))
+            with pytest.raises(ConcurrencyError) as refused:
+                await one.append_batch([Append(name, happened(3), version[name]) for name in names])
+            assert refused.value.stream_id == overtaken
+            assert {name: await one.version(name) for name in names} == {**version, overtaken: version[overtaken] + 1}
+            backend_of(one)._open.append._is_careful_until = 0.0
+        positions = [recorded.position async for recorded in one.read_all()]
+        assert positions == list(range(1, 13))
+
+
+@pytest.mark.parametrize("with_commands", [False, True])
+async def test_an_owner_that_writes_on_is_fenced_in_the_very_statement(
+    postgres_url: str, statements: list[str], *, with_commands: bool
+) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        epoch = await one.claim("a")
+        commands = [[outcome(f"c{number}")] if with_commands else [] for number in range(2)]
+        await backend_of(one).append([[write("a", b"1", epoch=epoch, commands=commands[0])]])
+        assert await another.claim("a") == epoch + 1
+        statements.clear()
+        [refused] = await backend_of(one).append([[write("a", b"2", epoch=epoch, commands=commands[1])]])
+        assert isinstance(refused, FencedError)
+        assert LOCKS_FIRST not in statements[0]
+        assert "journal_events (position" in statements[0]
+        assert await stored(postgres_url) == ["1"]
 
 
 async def test_a_version_that_another_store_removed_is_not_used_again(postgres_url: str) -> None:

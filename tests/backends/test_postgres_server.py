@@ -412,9 +412,7 @@ async def test_many_appends_are_few_notifications(postgres_url: str) -> None:
         assert len(heard) <= (time.monotonic() - began) / 0.02 + 1
 
 
-async def test_where_nobody_listens_nothing_is_notified(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_where_nobody_listens_nothing_is_notified(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     fetch_rows = PostgresSession.fetch
 
