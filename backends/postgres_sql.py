@@ -252,7 +252,7 @@ class PostgresSQL:
         self.revision = self.named(_REVISION)
 
     def append_one_each(self, *, owned: bool, commands: bool, at_once: bool) -> str:
-        """The append of one event to each of some streams, with owners or without. `at_once`: see `append_statement`."""
+        """The append of one event to each of some streams, with owners or not. `at_once`: see `append_statement`."""
         return self._appends_one_each[owned, commands, at_once]
 
     def append_to(self, *, new: bool, commands: bool, replicas: bool) -> str:

@@ -26,6 +26,7 @@ from tests.servers.proxy import FaultProxy
 
 from .postgres_help import (
     PATIENCE,
+    WAITING,
     backend_of,
     connected,
     execute,
@@ -34,6 +35,7 @@ from .postgres_help import (
     unfinished_append,
     until,
     via,
+    waiting_for_locks,
     with_parameters,
 )
 
@@ -199,15 +201,6 @@ async def test_a_lost_append_that_commits_later_is_waited_for(
     assert isinstance(outcome, Appended)
     assert outcome.is_duplicate
     assert (await stored(postgres_url, stream_id)).count("2") == 1
-
-
-WAITING = "wait_event_type = 'Lock' AND datname = current_database()"
-
-
-async def waiting_for_locks(url: str, count: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while (await fetch(url, f"SELECT count(*) FROM pg_stat_activity WHERE {WAITING}"))[0][0] < count:
-            await asyncio.sleep(0.02)
 
 
 async def test_a_black_hole_ends_at_the_deadline_and_the_outcome_is_unknown(
