@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 from uuid import UUID
 
 from eventstore.backend import (
@@ -19,6 +19,8 @@ from eventstore.backend import (
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError, StoreFenced
 
 _ANY = int(Expected.ANY)
+# As the class does it by itself, without a call in Python for each batch.
+_new_appended = cast("Callable[[type[Appended], tuple[Any, ...]], Appended]", tuple.__new__)
 
 
 class Head:
@@ -161,7 +163,7 @@ class Group:
             self.has_new_streams = True
         if stream.epoch:
             self.has_epochs = True
-        return Appended(self.last_position + len(rows), (version,))
+        return _new_appended(Appended, (self.last_position + len(rows), (version,), False))
 
     def _placed(self, batch: Batch) -> AppendOutcome:
         versions: dict[str, int] = {}

@@ -130,7 +130,7 @@ class PostgresAppend:
         """Decide on what is remembered. None: it takes more than that to decide."""
         if len(self._streams) > _MAX_REMEMBERED:
             self._streams.clear()
-        unknown = [stream_id for stream_id in stream_ids if stream_id not in self._streams]
+        unknown = stream_ids.difference(self._streams)
         if unknown:
             # Who expects no stream is most often right; if not, the statement stores nothing.
             new = {write.stream_id for batch in reversed(batches) for write in batch if write.expected == 0}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import ClassVar
+
 from pydantic import BaseModel
 
 from actors import (
@@ -67,6 +70,22 @@ class Ruled(Ledger, kind="Ruled"):
     def resolve(self, conflict: Conflict) -> Resolution:
         against = ",".join(each.event.text for each in conflict.against if isinstance(each.event, Noted))
         return Noted(text=f"{conflict.event.model_dump()['text']}|{against}")
+
+
+class BeBusy(Command[None]):
+    pass
+
+
+class Busy(Ledger, kind="Busy"):
+    """Serves nobody else while it is busy, which is for as long as a test wants."""
+
+    is_busy: ClassVar[asyncio.Event]
+    may_end: ClassVar[asyncio.Event]
+
+    @command_handler
+    async def be_busy(self, command: BeBusy) -> None:
+        self.is_busy.set()
+        await self.may_end.wait()
 
 
 class Deposit(Command[int]):

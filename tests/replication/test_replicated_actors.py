@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from actors import ActorSystem, CommandRejected, DefinitionError, fold
+from actors import ActorSystem, CommandRejected, DefinitionError, fold, with_metadata
 from actors.peer import Peer, Pull, Pulled, StorePeer
 from backends.conformance.cases import case
 from eventstore import (
     AskTimeout,
     EventStore,
+    Metadata,
     NotReplicated,
     ReplicaRefused,
     ReplicationError,
@@ -28,6 +29,8 @@ from tests.actors.journals import new_journal
 from tests.replication.ledger import (
     Accounts,
     Balance,
+    BeBusy,
+    Busy,
     Deposit,
     KeptLedger,
     Ledger,
@@ -415,6 +418,36 @@ async def test_a_rule_is_shown_what_a_snapshot_holds_already(replicas: Replicas)
     assert await lines(eu, Ruled) == await lines(ap, Ruled) == [*"abcdefgh", "z|a,b,c,d,e,f,g,h"]
 
 
+async def test_the_events_of_a_command_come_together_whatever_the_pages_are(replicas: Replicas) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    await note(us, "x")
+    await note(us, "a+b+c+d")
+    await note(us, "y")
+    counts = [0]
+    while counts[-1] < 6:
+        await eu.replication.pull_from("us", limit=2)
+        counts.append(len(await journaled(replicas.stores["eu"], "Ledger-x")))
+    assert set(counts) <= {0, 1, 5, 6}
+
+
+async def test_no_ask_of_a_replicated_actor_lasts_longer_than_its_timeout(replicas: Replicas) -> None:
+    (eu,) = await replicas.start("eu", actors=[Busy])
+    ref = eu.ref(Busy, "x")
+    seen = await ref.clock()
+    Busy.is_busy, Busy.may_end = asyncio.Event(), asyncio.Event()
+    busy = asyncio.create_task(ref.ask(BeBusy(), timeout=60))
+    await Busy.is_busy.wait()
+    async with asyncio.timeout(30):
+        with pytest.raises(AskTimeout, match="not accepted"):
+            await ref.ask(Note(text="never"), after=seen, timeout=0.02)
+        with pytest.raises(AskTimeout, match="was not done with what it was asked before"):
+            await ref.clock(timeout=0.02)
+        assert not busy.done()
+    Busy.may_end.set()
+    await busy
+    assert await lines(eu, Busy) == []
+
+
 class Stall:
     """Holds up what is appended to a store, and fails so many groups when they may go on."""
 
@@ -508,3 +541,14 @@ async def test_what_another_process_overtook_is_merged_again(tmp_path: Path) -> 
             while await one.replication.pull_from("us"):
                 pass
             assert sorted(await lines(one)) == ["a", "b", "b"]
+
+
+async def test_what_is_set_around_an_ask_is_stored_with_its_events(replicas: Replicas) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    with with_metadata(Metadata(user="ann")):
+        await note(eu, "a")
+    await note(eu, "b")
+    await replicas.sync_all()
+    assert await lines(us) == ["a", "b"]
+    for store in replicas.stores.values():
+        assert [event.metadata async for event in store.read("Ledger-x")] == [Metadata(user="ann"), None]
