@@ -12,7 +12,6 @@ from eventstore.codec import are_sound, decode_all_metadata
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.record_page import RecordPage
 
-_ID_BYTES = 16
 _new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()
 
@@ -53,10 +52,9 @@ class LogColumns(NamedTuple):
         kinds = set(zip(self.types, self.schema_versions, strict=True))
         if not are_sound(self.types, self.schema_versions, kinds, self.payloads, self.metadata, self.checksums):
             raise ValueError("an event does not match its checksum")
-        if any(ids is not None and len(ids) != _ID_BYTES * len(self.types) for ids in (self.event_ids, self.batch_ids)):
+        if self.batch_ids is not None and len(self.batch_ids) != len(self.event_ids):
             raise ValueError("an event's id has not 16 bytes")
-        others = (self.positions, self.stream_ids, self.versions, self.recorded_at)
-        if any(len(column) != len(self.types) for column in others):
+        if not len(self.versions) == len(self.recorded_at) == len(self.types):
             raise ValueError("the columns are not of one length")
         notes = None if self.metadata is None else decode_all_metadata(self.metadata)
         # Whatever cannot be made a record of is to be found out now.
@@ -66,7 +64,14 @@ class LogColumns(NamedTuple):
         except OverflowError as error:
             raise ValueError(f"a time is out of range: {error}") from error
         return RecordPage(
-            self.types, self.schema_versions, self.payloads, self.event_ids, lambda: self._records(notes), kinds
+            self.positions,
+            self.stream_ids,
+            self.types,
+            self.schema_versions,
+            self.payloads,
+            self.event_ids,
+            lambda: self._records(notes),
+            kinds=kinds,
         )
 
     def _records(self, notes: Sequence[Metadata | None] | None) -> Iterator[RecordedEvent]:

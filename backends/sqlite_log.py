@@ -41,7 +41,7 @@ SELECT (SELECT coalesce(max(position), 0) FROM journal_events), count(*), group_
 FROM ({{page}}) p
 """  # noqa: S608 - a constant
 
-# Ids are strung together as they are where SQLite does that with blobs, byte for byte; it does not say so, and is asked.
+# Ids are strung together as they are where SQLite does so with blobs, byte for byte. It promises nothing: it is tried.
 _PROBE = "SELECT group_concat(id, '') FROM (SELECT x'00ff0a001e' AS id UNION ALL SELECT x'c3280000')"
 _PROBED = bytes.fromhex("00ff0a001ec3280000")
 _AS_THEY_ARE = ("p.event_id", "coalesce(p.batch_id, p.event_id)")

@@ -20,7 +20,7 @@ from benchmarks.harness import EVENTS_PER_SECOND, READ_ONLY, Goal, Plan, Ratio, 
 from eventstore import EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
 from eventstore.backend import LogPage
 from eventstore.checkpoint import Checkpoint
-from eventstore.projection_runner import handle_events
+from eventstore.delivering import handle_events
 from eventstore.reading_ahead import ReadAhead
 
 _PAGE = 500

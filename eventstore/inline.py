@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, EventFilter, LogPage, StoredCheckpoint
 from eventstore.checkpoint import Checkpoint, Status, version_of
+from eventstore.delivering import Poison, handle_events
 from eventstore.errors import (
     CapabilityError,
     DefinitionError,
@@ -22,7 +23,7 @@ from eventstore.errors import (
     TransactionRefused,
 )
 from eventstore.events import stream_kind
-from eventstore.projection_runner import TRANSACTION_SECONDS, Poison, ProjectionRunner, handle_events
+from eventstore.projection_runner import TRANSACTION_SECONDS, ProjectionRunner
 from eventstore.projections import Projection
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore

@@ -11,47 +11,32 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from eventstore import read_model_tables
 from eventstore.backend import Appended, LogPage
 from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
-from eventstore.codec import decode_parts, decode_together
-from eventstore.collector import collector_paused
+from eventstore.delivering import TROUBLE, Poison, handle_events, new
 from eventstore.errors import (
-    BackendUnavailable,
     CapabilityError,
     DefinitionError,
     JournalCorrupt,
-    OutcomeUnknown,
     PartitionsChanged,
     ProjectionError,
     ProjectionStopped,
-    StoreClosed,
 )
-from eventstore.events import Event, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.projections import Projection
 from eventstore.reading_ahead import ReadAhead
 from eventstore.record_page import RecordPage
 from eventstore.store import EventStore
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
 logger = logging.getLogger(__name__)
 
 TRANSACTION_SECONDS = 30.0
 
-# The database's own troubles: nothing is known to be wrong with an event.
-_TROUBLE = (BackendUnavailable, OutcomeUnknown)
-
 # How far a projection has come although none of its events was there is stored this often.
 _SAVE_EVERY_SECONDS = 1.0
-
-_WITH_CONNECTION = 3
-
-_P = TypeVar("_P", bound=Projection)
 
 
 class ProjectionRunner:
@@ -147,7 +132,7 @@ class ProjectionRunner:
                     return
             except Lost:
                 continue
-            except _TROUBLE as error:
+            except TROUBLE as error:
                 failures += 1
                 pause = min(5.0, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
                 logger.warning("projection %s waits %.1f s: %s", self._projection.name, pause, error)
@@ -405,7 +390,7 @@ async def apply_events(
         await handle_events(projection, checkpoint, events, transaction.connection)
         try:
             outcome = await transaction.commit(())
-        except _TROUBLE:
+        except TROUBLE:
             raise
         except Exception as error:
             # A constraint that is looked at when it is committed, or handlers that took too long.
@@ -414,98 +399,6 @@ async def apply_events(
             raise JournalCorrupt(f"a transaction without events was answered with {outcome!r}")
     finally:
         await transaction.rollback()
-
-
-async def handle_events(
-    projection: type[Projection],
-    checkpoint: Checkpoint,
-    events: Sequence[RecordedEvent],
-    connection: AsyncConnection | None,
-) -> None:
-    """Hand events to the handlers of a version. Raises `Poison` for one that cannot be applied."""
-    made = new(projection, checkpoint)
-    page = RecordPage.of(events)
-    try:
-        if _is_plain(projection):
-            is_done = _handled_together(made, page)
-        elif is_done := (decoded := decode_together(page)) is not None:
-            for event, recorded in zip(decoded, page, strict=True):
-                await _handle(made, event, recorded, connection)
-        if not is_done:
-            for recorded in events:
-                for event in decode_parts(recorded):
-                    await _handle(made, event, recorded, connection)
-        await made.flush(connection)
-    except (*_TROUBLE, StoreClosed):
-        raise
-    except Exception as error:
-        raise Poison from error
-
-
-def _is_plain(projection: type[Projection]) -> bool:
-    """Whether its handlers await nothing and do without the connection."""
-    handlers = projection.handlers.values()
-    return not any(handler.is_async or handler.takes == _WITH_CONNECTION for handler in handlers)
-
-
-def _handled_together(made: Projection, page: RecordPage) -> bool:
-    """Decode all events of a page, and hand them to plain handlers. False, and nothing was done, if something is wrong
-    with an event, or older code has stored one.
-
-    What is made here dies here, so the garbage collector need not see it: it would look through the whole program every
-    forty pages, which took a third of the time.
-    """
-    handlers = made.handlers
-    every = handlers.get(Event)
-    with collector_paused():
-        events = decode_together(page)
-        if events is None:
-            return False
-        chosen = {cls: handlers.get(cls, every) for cls in set(map(type, events))}
-        wanted = [handler for handler in chosen.values() if handler is not None]
-        if all(handler.takes == 1 for handler in wanted):
-            for event in events:
-                if (handler := chosen[event.__class__]) is not None:
-                    handler.handle(made, event)
-        elif len(chosen) == len(wanted) == 1:
-            handle = wanted[0].handle
-            for event, recorded in zip(events, page, strict=True):
-                handle(made, event, recorded)
-        else:
-            for event, recorded in zip(events, page, strict=True):
-                handler = chosen[event.__class__]
-                if handler is None:
-                    continue
-                if handler.takes == 1:
-                    handler.handle(made, event)
-                else:
-                    handler.handle(made, event, recorded)
-        return True
-
-
-async def _handle(made: Projection, event: Event, recorded: RecordedEvent, connection: AsyncConnection | None) -> None:
-    handler = made.handlers.get(event.__class__) or made.handlers.get(Event)
-    if handler is None:
-        # A part of an event of which the projection wants another part.
-        return
-    _, handle, takes, is_async = handler
-    if takes == 2:
-        done = handle(made, event, recorded)
-    elif takes == 1:
-        done = handle(made, event)
-    else:
-        done = handle(made, event, recorded, connection)
-    if is_async:
-        await done
-
-
-def new(projection: type[_P], checkpoint: Checkpoint) -> _P:
-    """The projection for one batch of a version."""
-    made = projection()
-    made.version = checkpoint.version
-    made.partition = checkpoint.partition
-    made.is_building = checkpoint.status is Status.BUILDING
-    return made
 
 
 def _has_ended(runner_name: str) -> bool:
@@ -528,7 +421,3 @@ def _said(error: BaseException) -> str:
 
 class Lost(ProjectionError):
     """Somebody else has changed the checkpoint: nothing was done."""
-
-
-class Poison(ProjectionError):
-    """What could not be applied is chained."""

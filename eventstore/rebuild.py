@@ -10,8 +10,9 @@ from itertools import count
 
 from eventstore import read_model_tables
 from eventstore.checkpoint import Checkpoint, Status, version_of
+from eventstore.delivering import handle_events, new
 from eventstore.errors import BackendUnavailable, ProjectionError, TransactionExpired
-from eventstore.projection_runner import TRANSACTION_SECONDS, ProjectionRunner, begin, handle_events, new
+from eventstore.projection_runner import TRANSACTION_SECONDS, ProjectionRunner, begin
 from eventstore.projections import Projection
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore

@@ -194,9 +194,7 @@ async def test_what_somebody_has_put_into_one_of_a_replicas_columns_is_seen(
 
 
 @pytest.mark.parametrize("column", ["payload", "type", "checksum", "metadata"])
-async def test_what_sqlite_holds_as_a_blob_where_the_journal_writes_none_is_damage(
-    tmp_path: Path, column: str
-) -> None:
+async def test_what_sqlite_holds_as_a_blob_where_the_journal_writes_none_is_damage(tmp_path: Path, column: str) -> None:
     path = tmp_path / "journal.db"
     async with EventStore.open(f"sqlite:///{path}") as store:
         backend = store._backend
@@ -204,9 +202,9 @@ async def test_what_sqlite_holds_as_a_blob_where_the_journal_writes_none_is_dama
         await all_kinds(backend)
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("DROP TRIGGER journal_events_no_update")
-            statement = f"UPDATE journal_events SET {column} = CAST({column} AS BLOB) WHERE {column} IS NOT NULL"  # noqa: S608
+            statement = f"UPDATE journal_events SET {column} = CAST({column} AS BLOB) WHERE {column} IS NOT NULL"
             connection.execute(statement)
-            ((first,),) = connection.execute(f"SELECT min(position) FROM journal_events WHERE {column} IS NOT NULL")  # noqa: S608
+            ((first,),) = connection.execute(f"SELECT min(position) FROM journal_events WHERE {column} IS NOT NULL")
         with pytest.raises(JournalCorrupt) as raised:
             await backend.read_all(after=0, limit=500, where=EventFilter())
         assert raised.value.position == first
