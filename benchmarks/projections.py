@@ -17,13 +17,14 @@ from benchmarks.accounts import Account, Deposited
 from benchmarks.commits import accounts, throughput
 from benchmarks.databases import POSTGRES, SQLITE, Database, Journal
 from benchmarks.harness import EVENTS_PER_SECOND, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
-from eventstore import EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
+from eventstore import EventBatch, EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
 from eventstore.backend import LogPage
 from eventstore.checkpoint import Checkpoint
 from eventstore.delivering import handle_events
 from eventstore.reading_ahead import ReadAhead
 
-_PAGE = 500
+# What a projection that is behind comes to; the other side has as many.
+_PAGE = Projection.batch_size
 _STREAMS = 50
 
 _ENTRIES = Table(
@@ -52,14 +53,14 @@ class Entries(Projection, name="entries"):
     """One row for each event."""
 
     tables = (_ENTRIES,)
-    batch_size = _PAGE
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, str, int]] = []
 
     @event_handler
-    def deposited(self, event: Deposited, recorded: RecordedEvent) -> None:
-        self.rows.append((recorded.position, recorded.stream_id, event.amount))
+    def deposited(self, batch: EventBatch[Deposited]) -> None:
+        amounts = [event.amount for event in batch.events]
+        self.rows = list(zip(batch.positions, batch.stream_ids, amounts, strict=True))
 
     async def flush(self, connection: AsyncConnection | None) -> None:
         if connection is not None and self.rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eventstore.checkpoint import Checkpoint, Status
@@ -22,7 +21,7 @@ TROUBLE = (BackendUnavailable, OutcomeUnknown)
 """The database's own: nothing is known to be wrong with an event."""
 
 _P = TypeVar("_P", bound=Projection)
-_Chosen = Mapping[type[Event], Handler | None]
+_ByType = Mapping[type[Event], Handler | None]
 
 
 async def handle_events(
@@ -52,21 +51,33 @@ def new(projection: type[_P], checkpoint: Checkpoint) -> _P:
 
 
 async def _delivered(made: Projection, page: RecordPage, connection: AsyncConnection | None) -> None:
-    of_one = [handler for handler in made.handlers.values() if not handler.takes_batch]
-    is_plain = not any(handler.is_async or handler.takes_connection for handler in of_one)
-    # What is made here and dies here the garbage collector need not see: it would look through the whole program every
-    # forty pages, which took a third of the time. While a handler waits, others would do without it.
-    with collector_paused() if is_plain else nullcontext():
+    if any(handler.is_async or handler.takes_connection for handler in made.handlers.values()):
         events, page = _decoded(page)
-        chosen = {cls: made.handlers.get(cls) or made.handlers.get(Event) for cls in set(map(type, events))}
-        if is_plain:
-            _one_by_one(made, chosen, events, page)
-        else:
-            await _one_after_another(made, chosen, events, page, connection)
+        chosen = _chosen(made, events)
+        await _one_after_another(made, chosen, events, page, connection)
+        for handler, batch in _batches(chosen, events, page):
+            done = handler.handle(made, batch, connection) if handler.takes_connection else handler.handle(made, batch)
+            if handler.is_async:
+                await done
+    else:
+        # What is made here dies here, so the garbage collector need not see it: it would look through the whole program
+        # every forty pages, which took a third of the time.
+        with collector_paused():
+            _delivered_at_once(made, page)
+
+
+def _delivered_at_once(made: Projection, page: RecordPage) -> None:
+    """The same for handlers that wait for nothing."""
+    events, page = _decoded(page)
+    chosen = _chosen(made, events)
+    _one_by_one(made, chosen, events, page)
     for handler, batch in _batches(chosen, events, page):
-        done = handler.handle(made, batch, connection) if handler.takes_connection else handler.handle(made, batch)
-        if handler.is_async:
-            await done
+        handler.handle(made, batch)
+
+
+def _chosen(made: Projection, events: Sequence[Event]) -> _ByType:
+    """The handler of each type of event, if it has one."""
+    return {cls: made.handlers.get(cls) or made.handlers.get(Event) for cls in set(map(type, events))}
 
 
 def _decoded(page: RecordPage) -> tuple[Sequence[Event], RecordPage]:
@@ -79,7 +90,7 @@ def _decoded(page: RecordPage) -> tuple[Sequence[Event], RecordPage]:
     return [event for event, _ in parts], RecordPage.of([recorded for _, recorded in parts])
 
 
-def _one_by_one(made: Projection, chosen: _Chosen, events: Sequence[Event], page: RecordPage) -> None:
+def _one_by_one(made: Projection, chosen: _ByType, events: Sequence[Event], page: RecordPage) -> None:
     """Call handlers that wait for nothing."""
     wanted = {cls: handler for cls, handler in chosen.items() if handler is not None and not handler.takes_batch}
     if not wanted:
@@ -102,7 +113,7 @@ def _one_by_one(made: Projection, chosen: _Chosen, events: Sequence[Event], page
 
 
 async def _one_after_another(
-    made: Projection, chosen: _Chosen, events: Sequence[Event], page: RecordPage, connection: AsyncConnection | None
+    made: Projection, chosen: _ByType, events: Sequence[Event], page: RecordPage, connection: AsyncConnection | None
 ) -> None:
     """Call handlers, and wait for those that do."""
     if all(handler is None or handler.takes_batch for handler in chosen.values()):
@@ -121,7 +132,7 @@ async def _one_after_another(
             await done
 
 
-def _batches(chosen: _Chosen, events: Sequence[Event], page: RecordPage) -> Sequence[tuple[Handler, EventBatch[Event]]]:
+def _batches(chosen: _ByType, events: Sequence[Event], page: RecordPage) -> Sequence[tuple[Handler, EventBatch[Event]]]:
     """What each handler gets that wants all of its events at once."""
     handlers = {handler.name: handler for handler in chosen.values() if handler is not None and handler.takes_batch}
     if not handlers:

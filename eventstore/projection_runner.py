@@ -35,6 +35,12 @@ logger = logging.getLogger(__name__)
 
 TRANSACTION_SECONDS = 30.0
 
+# How many events the first batch has, if the projection does not say fewer: nobody knows yet how long they take.
+FIRST_BATCH = 500
+
+# Into so many parts a batch is divided that holds an event that cannot be applied, and so is that part in turn.
+_PARTS = 16
+
 # How far a projection has come although none of its events was there is stored this often.
 _SAVE_EVERY_SECONDS = 1.0
 
@@ -79,6 +85,8 @@ class ProjectionRunner:
         self._name = f"{platform.node()}:{os.getpid()}"
         self._where = projection.where()
         self._partition = 0
+        self._size = min(FIRST_BATCH, projection.batch_size)
+        self._handlers_seconds = 0.0
         # Of several partitions one at a time looks for what it may take over: each counts what the others have.
         self._taking = asyncio.Lock()
         self._saved_at = 0.0
@@ -224,6 +232,7 @@ class ProjectionRunner:
                 page = await log.page()
                 if page.events:
                     checkpoint = await self._apply(checkpoint, page.events, log.position)
+                    self._adapt(is_behind=not page.is_end)
                     if checkpoint.pause is not None:
                         if end is None and checkpoint.status is Status.LIVE:
                             return False
@@ -240,13 +249,22 @@ class ProjectionRunner:
                     await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
 
     async def _read(self, after: int) -> LogPage:
-        page = await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        page = await self._store.read_page(after=after, limit=self._size, where=self._where)
         return page if self._projection.partitions == 1 else page._replace(events=self._own(page.events))
 
     def _own(self, events: Sequence[RecordedEvent]) -> Sequence[RecordedEvent]:
         """Those of this runner's partition."""
-        partitions = self._projection.partitions
-        return [recorded for recorded in events if partition_of(recorded.stream_id, partitions) == self._partition]
+        page, partitions = RecordPage.of(events), self._projection.partitions
+        return page.only([partition_of(stream_id, partitions) == self._partition for stream_id in page.stream_ids])
+
+    def _adapt(self, *, is_behind: bool) -> None:
+        """Choose how many events the next batches have, by how long the handlers took for the last one. How long the
+        database took says nothing: it has others to serve."""
+        seconds, wanted = self._handlers_seconds, self._projection.batch_seconds
+        if seconds > wanted:
+            self._size = max(1, int(self._size * wanted / seconds))
+        elif is_behind and seconds < wanted / 2:
+            self._size = min(2 * self._size, self._projection.batch_size)
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -257,9 +275,14 @@ class ProjectionRunner:
         try:
             return await self._batch(checkpoint, events, position)
         except Poison:
-            # It is found out which one it is: alone, each is to blame for itself.
-            for recorded in events:
-                checkpoint = await self._apply_one(checkpoint, recorded)
+            # It is found out which one it is: alone, each is to blame for itself. The others go by in larger parts.
+            size = -(-len(events) // _PARTS)
+            for start in range(0, len(events), size):
+                part = events[start : start + size]
+                if size == 1:
+                    checkpoint = await self._apply_one(checkpoint, part[0])
+                else:
+                    checkpoint = await self._apply(checkpoint, part, part[-1].position)
                 if checkpoint.pause is not None:
                     return checkpoint
             return checkpoint
@@ -311,7 +334,7 @@ class ProjectionRunner:
         runner, or a command, has changed the checkpoint."""
         page = RecordPage.of(events)
         behind = checkpoint.behind(position, len(page), page.checksum)
-        await apply_events(self._store, self._projection, behind, page)
+        self._handlers_seconds = await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
 
@@ -367,8 +390,9 @@ async def begin(store: EventStore, projection: type[Projection], version: int, s
 
 async def apply_events(
     store: EventStore, projection: type[Projection], checkpoint: Checkpoint, events: Sequence[RecordedEvent]
-) -> None:
-    """Apply events, and save the checkpoint that is behind them, in one transaction where the store has such.
+) -> float:
+    """Apply events, and save the checkpoint that is behind them, in one transaction where the store has such. Returns
+    how many seconds the handlers took.
 
     Raises `Poison` and `Lost`; then nothing was done. Without a transaction the events were applied, and come again.
     """
@@ -378,16 +402,20 @@ async def apply_events(
         stored = [one for one in await store.checkpoints() if (one.stored_name, one.version) == key]
         if [one.revision for one in stored] != [checkpoint.revision]:
             raise Lost
+        start = time.monotonic()
         await handle_events(projection, checkpoint, events, None)
+        taken = time.monotonic() - start
         if not await store.save_checkpoint(checkpoint):
             raise Lost
-        return
+        return taken
     transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
     try:
         # Before anything else. Another runner that has done so already is waited for, and then nothing is done here.
         if not await transaction.save_checkpoint(checkpoint.stored()):
             raise Lost
+        start = time.monotonic()
         await handle_events(projection, checkpoint, events, transaction.connection)
+        taken = time.monotonic() - start
         try:
             outcome = await transaction.commit(())
         except TROUBLE:
@@ -397,6 +425,7 @@ async def apply_events(
             raise Poison from error
         if not isinstance(outcome, Appended):
             raise JournalCorrupt(f"a transaction without events was answered with {outcome!r}")
+        return taken
     finally:
         await transaction.rollback()
 

@@ -74,7 +74,10 @@ class Projection:
     handlers: ClassVar[Mapping[type[Event], Handler]]
 
     tables: ClassVar[Sequence[Table]] = ()
-    batch_size: ClassVar[int] = 500
+    batch_size: ClassVar[int] = 4000
+    """The most events in one transaction. A runner that is behind comes to that where its batches are quick: it begins
+    with fewer, and has more or fewer in the next one, so that each takes about `batch_seconds` or less."""
+    batch_seconds: ClassVar[float] = 0.1
     on_poison: ClassVar[Literal["park", "pause"]] = "park"
     """What becomes of an event that cannot be applied: it is put among the dead letters, or the projection pauses."""
     retries: ClassVar[int] = 3
