@@ -127,7 +127,7 @@ async def _against_peer(database: Database, plan: Plan) -> Ratio:
     """Row 20: read pages of the log, decode, hand to the handler / `notification_log.select` and the mapper."""
     from benchmarks import peer
 
-    count = 5_000 if plan.is_quick else 20_000
+    count = 10_000 if plan.is_quick else 40_000
     async with database.journal(plan) as journal, EventStore.open(journal.url) as store:
         await _fill(store, count)
         await _analyzed(journal)
@@ -183,7 +183,7 @@ async def _against_inserts(
     plan: Plan,
 ) -> Ratio:
     """Row 21: a projection that runs, its position in the same transaction / the same rows inserted by the driver."""
-    count = 10_000 if plan.is_quick else 40_000
+    count = 20_000 if plan.is_quick else 100_000
     async with database.journal(plan) as journal, EventStore.open(journal.url) as store:
         await _fill(store, count)
         await _analyzed(journal)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from eventstore import (
     DefinitionError,
@@ -37,7 +38,7 @@ from eventstore.projection_control import (
 )
 from eventstore.projections import Projection
 
-from .ledger import Ledger, Paid, PartedLedger, PlainLedger, amounts, entries, pay
+from .ledger import Ledger, Paid, PartedLedger, PlainLedger, amounts, drop_tables, entries, pay
 
 # The module: the package has a function of that name.
 rebuilding = sys.modules["eventstore.rebuild"]
@@ -228,6 +229,46 @@ async def test_one_is_taken_from_a_runner_that_is_never_idle(store: EventStore, 
     second.cancel()
     await asyncio.gather(first, second, return_exceptions=True)
     assert (await check_completeness(store, Busy)).is_complete
+
+
+async def test_who_takes_one_over_is_next_when_the_batch_under_way_has_ended(emptied_postgres_url: str):
+    """And is not too late again because it goes by what it has seen before. On SQLite one writes at a time anyway."""
+    may_end = asyncio.Semaphore(0)
+
+    class Held(PartedLedger, name="parted", kinds=("account",), partitions=2):
+        batch_size = 1
+
+        async def flush(self, connection):  # type: ignore[no-untyped-def]
+            await super().flush(connection)
+            await may_end.acquire()
+
+    async with EventStore.open(emptied_postgres_url) as store, EventStore.open(emptied_postgres_url) as other:
+        await drop_tables(store)
+        await fill(store)
+        first = asyncio.create_task(ProjectionRunner(store, Held).run())
+        await spread(store, 2)
+        second = asyncio.create_task(ProjectionRunner(other, Held, poll_seconds=0.05).run())
+        await somebody_waits_for_a_lock(store)
+        may_end.release()
+        may_end.release()
+        await spread(store, 1, 1)
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+
+
+async def somebody_waits_for_a_lock(store: EventStore) -> None:
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(30):
+        while True:
+            transaction = await store.begin_sql(seconds=30)
+            count = await transaction.connection.scalar(waiting)
+            await transaction.rollback()
+            if count:
+                return
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.sql_alone
