@@ -246,6 +246,7 @@ async def test_who_takes_one_over_is_next_when_the_batch_under_way_has_ended(emp
         await drop_tables(store)
         await fill(store)
         first = asyncio.create_task(ProjectionRunner(store, Held).run())
+        await caught_up_or_begun(store)
         await spread(store, 2)
         second = asyncio.create_task(ProjectionRunner(other, Held, poll_seconds=0.05).run())
         await somebody_waits_for_a_lock(store)
