@@ -17,7 +17,7 @@ from actors.deadlines import Deadlines
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling
 from actors.mailbox import Envelope
-from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, StoreClosed
+from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, MailboxFull, StoreClosed
 from eventstore.events import Metadata
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class ActorRef(Generic[A]):
         """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
         is logged, and kept among the system's dead letters. With a `command_id` it is handled once, as with `ask`.
 
-        Raises `MailboxFull` or `ActorStopped` if it is not accepted.
+        Raises `MailboxFull` or `ActorStopped` if it is not accepted. Where the system waits for room in a full mailbox
+        instead, it does so for `ask_timeout` seconds at most.
         """
         self.route_of(command)
         identity = None if command_id is None else identify(command, command_id)
@@ -192,14 +193,25 @@ class ActorRef(Generic[A]):
         return await self._reply(envelope.reply, timeout)
 
     async def _accepting_cell(self, seconds: float) -> Cell:
-        """The cell, with room in its mailbox if the system waits for room instead of refusing."""
+        """The cell, with room in its mailbox if the system waits for room instead of refusing. Raises `MailboxFull`."""
         runtime = self._runtime
         cell = self._live_cell()
         if runtime.mailbox_overflow == "wait":
-            deadline = runtime.loop.time() + seconds
-            while (room := cell.room()) is not None:
-                await self._reply(room, deadline - runtime.loop.time())
-                cell = self._live_cell()
+            asker = current_handling()
+            if asker is not None and asker is cell.handling and cell.has_no_room:
+                raise MailboxFull(
+                    f"the mailbox of {self.stream_id!r} is full, and its own handler cannot wait for room in it: the "
+                    "command was not accepted"
+                )
+            try:
+                async with asyncio.timeout(seconds):
+                    while cell.has_no_room:
+                        await cell.room()
+                        cell = self._live_cell()
+            except TimeoutError:
+                raise MailboxFull(
+                    f"the mailbox of {self.stream_id!r} had no room within {seconds:g} s: the command was not accepted"
+                ) from None
         return cell
 
     def _live_cell(self) -> Cell:

@@ -234,13 +234,11 @@ class ReplicatedCell(Cell):
         if hasattr(self, "history"):
             self._settle(is_due=False)
 
-    async def until(self, is_reached: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is known of the stream. Raises `TimeoutError`."""
-        if is_reached():
-            return
-        future: asyncio.Future[None] = self._runtime.new_reply()
-        self._waiting.append((is_reached, future))
-        async with asyncio.timeout(seconds):
+    async def until(self, is_reached: Callable[[], bool]) -> None:
+        """Wait until something is known of the stream. The caller has the deadline."""
+        if not is_reached():
+            future: asyncio.Future[None] = self._runtime.new_reply()
+            self._waiting.append((is_reached, future))
             await future
 
     @property
