@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, Phase
+from actors.cell import Cell
 from actors.command import Command
 from actors.command_identity import identify
 from actors.deadlines import Deadlines
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling
 from actors.mailbox import Envelope
+from actors.phase import Phase
 from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, MailboxFull, StoreClosed
 from eventstore.events import Metadata
 
@@ -31,14 +32,13 @@ class RefRuntime(Protocol):
     """What a reference needs of the runtime it belongs to."""
 
     loop: asyncio.AbstractEventLoop
+    new_reply: Callable[[], asyncio.Future[Any]]
     deadlines: Deadlines
     ask_timeout: float
     mailbox_overflow: Literal["reject", "wait"]
     next_use: Callable[[], int]
     is_open: bool
     is_shut: bool
-
-    def new_reply(self) -> asyncio.Future[Any]: ...
 
     def owns_streams(self, lease: int) -> bool: ...
 
@@ -115,7 +115,7 @@ class ActorRef(Generic[A]):
                 # As `_reply` does it: one coroutine fewer.
                 reply: asyncio.Future[R] = decided.reply  # type: ignore[assignment]
                 seconds = runtime.ask_timeout if timeout is None else timeout
-                if seconds == math.inf:
+                if seconds == inf:
                     return await reply
                 due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
                 try:
@@ -231,7 +231,7 @@ class ActorRef(Generic[A]):
     async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
         runtime = self._runtime
         seconds = runtime.ask_timeout if timeout is None else timeout
-        if seconds == math.inf:
+        if seconds == inf:
             return await reply
         due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
         try:
@@ -258,6 +258,10 @@ class ActorRef(Generic[A]):
         cell = self._live_cell()
         cell.used = self._runtime.next_use()
         return cell
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # In a reply, too, it is the way to the same actor.
+        return self
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from actors import ActorSystem, CommandRejected, DefinitionError, fold
+from actors import ActorSystem, CommandRejected, DefinitionError, fold, with_metadata
 from actors.peer import Peer, Pull, Pulled, StorePeer
 from backends.conformance.cases import case
 from eventstore import (
     AskTimeout,
     EventStore,
+    Metadata,
     NotReplicated,
     ReplicaRefused,
     ReplicationError,
@@ -540,3 +541,14 @@ async def test_what_another_process_overtook_is_merged_again(tmp_path: Path) -> 
             while await one.replication.pull_from("us"):
                 pass
             assert sorted(await lines(one)) == ["a", "b", "b"]
+
+
+async def test_what_is_set_around_an_ask_is_stored_with_its_events(replicas: Replicas) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    with with_metadata(Metadata(user="ann")):
+        await note(eu, "a")
+    await note(eu, "b")
+    await replicas.sync_all()
+    assert await lines(us) == ["a", "b"]
+    for store in replicas.stores.values():
+        assert [event.metadata async for event in store.read("Ledger-x")] == [Metadata(user="ann"), None]
