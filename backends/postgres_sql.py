@@ -72,7 +72,8 @@ SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.jour
     array_agg(p.position), array_agg(p.stream_id), array_agg(p.version), string_agg(p.type, chr(30)),
     array_agg(p.schema_version), string_agg(p.payload, chr(30)),
     CASE WHEN count(p.metadata) > 0 THEN array_agg(p.metadata) END, string_agg(p.event_id, ''::bytea),
-    CASE WHEN count(p.batch_id) > 0 THEN array_agg(p.batch_id) END, array_agg(p.recorded_at), array_agg(p.checksum),
+    CASE WHEN count(p.batch_id) > 0 THEN string_agg(coalesce(p.batch_id, p.event_id), ''::bytea) END,
+    array_agg(p.recorded_at), array_agg(p.checksum),
     json_agg(json_build_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
         FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL
             OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL)
