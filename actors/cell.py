@@ -13,6 +13,7 @@ from actors.cell_runtime import CellRuntime
 from actors.command import Command
 from actors.command_identity import CommandIdentity
 from actors.commit import Commit
+from actors.detaching import UNCHANGEABLE, detached
 from actors.handlers import CommandRoute
 from actors.holdable_cell import HoldableCell
 from actors.mailbox import Envelope, Hold, Mailbox
@@ -66,6 +67,8 @@ class Cell(HoldableCell):
         self._is_deciding = True
         try:
             result = handle(self.actor, command)
+            if result.__class__ not in UNCHANGEABLE:
+                result = detached(result)
             if identity is not None:
                 outcome = replied(command, identity, result, limit=self._runtime.max_payload_bytes)
         except BaseException as error:
@@ -151,7 +154,8 @@ class Cell(HoldableCell):
         self._identity = envelope.identity
         self._is_deciding = True
         try:
-            envelope.result = cast("contextvars.Context", envelope.context).run(handle, self.actor, envelope.command)
+            context = cast("contextvars.Context", envelope.context)
+            envelope.result = detached(context.run(handle, self.actor, envelope.command))
             if envelope.identity is not None:
                 outcome = self._outcome(envelope)
         except BaseException as error:
@@ -177,7 +181,7 @@ class Cell(HoldableCell):
         pass_on(self._metadata, envelope.identity)
         self._is_deciding = True
         try:
-            envelope.result = await handle(self.actor, envelope.command)
+            envelope.result = detached(await handle(self.actor, envelope.command))
             if envelope.identity is not None:
                 outcome = self._outcome(envelope)
         except asyncio.CancelledError:

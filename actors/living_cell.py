@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -97,11 +96,20 @@ class LivingCell(StagingCell):
         if len(self._mailbox) == 1:
             self.pump()
 
-    def room(self) -> asyncio.Future[None] | None:
-        """A future that is done when the mailbox may have room again; None if it has room now."""
-        if self._mailbox is None or not self._mailbox.is_full:
-            return None
-        return self._mailbox.room(self._runtime.new_reply())
+    @property
+    def has_no_room(self) -> bool:
+        """Whether the mailbox is full."""
+        return self._mailbox is not None and self._mailbox.is_full
+
+    async def room(self) -> None:
+        """Wait until the mailbox, which is full, may have room again."""
+        mailbox = self._mailbox
+        if mailbox is not None:
+            waiter = mailbox.room(self._runtime.new_reply())
+            try:
+                await waiter
+            finally:
+                mailbox.leave(waiter)
 
     def deliver(self, envelope: Envelope) -> None:
         """Answer the asker; what a told command came to is nobody's but the runtime's."""

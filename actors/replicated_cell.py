@@ -23,7 +23,6 @@ from actors.replicated_recovery import (
     read_history,
     stamp_of,
 )
-from actors.staging_cell import encoded_metadata
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
@@ -171,7 +170,7 @@ class ReplicatedCell(Cell):
         time = history.latest if staged else time_after(history.latest, self._membership.wall)
         clock = history.clock
         batch_id = staged[0].batch_id if staged else None
-        metadata = encoded_metadata(self._metadata, self._identity)
+        metadata = self._notes()
         added: list[tuple[EncodedEvent, Stamp]] = []
         for event in events:
             if event.__class__ not in self.cls.handlers.events:
@@ -237,13 +236,11 @@ class ReplicatedCell(Cell):
         if hasattr(self, "history"):
             self._settle(is_due=False)
 
-    async def until(self, is_reached: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is known of the stream. Raises `TimeoutError`."""
-        if is_reached():
-            return
-        future: asyncio.Future[None] = self._runtime.new_reply()
-        self._waiting.append((is_reached, future))
-        async with asyncio.timeout(seconds):
+    async def until(self, is_reached: Callable[[], bool]) -> None:
+        """Wait until something is known of the stream. The caller has the deadline."""
+        if not is_reached():
+            future: asyncio.Future[None] = self._runtime.new_reply()
+            self._waiting.append((is_reached, future))
             await future
 
     @property

@@ -123,14 +123,7 @@ class StagingCell:
         handlers = self.cls.handlers.events
         staged = self._staged
         batch_id = staged[0].batch_id if staged else None
-        given = self._metadata
-        # A transaction has encoded them; and where the handler has a context of its own, that is about what it sends
-        # further.
-        if self.handling is None and (outer := sent_with()) is not None and not isinstance(given, bytes):
-            given = merged(outer, given)
-        metadata = None
-        if given is not None or self._identity is not None:
-            metadata = encoded_metadata(given, self._identity)
+        metadata = self._notes()
         limit = self._runtime.max_payload_bytes
         added: list[EncodedEvent] = []
         for event in events:
@@ -160,6 +153,17 @@ class StagingCell:
         else:
             staged += added
         return self
+
+    def _notes(self) -> bytes | None:
+        """What the events of the command that is being decided are stored with."""
+        given = self._metadata
+        # A transaction has encoded them; and where the handler has a context of its own, that is about what it sends
+        # further.
+        if self.handling is None and (outer := sent_with()) is not None and not isinstance(given, bytes):
+            given = merged(outer, given)
+        if given is None and self._identity is None:
+            return None
+        return encoded_metadata(given, self._identity)
 
     def __await__(self) -> Generator[Any, None, None]:
         """A cell is what `persist` returns: awaiting it waits until what was persisted is durable."""
