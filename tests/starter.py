@@ -2,7 +2,7 @@
 time of a short command.
 
 Each run is a process of its own all the same, started in a folder, with its own streams. Run as a program, this takes
-orders, one a line, and answers each with an exit code.
+orders, one a line, and answers each with a number: the id of the process, or its exit code.
 """
 
 from __future__ import annotations
@@ -43,19 +43,30 @@ class Starter:
 
     def run(self, arguments: list[str], folder: Path, given: Path | None = None) -> Done:
         """Run `eventstore` in a folder to its end, with a file for its stdin."""
-        out, err = folder / ".out", folder / ".err"
-        order = {
-            "arguments": arguments,
-            "folder": str(folder),
-            "streams": [str(given or os.devnull), str(out), str(err)],
-        }
+        return self.wait(self.start(arguments, folder, given), folder)
+
+    def start(self, arguments: list[str], folder: Path, given: Path | None = None) -> int:
+        """Let it begin. Gives the id of its process, which is there until it is waited for."""
+        streams = [str(given or os.devnull), str(folder / ".out"), str(folder / ".err")]
+        return self._order({"arguments": arguments, "folder": str(folder), "streams": streams})
+
+    def wait(self, process: int, folder: Path) -> Done:
+        """How it ended."""
+        code = self._order({"process": process})
+        return Done(code, (folder / ".out").read_text("utf-8"), (folder / ".err").read_text("utf-8"))
+
+    def has_ended(self, process: int) -> bool:
+        """Whether it has. It still has to be waited for."""
+        return bool(self._order({"process": process, "only_ask": True}))
+
+    def _order(self, order: dict[str, Any]) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the starter ended"
-        return Done(int(answer), out.read_text("utf-8"), err.read_text("utf-8"))
+        return int(answer)
 
 
 def _serve() -> None:
@@ -64,18 +75,24 @@ def _serve() -> None:
 
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _become(order)
-            code = 70
-            try:
-                code = eventstore.cli.app.main(order["arguments"])
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        if "only_ask" in order:
+            ended = os.waitid(os.P_PID, order["process"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            answer = int(ended is not None)
+        elif "process" in order:
+            _, status = os.waitpid(order["process"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(order)
+                code = 70
+                try:
+                    code = eventstore.cli.app.main(order["arguments"])
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                finally:
+                    os._exit(code)
+        sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
 
 

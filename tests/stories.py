@@ -74,7 +74,7 @@ class Teller:
         return _without_notes(done.err) + done.out
 
     def interrupt(self, words: list[str], is_at_work: Callable[[], bool]) -> str:
-        """What a command shows that is ended with Ctrl-C as soon as it is seen to be at work."""
+        """What a command shows that is ended with Ctrl-C as soon as it is at work. Nothing if it ended by itself."""
         process = subprocess.Popen(
             self._command_line(words),
             cwd=self.folder,
@@ -85,8 +85,7 @@ class Teller:
         )
         try:
             deadline = time.monotonic() + 120
-            while not is_at_work():
-                assert process.poll() is None, process.communicate()
+            while not is_at_work() and process.poll() is None:
                 assert time.monotonic() < deadline, words
                 time.sleep(0.002)
             process.send_signal(signal.SIGINT)
@@ -94,6 +93,8 @@ class Teller:
         finally:
             process.kill()
             process.wait()
+        if process.returncode == 0:
+            return ""
         assert process.returncode == 130, (process.returncode, err)
         return f"{INTERRUPTED}\n{_without_notes(err)}{out}"
 

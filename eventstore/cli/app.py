@@ -61,7 +61,6 @@ Example:
 
 app = typer.Typer(
     name="eventstore",
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help: the examples keep their lines, and rich is not imported for it.
     rich_markup_mode=None,

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,12 @@ def _diff(asked: Asked) -> None:
     before = asked.log.progress(asked.case, int(asked.words[5]))
     after = asked.log.progress(asked.case)
     assert table(asked.answer) == [
-        ["changed", f"/{name}", json.dumps(before[name], ensure_ascii=False), json.dumps(after[name], ensure_ascii=False)]
+        [
+            "changed",
+            f"/{name}",
+            json.dumps(before[name], ensure_ascii=False),
+            json.dumps(after[name], ensure_ascii=False),
+        ]
         for name in before
         if before[name] != after[name]
     ]
@@ -196,9 +202,7 @@ def _fork(asked: Asked) -> None:
     names = ("stream_id", "version", "type", "schema_version", "payload", "metadata", "event_id", "batch_id")
     copied = [[event[name] for name in names] for event in asked.file(to).events()]
     assert copied == [[event[name] for name in names] for event in asked.events[:through]]
-    assert asked.answer == (
-        f"permit-{asked.case}: version {through} in sqlite:///{to}, {through} events copied\n"
-    )
+    assert asked.answer == (f"permit-{asked.case}: version {through} in sqlite:///{to}, {through} events copied\n")
 
 
 # Again, and with other code.
@@ -239,7 +243,7 @@ def _read_models(asked: Asked) -> None:
     pairs = Counter(
         (one["org:resource"], other["org:resource"])
         for rows in log.cases.values()
-        for one, other in zip(rows, rows[1:], strict=False)
+        for one, other in pairwise(rows)
         if one["org:resource"] != other["org:resource"]
     )
     found = journal.rows("SELECT from_resource, to_resource, n FROM handovers")
@@ -482,8 +486,7 @@ def _verify(asked: Asked) -> None:
 def _verify_tampered(asked: Asked) -> None:
     *found, summary = asked.answer.splitlines()
     assert [line.split("\t")[:4] for line in found] == [
-        ["changed", event["stream_id"], str(event["version"]), str(event["position"])]
-        for event in _differences(asked)
+        ["changed", event["stream_id"], str(event["version"]), str(event["position"])] for event in _differences(asked)
     ]
     assert summary.endswith(": 1 problem")
 
@@ -504,7 +507,9 @@ def _prove(asked: Asked) -> None:
 @answers("eventstore", "audit", "verify", "--proof")
 def _verify_proof(asked: Asked) -> None:
     proof = json.loads(asked.read(option(asked.words, "--proof")))
-    (event,) = asked.file("permits.db").events("e.event_id = ?", bytes.fromhex(proof["event"]["event_id"].replace("-", "")))
+    (event,) = asked.file("permits.db").events(
+        "e.event_id = ?", bytes.fromhex(proof["event"]["event_id"].replace("-", ""))
+    )
     said = fields(asked.answer)
     assert (said["stream id"], said["version"], said["position"], said["type"], said["recorded at"]) == (
         event["stream_id"],
@@ -541,9 +546,9 @@ def _retention(asked: Asked) -> None:
         versions = [event["version"] for event in asked.journal.stream(f"permit-{case}")]
         assert versions == list(range(through + 1 if is_done else 1, len(rows) + 1))
     *found, summary = asked.answer.splitlines()
-    assert [line.split("\t")[:4] + line.split("\t")[5:] for line in found] == [
-        line[:4] + line[5:] for line in lines
-    ] != []
+    assert (
+        [line.split("\t")[:4] + line.split("\t")[5:] for line in found] == [line[:4] + line[5:] for line in lines] != []
+    )
     verb = "were removed" if is_done else "may go"
     assert summary == (
         f"{events:,} events of {len(lines)} streams, {size:,} bytes, {verb}; recovering these streams replays 0 events"
@@ -579,7 +584,9 @@ def _import(asked: Asked) -> None:
     lines = asked.read("reviews.jsonl").count("\n")
     names = ("stream_id", "version", "type", "payload", "metadata", "event_id")
     stored = [[event[name] for name in names] for event in asked.journal.events()]
-    assert stored == [[event[name] for name in names] for event in asked.file("permits.db").events("s.kind != 'permit'")]
+    assert stored == [
+        [event[name] for name in names] for event in asked.file("permits.db").events("s.kind != 'permit'")
+    ]
     said = fields(asked.answer)
     assert {said["stored"].split()[0], said["known"].split()[0]} == {str(lines), "0"}
 

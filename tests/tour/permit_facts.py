@@ -59,8 +59,8 @@ class JournalFile:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             found = connection.execute(
-                f"""SELECT e.*, s.stream_id, s.tenant, s.kind FROM journal_events e JOIN journal_streams s ON s.id = e.stream
-                WHERE {where} ORDER BY e.position""",
+                f"""SELECT e.*, s.stream_id, s.tenant, s.kind
+                FROM journal_events e JOIN journal_streams s ON s.id = e.stream WHERE {where} ORDER BY e.position""",
                 values,
             ).fetchall()
         return [dict(row) for row in found]
