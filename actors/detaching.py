@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -30,5 +30,8 @@ def detached(reply: Any) -> Any:
     """
     if reply.__class__ in UNCHANGEABLE or isinstance(reply, Enum):
         return reply
-    is_data = isinstance(reply, _CONTAINERS) or (is_dataclass(reply) and not isinstance(reply, type))
-    return deepcopy(cast("Any", reply)) if is_data else reply
+    return deepcopy(reply) if _is_data(reply) else reply
+
+
+def _is_data(reply: object) -> bool:
+    return isinstance(reply, _CONTAINERS) or (is_dataclass(reply) and not isinstance(reply, type))

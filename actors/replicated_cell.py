@@ -11,6 +11,7 @@ from actors.cell import Cell
 from actors.cell_runtime import CellRuntime
 from actors.commit import Commit
 from actors.convergence import Entry, History, fold_failed
+from actors.handlers import unhandled
 from actors.handling import Handling
 from actors.mailbox import Hold
 from actors.phase import Phase
@@ -27,7 +28,6 @@ from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
     ActorError,
-    DefinitionError,
     EventStoreError,
     FencedError,
     ReplicaRefused,
@@ -174,10 +174,7 @@ class ReplicatedCell(Cell):
         added: list[tuple[EncodedEvent, Stamp]] = []
         for event in events:
             if event.__class__ not in self.cls.handlers.events:
-                raise DefinitionError(
-                    f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
-                    "nothing was stored"
-                )
+                raise unhandled(self.cls, event)
             clock = clock.incremented(replica)
             stamp = Stamp(replica, clock[replica], clock, time)
             encoded = encode_event(

@@ -12,6 +12,7 @@ from actors.actor import PersistentActor
 from actors.cell_runtime import CellRuntime
 from actors.command_identity import CommandIdentity
 from actors.command_memory import CommandMemory
+from actors.handlers import unhandled
 from actors.handling import Handling
 from actors.mailbox import Envelope
 from actors.message_metadata import merged, sent_with
@@ -19,7 +20,7 @@ from actors.phase import Phase
 from actors.pipeline import Pipeline
 from eventstore.backend import CommandOutcome, EncodedEvent
 from eventstore.codec import encode_event, encode_metadata
-from eventstore.errors import ActorError, BackendUnavailable, DefinitionError, TransactionError
+from eventstore.errors import ActorError, BackendUnavailable, TransactionError
 from eventstore.events import Event, Metadata
 
 
@@ -128,10 +129,7 @@ class StagingCell:
         added: list[EncodedEvent] = []
         for event in events:
             if event.__class__ not in handlers:
-                raise DefinitionError(
-                    f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
-                    "nothing was stored"
-                )
+                raise unhandled(self.cls, event)
             encoded = encode_event(event, metadata, limit=limit, batch_id=batch_id)
             if batch_id is None:
                 batch_id = encoded.event_id
