@@ -17,13 +17,13 @@ from actors.command_identity import CommandIdentity
 from actors.command_memory import CommandMemory
 from actors.commit import Commit
 from actors.handlers import CommandRoute
-from actors.handling import Handling, serving
+from actors.handling import Handling, deciding, serving
 from actors.mailbox import Envelope, Hold, Mailbox
 from actors.message_metadata import merged, pass_on, sent_with
 from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
 from actors.snapshotting import due_snapshot
-from actors.supervisor import described
+from actors.told_error import ENDS_THE_PROGRAM, told_error
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
 from eventstore.codec import encode_event, encode_metadata
 from eventstore.errors import (
@@ -86,6 +86,7 @@ class Phase(Enum):
     PAUSED = auto()
     """It failed, and waits for its restart."""
     STOPPED = auto()
+    """The system has closed."""
     PASSIVE = auto()
     """It has left memory: whoever still holds it must ask the system for a new one."""
 
@@ -136,7 +137,9 @@ class Cell:
     """
 
     __slots__ = (
+        "_decision",
         "_failure",
+        "_handled",
         "_identity",
         "_is_deciding",
         "_is_touched",
@@ -147,7 +150,6 @@ class Cell:
         "_refusal",
         "_runtime",
         "_staged",
-        "_stopped_by",
         "actor",
         "base",
         "cls",
@@ -187,9 +189,11 @@ class Cell:
         self._refusal: BackendUnavailable | None = None
         self._memory: CommandMemory | None = None
         self._is_deciding = False
+        # The command that a task is there for, and what marks the contexts that are part of its async handler.
+        self._handled: Envelope | None = None
+        self._decision: object = None
         self._is_touched = False
         self._failure: BaseException | None = None
-        self._stopped_by = "the system's end"
         self._pipeline = Pipeline(self, runtime.commits)
         self.actor: PersistentActor[Any]
 
@@ -252,7 +256,7 @@ class Cell:
         Raises `MailboxFull`, or `ActorStopped`.
         """
         if self.phase is Phase.STOPPED:
-            raise self.stopped_error()
+            raise ActorStopped("the actor system is closed: the command was not accepted")
         if self._mailbox is None:
             self._mailbox = Mailbox(self._runtime.mailbox_size)
         if isinstance(envelope, Hold):
@@ -312,10 +316,10 @@ class Cell:
                 break
             envelope = mailbox.take()
             if must_look:
-                self._begin(self._look(route, envelope), None)
+                self._begin(self._look(route, envelope), envelope, None)
                 return
             if route.is_async:
-                self._begin(self._handle(route.handle, envelope), envelope.context)
+                self._begin(self._handle(route.handle, envelope), envelope, envelope.context)
                 return
             self._serve(route.handle, envelope)
             if self._failure is not None or self.phase is not Phase.LIVE:
@@ -356,8 +360,9 @@ class Cell:
         self._is_deciding = False
         self._decided(envelope, outcome)
 
-    def _begin(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None], envelope: Envelope, context: contextvars.Context | None) -> None:
         """Do something for one command that has to be awaited. The others wait in the mailbox."""
+        self._handled = envelope
         self.phase = Phase.HANDLING
         self.is_ready = False
         self._runtime.start_task(work, context)
@@ -370,22 +375,21 @@ class Cell:
         self._metadata = merged(sent_with(), envelope.metadata)
         self._identity = envelope.identity
         pass_on(self._metadata, envelope.identity)
-        self._is_deciding = True
+        self._begin_async_decision()
         try:
             envelope.result = await handle(self.actor, envelope.command)
             if envelope.identity is not None:
                 outcome = self._outcome(envelope)
         except asyncio.CancelledError:
-            self._end_handling()
-            self._refused(envelope, self._cancelled(envelope))
+            if self._end_handling():
+                self._refused(envelope, self._cancelled(envelope))
         except BaseException as error:
-            self._end_handling()
-            self._refused(envelope, error)
+            if self._end_handling():
+                self._refused(envelope, error)
         else:
-            self._end_handling()
-            self._decided(envelope, outcome)
-        self._after_failure()
-        self.pump()
+            if self._end_handling():
+                self._decided(envelope, outcome)
+        self._go_on()
 
     async def _look(self, route: CommandRoute, envelope: Envelope) -> None:
         """Ask the journal what must be known before the command is decided; then answer it, or have it decided."""
@@ -399,19 +403,22 @@ class Cell:
             envelope.error = self._cancelled(envelope)
         except BackendUnavailable as error:
             envelope.error = error
-        except Exception as error:
+        except BaseException as error:
             # Whatever it is: the asker must be told, and the actor go on.
-            self._failure = envelope.error = error
-        self._end_handling()
+            self._failure = envelope.error = told_error(error, self.stream_id)
+        fatal = envelope.error if isinstance(envelope.error, ENDS_THE_PROGRAM) else None
+        if not self._end_handling():
+            return
         if envelope.error is not None or is_answered:
             self.deliver(envelope)
         elif route.is_async:
-            self._begin(self._handle(route.handle, envelope), envelope.context)
+            self._begin(self._handle(route.handle, envelope), envelope, envelope.context)
             return
         elif self._failure is None:
             self._serve(route.handle, envelope)
-        self._after_failure()
-        self.pump()
+        self._go_on()
+        if fatal is not None:
+            raise fatal
 
     async def catch_up(self, *, is_fresh: bool = False) -> None:
         """Bring the state up to the journal, where another process may have moved on, or if the newest is asked for."""
@@ -423,8 +430,8 @@ class Cell:
         except (BackendUnavailable, asyncio.CancelledError):
             self.is_doubtful = True
             raise
-        except Exception as error:
-            self._failure = error
+        except BaseException as error:
+            self._failure = told_error(error, self.stream_id)
             raise
         finally:
             # What has been caught up is right as far as it goes.
@@ -457,11 +464,20 @@ class Cell:
             self.handling.is_over = True
             self.handling = None
 
-    def _end_handling(self) -> None:
+    def _end_handling(self) -> bool:
+        """Returns whether what was decided counts: not when the system has closed and did not wait for it."""
         self.end_handling()
         self._is_deciding = False
+        self._decision = self._handled = None
         if self.phase is Phase.HANDLING:
             self.phase = Phase.LIVE
+        return self.phase is not Phase.STOPPED
+
+    def _begin_async_decision(self) -> None:
+        """From here on this context may persist, with those made out of it, until the handler has ended."""
+        self._decision = object()
+        deciding.set(self._decision)
+        self._is_deciding = True
 
     # For a transaction, which has the actor for itself from its `Hold` on until it releases it
 
@@ -496,10 +512,12 @@ class Cell:
         self._hold_for(handling)
         return True
 
-    def begin_decision(self, metadata: bytes) -> None:
+    def begin_decision(self, metadata: bytes, *, is_async: bool) -> None:
         """From here on the actor may persist, for a command of the transaction."""
         self._metadata = metadata
         self._identity = None
+        if is_async:
+            self._begin_async_decision()
         self._is_deciding = True
 
     def end_decision(self, error: BaseException | None) -> tuple[list[EncodedEvent], BaseException | None]:
@@ -511,6 +529,7 @@ class Cell:
         is_touched, self._is_touched = self._is_touched, False
         refusal, self._refusal = self._refusal, None
         self._is_deciding = False
+        self._decision = None
         failure = self._failure or refusal or error
         if failure is None:
             return staged or [], None
@@ -558,8 +577,8 @@ class Cell:
 
     def stage(self, events: tuple[Event, ...]) -> Awaitable[None]:
         """Encode events, apply them to the state, and keep them for the commit. Called by `PersistentActor.persist`."""
-        if not self._is_deciding:
-            raise ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
+        if not self._is_deciding or (self._decision is not None and deciding.get() is not self._decision):
+            raise self._no_handler()
         if self._failure is not None:
             raise self._failure
         commits = self._runtime.commits
@@ -599,7 +618,7 @@ class Cell:
                 handlers[event.__class__](self.actor, event)
         except BaseException as error:
             # The state is half changed: whatever the command handler makes of this, the command has failed.
-            self._failure = error
+            self._failure = told_error(error, self.stream_id)
             raise
         self._is_deciding = True
         if staged is None:
@@ -607,6 +626,15 @@ class Cell:
         else:
             staged += added
         return self
+
+    def _no_handler(self) -> ActorError:
+        """Why this code cannot persist."""
+        if self._is_deciding:
+            return ActorError(
+                f"{self.stream_id!r}: persist was called by what an earlier handler, or nobody here, has left running, "
+                "while another command is handled: nothing was stored; send the actor a command instead"
+            )
+        return ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
 
     def __await__(self) -> Generator[Any, None, None]:
         """A cell is what `persist` returns: awaiting it waits until what was persisted is durable."""
@@ -685,7 +713,7 @@ class Cell:
 
     def _refused(self, envelope: Envelope, error: BaseException) -> None:
         """The handler raised. Unless it had persisted something, nothing has changed and the actor goes on."""
-        envelope.error = error
+        envelope.error = error = told_error(error, self.stream_id)
         envelope.attempts += 1
         self._refusal = None
         is_touched, self._is_touched = self._is_touched, False
@@ -705,7 +733,9 @@ class Cell:
         if is_touched:
             self._failure = self._failure or error
             self._after_failure()
-        if not isinstance(error, Exception):
+        if isinstance(error, ENDS_THE_PROGRAM):
+            # Whether that ends the loop is not known here.
+            self._runtime.loop.call_soon(self._go_on)
             raise error
 
     def deliver(self, envelope: Envelope) -> None:
@@ -751,16 +781,13 @@ class Cell:
         else:
             self._runtime.supervise(self, error)
 
-    def stop(self, error: BaseException) -> None:
-        """Serve nobody any more."""
-        # The text, not the error: its traceback holds on to the state, and a stopped actor may stay here for ever.
-        self._stopped_by = described(error)
-        self._let_go()
-        self.phase = Phase.STOPPED
-        self._fail_mailbox(self.stopped_error())
+    def stop(self, error: ActorStopped) -> None:
+        """Serve nobody any more, and leave memory."""
+        self.passivate()
+        self._fail_mailbox(error)
 
     def passivate(self) -> None:
-        """Leave memory. Only for an idle cell."""
+        """Leave memory. Only for a cell with nothing in flight."""
         # References to the actor may hold this cell: they should not hold its state.
         self._let_go()
         self.phase = Phase.PASSIVE
@@ -784,7 +811,15 @@ class Cell:
     def abandon(self) -> None:
         """The system closes and waits no longer: answer whoever still waits."""
         self.phase = Phase.STOPPED
-        self.is_ready = False
+        self.is_ready = self._is_deciding = False
+        handled, self._handled = self._handled, None
+        if handled is not None:
+            # Its task was cancelled before it began, or does not heed it. What it has not awaited is not stored.
+            self._staged = None
+            handled.error = ActorStopped(
+                f"actor {self.stream_id!r}: the system was closed while the command's handler ran"
+            )
+            self.deliver(handled)
         self._fail_mailbox(
             ActorStopped(f"actor {self.stream_id!r}: the system was closed; the command was not handled")
         )
@@ -793,18 +828,15 @@ class Cell:
             envelope.error = unknown
             self.deliver(envelope)
 
-    def stopped_error(self) -> ActorStopped:
-        """What a command to a stopped actor is answered with."""
-        return ActorStopped(
-            f"actor {self.stream_id!r} was stopped after {self._stopped_by}; "
-            "when the cause is gone, call restart() on its reference"
-        )
-
     def _lapsed(self) -> None:
         """The lease ran out, so another process may have claimed the stream: the state here counts no more."""
         self.is_ready = False
         self._failure = BackendUnavailable(f"{self.stream_id!r}: this process's lease ran out")
         self._after_failure()
+
+    def _go_on(self) -> None:
+        self._after_failure()
+        self.pump()
 
     def _after_failure(self) -> None:
         """Once nothing is in flight any more, drop the state that is not the journal's, and rebuild it."""
