@@ -324,8 +324,8 @@ class Runtime:
         except EventStoreError as error:
             cell.recovery_failed(error)
         except BaseException as error:
-            if self.is_shut:
-                raise  # It was cancelled by the close, which answers whoever waits.
+            if self.is_shut and isinstance(error, asyncio.CancelledError):
+                raise  # The close, which answers whoever waits.
             failure = RecoveryError(cell.stream_id, described(error))
             failure.__cause__ = error
             cell.recovery_failed(failure)
