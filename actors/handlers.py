@@ -25,6 +25,9 @@ def command_handler(function: _H) -> _H:
 
     A plain `def` is a pure decision: it may be run again after a version conflict, and takes the fast path. An
     `async def` may do I/O; it is never run twice by the runtime, and starts only when all earlier events are durable.
+
+    What it returns may be part of the state: of lists, tuples, dictionaries, sets, dataclasses and pydantic models the
+    asker gets a copy. Return what was asked for, not a large state as a whole.
     """
     setattr(function, ROLE, _COMMAND)
     return function

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, CellRuntime, Phase, encoded_metadata
+from actors.cell import Cell
+from actors.cell_runtime import CellRuntime
 from actors.commit import Commit
 from actors.convergence import Entry, History, fold_failed
 from actors.handling import Handling, deciding
 from actors.mailbox import Hold
+from actors.phase import Phase
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_recovery import (
     Found,
@@ -168,7 +170,7 @@ class ReplicatedCell(Cell):
         time = history.latest if staged else time_after(history.latest, self._membership.wall)
         clock = history.clock
         batch_id = staged[0].batch_id if staged else None
-        metadata = encoded_metadata(self._metadata, self._identity)
+        metadata = self._notes()
         added: list[tuple[EncodedEvent, Stamp]] = []
         for event in events:
             if event.__class__ not in self.cls.handlers.events:
@@ -234,13 +236,11 @@ class ReplicatedCell(Cell):
         if hasattr(self, "history"):
             self._settle(is_due=False)
 
-    async def until(self, is_reached: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is known of the stream. Raises `TimeoutError`."""
-        if is_reached():
-            return
-        future: asyncio.Future[None] = self._runtime.new_reply()
-        self._waiting.append((is_reached, future))
-        async with asyncio.timeout(seconds):
+    async def until(self, is_reached: Callable[[], bool]) -> None:
+        """Wait until something is known of the stream. The caller has the deadline."""
+        if not is_reached():
+            future: asyncio.Future[None] = self._runtime.new_reply()
+            self._waiting.append((is_reached, future))
             await future
 
     @property
@@ -304,14 +304,8 @@ class ReplicatedCell(Cell):
             self.release(failure)
 
     async def _be_held(self, age: int) -> None:
-        granted: asyncio.Future[None] = self._runtime.new_reply()
-        self.accept(Hold(granted, Handling(), age))
-        try:
+        with self.queued(Hold(self._runtime.new_reply(), Handling(), age)) as granted:
             await granted
-        except BaseException:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self.release()
-            raise
 
     async def _store_merged(self, store: EventStore, new: Sequence[tuple[RecordedEvent, Stamp]]) -> None:
         stamps = [stamp for _, stamp in new]

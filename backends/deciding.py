@@ -9,7 +9,6 @@ from uuid import UUID
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields, StreamWrite, refusal
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError, StoreFenced
 
-
 # As the class does it by itself, without a call in Python for each batch.
 _new_appended = cast("Callable[[type[Appended], tuple[Any, ...]], Appended]", tuple.__new__)
 

@@ -27,9 +27,9 @@ _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _COLUMNS = 11
 _ROW = "(" + ",".join("?" * _COLUMNS) + ")"
 
-# Python's sqlite3 binds an int, a str or a bytearray at once. For anything else, bytes and None too, it first looks for an
-# adapter in four places: 0.3 to 0.4 us each, with the interpreter's lock held. So bytes are bound as bytearrays, and 0
-# stands for what is not there, as no id, position or text is 0.
+# Python's sqlite3 binds an int, a str or a bytearray at once. For anything else, bytes and None too, it first looks for
+# an adapter, in three places: 0.3 to 0.4 us each, with the interpreter's lock held. So bytes are bound as bytearrays,
+# and 0 stands for what is not there: no id, position or text is 0.
 _NOTHING = 0
 _PADDING = (_NOTHING,) * _COLUMNS
 
