@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from actors.cell import Cell
 from eventstore.errors import BackendUnavailable, StoreClosed
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 # What cannot be read for a reason that may stay is tried again after pauses that double up to this.
 _LONGEST_PAUSE_SECONDS = 30.0
 _DOUBLINGS = 16
+
+# So long a recovery waits at most for following to begin.
+_BEGIN_SECONDS = 1.0
 
 
 class Follower:
@@ -32,6 +36,17 @@ class Follower:
         self._position: int | None = None
         self._failures = 0
         self._was_woken = False
+        self._tried = asyncio.Event()
+
+    async def begun(self) -> None:
+        """Return when it is known where the log ends, or soon if that takes long.
+
+        Who recovers after that has missed nothing. For the others it is made good when following has begun.
+        """
+        if not self._tried.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_BEGIN_SECONDS):
+                    await self._tried.wait()
 
     async def run(self) -> None:
         """Follow the log from its end on, as long as there are cells."""
@@ -72,8 +87,11 @@ class Follower:
         await self._quiet()
 
     async def _begin(self) -> None:
-        self._position = await self._store.end()
-        # They came to life before, or may have: what was appended in between is behind them and before that position.
+        try:
+            self._position = await self._store.end()
+        finally:
+            self._tried.set()
+        # Those that did not wait for it: what was appended after their recovery may be before that position.
         for cell in self._cells.values():
             if cell.epoch is None:
                 cell.doubt()

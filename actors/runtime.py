@@ -107,6 +107,7 @@ class Runtime:
         self._forgetting: set[str] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._ownership: Ownership | None = None
+        self._follower: Follower | None = None
         self._following: asyncio.Task[None] | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._is_hurried = False
@@ -210,8 +211,8 @@ class Runtime:
             # It ends in the turn in which it finds no cells, and its callbacks are called a turn later.
             is_followed = self._following is not None and not self._following.done()
             if not is_followed and self.is_open and not self.is_exclusive(cls):
-                follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
-                self._following = self.start_task(follower.run(), None)
+                self._follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
+                self._following = self.start_task(self._follower.run(), None)
             if self._sweeper is None and self.is_open:
                 self._schedule_sweep()
         return cell
@@ -313,6 +314,8 @@ class Runtime:
             await asyncio.sleep(pause)
         try:
             cell.epoch, cell.lease = await self._claim(cell)
+            if cell.epoch is None and self._follower is not None:
+                await self._follower.begun()
             async with self._permits:
                 actor = await self._rebuild(cell)
             # Without a permit: the hook may ask actors that must recover first.

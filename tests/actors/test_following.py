@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors import ActorRef, ActorSystem
+from actors import ActorRef, ActorSystem, follower
+from eventstore.backend import Load
 from eventstore.errors import BackendUnavailable, JournalCorrupt
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Read, Write, Written
@@ -39,7 +40,10 @@ class Looks:
         await asyncio.sleep(0 if self._wakes_at_once else timeout)
 
 
-async def test_what_is_stored_between_the_first_recovery_and_the_beginning_is_noticed(faults: Faults):
+async def test_what_is_stored_between_the_first_recovery_and_the_beginning_is_noticed(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(follower, "_BEGIN_SECONDS", 0.01)
     gate = asyncio.Event()
 
     async def end() -> int:
@@ -55,6 +59,27 @@ async def test_what_is_stored_between_the_first_recovery_and_the_beginning_is_no
         await learns(notebook, ["1"])
 
 
+async def test_who_waits_for_the_beginning_is_read_once(faults: Faults, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(follower, "_BEGIN_SECONDS", 60.0)
+    steps: list[str] = []
+
+    async def end() -> int:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        steps.append("end")
+        return await faults.journal.end()
+
+    async def load(_: Load) -> None:
+        steps.append("load")
+
+    faults.end, faults.before_load = end, load  # type: ignore[attr-defined]
+    async with faults.store() as store, ActorSystem(store, catch_up_seconds=3600) as system:
+        notebook = system.ref(Notebook, "a")
+        await notebook.ask(Read())
+        await notebook.ask(Read())
+    assert steps == ["end", "load"]
+
+
 async def test_an_actor_that_comes_to_life_as_the_last_one_has_gone_is_followed(faults: Faults):
     async with faults.store() as store, ActorSystem(store, idle_seconds=0.05, catch_up_seconds=0.02) as system:
         notebook = system.ref(Notebook, "a")
@@ -64,16 +89,12 @@ async def test_an_actor_that_comes_to_life_as_the_last_one_has_gone_is_followed(
         async with asyncio.timeout(20):
             while not following.done():
                 await asyncio.sleep(0)
-        asking = asyncio.ensure_future(notebook.ask(Read()))
-        # As if it were busy all the time: it does not leave memory any more, which would make it learn, too.
+        # Without another turn of the loop in between.
+        assert await notebook.ask(Read()) == ["1"]
+        # It does not leave memory any more, which would make it learn, too.
         runtime._sweeper.cancel()
-        runtime._sweeper = object()
-        try:
-            assert await asking == ["1"]
-            await faults.direct.append("Notebook-a", [Written(text="2")])
-            await learns(notebook, ["1", "2"])
-        finally:
-            runtime._sweeper = None
+        await faults.direct.append("Notebook-a", [Written(text="2")])
+        await learns(notebook, ["1", "2"])
 
 
 @pytest.mark.parametrize("wakes_at_once", [False, True])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,7 @@ from eventstore import EventStore
 from eventstore.backend import Claim, Holder, Lease, Owner
 from eventstore.errors import LeaseLost
 from tests.actors.faults import Faults
+from tests.actors.journals import new_journal
 from tests.actors.notebook import Notebook, Read, Wait, Write, WriteAndBreak, texts, until
 
 LONG = 60.0
@@ -334,6 +337,25 @@ async def test_a_renewal_may_fail_of_anything_and_the_next_is_tried(faults: Faul
     faults.lease = lambda of: Failing(faults.journal.lease(of), renewals=2)  # type: ignore[attr-defined]
     async with faults.store() as store, owner(store, lease_seconds=6.0) as system:
         assert await system.ref(Owned, "a").ask(Write(text="1")) == 1
+
+
+async def test_without_file_descriptors_a_lease_on_sqlite_is_renewed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pipe = os.pipe
+    failing = 1
+
+    def pipe_at_last() -> tuple[int, int]:
+        nonlocal failing
+        if failing:
+            failing -= 1
+            raise OSError(24, "Too many open files")
+        return pipe()
+
+    async with EventStore.open(new_journal("sqlite", tmp_path)) as store, owner(store, lease_seconds=6.0) as system:
+        monkeypatch.setattr(os, "pipe", pipe_at_last)
+        assert await system.ref(Owned, "a").ask(Write(text="1")) == 1
+        assert failing == 0
 
 
 async def test_a_lease_that_can_be_neither_renewed_nor_ended_does_not_hinder_the_close(faults: Faults):

@@ -323,7 +323,7 @@ async def test_after_a_recovery_that_timed_out_the_actor_serves_when_the_databas
         await write(store, "1")
         asking = asyncio.create_task(system.ref(Quick, "a").ask(Read()))
         await clock.forward_after(asked, 20)
-        with pytest.raises(RecoveryError):
+        with pytest.raises(BackendUnavailable):
             await asking
         answers.set()
         assert await system.ref(Quick, "a").ask(Read()) == ["1"]
