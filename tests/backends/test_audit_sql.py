@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from backends import audit_sql
+from backends.audit_shape import Shape, texts_of
 from backends.audit_sql import Part, PostgresAuditSQL, SQLiteAuditSQL
 from backends.conformance.auditing import paged, positions
 from backends.conformance.events import Happened, collect, happened
@@ -97,7 +98,7 @@ async def test_metadata_that_comes_to_be_unreadable_later_is_found(postgres_url:
         assert await positions(store, query) == [*first, second.position]
 
 
-@pytest.mark.parametrize("sql", [SQLiteAuditSQL(), PostgresAuditSQL("journal", "")], ids=["sqlite", "postgres"])
+@pytest.mark.parametrize("sql", [SQLiteAuditSQL(""), PostgresAuditSQL("journal", "")], ids=["sqlite", "postgres"])
 def test_no_value_is_part_of_a_statement(sql: audit_sql.AuditSQL) -> None:
     keys = ("plain", HOSTILE)
     conditions = (
@@ -117,8 +118,12 @@ def test_no_value_is_part_of_a_statement(sql: audit_sql.AuditSQL) -> None:
         payload=conditions,
         metadata=conditions,
     )
-    statement = select(sql.events.c.position).where(*sql.conditions(query, Part(0, 1, is_last=True)))
+    shape = Shape.of(query)
+    statement = select(sql.events.c.position).where(*sql.conditions(shape))
     dialect = sqlite.dialect() if isinstance(sql, SQLiteAuditSQL) else postgresql.dialect()
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert "DROP" not in str(compiled)
     assert HOSTILE in str(compiled.params)
+    values = sql.parameters(query, shape, Part(0, 1, is_last=True))
+    asked = {name for name, texts in texts_of(query).items() if texts}
+    assert {name for name, value in values.items() if HOSTILE[2:] in str(value)} == asked
