@@ -358,7 +358,7 @@ class PostgresAuditSQL(AuditSQL):
             tenant,
         )
 
-    def cut(self, candidates: Select[Any], *, backwards: bool) -> Select[Any]:
+    def cut(self, candidates: Select[Any], *, backwards: bool) -> SelectBase:
         """What `candidates` selects, up to the one that fills a page: nobody knows before how large events are."""
         e = self.events.c
         size = func.octet_length(e.payload) + func.coalesce(func.octet_length(e.metadata), 0)

@@ -99,9 +99,9 @@ class PostgresAudit(PostgresReader):
 
     def _new_page(self, shape: Shape, backwards: bool) -> tuple[_Statement, _Statement]:
         """A page's statement, as rows and by column."""
-        audit = self._audit
-        options = {"joined": audit.joined, "order": audit.events.c.position, "backwards": backwards}
-        page = audit.cut(audit.candidates(self._record, shape, **options), backwards=backwards)
+        audit, position = self._audit, self._audit.events.c.position
+        found = audit.candidates(self._record, shape, joined=audit.joined, order=position, backwards=backwards)
+        page = audit.cut(found, backwards=backwards)
         rows = _Statement.of(page)
         return rows, rows._replace(text=self._sql.by_column(rows.text))
 
@@ -135,8 +135,8 @@ class PostgresAudit(PostgresReader):
                 .select_from(self._audit.joined)
                 .where(*self._audit.conditions(shape))
             ).subquery()
-            sums = _Statement.of(_grouped(chosen, top))
-            rows = await sums.fetch(session, self._audit.parameters(query, shape, part))
+            grouped = _Statement.of(_grouped(chosen, top))
+            rows = await grouped.fetch(session, self._audit.parameters(query, shape, part))
         found: dict[int, list[Any]] = {}
         for group, *row in rows:
             found.setdefault(group, []).append(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
@@ -238,12 +238,18 @@ class Auditing(StoreFixtures):
         )
 
     async def test_a_text_that_stands_twice_in_metadata_is_found(self, store: EventStore, backend: Backend) -> None:
-        names = ("user", "correlation_id", "causation_id", "command_id")
-        for name in names:
-            await store.append("a", [NewEvent(Happened(), metadata=Metadata(**{name: "x"}, values={name: "y"}))])
+        fields: Mapping[str, Callable[[tuple[str, ...]], AuditQuery]] = {
+            "user": lambda texts: AuditQuery(users=texts),
+            "correlation_id": lambda texts: AuditQuery(correlation_ids=texts),
+            "causation_id": lambda texts: AuditQuery(causation_ids=texts),
+            "command_id": lambda texts: AuditQuery(command_ids=texts),
+        }
+        for name in fields:
+            metadata = Metadata.model_validate({name: "x", "values": {name: "y"}})
+            await store.append("a", [NewEvent(Happened(), metadata=metadata)])
         cases = [
-            (name, AuditQuery(**{f"{name}s": (text,)}), {place} if text == "x" else set[int]())
-            for place, name in enumerate(names)
+            (name, query((text,)), {place} if text == "x" else set[int]())
+            for place, (name, query) in enumerate(fields.items())
             for text in ("x", "y")
         ]
         await check(store, backend, cases)
