@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, get_args, get_origin
 
 from actors.handlers import Handlers, collect_handlers
 from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.state import StateType
 from actors.supervision import Escalate, Supervision, check_supervision
-from eventstore.errors import DefinitionError
+from eventstore.errors import DefinitionError, InvalidStreamId
 from eventstore.events import Event, checked_stream_id
 
 S = TypeVar("S")
@@ -134,9 +134,14 @@ _DEFAULT_INITIAL_STATE: Any = PersistentActor[Any].initial_state
 
 
 def stream_id_of(cls: type[PersistentActor[Any]], key: str) -> str:
-    """The stream of one actor. Raises `InvalidStreamId` for a key no stream can be named by."""
-    if not key:
-        return checked_stream_id("")
+    """The stream of one actor. Raises `InvalidStreamId` for a key no stream can be named by, and `DefinitionError` for
+    what is no class of actors."""
+    # Whoever has no type checker gives anything.
+    given_class, given_key = cast("object", cls), cast("object", key)
+    if not (isinstance(given_class, type) and issubclass(given_class, PersistentActor)):
+        raise DefinitionError(f"a reference is to an actor of a subclass of PersistentActor, not of {given_class!r}")
+    if not isinstance(given_key, str) or not given_key:
+        raise InvalidStreamId(f"the key of a {cls.kind} is a text that is not empty, not {key!r}")
     return checked_stream_id(f"{cls.kind}-{key}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from actors.mailbox import Envelope
 from eventstore.backend import AppendOutcome, CommandOutcome, EncodedEvent, StreamWrite
@@ -13,6 +14,10 @@ from eventstore.group_commit import EVENT_OVERHEAD_BYTES, PendingAppend
 _EVENTS = 256
 _COMMANDS = 256
 _BYTES = 1024 * 1024
+
+
+# As the class does it by itself, without a call in Python.
+_new_write = cast("Callable[[type[StreamWrite], tuple[Any, ...]], StreamWrite]", tuple.__new__)
 
 
 class Commit(PendingAppend):
@@ -35,8 +40,8 @@ class Commit(PendingAppend):
     ) -> None:
         # As the class above does it: a call fewer, and one of these is made for nearly every command.
         commands = [] if outcome is None else [outcome]
-        self.writes = [StreamWrite(stream_id, version, events, epoch, commands)]
-        self.size_bytes = 0
+        self.writes = [_new_write(StreamWrite, (stream_id, version, events, epoch, commands))]
+        self.size_bytes = _size_of(events, outcome)
         self.on_outcome = on_outcome
         self.on_taken = None
         self.is_taken = False
@@ -48,6 +53,13 @@ class Commit(PendingAppend):
         self.version = version
         self.snapshot: tuple[int, bytes] | None = None
 
+    def join(self, events: list[EncodedEvent], outcome: CommandOutcome | None) -> int:
+        """Take in what another command came to, before the group takes all of it. Returns the bytes it counts for."""
+        self.events += events
+        if outcome is not None:
+            self.commands.append(outcome)
+        return _size_of(events, outcome)
+
     @property
     def is_full(self) -> bool:
         """Whether no more may wait for it. While it is in flight it gets no events, but others wait for it too."""
@@ -56,7 +68,7 @@ class Commit(PendingAppend):
         return len(self.envelopes) >= _COMMANDS or len(self.events) >= _EVENTS or self.size_bytes >= _BYTES
 
 
-def size_of(events: list[EncodedEvent], outcome: CommandOutcome | None) -> int:
+def _size_of(events: list[EncodedEvent], outcome: CommandOutcome | None) -> int:
     """The bytes that a command's events and outcome count for in the queue of appends."""
     size = EVENT_OVERHEAD_BYTES * len(events)
     for event in events:

@@ -12,7 +12,7 @@ from actors.convergence import Entry, History
 from actors.kit_failure import KitFailure
 from actors.replay import ReadOnlyStage
 from actors.replicated_actor import ReplicatedActor
-from eventstore.codec import checksum_of, encode_payload, new_event_id
+from eventstore.codec import encode_event
 from eventstore.events import Event
 from eventstore.stamp import Stamp
 
@@ -114,9 +114,8 @@ def converges(
 
 def entry_of(event: Event, stamp: Stamp, version: int) -> Entry:
     """An event as a history holds it."""
-    type_, schema_version, payload, _ = encode_payload(event)
-    checksum = checksum_of(type_, schema_version, payload, None)
-    return Entry(stamp.key, stamp, new_event_id(), version, type_, schema_version, payload, checksum)
+    event_id, type_, schema_version, payload, _, _, checksum, _ = encode_event(event)
+    return Entry(stamp.key, stamp, event_id, version, type_, schema_version, payload, checksum)
 
 
 # Nobody knows of the others

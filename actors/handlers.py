@@ -25,6 +25,9 @@ def command_handler(function: _H) -> _H:
 
     A plain `def` is a pure decision: it may be run again after a version conflict, and takes the fast path. An
     `async def` may do I/O; it is never run twice by the runtime, and starts only when all earlier events are durable.
+
+    What it returns may be part of the state: of lists, tuples, dictionaries, sets, dataclasses and pydantic models the
+    asker gets a copy. Return what was asked for, not a large state as a whole.
     """
     setattr(function, ROLE, _COMMAND)
     return function
@@ -90,6 +93,11 @@ def collect_handlers(cls: type) -> Handlers:
                 commands[handled] = CommandRoute(name, function, is_async)
             elif is_async:
                 raise DefinitionError(f"{place}: an event handler cannot be async: it is run at every recovery")
+            elif (returned := function.__annotations__.get("return")) not in (None, "None"):
+                raise DefinitionError(
+                    f"{place}: it returns {getattr(returned, '__qualname__', returned)}, and what an event handler "
+                    "returns is not used: let it change self.state, and annotate it with -> None"
+                )
             else:
                 events[handled] = function
     return Handlers(
@@ -102,6 +110,20 @@ def collect_handlers(cls: type) -> Handlers:
             for name in (event.__event_type__, *event.__aliases__)
         },
     )
+
+
+def unhandled(cls: type, event: object) -> DefinitionError:
+    """Why a class of actors cannot persist something."""
+    wrong = type(event).__qualname__
+    if isinstance(event, (list, tuple, set)):
+        why = f"persists a {wrong}: give it the events one by one, as in self.persist(*events)"
+    elif isinstance(event, Command):
+        why = f"persists {wrong}, which is a command: persist an event that says what has happened"
+    elif not isinstance(event, Event):
+        why = f"persists {wrong}, which is no Event"
+    else:
+        why = f"persists {wrong} but has no @event_handler for it"
+    return DefinitionError(f"{cls.__qualname__} {why}; nothing was stored")
 
 
 def _marked(cls: type) -> Iterator[tuple[str, Callable[..., Any], str]]:
@@ -146,7 +168,7 @@ def _handled_types(
                 f"{getattr(alternative, '__qualname__', alternative)!s}"
             )
         if role == _COMMAND:
-            _check_reply(alternative, hints.get("return", Any), place)
+            _check_reply(alternative, hints.get("return", inspect.Signature.empty), place)
         yield alternative
 
 
@@ -162,6 +184,8 @@ def _check_reply(command: type[Command[Any]], returned: Any, place: str) -> None
     promised = reply_type(command)
     if promised is Any or not (isinstance(promised, type) and isinstance(returned, type)):
         return
+    if returned is inspect.Signature.empty:
+        raise DefinitionError(f"{place}: annotate what it returns: -> {promised.__qualname__}")
     # PEP 484: where a float is promised, an int will do.
     if not issubclass(returned, (promised, int) if promised is float else promised):
         raise DefinitionError(

@@ -99,7 +99,7 @@ class Mailbox:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._envelopes: deque[Envelope] = deque()
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], None] = {}
 
     def __len__(self) -> int:
         return len(self._envelopes)
@@ -155,13 +155,18 @@ class Mailbox:
         self._release(len(self._waiters))
 
     def room(self, waiter: asyncio.Future[None]) -> asyncio.Future[None]:
-        """Have a future done when there may be room again."""
-        self._waiters.append(waiter)
+        """Have a future done when there may be room again. Whoever gives up before `leaves` the queue."""
+        self._waiters[waiter] = None
         return waiter
+
+    def leave(self, waiter: asyncio.Future[None]) -> None:
+        """Wait for room no longer."""
+        self._waiters.pop(waiter, None)
 
     def _release(self, count: int) -> None:
         while count and self._waiters:
-            waiter = self._waiters.popleft()
+            waiter = next(iter(self._waiters))
+            del self._waiters[waiter]
             if not waiter.done():
                 waiter.set_result(None)
                 count -= 1

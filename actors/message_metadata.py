@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -29,9 +29,8 @@ def with_metadata(metadata: Metadata) -> Generator[None]:
         _sent_with.reset(token)
 
 
-def sent_with() -> Metadata | None:
-    """What is set where the present code runs."""
-    return _sent_with.get()
+sent_with: Callable[[], Metadata | None] = _sent_with.get
+"""Gives what is set where the present code runs."""
 
 
 def merged(outer: Metadata | None, inner: Metadata | None) -> Metadata | None:

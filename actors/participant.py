@@ -12,6 +12,7 @@ import orjson
 from actors.cell import Cell
 from actors.command import Command
 from actors.command_identity import CommandIdentity
+from actors.detaching import detached
 from actors.handlers import CommandRoute
 from actors.replies import decode_rejection, decode_reply, encode_rejection, encode_reply, outcome_of
 from eventstore.backend import CommandOutcome, EncodedEvent, StoredCommand, StreamWrite
@@ -111,7 +112,7 @@ class Participant:
         """Let a plain handler decide. Returns its reply, and what it persisted."""
         self.cell.begin_decision(metadata)
         try:
-            reply = route.handle(self.cell.actor, command)
+            reply = detached(route.handle(self.cell.actor, command))
         except BaseException as error:
             raise self._failed(error) from None
         return reply, self._persisted()
@@ -122,7 +123,7 @@ class Participant:
         """The same for an `async def` handler."""
         self.cell.begin_decision(metadata)
         try:
-            reply = await route.handle(self.cell.actor, command)
+            reply = detached(await route.handle(self.cell.actor, command))
         except asyncio.CancelledError:
             self._failed(TransactionError(f"{self.stream_id!r}: the handler was cancelled"))
             raise

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from actors.actor import PersistentActor
-from actors.commit import Commit, size_of
+from actors.commit import Commit
 from actors.mailbox import Envelope
 from actors.snapshotting import due_snapshot
 from eventstore.backend import Appended, AppendOutcome, CommandOutcome, EncodedEvent
@@ -57,9 +57,10 @@ class Pipeline:
     def put(self, envelope: Envelope, staged: list[EncodedEvent] | None, outcome: CommandOutcome | None) -> None:
         """Send a command's events and outcome on, if there are any, and let its reply wait for all so far."""
         if staged or outcome is not None:
-            self._send(staged or [], outcome)
-        tail = self.tail
-        if tail is None:
+            tail = self._send(staged or [], outcome)
+        elif self.tail is not None:
+            tail = self.tail
+        else:
             self._decider.deliver(envelope)
             return
         tail.envelopes.append(envelope)
@@ -83,23 +84,18 @@ class Pipeline:
         commits = [self.head] if self.head is self.tail else [self.head, self.tail]
         return [envelope for commit in commits if commit is not None for envelope in commit.envelopes]
 
-    def _send(self, staged: list[EncodedEvent], outcome: CommandOutcome | None) -> None:
+    def _send(self, staged: list[EncodedEvent], outcome: CommandOutcome | None) -> Commit:
         decider = self._decider
-        before = self.sent_version
-        self.sent_version = decider.version
-        size = size_of(staged, outcome)
+        before, self.sent_version = self.sent_version, decider.version
         tail = self.tail
-        if tail is not None and not tail.is_taken:
-            tail.events.extend(staged)
-            if outcome is not None:
-                tail.commands.append(outcome)
-            self._commits.grow(tail, size)
-        else:
+        if tail is None or tail.is_taken:
             tail = Commit(decider.stream_id, before, decider.epoch, staged, outcome, self._on_outcome)
-            tail.size_bytes = size
             self.tail = tail
-            self.head = self.head or tail
+            if self.head is None:
+                self.head = tail
             self._commits.submit(tail)
+        else:
+            self._commits.grow(tail, tail.join(staged, outcome))
         policy = decider.cls.snapshot_policy
         if (policy.every is not None or policy.when is not None) and staged:
             data = due_snapshot(
@@ -112,6 +108,7 @@ class Pipeline:
             )
             if data is not None:
                 tail.snapshot = (decider.version, data)
+        return tail
 
     def _on_outcome(self, commit: Commit, outcome: AppendOutcome | EventStoreError) -> None:
         behind = None if self.tail is commit else self.tail

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, Phase
+from actors.cell import Cell
 from actors.command import Command
 from actors.command_identity import identify
 from actors.deadlines import Deadlines
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling
 from actors.mailbox import Envelope
-from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, StoreClosed
+from actors.phase import Phase
+from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, MailboxFull, StoreClosed
 from eventstore.events import Metadata
 
 if TYPE_CHECKING:
@@ -31,14 +32,13 @@ class RefRuntime(Protocol):
     """What a reference needs of the runtime it belongs to."""
 
     loop: asyncio.AbstractEventLoop
+    new_reply: Callable[[], asyncio.Future[Any]]
     deadlines: Deadlines
     ask_timeout: float
     mailbox_overflow: Literal["reject", "wait"]
     next_use: Callable[[], int]
     is_open: bool
     is_shut: bool
-
-    def new_reply(self) -> asyncio.Future[Any]: ...
 
     def owns_streams(self, lease: int) -> bool: ...
 
@@ -115,7 +115,7 @@ class ActorRef(Generic[A]):
                 # As `_reply` does it: one coroutine fewer.
                 reply: asyncio.Future[R] = decided.reply  # type: ignore[assignment]
                 seconds = runtime.ask_timeout if timeout is None else timeout
-                if seconds == math.inf:
+                if seconds == inf:
                     return await reply
                 due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
                 try:
@@ -137,7 +137,8 @@ class ActorRef(Generic[A]):
         """Send a command and return when the actor has accepted it. What becomes of it is not reported here: a failure
         is logged, and kept among the system's dead letters. With a `command_id` it is handled once, as with `ask`.
 
-        Raises `MailboxFull` or `ActorStopped` if it is not accepted.
+        Raises `MailboxFull` or `ActorStopped` if it is not accepted. Where the system waits for room in a full mailbox
+        instead, it does so for `ask_timeout` seconds at most.
         """
         self.route_of(command)
         identity = None if command_id is None else identify(command, command_id)
@@ -192,14 +193,25 @@ class ActorRef(Generic[A]):
         return await self._reply(envelope.reply, timeout)
 
     async def _accepting_cell(self, seconds: float) -> Cell:
-        """The cell, with room in its mailbox if the system waits for room instead of refusing."""
+        """The cell, with room in its mailbox if the system waits for room instead of refusing. Raises `MailboxFull`."""
         runtime = self._runtime
         cell = self._live_cell()
         if runtime.mailbox_overflow == "wait":
-            deadline = runtime.loop.time() + seconds
-            while (room := cell.room()) is not None:
-                await self._reply(room, deadline - runtime.loop.time())
-                cell = self._live_cell()
+            asker = current_handling()
+            if asker is not None and asker is cell.handling and cell.has_no_room:
+                raise MailboxFull(
+                    f"the mailbox of {self.stream_id!r} is full, and its own handler cannot wait for room in it: the "
+                    "command was not accepted"
+                )
+            try:
+                async with asyncio.timeout(seconds):
+                    while cell.has_no_room:
+                        await cell.room()
+                        cell = self._live_cell()
+            except TimeoutError:
+                raise MailboxFull(
+                    f"the mailbox of {self.stream_id!r} had no room within {seconds:g} s: the command was not accepted"
+                ) from None
         return cell
 
     def _live_cell(self) -> Cell:
@@ -219,7 +231,7 @@ class ActorRef(Generic[A]):
     async def _reply(self, reply: asyncio.Future[Any], timeout: float | None) -> Any:
         runtime = self._runtime
         seconds = runtime.ask_timeout if timeout is None else timeout
-        if seconds == math.inf:
+        if seconds == inf:
             return await reply
         due = runtime.deadlines.add(reply, seconds, (self.stream_id, seconds))
         try:
@@ -246,6 +258,10 @@ class ActorRef(Generic[A]):
         cell = self._live_cell()
         cell.used = self._runtime.next_use()
         return cell
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # In a reply, too, it is the way to the same actor.
+        return self
 
     def __repr__(self) -> str:
         return f"ActorRef({self._actor.__qualname__}, {self.stream_id!r})"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import repeat
 from typing import Any
 from zlib import crc32
 
@@ -27,7 +28,7 @@ _LARGEST_PAGE = 2000
 _PAGE_BYTES = 4 * 1024 * 1024
 
 # So many are applied without giving the event loop a turn.
-_EVENTS_AT_ONCE = 160
+_EVENTS_AT_ONCE = 200
 
 
 class Replay:
@@ -157,38 +158,64 @@ def apply_stored(actor: PersistentActor[Any], stage: Stage, page: EventPage, *, 
 def _apply_sound(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> bool:
     """Look at each column as a whole, and apply the events if nothing is wrong with any. False, and nothing was done,
     if something is."""
-    versions, types, payloads = page.versions, page.types, page.payloads
+    versions = page.versions
     first, count = stage.version + 1, len(versions)
     if versions != list(range(first, first + count)):
         return False
-    routes = actor.handlers.stored
-    is_of_one_type = types.count(types[0]) == count
-    try:
-        each = [routes[types[0]]] * count if is_of_one_type else [routes[type_] for type_ in types]
-    except KeyError:
+    found = _of_one_type(actor, page) if page.types.count(page.types[0]) == count else _of_several(actor, page)
+    if found is None:
         return False
-    if page.schema_versions != [route.schema_version for route in each]:
-        return False
-    checks = list(map(crc32, payloads, [route.seed for route in each]))
-    # Above the payload's bits are those of the metadata, for events that have some.
-    if checks != page.checksums and checks != [checksum & PAYLOAD_BITS for checksum in page.checksums]:
-        return False
-    try:
-        if is_of_one_type:
-            events = each[0].validate_many(b"[%b]" % b",".join(payloads), extra="allow")
-        else:
-            events = [route.validate(payload, extra="allow") for route, payload in zip(each, payloads, strict=True)]
-    except ValidationError:
-        return False
-    if len(events) != count:
-        return False
-    for version, event, apply in zip(versions, events, [route.apply for route in each], strict=True):
+    events, handlers = found
+    for version, event, apply in zip(versions, events, handlers, strict=False):
         stage.version = version
         try:
             apply(actor, event)
         except Exception as error:
             raise handler_raised(error, stage, event) from error
     return True
+
+
+_Found = tuple[Sequence[Event], Iterable[Callable[[Any, Any], None]]]
+"""The events of a page, and the handler of each."""
+
+
+def _of_one_type(actor: PersistentActor[Any], page: EventPage) -> _Found | None:
+    """None: something is wrong with one of them."""
+    route = actor.handlers.stored.get(page.types[0])
+    count = len(page.types)
+    if route is None or page.schema_versions != [route.schema_version] * count:
+        return None
+    if not _match(list(map(crc32, page.payloads, repeat(route.seed))), page.checksums):
+        return None
+    try:
+        events = route.validate_many(b"[%b]" % b",".join(page.payloads), extra="allow")
+    except ValidationError:
+        return None
+    return (events, repeat(route.apply)) if len(events) == count else None
+
+
+def _of_several(actor: PersistentActor[Any], page: EventPage) -> _Found | None:
+    """The same where they are of several types."""
+    stored = actor.handlers.stored
+    try:
+        routes = [stored[type_] for type_ in page.types]
+    except KeyError:
+        return None
+    if page.schema_versions != [route.schema_version for route in routes]:
+        return None
+    if not _match(list(map(crc32, page.payloads, [route.seed for route in routes])), page.checksums):
+        return None
+    try:
+        events = [route.validate(payload, extra="allow") for route, payload in zip(routes, page.payloads, strict=True)]
+    except ValidationError:
+        return None
+    return events, [route.apply for route in routes]
+
+
+def _match(found: list[int], checksums: list[int]) -> bool:
+    """Whether events are what was stored. Above the payload's bits are those of the metadata, for events that have
+    some."""
+    return found == checksums or found == [checksum & PAYLOAD_BITS for checksum in checksums]
 
 
 def _apply_one_by_one(actor: PersistentActor[Any], stage: Stage, page: EventPage, through: int) -> None:

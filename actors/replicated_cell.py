@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, CellRuntime, Durable, Phase, encoded_metadata
+from actors.cell import Cell
+from actors.cell_runtime import CellRuntime
 from actors.commit import Commit
 from actors.convergence import Entry, History, fold_failed
+from actors.handlers import unhandled
 from actors.handling import Handling
 from actors.mailbox import Hold
+from actors.phase import Phase
 from actors.replicated_actor import ReplicatedActor
 from actors.replicated_recovery import (
     Found,
@@ -22,10 +25,9 @@ from actors.replicated_recovery import (
     stamp_of,
 )
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
-from eventstore.codec import checksum_of, encode_metadata, encode_payload, new_event_id, with_tags
+from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
     ActorError,
-    DefinitionError,
     EventStoreError,
     FencedError,
     ReplicaRefused,
@@ -159,7 +161,7 @@ class ReplicatedCell(Cell):
         self._is_deciding = True
         staged.extend(encoded for encoded, _ in added)
         self._staged = staged
-        return Durable(self)
+        return self
 
     def _stamped(
         self, events: tuple[Event, ...], staged: Sequence[EncodedEvent]
@@ -168,25 +170,22 @@ class ReplicatedCell(Cell):
         time = history.latest if staged else time_after(history.latest, self._membership.wall)
         clock = history.clock
         batch_id = staged[0].batch_id if staged else None
-        metadata = encoded_metadata(self._metadata, self._identity)
+        metadata = self._notes()
         added: list[tuple[EncodedEvent, Stamp]] = []
         for event in events:
             if event.__class__ not in self.cls.handlers.events:
-                raise DefinitionError(
-                    f"{self.cls.__qualname__} persists {type(event).__qualname__} but has no @event_handler for it; "
-                    "nothing was stored"
-                )
-            type_, schema_version, payload, is_tagged = encode_payload(event, limit=self._runtime.max_payload_bytes)
-            event_id = new_event_id()
-            batch_id = batch_id or event_id
+                raise unhandled(self.cls, event)
             clock = clock.incremented(replica)
             stamp = Stamp(replica, clock[replica], clock, time)
-            notes = with_tags(event, metadata) if is_tagged else metadata
-            checksum = checksum_of(type_, schema_version, payload, notes)
-            fields = stamp.fields(concurrent=False)
-            added.append(
-                (EncodedEvent(event_id, type_, schema_version, payload, notes, batch_id, checksum, fields), stamp)
+            encoded = encode_event(
+                event,
+                metadata,
+                limit=self._runtime.max_payload_bytes,
+                batch_id=batch_id,
+                replica=stamp.fields(concurrent=False),
             )
+            batch_id = encoded.batch_id
+            added.append((encoded, stamp))
         return added
 
     def outcome_known(self, stored: Commit | None) -> None:
@@ -234,13 +233,11 @@ class ReplicatedCell(Cell):
         if hasattr(self, "history"):
             self._settle(is_due=False)
 
-    async def until(self, is_reached: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is known of the stream. Raises `TimeoutError`."""
-        if is_reached():
-            return
-        future: asyncio.Future[None] = self._runtime.new_reply()
-        self._waiting.append((is_reached, future))
-        async with asyncio.timeout(seconds):
+    async def until(self, is_reached: Callable[[], bool]) -> None:
+        """Wait until something is known of the stream. The caller has the deadline."""
+        if not is_reached():
+            future: asyncio.Future[None] = self._runtime.new_reply()
+            self._waiting.append((is_reached, future))
             await future
 
     @property
@@ -304,14 +301,8 @@ class ReplicatedCell(Cell):
             self.release(failure)
 
     async def _be_held(self, age: int) -> None:
-        granted: asyncio.Future[None] = self._runtime.new_reply()
-        self.accept(Hold(granted, Handling(), age))
-        try:
+        with self.queued(Hold(self._runtime.new_reply(), Handling(), age)) as granted:
             await granted
-        except BaseException:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self.release()
-            raise
 
     async def _store_merged(self, store: EventStore, new: Sequence[tuple[RecordedEvent, Stamp]]) -> None:
         stamps = [stamp for _, stamp in new]

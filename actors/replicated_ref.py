@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from actors.command import Command
@@ -42,34 +43,51 @@ class ReplicatedRef(ActorRef[A], Generic[A]):
         is stored here and will reach the others. With `after`, which a `clock()` gave, here or on another replica, the
         command is decided when all that was known there has come here; it raises `AskTimeout` if it does not.
         """
-        clock = self._runtime.loop.time
+        now = self._runtime.loop.time
         seconds = self._runtime.ask_timeout if timeout is None else timeout
-        deadline = clock() + seconds
+        deadline = now() + seconds
         if after is not None:
             await self._wait_for(after, seconds)
         reply = await super().ask(
-            command, timeout=deadline - clock(), metadata=metadata, command_id=command_id, fresh=fresh
+            command,
+            timeout=seconds if after is None else deadline - now(),
+            metadata=metadata,
+            command_id=command_id,
+            fresh=fresh,
         )
         if replicated != "local":
-            await self._spread(replicated, deadline - clock(), reply)
+            await self._spread(replicated, deadline, reply)
         return reply
 
-    async def clock(self) -> VectorClock:
-        """What is stored of the actor here, once all is that was asked before: for `ask(…, after=clock)` elsewhere."""
-        return (await self._stored())[1]
+    async def clock(self, *, timeout: float | None = None) -> VectorClock:
+        """What is stored of the actor here, once all is that was asked before: for `ask(…, after=clock)` elsewhere.
 
-    async def _wait_for(self, clock: VectorClock, seconds: float) -> None:
-        cell, _ = await self._stored()
+        Raises `AskTimeout` if that takes longer than `timeout` seconds, or the system's `ask_timeout`.
+        """
+        seconds = self._runtime.ask_timeout if timeout is None else timeout
+        cell = self._replicated_cell()
         try:
-            await cell.until(lambda: cell.clock.covers(clock), seconds)
+            async with asyncio.timeout(seconds):
+                return await cell.stored_clock(self._runtime.next_age())
         except TimeoutError:
             raise AskTimeout(
-                f"{self.stream_id!r} did not come to {clock} within {seconds:g} s, it is at {cell.clock}: the "
-                "command was not accepted"
+                f"{self.stream_id!r} was not done with what it was asked before within {seconds:g} s"
             ) from None
 
-    async def _spread(self, replicated: Literal["all"] | int, seconds: float, reply: object) -> None:
-        cell, clock = await self._stored()
+    async def _wait_for(self, clock: VectorClock, seconds: float) -> None:
+        cell = self._replicated_cell()
+        try:
+            async with asyncio.timeout(seconds):
+                await cell.stored_clock(self._runtime.next_age())
+                await cell.until(lambda: cell.clock.covers(clock))
+        except TimeoutError:
+            raise AskTimeout(
+                f"{self.stream_id!r} did not come to {clock} within {seconds:g} s and store it, it is at {cell.clock}: "
+                "the command was not accepted"
+            ) from None
+
+    async def _spread(self, replicated: Literal["all"] | int, deadline: float, reply: object) -> None:
+        cell = self._replicated_cell()
         others = cell.others
         wanted = len(others) + 1 if replicated == "all" else replicated
         if wanted > len(others) + 1:
@@ -77,18 +95,22 @@ class ReplicatedRef(ActorRef[A], Generic[A]):
                 f"replicated={wanted}: only {len(others) + 1} replicas take part; the command was stored here"
             )
 
+        # Until it is known what is stored, that is what was decided.
+        clock = cell.clock
+
         def is_spread() -> bool:
             # Who has left meanwhile is not waited for.
             most = len(cell.others) + 1
             return len(cell.known_by(clock)) >= (most if replicated == "all" else min(wanted, most))
 
         try:
-            await cell.until(is_spread, max(0.0, seconds))
+            async with asyncio.timeout_at(deadline):
+                clock = await cell.stored_clock(self._runtime.next_age())
+                await cell.until(is_spread)
         except TimeoutError:
             known = cell.known_by(clock)
             missing = [name for name in cell.others if name not in known]
             raise NotReplicated(self.stream_id, clock, known=known, missing=missing, reply=reply) from None
 
-    async def _stored(self) -> tuple[ReplicatedCell, VectorClock]:
-        cell = cast("ReplicatedCell", self._live_cell())
-        return cell, await cell.stored_clock(self._runtime.next_age())
+    def _replicated_cell(self) -> ReplicatedCell:
+        return cast("ReplicatedCell", self._live_cell())

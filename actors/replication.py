@@ -15,7 +15,7 @@ from actors.replicated_actor import ReplicatedActor
 from actors.replicated_cell import ReplicatedCell
 from actors.replicated_recovery import stamp_of
 from actors.runtime import Runtime
-from eventstore.errors import DefinitionError, ReplicaRefused, ReplicationError, StoreClosed
+from eventstore.errors import ConcurrencyError, DefinitionError, ReplicaRefused, ReplicationError, StoreClosed
 from eventstore.events import RecordedEvent, stream_kind
 from eventstore.stamp import WallClock, wall_clock
 from eventstore.store import EventStore
@@ -30,6 +30,9 @@ _ACTORS_AT_ONCE = 32
 
 # So many of a stream's newest events are looked at to find that all of what came is known.
 _NEWEST = 20
+
+# So often is something merged again that another process of this replica has overtaken.
+_TRIES = 3
 
 _LONGEST_PAUSE = 10.0
 
@@ -276,12 +279,22 @@ class Replication:
         known = live.certain_clock
         merged = 0
         if known is None or not known.covers(clock) or live.differs(events, stamps):
-            merged = await live.merge(self._store, events, self._runtime.next_age())
+            merged = await self._merge_into(live, events)
         live.hear(source, clock)
         for stamp in stamps:
             live.hear(stamp.origin, stamp.clock)
         live.heard_more()
         return merged
+
+    async def _merge_into(self, cell: ReplicatedCell, events: Sequence[RecordedEvent]) -> int:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return await cell.merge(self._store, events, self._runtime.next_age())
+            except ConcurrencyError:
+                # Another process of this replica has stored something in between.
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
 
     async def _newest(self, stream_id: str) -> VectorClock:
         """What the newest events of a stream know. It may know more, if one replica has not written for long."""

@@ -15,14 +15,16 @@ from typing import Any, Literal, TypeVar, cast
 import orjson
 
 from actors.actor import PersistentActor
-from actors.cell import Cell, Phase
+from actors.cell import Cell
 from actors.command import Command
 from actors.dead_letters import DeadLetters
 from actors.deadlines import Deadlines
 from actors.follower import Follower
+from actors.living_cell import LivingCell
 from actors.mailbox import Envelope
 from actors.ownership import Ownership
 from actors.permits import Permits
+from actors.phase import Phase
 from actors.recovery import catch_up, recover
 from actors.ref import give_up
 from actors.replicated_actor import ReplicatedActor
@@ -70,6 +72,7 @@ class Runtime:
         self._store = store
         self._settings = settings
         self.loop = asyncio.get_running_loop()
+        self.new_reply: Callable[[], asyncio.Future[Any]] = self.loop.create_future
         self.commits = store.commits
         self.deadlines = Deadlines(self.loop, give_up)
         self.ask_timeout = settings.ask_timeout
@@ -247,10 +250,6 @@ class Runtime:
 
     # What cells ask of the runtime
 
-    def new_reply(self) -> asyncio.Future[Any]:
-        """A future of this runtime's loop."""
-        return self.loop.create_future()
-
     def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> asyncio.Task[None]:
         """Run work that belongs to the runtime: it is awaited or cancelled when that closes."""
         task = self.loop.create_task(work, context=context)
@@ -263,7 +262,7 @@ class Runtime:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.loop.call_exception_handler({"message": "an actor's task failed", "exception": error, "task": task})
 
-    async def recover(self, cell: Cell, pause: float) -> None:
+    async def recover(self, cell: LivingCell, pause: float) -> None:
         """Rebuild a cell's state, with at most so many others at a time."""
         cause = self._restarting.pop(cell.stream_id, None)
         if pause:
@@ -289,7 +288,7 @@ class Runtime:
         else:
             cell.recovered()
 
-    async def _claim(self, cell: Cell) -> tuple[int | None, int]:
+    async def _claim(self, cell: LivingCell) -> tuple[int | None, int]:
         if not self.is_exclusive(cell.cls):
             return None, 0
         if self._ownership is None:
@@ -299,7 +298,7 @@ class Runtime:
             )
         return await self._ownership.claim(cell.stream_id)
 
-    async def _rebuild(self, cell: Cell) -> PersistentActor[Any]:
+    async def _rebuild(self, cell: LivingCell) -> PersistentActor[Any]:
         timeout = self._settings.recovery_timeout
         if isinstance(cell, ReplicatedCell):
             return await cell.rebuild(self._store)
@@ -349,7 +348,7 @@ class Runtime:
     def _report(self) -> bytes:
         return orjson.dumps(self.stats().report())
 
-    def supervise(self, cell: Cell, error: BaseException) -> None:
+    def supervise(self, cell: LivingCell, error: BaseException) -> None:
         """Decide what becomes of a cell that failed."""
         logger.error("actor %r failed: %s", cell.stream_id, described(error), exc_info=error)
         verdict = self._supervisor.decide(cell.stream_id, error, cell.cls.supervision)
@@ -368,12 +367,12 @@ class Runtime:
                 self._restarting[cell.stream_id] = error
                 cell.activate(verdict.pause)
 
-    def save_snapshot(self, cell: Cell, version: int, data: bytes) -> None:
+    def save_snapshot(self, cell: LivingCell, version: int, data: bytes) -> None:
         """Store a state. One save per actor at a time: while one is under way, the next is left out."""
         if cell.stream_id not in self._saving:
             self.save_packed(cell, new_snapshot(cell.stream_id, version, cell.cls.state_type.fingerprint, data))
 
-    def save_packed(self, cell: Cell, snapshot: Snapshot) -> None:
+    def save_packed(self, cell: LivingCell, snapshot: Snapshot) -> None:
         """The same for a state that is a snapshot already."""
         if cell.stream_id not in self._saving:
             work = self._save(cell.cls, snapshot, cell.epoch)
@@ -389,7 +388,7 @@ class Runtime:
         finally:
             self._saving.pop(stream_id, None)
 
-    def command_remembered(self, cell: Cell, outcome: CommandOutcome) -> None:
+    def command_remembered(self, cell: LivingCell, outcome: CommandOutcome) -> None:
         """From time to time, have the oldest forgotten. Chance says when, so that nothing need be counted."""
         retention = cell.cls.command_retention
         if retention is None or outcome.outcome_id[-1] % _FORGOTTEN_EVERY or cell.stream_id in self._forgetting:
@@ -407,7 +406,7 @@ class Runtime:
         finally:
             self._forgetting.discard(stream_id)
 
-    def tell_failed(self, cell: Cell, envelope: Envelope, error: BaseException) -> None:
+    def tell_failed(self, cell: LivingCell, envelope: Envelope, error: BaseException) -> None:
         """Nobody waits for the reply: the log is told, and the dead letters."""
         command = cast("Command[Any]", envelope.command)
         logger.error(
@@ -443,7 +442,7 @@ class Runtime:
         if ownership is not None and ownership.release(stream_id, epoch):
             self.start_task(ownership.flush(), None)
 
-    def forget(self, cell: Cell) -> None:
+    def forget(self, cell: LivingCell) -> None:
         """Let a cell leave memory: the next message brings the actor to life anew."""
         cell.phase = Phase.PASSIVE
         if self._cells.get(cell.stream_id) is cell:

@@ -213,7 +213,8 @@ class ActorSystem:
         this system has the same kind, and `StoreClosed` before the system is entered.
         """
         runtime = self._entered
-        known = self._classes.setdefault(getattr(actor, "kind", ""), actor)
+        stream_id = stream_id_of(actor, key)
+        known = self._classes.setdefault(actor.kind, actor)
         if known is not actor:
             raise DefinitionError(
                 f"{actor.__qualname__} and {known.__module__}.{known.__qualname__} are both of kind {actor.kind!r}: "
@@ -221,8 +222,8 @@ class ActorSystem:
             )
         if issubclass(actor, ReplicatedActor):
             self.replication.replicate(actor)
-            return ReplicatedRef(runtime, actor, stream_id_of(actor, key))
-        return ActorRef(runtime, actor, stream_id_of(actor, key))
+            return ReplicatedRef(runtime, actor, stream_id)
+        return ActorRef(runtime, actor, stream_id)
 
     def transaction(
         self, *, command_id: str | None = None, timeout: float | None = None, metadata: Metadata | None = None

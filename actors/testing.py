@@ -20,7 +20,7 @@ from actors.determinism import NotDeterministic, breaches_noted, deterministic
 from actors.kit_failure import KitFailure
 from actors.replay import apply_stored
 from eventstore.backend import EventPage, ReplayedEvent
-from eventstore.codec import checksum_of, decode_payload, encode_payload
+from eventstore.codec import decode_payload, encode_event
 from eventstore.errors import ActorError, CodecError, DefinitionError
 from eventstore.events import Event
 
@@ -280,5 +280,5 @@ def _short(dumped: bytes) -> str:
 
 
 def _stored(version: int, event: Event) -> ReplayedEvent:
-    type_, schema_version, payload, _ = encode_payload(event)
-    return version, type_, schema_version, payload, checksum_of(type_, schema_version, payload, None)
+    _, type_, schema_version, payload, _, _, checksum, _ = encode_event(event)
+    return version, type_, schema_version, payload, checksum

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeVar, cast
 import orjson
 from uuid_utils import uuid7
 
-from actors.cell import outcome_unknown
+from actors.append_failures import outcome_unknown
 from actors.command import Command
 from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
 from actors.handlers import CommandRoute

@@ -33,21 +33,16 @@ class TransactionRun(Handling):
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hold = hold = Hold(granted, self, self.age)
         try:
-            cell.accept(hold)
-            if not granted.done():
-                if has_statements and not cell.only_reads_before(hold):
-                    # Whoever has the actor may wait in the database for what these statements hold.
-                    raise TransactionOvertaken(
-                        cell.stream_id, "it has begun statements, and others have that actor; ask the actors first"
-                    )
-                with self.waiting_for(cell):
-                    await granted
-            granted.result()
-        except BaseException:
-            # What is done is passed over in the queue: nobody must be given an actor who has gone.
-            if not granted.cancel() and not granted.cancelled() and granted.exception() is None:
-                cell.release()
-            raise
+            with cell.queued(hold):
+                if not granted.done():
+                    if has_statements and not cell.only_reads_before(hold):
+                        # Whoever has the actor may wait in the database for what these statements hold.
+                        raise TransactionOvertaken(
+                            cell.stream_id, "it has begun statements, and others have that actor; ask the actors first"
+                        )
+                    with self.waiting_for(cell):
+                        await granted
+                granted.result()
         finally:
             self._hold = None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 from uuid import UUID
 
 from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields, StreamWrite, refusal
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError, StoreFenced
+
+# As the class does it by itself, without a call in Python for each batch.
+_new_appended = cast("Callable[[type[Appended], tuple[Any, ...]], Appended]", tuple.__new__)
 
 
 class Head:
@@ -136,7 +139,7 @@ class Group:
             self.has_new_streams = True
         if stream.epoch:
             self.has_epochs = True
-        return Appended(self.last_position + len(rows), (version,))
+        return _new_appended(Appended, (self.last_position + len(rows), (version,), False))
 
     def _placed(self, batch: Batch) -> AppendOutcome:
         versions: dict[str, int] = {}

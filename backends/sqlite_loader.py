@@ -40,6 +40,8 @@ SELECT
     ), char(28)) FROM wanted w)
 """
 _PAGES, _COLUMNS, _TEXTS = b"\x1c", b"\x1d", SEPARATOR.encode()
+_BEHIND_NUMBER = 5
+"""Columns of a page, behind the number of its load."""
 
 _FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
 
@@ -87,8 +89,12 @@ def _pages(pages: bytes | None) -> Mapping[int, EventPage]:
     if pages is None:
         return {}
     found: dict[int, EventPage] = {}
-    for page in pages.split(_PAGES):
-        number, versions, types, schema_versions, payloads, checksums = page.split(_COLUMNS)
+    # All at once, because each split copies what it splits. What ends a page stands between two short columns.
+    columns = pages.split(_COLUMNS)
+    number = columns[0]
+    for start in range(1, len(columns), _BEHIND_NUMBER):
+        versions, types, schema_versions, payloads, last = columns[start : start + _BEHIND_NUMBER]
+        checksums, _, following = last.partition(_PAGES)
         texts = payloads.split(_TEXTS)
         found[int(number)] = EventPage(
             orjson.loads(b"[%b]" % versions),
@@ -97,6 +103,7 @@ def _pages(pages: bytes | None) -> Mapping[int, EventPage]:
             texts,
             orjson.loads(b"[%b]" % checksums),
         )
+        number = following
     return found
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from eventstore.backend import CommandOutcome, EncodedEvent, StoredSnapshot
+from eventstore.loading import StoredSnapshot
+from eventstore.writes import CommandOutcome, EncodedEvent
 
 StreamKey = tuple[str, str]
 """A stream of whichever tenant: the tenant, "" for none, and the stream's id."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from eventstore.backend import EventFilter
 from eventstore.errors import InvalidQuery
+from eventstore.event_filter import EventFilter
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.json_condition import JsonCondition, exact_json
 

@@ -7,486 +7,63 @@ leave the backend (they become the errors of `eventstore.errors`, chained); a ca
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
-from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, overload
-
-from eventstore.errors import (
-    CommandForgotten,
-    ConcurrencyError,
-    DuplicateCommand,
-    DuplicateEventError,
-    FencedError,
-    JournalCorrupt,
-)
-from eventstore.events import RecordedEvent
-
-if TYPE_CHECKING:
-    from eventstore.archive import Archive
-    from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
-    from eventstore.sql_transaction import SqlTransaction
-
-
-class Expected(IntEnum):
-    """Expectations about a stream's version that are not one number."""
-
-    ANY = -1
-    STREAM_EXISTS = -2
-    NO_STREAM = 0
-
-
-class ReplicaFields(NamedTuple):
-    """What a replicated event is stored with, as in `RecordedEvent`. `clock` is JSON in UTF-8."""
-
-    origin: str
-    origin_sequence: int
-    clock: bytes
-    concurrent: bool
-
-
-class EncodedEvent(NamedTuple):
-    """One event on its way into the journal. `payload` and `metadata` are JSON in UTF-8.
-
-    Ids are the 16 bytes of a UUID. `batch_id` is the id of the first event of the command or append it belongs to.
-    `checksum` (`codec.checksum_of`) is 0 or more and below 2**63; it is stored as it is given. So is `replica`, which
-    only the events of replicated actors have.
-    """
-
-    event_id: bytes
-    type: str
-    schema_version: int
-    payload: bytes
-    metadata: bytes | None
-    batch_id: bytes
-    checksum: int
-    replica: ReplicaFields | None = None
-
-
-class CommandOutcome(NamedTuple):
-    """What a command with an id came to, stored in the same commit as its events. `payload` is JSON in UTF-8.
-
-    `fingerprint` (16 bytes) tells the command from others that are sent under its id. `outcome_id` (16 bytes) is this
-    one execution's own, so that the identical append, sent again, is told from another execution of the command.
-    `issued_at` is the time that a UUIDv7 carries, in milliseconds since 1970; 0 for an id that tells no time.
-    """
-
-    command_id: str
-    fingerprint: bytes
-    outcome_id: bytes
-    is_rejection: bool
-    payload: bytes
-    issued_at: int = 0
-
-
-class StreamWrite(NamedTuple):
-    """Events for one stream, in order, and what must be true of the stream for them to be stored.
-
-    `expected` is the version the stream must have, or an `Expected`. With an `epoch`, the write is refused
-    (`FencedError`) once a newer epoch has been claimed; without one, ownership is not checked.
-    `commands` are outcomes to remember; a write may consist of them alone. One whose id the stream remembers already
-    refuses the batch (`DuplicateCommand`), one older than what the stream has forgotten too (`CommandForgotten`).
-    """
-
-    stream_id: str
-    expected: int
-    events: Sequence[EncodedEvent]
-    epoch: int | None = None
-    commands: Sequence[CommandOutcome] = ()
-
-
-Batch = Sequence[StreamWrite]
-"""Writes that are stored together or not at all. A stream may occur more than once: the writes follow each other."""
-
-
-def refusal(write: StreamWrite, version: int, epoch: int) -> ConcurrencyError | FencedError | None:
-    """Why a write cannot go into a stream that is at a version and a claimed epoch, or None if it can."""
-    if write.epoch is not None and write.epoch < epoch:
-        return FencedError(write.stream_id, write.epoch, epoch)
-    match write.expected:
-        case Expected.ANY:
-            return None
-        case Expected.STREAM_EXISTS:
-            return None if version > 0 else ConcurrencyError(write.stream_id, "STREAM_EXISTS", version)
-        case expected:
-            return None if version == expected else ConcurrencyError(write.stream_id, expected, version)
-
-
-class Appended(NamedTuple):
-    """Where a batch was stored.
-
-    `position` is that of its last event, 0 if it had none. `versions` gives, for every write in order, the stream's
-    version after it. `is_duplicate` says that the identical batch had been stored before: the numbers are the
-    original ones.
-    """
-
-    position: int
-    versions: tuple[int, ...]
-    is_duplicate: bool = False
-
-
-def stored_by(batches: Sequence[Batch], outcomes: Sequence[object]) -> Batch:
-    """All writes that an append has just stored, as one batch: not those that were refused, or stored before."""
-    return [
-        write
-        for batch, outcome in zip(batches, outcomes, strict=True)
-        if isinstance(outcome, Appended) and not outcome.is_duplicate
-        for write in batch
-    ]
-
-
-AppendOutcome = Appended | ConcurrencyError | FencedError | DuplicateEventError | DuplicateCommand | CommandForgotten
-"""One batch's own outcome: stored, or the error that says why nothing of it was."""
-
-
-class EventFilter(NamedTuple):
-    """Which events of the whole log are wanted: each field that is set must match; within a field, any value.
-
-    `kinds` are the parts of stream ids before the first dash; `types` are stored event names. `tenants` is for the
-    store without a tenant, which sees those of all; "" stands for its own. A tenant's store sees its own alone,
-    whatever is asked for.
-    """
-
-    kinds: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    stream_ids: tuple[str, ...] = ()
-    tenants: tuple[str, ...] = ()
-
-
-class LogPage(NamedTuple):
-    """Part of the whole log, in position order.
-
-    The `events` may be a `RecordPage`, which makes records when they are looked at; all were checked before. `position`
-    is how far the log has been looked through: the next page starts after it, even when the filter let nothing pass.
-    `is_end` says that there was no more when the page was read, and `end` where the log ended then.
-    """
-
-    events: Sequence[RecordedEvent]
-    position: int
-    is_end: bool
-    end: int
-
-
-class Moved(NamedTuple):
-    """Which streams got events in a part of the log that ends at `position`, and their versions at the newest of these.
-
-    `is_end` says that the log had no more when it was looked at.
-    """
-
-    versions: Mapping[str, int]
-    position: int
-    is_end: bool
-
-
-class StreamPage(NamedTuple):
-    """Part of one stream. `version` is the stream's version when the page was read, whatever the range was; 0 if
-    the stream does not exist. `truncated` is the version up to which events were removed."""
-
-    events: Sequence[RecordedEvent]
-    version: int
-    truncated: int
-
-
-class StoredSnapshot(NamedTuple):
-    """A packed snapshot. `payload` is in `encoding`; `checksum` covers the payload and all that names it.
-
-    With an `epoch` above 0 it is refused once a newer one has been claimed.
-    """
-
-    stream_id: str
-    version: int
-    fingerprint: str
-    encoding: str
-    payload: bytes
-    checksum: bytes
-    recorded_at: datetime
-    epoch: int = 0
-
-
-class Load(NamedTuple):
-    """A wish to rebuild one stream's state: the newest snapshot above version `after`, then events behind it.
-
-    With `use_snapshot` False, or where there is none, events start after `after`. At most `limit` events come.
-    """
-
-    stream_id: str
-    after: int = 0
-    use_snapshot: bool = True
-    limit: int = 1000
-
-
-ReplayedEvent = tuple[int, str, int, bytes, int]
-"""What replay needs of an event: version, type, schema version, payload, checksum."""
-
-
-class EventPage(Sequence[ReplayedEvent]):
-    """Events of one stream, in its order, by column: looking at a column as a whole costs a fraction of looking at each
-    event.
-
-    Raises `ValueError` for columns that are not of one length.
-    """
-
-    __slots__ = ("checksums", "payloads", "schema_versions", "types", "versions")
-
-    def __init__(
-        self,
-        versions: list[int],
-        types: list[str],
-        schema_versions: list[int],
-        payloads: list[bytes],
-        checksums: list[int],
-    ) -> None:
-        if not len(versions) == len(types) == len(schema_versions) == len(payloads) == len(checksums):
-            raise ValueError("the columns are not of one length")
-        self.versions = versions
-        self.types = types
-        self.schema_versions = schema_versions
-        self.payloads = payloads
-        self.checksums = checksums
-
-    @classmethod
-    def of(cls, events: Iterable[ReplayedEvent]) -> Self:
-        """The same events, by column."""
-        columns = [list(column) for column in zip(*events, strict=True)]
-        return cls(*columns) if columns else cls([], [], [], [], [])
-
-    def __len__(self) -> int:
-        return len(self.versions)
-
-    def __iter__(self) -> Iterator[ReplayedEvent]:
-        return zip(self.versions, self.types, self.schema_versions, self.payloads, self.checksums, strict=True)
-
-    @overload
-    def __getitem__(self, index: int) -> ReplayedEvent: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Self: ...
-
-    def __getitem__(self, index: int | slice) -> ReplayedEvent | Self:
-        if isinstance(index, slice):
-            return self.__class__(
-                self.versions[index],
-                self.types[index],
-                self.schema_versions[index],
-                self.payloads[index],
-                self.checksums[index],
-            )
-        return (
-            self.versions[index],
-            self.types[index],
-            self.schema_versions[index],
-            self.payloads[index],
-            self.checksums[index],
-        )
-
-
-NO_EVENTS = EventPage([], [], [], [], [])
-
-
-class Loaded(NamedTuple):
-    """What a `Load` found, at one moment: a snapshot, then the first events after it.
-
-    Replay compares payload and checksum of each. `version` is the stream's own.
-    """
-
-    snapshot: StoredSnapshot | None
-    events: EventPage
-    version: int
-    truncated: int
-
-
-class CommandLookup(NamedTuple):
-    """A question for one stream's remembered commands: the outcome of one id, and with `recent` above 0 which ids
-    there are, at most so many of them."""
-
-    stream_id: str
-    command_id: str
-    recent: int = 0
-
-
-class StoredCommand(NamedTuple):
-    """A remembered outcome. `version` is that of the stream after the write it came with."""
-
-    command_id: str
-    fingerprint: bytes
-    outcome_id: bytes
-    is_rejection: bool
-    payload: bytes
-    version: int
-    recorded_at: datetime
-
-
-class CommandsFound(NamedTuple):
-    """The answer to a `CommandLookup`, as one moment of the stream held it.
-
-    Every remembered id that is greater than `known_above`, in the order of UTF-8 bytes, is in `recent`: "" says that
-    these are all, None that nothing is known but the outcome itself. A command that was issued up to `forgotten`
-    (`CommandOutcome.issued_at`) may have had an outcome that is no longer remembered; 0 says that none is.
-    """
-
-    outcome: StoredCommand | None
-    recent: Sequence[str]
-    known_above: str | None
-    forgotten: int
-
-
-class Owner(NamedTuple):
-    """A process that may own streams. `id` is 16 bytes, new for each start; `name` is for people.
-
-    Its lease runs out `seconds` after it was last renewed, by the database's clock.
-    """
-
-    id: bytes
-    name: str
-    seconds: float
-
-
-class Claim(NamedTuple):
-    """A wish to write to a stream alone, from its next epoch on.
-
-    An `owner` gets it if nobody else with a lease that runs has it, or if that one's lease was renewed `lapsed` times
-    and no more: who watched that for the length of the lease has seen it run out, whatever the database's clock says.
-    Without an owner the epoch is raised unconditionally, and nobody owns the stream then.
-    """
-
-    stream_id: str
-    owner: bytes | None = None
-    lapsed: int | None = None
-
-
-class Holder(NamedTuple):
-    """Who owns a stream that was claimed in vain. `remaining` are the seconds until the lease runs out."""
-
-    owner: bytes
-    name: str
-    renewals: int
-    seconds: float
-    remaining: float
-
-
-class OwnerInfo(NamedTuple):
-    """A process as its lease describes it. `remaining` seconds below 0 say for how long the lease has run out.
-
-    `report` is what it says about itself, as JSON.
-    """
-
-    id: bytes
-    name: str
-    renewals: int
-    remaining: float
-    report: bytes
-
-
-class Holding(NamedTuple):
-    """A stream that an owner has claimed and not released. The owner's lease may have run out, or be gone."""
-
-    stream_id: str
-    epoch: int
-    owner: bytes
-
-
-class StreamInfo(NamedTuple):
-    """A stream, its version, the version up to which its events were removed, and whose it is."""
-
-    stream_id: str
-    version: int
-    truncated: int
-    tenant: str = ""
-
-
-class StoredCheckpoint(NamedTuple):
-    """How far a projection has come through the log, in one version of its read model. Each tenant has its own.
-
-    `events` counts what it has applied, and `checksum` (16 bytes) is the exclusive or of their ids. `state` is JSON in
-    UTF-8. `revision` counts the changes, from 1.
-    """
-
-    name: str
-    version: int
-    revision: int
-    position: int
-    events: int
-    checksum: bytes
-    state: bytes
-
-
-class Removal(NamedTuple):
-    """One truncation, as it was recorded in the step that removed the events.
-
-    `number` rises from each to the next, with holes. Up to version `through` nothing is left of the stream; `removed`
-    events went this time.
-    """
-
-    number: int
-    stream_id: str
-    through: int
-    removed: int
-    reason: str
-    recorded_at: datetime
-    tenant: str = ""
-
-
-class StoredSeal(NamedTuple):
-    """A seal over part of the log (docs/tamper-evidence.md). To the backend all but the number is bytes."""
-
-    number: int
-    statement: bytes
-    signature: bytes
-    leaves: bytes
-    removals: bytes
-
-
-class Durability(Enum):
-    """What an acknowledged append survives."""
-
-    POWER_LOSS = "power-loss"
-    PROCESS_CRASH = "process-crash"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a backend can do. What it cannot, it refuses with `CapabilityError`; it never pretends.
-
-    `creates_schema`: a new, empty database gets its journal by itself. `survives_restart`: what is stored can be
-    opened again. `user_sql`: the user's own SQL statements can be committed together with a batch. `tenants`: an
-    instance can be one tenant's; without it, it is asked for none. `archive`: records can be read and stored as they
-    are, and the journal can be fenced.
-    """
-
-    creates_schema: bool
-    survives_restart: bool
-    user_sql: bool = False
-    tenants: bool = False
-    archive: bool = False
-
-
-class Statistics(NamedTuple):
-    """Counts for `eventstore doctor`, of the whole journal.
-
-    `last_position` is the last that was given to an event, visible or not; `read_all` tells how far the log is settled.
-    """
-
-    streams: int
-    events: int
-    snapshots: int
-    last_position: int
-    size_bytes: int
-
-
-class Lease(Protocol):
-    """One owner's lease, on a connection of its own. It is used in another thread's event loop than the backend's, so
-    that a loop that is kept busy does not let it run out. It is ended before the backend is closed."""
-
-    async def renew(self, report: bytes) -> None:
-        """Begin the lease, or let it run anew from now. Raises as every call does; then it runs on as it was."""
-        ...
-
-    async def end(self) -> None:
-        """Give up the lease, and with it every stream the owner holds, listed or not. Then let go of the connection."""
-        ...
+from typing import Protocol
+
+from eventstore.append_outcome import Appended, AppendOutcome, stored_by
+from eventstore.archive import Archive
+from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.capabilities import Capabilities, Durability
+from eventstore.errors import JournalCorrupt
+from eventstore.event_filter import EventFilter
+from eventstore.journal_facts import Removal, Statistics, StoredCheckpoint, StoredSeal, StreamInfo
+from eventstore.loading import NO_EVENTS, EventPage, Load, Loaded, ReplayedEvent, StoredSnapshot
+from eventstore.owner import Claim, Holder, Holding, Lease, Owner, OwnerInfo
+from eventstore.pages import LogPage, Moved, StreamPage
+from eventstore.remembered_command import CommandLookup, CommandsFound, StoredCommand
+from eventstore.sql_transaction import SqlTransaction
+from eventstore.writes import Batch, CommandOutcome, EncodedEvent, Expected, ReplicaFields, StreamWrite, refusal
+
+__all__ = [
+    "NO_EVENTS",
+    "AppendOutcome",
+    "Appended",
+    "Backend",
+    "Batch",
+    "Capabilities",
+    "Claim",
+    "CommandLookup",
+    "CommandOutcome",
+    "CommandsFound",
+    "Durability",
+    "EncodedEvent",
+    "EventFilter",
+    "EventPage",
+    "Expected",
+    "Holder",
+    "Holding",
+    "Lease",
+    "Load",
+    "Loaded",
+    "LogPage",
+    "Moved",
+    "Owner",
+    "OwnerInfo",
+    "Removal",
+    "ReplayedEvent",
+    "ReplicaFields",
+    "Statistics",
+    "StoredCheckpoint",
+    "StoredCommand",
+    "StoredSeal",
+    "StoredSnapshot",
+    "StreamInfo",
+    "StreamPage",
+    "StreamWrite",
+    "refusal",
+    "stored_by",
+]
 
 
 class Backend(Protocol):

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 from uuid_utils import uuid7
 
-from eventstore.backend import EncodedEvent
+from eventstore.backend import EncodedEvent, ReplicaFields
 from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag
 from eventstore.record_page import RecordPage
@@ -28,38 +28,62 @@ _METADATA_BITS = 0x7FFFFFFF
 
 
 class Encoding(NamedTuple):
-    """How one event class is written: cached, because looking it up costs as much as using it."""
+    """How one event class is written: cached, because looking it up costs as much as using it. `seed` is what its
+    checksums go on from."""
 
     type: str
     schema_version: int
+    seed: int
     to_json: Callable[[Event], bytes]
     is_tagged: bool
 
 
 _encodings: dict[type[Event], Encoding] = {}
+# As the class does it by itself, without a call in Python for each event.
+_new_encoded = cast("Callable[[type[EncodedEvent], tuple[Any, ...]], EncodedEvent]", tuple.__new__)
 
 
 def _encoding_of(cls: type[Event]) -> Encoding:
+    type_, schema_version = cls.__event_type__, cls.__schema_version__
     is_tagged = bool(cls.__tags__) or cls.event_tags is not Event.event_tags
-    encoding = Encoding(cls.__event_type__, cls.__schema_version__, cls.__pydantic_serializer__.to_json, is_tagged)
+    seed = checksum_seed(type_, schema_version)
+    encoding = Encoding(type_, schema_version, seed, cls.__pydantic_serializer__.to_json, is_tagged)
     _encodings[cls] = encoding
     return encoding
 
 
-def encode_payload(event: Event, *, limit: int = DEFAULT_MAX_PAYLOAD_BYTES) -> tuple[str, int, bytes, bool]:
-    """The event's stored name, schema version and JSON, and whether it may have tags (`with_tags`).
+def encode_event(
+    event: Event,
+    metadata: bytes | None = None,
+    *,
+    limit: int = DEFAULT_MAX_PAYLOAD_BYTES,
+    event_id: bytes | None = None,
+    batch_id: bytes | None = None,
+    replica: ReplicaFields | None = None,
+) -> EncodedEvent:
+    """An event as it is stored, with its tags and its checksum. Without an id it gets a new one, and without a
+    `batch_id` it is the first of its batch.
 
-    Raises `EventEncodeError` or `PayloadTooLarge`; nothing has been stored then.
+    Raises `EventEncodeError` or `PayloadTooLarge`, and whatever `event_tags` raises; nothing has been stored then.
     """
     cls = event.__class__
-    type_, schema_version, to_json, is_tagged = _encodings.get(cls) or _encoding_of(cls)
+    type_, schema_version, seed, to_json, is_tagged = _encodings.get(cls) or _encoding_of(cls)
     try:
         payload = to_json(event)
     except (PydanticSerializationError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
         raise EventEncodeError(f"event {type_!r} cannot be written as JSON, nothing was stored: {error}") from error
     if len(payload) > limit:
         raise PayloadTooLarge(f"event {type_!r}", len(payload), limit)
-    return type_, schema_version, payload, is_tagged
+    if is_tagged:
+        metadata = with_tags(event, metadata)
+    # As `checksum_of` has it.
+    checksum = crc32(payload, seed)
+    if metadata is not None:
+        checksum |= (crc32(metadata) & _METADATA_BITS) << 32
+    own = event_id or uuid7().bytes
+    return _new_encoded(
+        EncodedEvent, (own, type_, schema_version, payload, metadata, batch_id or own, checksum, replica)
+    )
 
 
 def with_tags(event: Event, metadata: bytes | None) -> bytes | None:
@@ -183,13 +207,16 @@ def encode_batch(
     encoded: list[EncodedEvent] = []
     for item in events:
         event, event_id, metadata = (item, None, None) if isinstance(item, Event) else item
-        identity = new_event_id() if event_id is None else event_id.bytes
-        batch_id = batch_id or identity
-        type_, schema_version, payload, is_tagged = encode_payload(event, limit=limit)
-        notes = encode_metadata(metadata, limit=limit)
-        if is_tagged:
-            notes = with_tags(event, notes)
-        encoded.append(encoded_event(identity, type_, schema_version, payload, notes, batch_id))
+        encoded.append(
+            encode_event(
+                event,
+                encode_metadata(metadata, limit=limit),
+                limit=limit,
+                event_id=None if event_id is None else event_id.bytes,
+                batch_id=batch_id,
+            )
+        )
+        batch_id = encoded[0].batch_id
     return tuple(encoded)
 
 

@@ -227,18 +227,19 @@ class GroupCommit:
             self._in_flight.add_done_callback(self._on_done)
 
     def _take_group(self, at_most: int) -> list[PendingAppend]:
-        group: list[PendingAppend] = []
+        waiting, group = self._waiting, list[PendingAppend]()
         events = size = 0
-        while self._waiting and len(group) < at_most:
-            pending = self._waiting[0]
+        while waiting and len(group) < at_most:
+            pending = waiting[0]
+            size_bytes = pending.size_bytes
             count = 0
-            for write in pending.writes:
-                count += len(write.events) + len(write.commands)
-            too_large = events + count > MAX_GROUP_EVENTS or size + pending.size_bytes > MAX_GROUP_BYTES
+            for _, _, new, _, commands in pending.writes:
+                count += len(new) + len(commands)
+            too_large = events + count > MAX_GROUP_EVENTS or size + size_bytes > MAX_GROUP_BYTES
             if group and too_large and not pending.is_withdrawn:
                 break
-            self._waiting.popleft()
-            self._waiting_bytes -= pending.size_bytes
+            waiting.popleft()
+            self._waiting_bytes -= size_bytes
             if pending.is_withdrawn:
                 continue
             pending.is_taken = True
@@ -246,7 +247,7 @@ class GroupCommit:
                 self._loop.call_soon(pending.on_taken)
             group.append(pending)
             events += count
-            size += pending.size_bytes
+            size += size_bytes
         self._last_group_events = events
         return group
 
@@ -285,7 +286,7 @@ class GroupCommit:
         group, self._group, self._in_flight = self._group, [], None
         self._measure(len(group))
         # After a refusal no batch may be taken before every outcome is delivered: its owner withdraws the next.
-        if self._halves_pay and self._waiting and all(outcome.__class__ is Appended for outcome in outcomes):
+        if self._halves_pay and self._waiting and set(map(type, outcomes)) == {Appended}:
             self._start(len(self._waiting))
         if self._in_flight is not None:
             # A turn later: a backend that works in a task sends the group first.

@@ -109,8 +109,11 @@ class Retention:
             return await self._with_projections(Cut(stream_id, version, *old, version - old.through))
         snapshot, refusal = await self._snapshot(stream_id, version)
         if snapshot is None or snapshot.version <= truncated:
+            behind = f"above version {truncated}, up to which its events were removed before" if truncated else "yet"
             refusal = refusal or RetentionRefused(
-                stream_id, "it has no snapshot behind what was removed before, from which its state could be rebuilt"
+                stream_id,
+                f"it has no snapshot {behind}, from which its state could be rebuilt: take one with "
+                "`eventstore rebuild snapshots`",
             )
             return Cut(stream_id, version, *old, version - truncated, refusal)
         if snapshot.version < old.through:
@@ -161,7 +164,7 @@ class Retention:
                     first = first or RetentionRefused(
                         stream_id,
                         f"its snapshot at version {snapshot.version} is of another schema than its class has now: take "
-                        "a new one with `eventstore snapshot`",
+                        "a new one with `eventstore rebuild snapshots`",
                     )
                 else:
                     return snapshot, None

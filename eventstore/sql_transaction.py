@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from eventstore.backend import AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint
+from eventstore.append_outcome import AppendOutcome
+from eventstore.event_filter import EventFilter
+from eventstore.journal_facts import StoredCheckpoint
+from eventstore.pages import LogPage
+from eventstore.writes import Batch
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

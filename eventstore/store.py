@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
-
-from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from eventstore.archive import Archive
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
@@ -48,46 +44,34 @@ from eventstore.checkpoint import Checkpoint
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.errors import (
-    BackendUnavailable,
     CapabilityError,
     CopyRefused,
     DefinitionError,
     EventStoreError,
-    InvalidStoreUrl,
     JournalCorrupt,
-    ProjectionBehind,
     SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
-    TruncationRefused,
 )
-from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id, stream_kind
+from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
 from eventstore.finishing import finish_then_cancel
-from eventstore.group_call import GroupCall
+from eventstore.group_calls import GroupCalls
 from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
 from eventstore.guarded_backend import GuardedBackend
 from eventstore.guarded_sql import GuardedSqlTransaction
-from eventstore.reading_past import OnDamage, PastDamage
+from eventstore.log_reader import LogReader
+from eventstore.paging import every
+from eventstore.reading_past import OnDamage
+from eventstore.schemes import backend_factory, imported
 from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.tenant import NO_TENANT, checked_tenant
+from eventstore.truncation import check_truncation
 from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
 logger = logging.getLogger(__name__)
 
-# Named by import string, because the store knows no database. Other schemes come from the entry points
-# of the group `eventstore.backends`.
-_BACKENDS = {
-    "sqlite": "backends.sqlite:SQLiteBackend",
-    "postgresql": "backends.postgres:PostgresBackend",
-    "postgres": "backends.postgres:PostgresBackend",
-    "memory": "backends.memory:MemoryBackend",
-    "redis": "backends.redis:RedisBackend",
-    "rediss": "backends.redis:RedisBackend",
-    "unix": "backends.redis:RedisBackend",
-}
-_ENTRY_POINTS = "eventstore.backends"
 _CREATE_SCHEMA = "eventstore.schema:upgrade"
 
 _PAGE = 500
@@ -130,7 +114,7 @@ class EventStore:
         self._resolve_within = resolve_within
         self._guarded: GuardedBackend | None = None
         self._commits: GroupCommit | None = None
-        self._calls: _GroupCalls | None = None
+        self._calls: GroupCalls | None = None
         self._is_appended_through = False
         self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
 
@@ -157,7 +141,7 @@ class EventStore:
         and `CapabilityError` where the backend knows no tenants.
         """
         parsed = replace(parse_store_url(url), tenant=NO_TENANT if tenant is None else checked_tenant(tenant))
-        backend = _backend_factory(parsed.scheme)(parsed)
+        backend = backend_factory(parsed.scheme)(parsed)
         # One that overlooked the tenant would mix up everybody's streams.
         if parsed.tenant and not backend.capabilities.tenants:
             raise CapabilityError(f"{parsed.scheme}:// knows no tenants: nothing was opened")
@@ -186,13 +170,13 @@ class EventStore:
                 ) from error
             if not self._backend.capabilities.creates_schema:
                 raise
-            create_schema = cast("Callable[[StoreUrl], None]", _imported(_CREATE_SCHEMA))
+            create_schema = cast("Callable[[StoreUrl], None]", imported(_CREATE_SCHEMA))
             await asyncio.to_thread(create_schema, self._url)
             await self._backend.open()
         breaker = CircuitBreaker()
         self._guarded = GuardedBackend(self._backend, breaker)
         self._commits = GroupCommit(self._backend.append, breaker, resolve_within=self._resolve_within)
-        self._calls = _GroupCalls(self._guarded, breaker)
+        self._calls = GroupCalls(self._guarded, breaker)
         return self
 
     async def __aexit__(
@@ -211,7 +195,7 @@ class EventStore:
         self._commits = self._calls = self._guarded = None
         await finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
 
-    async def _let_go(self, commits: GroupCommit, calls: _GroupCalls) -> None:
+    async def _let_go(self, commits: GroupCommit, calls: GroupCalls) -> None:
         try:
             await commits.close()
             for group_call in calls:
@@ -358,31 +342,8 @@ class EventStore:
         the events, one of the tenant's or one of the store without a tenant: nothing was removed then.
         """
         checked_stream_id(stream_id)
-        newest = await self._open.read_stream(stream_id, after=0, through=None, limit=1, backwards=True)
-        if any(event.origin is not None for event in newest.events):
-            raise TruncationRefused(stream_id)
-        await self._check_projections(stream_id, through)
+        await check_truncation(self._open, stream_id, through)
         return await self._open.truncate(stream_id, through, reason=reason, epoch=epoch)
-
-    async def _check_projections(self, stream_id: str, through: int) -> None:
-        kind = stream_kind(stream_id)
-        checkpoints = await self._open.checkpoints()
-        if self.tenant:
-            checkpoints = [*checkpoints, *await self._open.checkpoints(shared=True)]
-        needy = [one for one in map(Checkpoint.of, checkpoints) if one.has(stream_id) and one.wants(self.tenant, kind)]
-        if not needy:
-            return
-        page = await self._open.read_stream(stream_id, after=0, through=through, limit=1, backwards=True)
-        for last in page.events:
-            for checkpoint in needy:
-                if checkpoint.position < last.position:
-                    raise ProjectionBehind(
-                        checkpoint.name,
-                        checkpoint.position,
-                        last.position,
-                        f"{stream_id!r} cannot be truncated, nothing was removed; let the projection catch up first, "
-                        "or forget it",
-                    )
 
     # Commands that are remembered
 
@@ -417,16 +378,14 @@ class EventStore:
         """Every process that holds a lease, or held one lately."""
         return await self._open.owners()
 
-    async def holdings(self, *, page_size: int = _PAGE) -> AsyncGenerator[Holding, None]:
+    def holdings(self, *, page_size: int = _PAGE) -> AsyncGenerator[Holding, None]:
         """Every stream that was claimed for an owner and not released, in the order of the ids' bytes."""
-        after = ""
-        while True:
-            page = await self._open.holdings(after=after, limit=page_size)
-            for holding in page:
-                yield holding
-            if len(page) < page_size:
-                return
-            after = page[-1].stream_id
+        return every(
+            lambda after: self._open.holdings(after=after, limit=page_size),
+            after="",
+            key=lambda holding: holding.stream_id,
+            page_size=page_size,
+        )
 
     # Reading
 
@@ -466,7 +425,7 @@ class EventStore:
         )
         return page.version
 
-    async def read_all(
+    def read_all(
         self,
         *,
         after: int = 0,
@@ -483,22 +442,8 @@ class EventStore:
         damaged ends the reading with `JournalCorrupt`; with `on_damage` it is passed over, after that was called with
         the error, which names stream, version and position.
         """
-        read_page = self.read_page if on_damage is None else PastDamage(self.read_page, on_damage)
-        position = after if last is None else await self._open.start_of_last(last, where)
-        remaining = limit
-        end: int | None = None
-        while remaining is None or remaining > 0:
-            size = page_size if remaining is None else min(page_size, remaining)
-            page = await read_page(after=position, limit=size, where=where)
-            end = page.end if end is None else end
-            for recorded in page.events:
-                if recorded.position > end:
-                    return
-                yield recorded
-            if page.is_end or page.position >= end:
-                return
-            remaining = None if remaining is None else remaining - len(page.events)
-            position = page.position
+        log = LogReader(self.read_page, self._start_of_last, self.wait, on_damage)
+        return log.up_to_now(after=after, last=last, limit=limit, where=where, page_size=page_size)
 
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
@@ -529,7 +474,7 @@ class EventStore:
         """Return when an event after the position may exist, at the latest after `timeout` seconds. It is a hint."""
         await self._open.wait(after, timeout)
 
-    async def subscribe(
+    def subscribe(
         self,
         *,
         after: int = 0,
@@ -546,25 +491,8 @@ class EventStore:
         have dealt with, and continue with `after=` that. Raises `StoreClosed` when the store is closed. A damaged
         event ends it with `JournalCorrupt`, or is passed over, as in `read_all`.
         """
-        again = AsyncRetrying(
-            retry=retry_if_exception_type(BackendUnavailable),
-            wait=wait_random_exponential(multiplier=0.05, max=5.0),
-            before_sleep=before_sleep_log(logger, logging.WARNING),
-        )
-
-        async def read_again(*, after: int, limit: int, where: EventFilter) -> LogPage:
-            page: LogPage = await again(self.read_page, after=after, limit=limit, where=where)
-            return page
-
-        read_page = read_again if on_damage is None else PastDamage(read_again, on_damage)
-        position: int = after if last is None else await again(self._start_of_last, last, where)
-        while True:
-            page = await read_page(after=position, limit=page_size, where=where)
-            for recorded in page.events:
-                yield recorded
-            position = page.position
-            if page.is_end:
-                await again(self.wait, position, poll_seconds)
+        log = LogReader(self.read_page, self._start_of_last, self.wait, on_damage)
+        return log.follow(after=after, last=last, where=where, page_size=page_size, poll_seconds=poll_seconds)
 
     async def _start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._open.start_of_last(count, where)
@@ -595,26 +523,26 @@ class EventStore:
         for tenant in (self.tenant,) if tenants is None else tenants:
             if tenant:
                 checked_tenant(tenant)
-            after = ""
-            while True:
-                page = await self._open.streams(after=after, limit=page_size, kind=kind, tenant=tenant)
-                for info in page:
-                    yield info
-                if len(page) < page_size:
-                    break
-                after = page[-1].stream_id
+            async for info in self._streams_of(tenant, kind, page_size):
+                yield info
 
-    async def tenants(self, *, page_size: int = _PAGE) -> AsyncGenerator[str, None]:
+    def _streams_of(self, tenant: str, kind: str | None, page_size: int) -> AsyncGenerator[StreamInfo, None]:
+        return every(
+            lambda after: self._open.streams(after=after, limit=page_size, kind=kind, tenant=tenant),
+            after="",
+            key=lambda info: info.stream_id,
+            page_size=page_size,
+        )
+
+    def tenants(self, *, page_size: int = _PAGE) -> AsyncGenerator[str, None]:
         """Every tenant that has a stream, in the order of the names' bytes; "" first, for the streams of no tenant. A
         store with a tenant knows itself alone."""
-        after: str | None = None
-        while True:
-            page = await self._open.tenants(after=after, limit=page_size)
-            for tenant in page:
-                yield tenant
-            if len(page) < page_size:
-                return
-            after = page[-1]
+        return every(
+            lambda after: self._open.tenants(after=after, limit=page_size),
+            after=cast("str | None", None),
+            key=lambda tenant: tenant,
+            page_size=page_size,
+        )
 
     async def load(self, load: Load) -> Loaded:
         """What rebuilding one state needs, in one trip shared with everyone who asks at the moment."""
@@ -638,15 +566,14 @@ class EventStore:
 
     # Seals (docs/tamper-evidence.md). They are of the whole journal: a store with a tenant raises `CapabilityError`.
 
-    async def removals(self, *, after: int = 0, page_size: int = _PAGE) -> AsyncGenerator[Removal, None]:
+    def removals(self, *, after: int = 0, page_size: int = _PAGE) -> AsyncGenerator[Removal, None]:
         """Every truncation of the journal, in the order in which they were done, behind the one with a number."""
-        while True:
-            page = await self._whole.removals(after=after, limit=page_size)
-            for removal in page:
-                yield removal
-            if len(page) < page_size:
-                return
-            after = page[-1].number
+        return every(
+            lambda after: self._whole.removals(after=after, limit=page_size),
+            after=after,
+            key=lambda removal: removal.number,
+            page_size=page_size,
+        )
 
     async def add_seal(self, seal: StoredSeal) -> bool:
         """Store the next seal. False, and nothing was done, if its number is not the next: another one was faster."""
@@ -737,7 +664,7 @@ class EventStore:
         return self._open
 
     @property
-    def _open_calls(self) -> _GroupCalls:
+    def _open_calls(self) -> GroupCalls:
         if self._calls is None:
             raise _closed()
         return self._calls
@@ -749,39 +676,5 @@ class EventStore:
         return self._commits
 
 
-class _GroupCalls:
-    """What many actors ask at the same time."""
-
-    def __init__(self, backend: Backend, breaker: CircuitBreaker) -> None:
-        self.loads: GroupCall[Load, Loaded] = GroupCall(backend.load, breaker)
-        self.commands: GroupCall[CommandLookup, CommandsFound] = GroupCall(backend.find_commands, breaker)
-        self._backend = backend
-        self.claims: GroupCall[Claim, int | Holder] = GroupCall(self._claim, breaker)
-
-    def __iter__(self) -> Iterator[GroupCall[Any, Any]]:
-        return iter((self.loads, self.commands, self.claims))
-
-    async def _claim(self, claims: Sequence[Claim]) -> Sequence[int | Holder]:
-        if len({claim.stream_id for claim in claims}) == len(claims):
-            return await self._backend.claim(claims)
-        # Two systems of one process want the same stream: one after the other.
-        return [answer for claim in claims for answer in await self._backend.claim([claim])]
-
-
 def _closed() -> StoreClosed:
     return StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
-
-
-def _backend_factory(scheme: str) -> Callable[[StoreUrl], Backend]:
-    if scheme in _BACKENDS:
-        return cast("Callable[[StoreUrl], Backend]", _imported(_BACKENDS[scheme]))
-    known = {point.name: point for point in entry_points(group=_ENTRY_POINTS)}
-    if scheme in known:
-        return cast("Callable[[StoreUrl], Backend]", known[scheme].load())
-    schemes = ", ".join(sorted({*_BACKENDS, *known}))
-    raise InvalidStoreUrl(f"no backend is installed for {scheme}:// URLs; known schemes: {schemes}")
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

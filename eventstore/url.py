@@ -90,8 +90,12 @@ def parse_store_url(url: str) -> StoreUrl:
     try:
         parts = urlsplit(url)
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise InvalidStoreUrl(f"the {scheme} URL cannot be read: its host or its ?parameters are malformed") from error
+    except ValueError:
+        # What was raised may quote a password.
+        raise InvalidStoreUrl(
+            f"the {scheme} URL cannot be read: its host or its ?parameters are malformed; write '?', '#', '/' and '@' "
+            "in names and passwords as %3F, %23, %2F and %40"
+        ) from None
     if parts.netloc and "@" in parts.path:
         # What stands before it may be the rest of a password, which `str()` would show as part of the path.
         raise InvalidStoreUrl(f"the {scheme} URL has an '@' behind a '/': write '/' as %2F and '@' as %40 in names")

@@ -21,7 +21,7 @@ from eventstore.cli.messages import Messages
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import LOG_EVENTS
 from eventstore.cli.targets import imported_module
-from eventstore.codec import decode_parts, encode_payload
+from eventstore.codec import decode_parts, encode_event
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
@@ -105,8 +105,8 @@ def _decoded(recorded: RecordedEvent) -> Sequence[RecordedEvent]:
     """The event as today's classes read it; several, if an upcaster has split it."""
     shown: list[RecordedEvent] = []
     for event in decode_parts(recorded):
-        type_, schema_version, payload, _ = encode_payload(event)
-        shown.append(recorded._replace(type=type_, schema_version=schema_version, payload=payload))
+        now = encode_event(event)
+        shown.append(recorded._replace(type=now.type, schema_version=now.schema_version, payload=now.payload))
     return shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import sysconfig
 import venv
@@ -23,6 +24,10 @@ class Candidate(NamedTuple):
 
     python: str
     folder: str
+
+
+# A package without a version, or a folder that is not there.
+_BARE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @asynccontextmanager
@@ -46,6 +51,11 @@ def _folder(code: str) -> str | None:
         return str(folder.resolve())
     if os.sep in code and "://" not in code and not folder.exists():
         raise WrongUsage(f"{printable(code)} is no folder, and no package")
+    if _BARE.fullmatch(code):
+        # It would come from wherever pip finds something by that name.
+        raise WrongUsage(
+            f"there is no folder {printable(code)}; a package is named with its version, as in {printable(code)}==1.2"
+        )
     return None
 
 

@@ -61,6 +61,8 @@ async def _copy(source: str, target: str, *, follow: bool, verify: bool, cutover
     compared: Compared | None = None
     difference: str | None = None
     async with EventStore.open(source, create=False) as old, EventStore.open(target) as new:
+        if not new.capabilities.survives_restart:
+            raise WrongUsage("TO is in memory, and would be gone when this command ends: nothing was copied or fenced")
         with ExitStack() as stack:
             shown = _Shown()
             copying = Copy(old, new, on_events=shown.advance)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -17,7 +18,7 @@ from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.candidates import candidate
 from eventstore.cli.changes import record_of, short
 from eventstore.cli.escaping import escaped, one_line
-from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.fold_process import FoldAnswer, FoldError, FoldProcess, fold_process
 from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
@@ -59,8 +60,8 @@ def whatif(
     events that can no longer be read. It writes nothing to the store. The exit code is 1 if anything differs.
 
     CODE is a folder that the module is imported from, or a requirement such as bank==1.2, which pip installs into a
-    virtual environment that is removed afterwards. The current folder is the default. Code that is installed runs with
-    your rights.
+    virtual environment that is removed afterwards. The current folder is the default of each. Code that is installed
+    runs with your rights.
 
     Commands are not tried: the journal keeps what came of them, not the commands.
 
@@ -71,6 +72,8 @@ def whatif(
       eventstore whatif sqlite:///bank.db bank:Account --old deployed --new .
       eventstore whatif sqlite:///bank.db bank:Account --old bank==1.2 --new . --json
     """
+    if not old or not new or Path(old).resolve() == Path(new).resolve():
+        raise WrongUsage("--old and --new are the same code: give at least one of them, and another one than the other")
     return asyncio.run(_whatif(Address(url, tenant), target, keys or (), old, new, json=json))
 
 

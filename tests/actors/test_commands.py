@@ -341,6 +341,22 @@ class Persisting(Notebook, kind="persisting"):
         self.state.lines.append("odd")
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ([Written(text="x")], r"persists a list: give it the events one by one, as in self\.persist\(\*events\)"),
+        (Wait(), "persists Wait, which is a command: persist an event that says what has happened"),
+        ("text", "persists str, which is no Event"),
+    ],
+)
+async def test_what_is_no_event_is_refused(
+    monkeypatch: pytest.MonkeyPatch, system: ActorSystem, given: object, why: str
+):
+    monkeypatch.setattr(Persisting, "event", given)
+    with pytest.raises(DefinitionError, match=why):
+        await system.ref(Persisting, "a").ask(Wait())
+
+
 @case("C166")
 @pytest.mark.parametrize("text", ["", "a good one first"])
 async def test_an_event_without_a_handler_is_refused_when_it_is_persisted_and_nothing_is_stored(

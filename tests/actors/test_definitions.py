@@ -147,6 +147,22 @@ def test_an_async_event_handler():
             async def added(self, event: Written) -> None: ...
 
 
+def test_an_event_handler_that_returns_something():
+    with pytest.raises(DefinitionError, match=r"\bBad\.added: it returns .*Page.* let it change self\.state"):
+
+        class Bad(PersistentActor[Page]):
+            @event_handler
+            def added(self, event: Written) -> Page: ...
+
+
+def test_a_reply_that_is_not_annotated():
+    with pytest.raises(DefinitionError, match=r"\bBad\.add: annotate what it returns: -> int"):
+
+        class Bad(PersistentActor[Page]):
+            @command_handler
+            def add(self, command: Wait): ...
+
+
 @pytest.mark.parametrize("name", ["write", "written"])
 def test_an_override_without_the_decorator(name: str):
     role = "command_handler" if name == "write" else "event_handler"

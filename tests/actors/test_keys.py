@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from actors import ActorSystem
-from eventstore import InvalidStreamId
+from eventstore import DefinitionError, InvalidStreamId
 from tests.actors.notebook import Notebook, Read, Write, texts
 
 ODD = [
@@ -92,3 +94,15 @@ async def test_a_reference_costs_no_actor(system: ActorSystem):
 
 async def test_a_reference_shows_its_class_and_stream(system: ActorSystem):
     assert repr(system.ref(Notebook, "a'b")) == 'ActorRef(Notebook, "Notebook-a\'b")'
+
+
+@pytest.mark.parametrize("key", ["", 7, 0, None, b"x", (1, 2)])
+async def test_a_key_that_is_no_text_is_refused(system: ActorSystem, key: Any):
+    with pytest.raises(InvalidStreamId, match="the key of a Notebook is a text that is not empty"):
+        system.ref(Notebook, key)
+
+
+@pytest.mark.parametrize("actor", [BaseModel, "Notebook", None])
+async def test_what_is_no_class_of_actors_is_refused(system: ActorSystem, actor: Any):
+    with pytest.raises(DefinitionError, match="a subclass of PersistentActor, not of"):
+        system.ref(actor, "a")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
-from actors import ActorStopped, ActorSystem, AskTimeout, MailboxFull, Restart, command_handler
+from actors import ActorRef, ActorStopped, ActorSystem, AskTimeout, Command, MailboxFull, Restart, command_handler
 from backends.conformance.cases import case
 from eventstore import BackendUnavailable, EventStore
 from eventstore.backend import Load
@@ -102,11 +103,55 @@ async def test_waiting_for_room_ends_with_the_ask(url: str, gate: asyncio.Event)
         notebook = system.ref(Gated, "a")
         second = asyncio.create_task(notebook.ask(Write(text="second")))
         await asyncio.sleep(0)
-        with pytest.raises(AskTimeout):
+        with pytest.raises(MailboxFull, match=r"no room within 0\.02 s: the command was not accepted"):
             await notebook.ask(Write(text="never accepted"), timeout=0.02)
         gate.set()
         await asyncio.gather(first, second)
         assert await notebook.ask(Read()) == ["first", "second"]
+
+
+async def test_who_waited_for_room_in_vain_is_forgotten(url: str, gate: asyncio.Event):
+    async with ActorSystem(url, mailbox_size=1, mailbox_overflow="wait", ask_timeout=0.02) as system:
+        first = asyncio.create_task(system.ref(Gated, "a").ask(Wait(text="first"), timeout=60))
+        await Gated.inside.wait()
+        notebook = system.ref(Gated, "a")
+        await notebook.tell(Write(text="second"))
+        for _ in range(3):
+            with pytest.raises(MailboxFull, match="not accepted"):
+                await notebook.tell(Write(text="never accepted"))
+        cell: Any = notebook._live_cell()  # pyright: ignore[reportPrivateUsage]
+        assert not cell._mailbox._waiters
+        gate.set()
+        await first
+
+
+class TellItself(Command[str]):
+    pass
+
+
+class Selfish(Gated, kind="Selfish"):
+    me: ActorRef[Any]
+
+    @command_handler
+    async def tell_itself(self, command: TellItself) -> str:
+        Gated.inside.set()
+        await Gated.gate.wait()
+        try:
+            await Selfish.me.tell(Read())
+        except MailboxFull as error:
+            return str(error)
+        return "accepted"
+
+
+async def test_a_handler_does_not_wait_for_room_in_its_own_mailbox(url: str, gate: asyncio.Event):
+    async with ActorSystem(url, mailbox_size=1, mailbox_overflow="wait", ask_timeout=60) as system:
+        ref = Selfish.me = system.ref(Selfish, "a")
+        told = asyncio.create_task(ref.ask(TellItself()))
+        await Gated.inside.wait()
+        await ref.tell(Read())
+        gate.set()
+        async with asyncio.timeout(30):
+            assert "its own handler cannot wait for room" in await told
 
 
 async def test_room_that_someone_gave_up_waiting_for_goes_to_the_next(url: str, gate: asyncio.Event):

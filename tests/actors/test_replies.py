@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actors import ActorSystem, Command, CommandRejected, Restart, command_handler
+from actors import ActorSystem, Command, CommandRejected, PersistentActor, Restart, command_handler, event_handler
 from backends.conformance.cases import case
-from eventstore import ActorError
+from eventstore import ActorError, Event
 from tests.actors.faults import Faults
 from tests.actors.notebook import (
     Break,
@@ -446,3 +446,75 @@ async def test_the_queue_of_the_store_holds_up_an_actor_and_lets_it_go_on(
     replies = await asyncio.gather(*asks)
     assert replies == [number for number in range(1, 11) for _ in notebooks]
     await until(lambda: not faulty.store.commits.is_full)
+
+
+class Came(Event):
+    who: str
+
+
+class Come(Command[list[str]]):
+    who: str
+
+
+class ComeSlowly(Command[dict[str, list[str]]]):
+    who: str
+
+
+class Guests(Command[Any]):
+    pass
+
+
+class Party(PersistentActor[list[str]]):
+    """Hands out its own state."""
+
+    @command_handler
+    def come(self, command: Come) -> list[str]:
+        self.persist(Came(who=command.who))
+        return self.state
+
+    @command_handler
+    async def come_slowly(self, command: ComeSlowly) -> dict[str, list[str]]:
+        self.persist(Came(who=command.who))
+        return {"guests": self.state}
+
+    @command_handler
+    def guests(self, command: Guests) -> Any:
+        return self.state
+
+    @event_handler
+    def came(self, event: Came) -> None:
+        self.state.append(event.who)
+
+
+async def test_a_reply_is_what_it_was_when_its_command_was_decided(system: ActorSystem):
+    party = system.ref(Party, "p")
+    told = await asyncio.gather(*(party.ask(Come(who=who), command_id=who) for who in ("ann", "bob")))
+    assert told == [["ann"], ["ann", "bob"]]
+    assert await party.ask(Come(who="ann"), command_id="ann") == ["ann"]
+    slowly, at_once = await asyncio.gather(party.ask(ComeSlowly(who="eve")), party.ask(Come(who="kim")))
+    assert (slowly, at_once) == ({"guests": ["ann", "bob", "eve"]}, ["ann", "bob", "eve", "kim"])
+
+
+async def test_who_changes_its_reply_does_not_change_the_actor(system: ActorSystem):
+    party = system.ref(Party, "p")
+    (await party.ask(Come(who="ann"))).append("mallory")
+    (await party.ask(ComeSlowly(who="bob")))["guests"].append("mallory")
+    (await party.ask(Guests())).append("mallory")
+    async with system.transaction() as transaction:
+        (await transaction.ask(party, Come(who="eve"))).append("mallory")
+        (await transaction.ask(party, Guests())).append("mallory")
+    assert await party.ask(Guests()) == ["ann", "bob", "eve"]
+
+
+async def test_a_reply_may_hold_what_cannot_be_copied(system: ActorSystem):
+    class Hold(Command[Any]):
+        pass
+
+    class Holder(PersistentActor[list[str]]):
+        @command_handler
+        def hold(self, command: Hold) -> Any:
+            return [system.ref(Party, "p"), (1, "x")]
+
+    ref, pair = await system.ref(Holder, "h").ask(Hold())
+    assert pair == (1, "x")
+    assert await ref.ask(Guests()) == []

@@ -212,6 +212,17 @@ class TestWhatif:
         assert (result.code, result.out) == (2, "")
         assert "is no folder, and no package" in result.err
 
+    def test_a_bare_word_is_not_looked_for_in_a_package_index(self, cli: Run, url: str) -> None:
+        result = cli("whatif", url, "till:Till", "--old", "deployed")
+        assert (result.code, result.out) == (2, "")
+        assert "there is no folder deployed; a package is named with its version, as in deployed==1.2" in result.err
+
+    @pytest.mark.parametrize("options", [[], ["--old", ""], ["--new", "."], ["--old", "./.", "--new", "."]])
+    def test_one_code_is_not_compared_with_itself(self, cli: Run, url: str, options: list[str]) -> None:
+        result = cli("whatif", url, "till:Till", *options)
+        assert (result.code, result.out) == (2, "")
+        assert "--old and --new are the same code" in result.err
+
     def test_an_actor_that_is_not_there_is_an_error(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
         result = cli("whatif", url, "till:Till", "z", "--old", folders[0], "--new", folders[1])
         assert (result.code, result.out) == (1, "")

@@ -59,6 +59,17 @@ def test_what_cannot_be_meant_is_wrong_usage(options: list[str], tmp_path: Path)
     assert run("copy", f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/a.db").returncode == 2
 
 
+async def test_a_journal_is_not_cut_over_to_memory(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    async with EventStore.open(url) as store:
+        assert (await store.append("a-1", happened(1))).position == 1
+    done = run("copy", url, "memory://", "--cutover")
+    assert done.returncode == 2
+    assert b"TO is in memory" in done.stderr
+    async with EventStore.open(url) as store:
+        assert (await store.append("a-1", happened(2))).position == 2
+
+
 async def test_a_copy_that_was_tampered_with_is_told_from_its_source(journals: Journals) -> None:
     source_url, target_url = journals("sqlite"), journals("sqlite")
     async with EventStore.open(source_url) as source:

@@ -154,15 +154,19 @@ import asyncio, sys
 from tests.faults.slow_reader import most_memory
 from tests.faults.test_limits import Echo, Note, Noted, Notes, Size
 from actors import ActorSystem
-from actors import cell
+from actors import staging_cell
 from eventstore import EventStore, PayloadTooLarge, codec
 
 BYTES = 100_000_000
 
 async def main(url, what, build):
     if build == "copying":
-        honest = codec.encode_payload
-        cell.encode_payload = lambda event, limit: honest(type(event)(text=event.text + event.text), limit=limit)
+        honest = codec.encode_event
+
+        def doubled(event, *notes, **how):
+            return honest(type(event)(text=event.text + event.text), *notes, **how)
+
+        staging_cell.encode_event = doubled
     async with EventStore.open(url) as store, ActorSystem(store) as system:
         notes = system.ref(Notes, "1")
         await notes.ask(Note(text="x"), command_id="small")

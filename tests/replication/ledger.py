@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import ClassVar
+
 from pydantic import BaseModel
 
-from actors import Command, CommandRejected, ReplicatedActor, SnapshotPolicy, command_handler, event_handler
+from actors import (
+    Command,
+    CommandRejected,
+    Conflict,
+    ReplicatedActor,
+    SnapshotPolicy,
+    command_handler,
+    event_handler,
+)
+from actors.conflict import Resolution
 from eventstore import Event
 
 
@@ -48,6 +60,32 @@ class KeptLedger(Ledger, kind="KeptLedger"):
     """The same, with snapshots."""
 
     snapshot_policy = SnapshotPolicy(every=5, on_passivation=True)
+
+
+class Ruled(Ledger, kind="Ruled"):
+    """A rule that shows what it was asked, and snapshots of what comes of it."""
+
+    snapshot_policy = SnapshotPolicy(every=3)
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        against = ",".join(each.event.text for each in conflict.against if isinstance(each.event, Noted))
+        return Noted(text=f"{conflict.event.model_dump()['text']}|{against}")
+
+
+class BeBusy(Command[None]):
+    pass
+
+
+class Busy(Ledger, kind="Busy"):
+    """Serves nobody else while it is busy, which is for as long as a test wants."""
+
+    is_busy: ClassVar[asyncio.Event]
+    may_end: ClassVar[asyncio.Event]
+
+    @command_handler
+    async def be_busy(self, command: BeBusy) -> None:
+        self.is_busy.set()
+        await self.may_end.wait()
 
 
 class Deposit(Command[int]):

@@ -17,7 +17,7 @@ from backends.conformance.cases import case
 from eventstore import Event
 from eventstore.stamp import Stamp, parse_stamp
 from eventstore.vector_clock import VectorClock
-from tests.replication.ledger import Ledger, Lines, Noted
+from tests.replication.ledger import Ledger, Lines, Noted, Ruled
 
 
 def lines(site: Site) -> list[str]:
@@ -205,19 +205,6 @@ def test_a_base_and_what_follows_it_are_the_whole(monkeypatch: pytest.MonkeyPatc
 # Rules
 
 
-class Ruled(Ledger, kind="Ruled"):
-    """Writes down what it was asked to resolve."""
-
-    def resolve(self, conflict: Conflict) -> Resolution:
-        text = ",".join(each.event.text for each in conflict.against if isinstance(each.event, Noted))
-        assert isinstance(conflict.event, Noted)
-        return Noted(text=f"{conflict.event.text}|{text}")
-
-    @event_handler
-    def noted(self, event: Noted) -> None:
-        super().noted(event)
-
-
 def test_a_rule_is_asked_for_concurrent_events_alone() -> None:
     a, b = Site(Ruled, "a"), Site(Ruled, "b")
     a.write(Noted(text="before"), 1)
@@ -229,6 +216,28 @@ def test_a_rule_is_asked_for_concurrent_events_alone() -> None:
     b.write(Noted(text="after"), 9)
     exchange(a, b)
     assert lines(a) == lines(b) == ["before", "a1", "b1|a1", "a2|b1", "after"]
+
+
+class Keeping(Ledger, kind="Keeping"):
+    """Looks at what it is asked when all is done."""
+
+    kept: ClassVar[list[Conflict]] = []
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        self.kept.append(conflict)
+        return conflict.event
+
+
+def test_a_conflict_shows_what_stands_before_its_event_whenever_it_is_looked_at() -> None:
+    Keeping.kept.clear()
+    a, b = Site(Keeping, "a"), Site(Keeping, "b")
+    a.write(Noted(text="a1"), 1)
+    b.write(Noted(text="b1"), 2)
+    a.write(Noted(text="a2"), 3)
+    exchange(a, b)
+    found = [conflict.against for conflict in Keeping.kept if conflict.event == Noted(text="b1")]
+    assert found
+    assert all([each.event for each in against] == [Noted(text="a1")] for against in found)
 
 
 class Choosing(Ledger, kind="Choosing"):

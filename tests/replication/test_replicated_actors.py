@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors import ActorSystem, CommandRejected, DefinitionError, fold
+from actors import ActorSystem, CommandRejected, DefinitionError, fold, with_metadata
 from actors.peer import Peer, Pull, Pulled, StorePeer
 from backends.conformance.cases import case
 from eventstore import (
     AskTimeout,
     EventStore,
+    Metadata,
     NotReplicated,
     ReplicaRefused,
     ReplicationError,
+    Snapshot,
+    StorageFull,
     TruncationRefused,
 )
+from eventstore.backend import AppendOutcome, Backend, Batch
 from eventstore.vector_clock import VectorClock
+from tests.actors.journals import new_journal
 from tests.replication.ledger import (
     Accounts,
     Balance,
+    BeBusy,
+    Busy,
     Deposit,
     KeptLedger,
     Ledger,
     Note,
     OverdraftFound,
     Read,
+    Ruled,
     Withdraw,
 )
 from tests.replication.replicas import Replicas, journaled
@@ -370,3 +380,175 @@ async def test_what_comes_before_its_cause_is_not_applied(replicas: Replicas) ->
         await replicas.sync(("eu", "us"))
     assert await journaled(replicas.stores["eu"], "Ledger-x") == []
     await note(eu, "still serving")
+
+
+async def test_what_comes_before_a_cause_that_a_third_replica_wrote_is_not_applied(replicas: Replicas) -> None:
+    us, ap = await replicas.start("us", "ap", actors=[Ledger])
+    await note(ap, "a")
+    await replicas.sync(("us", "ap"))
+    await note(us, "b")
+    is_whole = [False]
+
+    def alter(pulled: Pulled) -> Pulled:
+        # The next one that "us" wrote, and not what it had read before.
+        own = [event for event in pulled.events if event.origin == "us"]
+        return pulled if is_whole[0] else pulled._replace(events=own, size=len(own))
+
+    (eu,) = await replicas.start("eu", actors=[Ledger], peers={"eu": {"us": Altered(replicas.stores["us"], alter)}})
+    with pytest.raises(ReplicationError, match="event 1 of 'us' was written after"):
+        await replicas.sync(("eu", "us"))
+    assert await journaled(replicas.stores["eu"], "Ledger-x") == []
+    is_whole[0] = True
+    await replicas.sync(("eu", "us"))
+    assert await lines(eu) == ["a", "b"]
+
+
+async def test_a_rule_is_shown_what_a_snapshot_holds_already(replicas: Replicas) -> None:
+    # While it was alone everything was stable at once. Another one that joins now has written without knowing it.
+    (eu,) = await replicas.start("eu", actors=[Ruled])
+    (ap,) = await replicas.start("ap", actors=[Ruled])
+    for text in "abcdefgh":
+        await note(eu, text, Ruled)
+    await note(ap, "z", Ruled)
+    await eu.close()
+    await ap.close()
+    eu, ap = await replicas.start("eu", "ap", actors=[Ruled])
+    assert await lines(eu, Ruled) == list("abcdefgh")
+    await replicas.sync_all()
+    assert await lines(eu, Ruled) == await lines(ap, Ruled) == [*"abcdefgh", "z|a,b,c,d,e,f,g,h"]
+
+
+async def test_the_events_of_a_command_come_together_whatever_the_pages_are(replicas: Replicas) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    await note(us, "x")
+    await note(us, "a+b+c+d")
+    await note(us, "y")
+    counts = [0]
+    while counts[-1] < 6:
+        await eu.replication.pull_from("us", limit=2)
+        counts.append(len(await journaled(replicas.stores["eu"], "Ledger-x")))
+    assert set(counts) <= {0, 1, 5, 6}
+
+
+async def test_no_ask_of_a_replicated_actor_lasts_longer_than_its_timeout(replicas: Replicas) -> None:
+    (eu,) = await replicas.start("eu", actors=[Busy])
+    ref = eu.ref(Busy, "x")
+    seen = await ref.clock()
+    Busy.is_busy, Busy.may_end = asyncio.Event(), asyncio.Event()
+    busy = asyncio.create_task(ref.ask(BeBusy(), timeout=60))
+    await Busy.is_busy.wait()
+    async with asyncio.timeout(30):
+        with pytest.raises(AskTimeout, match="not accepted"):
+            await ref.ask(Note(text="never"), after=seen, timeout=0.02)
+        with pytest.raises(AskTimeout, match="was not done with what it was asked before"):
+            await ref.clock(timeout=0.02)
+        assert not busy.done()
+    Busy.may_end.set()
+    await busy
+    assert await lines(eu, Busy) == []
+
+
+class Stall:
+    """Holds up what is appended to a store, and fails so many groups when they may go on."""
+
+    def __init__(self, store: EventStore, failing: Sequence[bool]) -> None:
+        self.is_under_way = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self._failing = iter(failing)
+        store.append_through(self._append)
+
+    async def _append(self, backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        is_failing = next(self._failing, False)
+        self.is_under_way.set()
+        await self.may_go_on.wait()
+        if is_failing:
+            raise StorageFull("there is no room: nothing was stored")
+        return await backend.append(batches)
+
+
+async def test_what_is_being_merged_does_not_count_as_known(replicas: Replicas) -> None:
+    eu, _us = await replicas.start("eu", "us", actors=[Ledger])
+    arrived = asyncio.Event()
+
+    def alter(pulled: Pulled) -> Pulled:
+        arrived.set()
+        return pulled
+
+    peers: dict[str, Peer] = {
+        "eu": StorePeer("eu", replicas.stores["eu"]),
+        "us": Altered(replicas.stores["us"], alter),
+    }
+    (ap,) = await replicas.start("ap", actors=[Ledger], peers={"ap": peers})
+    await replicas.sync(("ap", "eu"), ("ap", "us"))
+    assert await lines(ap) == []
+    await note(eu, "a")
+    await replicas.sync(("us", "eu"))
+    arrived.clear()
+    stall = Stall(replicas.stores["ap"], failing=[True])
+    from_eu = asyncio.create_task(ap.replication.pull_from("eu"))
+    await stall.is_under_way.wait()
+    # It is in the actor's history now, and not in the journal, where it will never come from this side.
+    from_us = asyncio.create_task(ap.replication.pull_from("us"))
+    await arrived.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stall.may_go_on.set()
+    with pytest.raises(StorageFull):
+        await from_eu
+    await from_us
+    await replicas.sync(("ap", "us"))
+    assert [origin for origin, *_ in await journaled(replicas.stores["ap"], "Ledger-x")] == ["eu"]
+
+
+async def test_a_snapshot_holds_nothing_that_is_not_stored(replicas: Replicas) -> None:
+    # Alone it knows that nobody can write what belongs before: all it has is stable at once.
+    (eu,) = await replicas.start("eu", actors=[KeptLedger])
+    await note(eu, "a", KeptLedger)
+    stall = Stall(replicas.stores["eu"], failing=[False, True])
+    first = asyncio.create_task(note(eu, "b+c+d+e+f", KeptLedger))
+    await stall.is_under_way.wait()
+    second = asyncio.create_task(note(eu, "g", KeptLedger))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stall.may_go_on.set()
+    await first
+    with pytest.raises(StorageFull):
+        await second
+    await eu.close()
+    (eu,) = await replicas.start("eu", actors=[KeptLedger])
+    assert await lines(eu, KeptLedger) == list("abcdef")
+    found = await replicas.stores["eu"].snapshots("KeptLedger-x")
+    assert [snapshot.version for snapshot in found if isinstance(snapshot, Snapshot)] == [6]
+
+
+async def test_what_another_process_overtook_is_merged_again(tmp_path: Path) -> None:
+    url = new_journal("sqlite", tmp_path)
+    async with EventStore.open(url) as store, ActorSystem("memory://", replica="us", replicated=[Ledger]) as us:
+        peers = {"us": us.store}
+        one = ActorSystem(store, replica="eu", peers=peers, replicated=[Ledger], replication_seconds=None, name="one")
+        other = ActorSystem(url, replica="eu", replicated=[Ledger], replication_seconds=None, name="other")
+        async with one, other:
+            await note(us, "a")
+            overtakings = iter([True, True])
+
+            async def append(backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+                if next(overtakings, False):
+                    await note(other, "b")
+                return await backend.append(batches)
+
+            assert await lines(one) == []
+            store.append_through(append)
+            while await one.replication.pull_from("us"):
+                pass
+            assert sorted(await lines(one)) == ["a", "b", "b"]
+
+
+async def test_what_is_set_around_an_ask_is_stored_with_its_events(replicas: Replicas) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    with with_metadata(Metadata(user="ann")):
+        await note(eu, "a")
+    await note(eu, "b")
+    await replicas.sync_all()
+    assert await lines(us) == ["a", "b"]
+    for store in replicas.stores.values():
+        assert [event.metadata async for event in store.read("Ledger-x")] == [Metadata(user="ann"), None]

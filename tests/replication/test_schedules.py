@@ -10,22 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from actors import Conflict, ReplicatedActor, SnapshotPolicy
+from actors import Conflict, ReplicatedActor
 from actors.conflict import Resolution
 from eventstore import EventStore
 from tests.actors.journals import new_journal
-from tests.replication.ledger import KeptLedger, Ledger, Noted
+from tests.replication.ledger import KeptLedger, Ledger, Ruled
 from tests.replication.schedules import NAMES, World, check
-
-
-class Ruled(Ledger, kind="Ruled"):
-    """A rule that shows what it was asked, and snapshots of what comes of it."""
-
-    snapshot_policy = SnapshotPolicy(every=3)
-
-    def resolve(self, conflict: Conflict) -> Resolution:
-        against = ",".join(each.event.text for each in conflict.against if isinstance(each.event, Noted))
-        return Noted(text=f"{conflict.event.model_dump()['text']}|{against}")
 
 
 class Forgetful(Ledger, kind="Forgetful"):

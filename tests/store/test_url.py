@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 
 from eventstore import InvalidStoreUrl
@@ -38,3 +40,13 @@ def test_a_password_with_a_slash_is_refused_without_being_shown(url: str):
 
 def test_a_file_may_have_an_at_sign_in_its_name():
     assert parse_store_url("sqlite:///a@b.db").path == "/a@b.db"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:hunter2?x@host/db", "postgresql://u:hunter2\u2100@host/db", "postgresql://u:p[hunter2@host/db"],
+)
+def test_a_password_that_makes_a_url_unreadable_is_not_in_the_traceback(url: str):
+    with pytest.raises(InvalidStoreUrl) as caught:
+        parse_store_url(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))

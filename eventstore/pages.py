@@ -1,0 +1,42 @@
+"""What a reader gets at a time, of the whole log or of one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from eventstore.events import RecordedEvent
+
+
+class LogPage(NamedTuple):
+    """Part of the whole log, in position order.
+
+    The `events` may be a `RecordPage`, which makes records when they are looked at; all were checked before. `position`
+    is how far the log has been looked through: the next page starts after it, even when the filter let nothing pass.
+    `is_end` says that there was no more when the page was read, and `end` where the log ended then.
+    """
+
+    events: Sequence[RecordedEvent]
+    position: int
+    is_end: bool
+    end: int
+
+
+class Moved(NamedTuple):
+    """Which streams got events in a part of the log that ends at `position`, and their versions at the newest of these.
+
+    `is_end` says that the log had no more when it was looked at.
+    """
+
+    versions: Mapping[str, int]
+    position: int
+    is_end: bool
+
+
+class StreamPage(NamedTuple):
+    """Part of one stream. `version` is the stream's version when the page was read, whatever the range was; 0 if
+    the stream does not exist. `truncated` is the version up to which events were removed."""
+
+    events: Sequence[RecordedEvent]
+    version: int
+    truncated: int
