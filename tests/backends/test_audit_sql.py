@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -12,11 +13,11 @@ from backends import audit_sql
 from backends.audit_shape import Shape, texts_of
 from backends.audit_sql import Part, PostgresAuditSQL, SQLiteAuditSQL
 from backends.conformance.auditing import paged, positions
-from backends.conformance.events import Happened, collect, happened
+from backends.conformance.events import Happened, Noted, collect, happened
 from backends.conformance.fixtures import backend_of
 from eventstore import EventFilter, EventStore, Metadata, NewEvent
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery
 from eventstore.json_condition import JsonCondition
 
 from .postgres_help import PATIENCE, unfinished_append
@@ -71,6 +72,26 @@ async def test_an_audit_ends_where_the_log_ended_when_it_began(url: str) -> None
         await store.append("a", happened(*range(10)))
         seen += [recorded async for recorded in found]
         assert [recorded.version for recorded in seen] == list(range(1, 451))
+
+
+async def test_of_large_events_fewer_are_asked_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    audit_page = EventStore.audit_page
+
+    async def noted(store: EventStore, query: AuditQuery, *, limit: int, **options: Any) -> AuditPage:
+        asked.append(limit)
+        return await audit_page(store, query, limit=limit, **options)
+
+    monkeypatch.setattr(EventStore, "audit_page", noted)
+    async with EventStore.open(url) as store:
+        await store.append("a", [Noted(text="x" * 200_000) for _ in range(30)])
+        await store.append("a", happened(*range(300)))
+        found = [recorded.version async for recorded in find(store, AuditQuery())]
+    assert found == list(range(1, 331))
+    # A page asks for no more than 1 MiB of what the one before it had, and for twice as many at the most.
+    assert asked[0] == 1000
+    assert set(asked[1:4]) == {5}
+    assert max(asked[1:]) > 100
 
 
 @pytest.mark.parametrize("backwards", [False, True])
