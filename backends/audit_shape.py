@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from backends.tables import INDEXED_LABELS
 from eventstore.audit_query import AuditQuery
 from eventstore.json_condition import JsonCondition
 
-LABELS_WITH_INDEX = frozenset(("user", "correlation_id"))
+LABELS_WITH_INDEX = frozenset(INDEXED_LABELS)
 """The texts in the metadata that have an index of their own."""
 
 

@@ -17,6 +17,7 @@ import orjson
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     ColumnElement,
     FromClause,
     MetaData,
@@ -47,7 +48,15 @@ from sqlalchemy.types import TypeEngine
 
 from backends.audit_shape import LABELS_WITH_INDEX, Shape, texts_of
 from backends.sqlite_join import InOrder
-from backends.tables import LABEL_CHARACTERS, journal_events, journal_streams, postgres_metadata, sqlite_label
+from backends.tables import (
+    INDEXED_LABELS,
+    LABEL_CHARACTERS,
+    MAY_HAVE_LABEL,
+    journal_events,
+    journal_streams,
+    postgres_metadata,
+    sqlite_label,
+)
 from backends.tenants_sql import TENANTS_FROM
 from backends.times import nearest_time
 from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals, Count
@@ -172,8 +181,7 @@ class AuditSQL:
         """What an event must be."""
         e = self.events.c
         found = [*self.positions(), *self.in_streams(shape), *self._among(shape, "types", "origins", *self._labels)]
-        if not shape.asked.isdisjoint(self._labels):
-            found.append(e.metadata.is_not(None))
+        found += [self.may_have(name) for name in self._labels if name in shape.asked]
         if "tags" in shape.several:
             found.append(self.tagged())
         if shape.has_epochs:
@@ -232,7 +240,7 @@ class AuditSQL:
     def unreadable(self, name: str) -> Select[Any]:
         """One event that has metadata of which the database cannot tell a label, if there is any."""
         e = self.events.c
-        return select(e.position).where(e.metadata.is_not(None), self.label(name) == literal(UNREADABLE, Text)).limit(1)
+        return select(e.position).where(self.may_have(name), self.label(name) == literal(UNREADABLE, Text)).limit(1)
 
     def candidates(
         self,
@@ -269,6 +277,10 @@ class AuditSQL:
     def tagged(self) -> _Condition:
         """Whether an event has one of the tags."""
         raise NotImplementedError
+
+    def may_have(self, name: str) -> _Condition:
+        """Whether there can be such a label, exactly as its index, if it has one, says which events are in it."""
+        return self.events.c.metadata.is_not(None)
 
     def label(self, name: str) -> ColumnElement[str]:
         """The beginning of a text of the metadata's own, or `UNREADABLE`, exactly as the indexes have it."""
@@ -381,6 +393,9 @@ class PostgresAuditSQL(AuditSQL):
         """A field of the metadata, exactly as the indexes have it."""
         # The name is a constant of the statement, because an index serves its very own expression and no other.
         return self.function("journal_label", self.events.c.metadata, literal_column(f"'{name}'"), type_=Text())
+
+    def may_have(self, name: str) -> _Condition:
+        return literal_column(f"({MAY_HAVE_LABEL})", Boolean) if name in INDEXED_LABELS else super().may_have(name)
 
     def text_of_metadata(self, name: str) -> ColumnElement[str]:
         """A text of the metadata's own, or NULL."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
-from struct import unpack
 from typing import Any, NamedTuple, cast
-from uuid import UUID
 
 from backends.page_texts import SEPARATOR
-from backends.records import time_of, uuids_of
+from backends.records import shared_uuids_of, time_of, uuids_of
 from eventstore.codec import are_sound, decode_all_metadata
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.record_page import RecordPage
 
-_ID_BYTES = 16
 _new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()
 
@@ -43,8 +40,8 @@ class LogColumns(NamedTuple):
     """None where no event has any."""
     event_ids: bytes
     """All of them, one after another."""
-    batch_ids: Sequence[UUID | None] | None
-    """None for the first event of a batch: it names it. None for all if each event is a batch of its own."""
+    batch_ids: bytes | None
+    """The same of their batches: the first event of one names it. None if each event is a batch of its own."""
     recorded_at: list[int]
     checksums: list[int]
     tenant: str
@@ -52,39 +49,34 @@ class LogColumns(NamedTuple):
 
     def page(self) -> RecordPage:
         """Raises `ValueError` if something is wrong with an event, which does not tell with which."""
-        if not are_sound(self.types, self.schema_versions, self.payloads, self.metadata, self.checksums):
+        kinds = set(zip(self.types, self.schema_versions, strict=True))
+        if not are_sound(self.types, self.schema_versions, kinds, self.payloads, self.metadata, self.checksums):
             raise ValueError("an event does not match its checksum")
-        if len(self.event_ids) != _ID_BYTES * len(self.types):
+        if self.batch_ids is not None and len(self.batch_ids) != len(self.event_ids):
             raise ValueError("an event's id has not 16 bytes")
-        others = (self.positions, self.stream_ids, self.versions, self.batch_ids, self.recorded_at)
-        if any(column is not None and len(column) != len(self.types) for column in others):
+        if not len(self.versions) == len(self.recorded_at) == len(self.types):
             raise ValueError("the columns are not of one length")
         notes = None if self.metadata is None else decode_all_metadata(self.metadata)
         # Whatever cannot be made a record of is to be found out now.
         try:
-            times = list(map(time_of, self.recorded_at))
+            time_of(min(self.recorded_at))
+            time_of(max(self.recorded_at))
         except OverflowError as error:
             raise ValueError(f"a time is out of range: {error}") from error
-        halves = unpack(f">{len(self.event_ids) // 8}Q", self.event_ids)
-        numbers = [high << 64 | low for high, low in zip(halves[::2], halves[1::2], strict=True)]
         return RecordPage(
+            self.positions,
+            self.stream_ids,
             self.types,
             self.schema_versions,
             self.payloads,
-            numbers,
-            lambda: self._records(numbers, times, notes),
+            self.event_ids,
+            lambda: self._records(notes),
+            kinds=kinds,
         )
 
-    def _records(
-        self,
-        numbers: Sequence[int],
-        times: Sequence[Any],
-        notes: Sequence[Metadata | None] | None,
-    ) -> Iterator[RecordedEvent]:
-        own = uuids_of(numbers)
-        batches = own
-        if self.batch_ids is not None:
-            batches = [batch or mine for batch, mine in zip(self.batch_ids, own, strict=True)]
+    def _records(self, notes: Sequence[Metadata | None] | None) -> Iterator[RecordedEvent]:
+        own = uuids_of(self.event_ids)
+        batches = own if self.batch_ids is None else shared_uuids_of(self.batch_ids)
         rows = zip(
             self.positions,
             self.stream_ids,
@@ -96,7 +88,7 @@ class LogColumns(NamedTuple):
             own,
             batches,
             repeat(0),
-            times,
+            map(time_of, self.recorded_at),
             self.checksums,
             repeat(self.tenant),
             repeat(None),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import repeat
+from struct import unpack
 from uuid import UUID, SafeUUID
 
 from backends.times import nearest_time
@@ -32,10 +33,26 @@ def uuid_of(stored: bytes) -> UUID:
     return made
 
 
-def uuids_of(numbers: Sequence[int]) -> list[UUID]:
-    """The UUIDs that are these numbers: all at once, half of the time again."""
-    made = list(map(_new, repeat(UUID, len(numbers))))
-    _done(map(_set_number, made, numbers))
+def uuids_of(stored: bytes) -> list[UUID]:
+    """The UUIDs of as many times 16 bytes: all at once, half of the time again."""
+    return _made(_parts(stored))
+
+
+def shared_uuids_of(stored: bytes) -> list[UUID]:
+    """The same where many are the same: each of these is made once."""
+    parts = _parts(stored)
+    distinct = list(dict.fromkeys(parts))
+    return list(map(dict(zip(distinct, _made(distinct), strict=True)).__getitem__, parts))
+
+
+def _parts(stored: bytes) -> Sequence[bytes]:
+    parts: tuple[bytes, ...] = unpack(f"{_ID_BYTES}s" * (len(stored) // _ID_BYTES), stored)
+    return parts
+
+
+def _made(parts: Sequence[bytes]) -> list[UUID]:
+    made = list(map(_new, repeat(UUID, len(parts))))
+    _done(map(_set_number, made, map(int.from_bytes, parts)))
     _done(map(_set_safe, made, repeat(_UNKNOWN)))
     return made
 
@@ -46,12 +63,6 @@ def _done(work: Iterable[object]) -> None:
 
 # Events of one batch are read together, and have its id.
 batch_uuid_of = lru_cache(maxsize=64)(uuid_of)
-
-
-@lru_cache(maxsize=64)
-def batch_uuid_of_hex(stored: str) -> UUID:
-    """The same of 32 digits."""
-    return uuid_of(bytes.fromhex(stored))
 
 
 @lru_cache(maxsize=64)

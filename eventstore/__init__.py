@@ -73,6 +73,7 @@ from eventstore.errors import (
     UpcasterError,
     UpcasterMissing,
 )
+from eventstore.event_batch import EventBatch
 from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
 from eventstore.inline import InlineProjections
@@ -107,6 +108,7 @@ __all__ = [
     "Durability",
     "DurabilityError",
     "Event",
+    "EventBatch",
     "EventDecodeError",
     "EventEncodeError",
     "EventFilter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import lru_cache
 from itertools import repeat
 from types import GenericAlias
@@ -158,18 +158,19 @@ def verify_checksum(checksum: int, type: str, schema_version: int, payload: byte
 def are_sound(
     types: Sequence[str],
     schema_versions: Sequence[int],
+    kinds: Set[tuple[str, int]],
     payloads: Sequence[bytes],
     metadata: Sequence[bytes | None] | None,
     checksums: Sequence[int],
 ) -> bool:
-    """Whether events match their checksums, all of them. Without `metadata` none has any."""
-    # Most pages are of few types.
-    seeds = {kind: checksum_seed(*kind) for kind in set(zip(types, schema_versions, strict=True))}
+    """Whether events match their checksums, all of them. Without `metadata` none has any. `kinds` are every type with
+    every schema version that it has here: most pages are of few."""
+    seeds = {kind: checksum_seed(*kind) for kind in kinds}
     if len(seeds) == 1:
         found = list(map(crc32, payloads, repeat(next(iter(seeds.values())))))
     else:
-        kinds = zip(types, schema_versions, strict=True)
-        found = [crc32(payload, seeds[kind]) for payload, kind in zip(payloads, kinds, strict=True)]
+        each = zip(types, schema_versions, strict=True)
+        found = [crc32(payload, seeds[kind]) for payload, kind in zip(payloads, each, strict=True)]
     if metadata is not None:
         found = [
             checksum if notes is None else checksum | (crc32(notes) & _METADATA_BITS) << 32
@@ -251,10 +252,9 @@ def _many(cls: type[Any]) -> Callable[..., list[Any]]:
 def decode_together(page: RecordPage) -> Sequence[Event] | None:
     """The events of records, one for each, validated together. None if something is wrong with one of them, or one
     was stored by older code: then each has to be looked at (`decode_parts`)."""
-    types, schema_versions, payloads = page.types, page.schema_versions, page.payloads
-    kinds = set(zip(types, schema_versions, strict=True))
+    types, payloads = page.types, page.payloads
     classes: dict[str, type[Event]] = {}
-    for type_, schema_version in kinds:
+    for type_, schema_version in page.kinds:
         cls = event_class(type_)
         if cls is None or cls.__schema_version__ != schema_version:
             return None

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from eventstore.backend import AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint
+from eventstore.backend import AppendOutcome, Batch
 from eventstore.circuit_breaker import CircuitBreaker
 from eventstore.errors import EventStoreError, OutcomeUnknown
 from eventstore.finishing import finish_then_cancel
 from eventstore.resolving import find_out
 from eventstore.sql_transaction import SqlTransaction
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+from eventstore.wrapped_transaction import WrappedTransaction
 
 
-class GuardedSqlTransaction:
+class GuardedSqlTransaction(WrappedTransaction):
     """A commit runs in a task of the store's own (one of `commits`), so that it ends when its caller does not wait.
 
     It is not refused while the breaker is open, because the transaction is: it has to come to an end either way. But
@@ -32,38 +28,16 @@ class GuardedSqlTransaction:
         *,
         resolve_within: float,
     ) -> None:
-        self._transaction = transaction
+        super().__init__(transaction)
         self._breaker = breaker
         self._commits = commits
         self._resolve_within = resolve_within
-
-    @property
-    def connection(self) -> AsyncConnection:
-        return self._transaction.connection
 
     async def commit(self, batch: Batch) -> AppendOutcome:
         task = asyncio.ensure_future(self._commit(batch))
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return await finish_then_cancel(task)
-
-    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        return await self._transaction.store(batches)
-
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        return await self._transaction.read_all(after=after, limit=limit, where=where)
-
-    async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
-        return await self._transaction.lock_checkpoint(name, version)
-
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await self._transaction.save_checkpoint(checkpoint)
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._transaction.delete_checkpoint(name, version, revision)
-
-    async def rollback(self) -> None:
-        await self._transaction.rollback()
 
     async def _commit(self, batch: Batch) -> AppendOutcome:
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-from eventstore.backend import Appended, AppendOutcome, Backend, Batch, EventFilter, LogPage, StoredCheckpoint
+from eventstore.backend import Appended, AppendOutcome, Backend, Batch
 from eventstore.checkpoint import Checkpoint, Status, version_of
+from eventstore.delivering import Poison, handle_events
 from eventstore.errors import (
     CapabilityError,
     DefinitionError,
@@ -22,13 +22,11 @@ from eventstore.errors import (
     TransactionRefused,
 )
 from eventstore.events import stream_kind
-from eventstore.projection_runner import TRANSACTION_SECONDS, Poison, ProjectionRunner, handle_events
+from eventstore.projection_runner import TRANSACTION_SECONDS, ProjectionRunner
 from eventstore.projections import Projection
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+from eventstore.wrapped_transaction import WrappedTransaction
 
 # So many positions that others have stored are looked through while everybody who appends waits. More are caught up
 # with before.
@@ -224,16 +222,12 @@ class Behind(ProjectionError):
         self.late = late
 
 
-class _InlineTransaction:
+class _InlineTransaction(WrappedTransaction):
     """A transaction with statements of the user's own. Its commit stores a batch and applies the projections."""
 
     def __init__(self, transaction: SqlTransaction, inline: InlineProjections) -> None:
-        self._transaction = transaction
+        super().__init__(transaction)
         self._inline = inline
-
-    @property
-    def connection(self) -> AsyncConnection:
-        return self._transaction.connection
 
     async def commit(self, batch: Batch) -> AppendOutcome:
         concerned = self._inline.concerned([batch])
@@ -249,21 +243,3 @@ class _InlineTransaction:
             await self._transaction.rollback()
             await self._inline.catch_up_with(behind)
             raise TransactionConflict(f"{behind}; run the transaction again") from behind
-
-    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        return await self._transaction.store(batches)
-
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        return await self._transaction.read_all(after=after, limit=limit, where=where)
-
-    async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
-        return await self._transaction.lock_checkpoint(name, version)
-
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await self._transaction.save_checkpoint(checkpoint)
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._transaction.delete_checkpoint(name, version, revision)
-
-    async def rollback(self) -> None:
-        await self._transaction.rollback()

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from eventstore.checkpoint import NOTHING, Checkpoint, DeadLetter, Mark, Status, added, version_of
+from eventstore.delivering import Poison
 from eventstore.errors import ProjectionBehind, ProjectionError
 from eventstore.events import RecordedEvent
-from eventstore.projection_runner import Lost, Poison, apply_events, check_partitions
+from eventstore.projection_runner import Lost, apply_events, check_partitions
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 

@@ -11,47 +11,38 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from eventstore import read_model_tables
 from eventstore.backend import Appended, LogPage
 from eventstore.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
-from eventstore.codec import decode_parts, decode_together
-from eventstore.collector import collector_paused
+from eventstore.delivering import TROUBLE, Poison, handle_events, new
 from eventstore.errors import (
-    BackendUnavailable,
     CapabilityError,
     DefinitionError,
     JournalCorrupt,
-    OutcomeUnknown,
     PartitionsChanged,
     ProjectionError,
     ProjectionStopped,
-    StoreClosed,
 )
-from eventstore.events import Event, RecordedEvent
+from eventstore.events import RecordedEvent
 from eventstore.projections import Projection
 from eventstore.reading_ahead import ReadAhead
 from eventstore.record_page import RecordPage
 from eventstore.store import EventStore
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
 logger = logging.getLogger(__name__)
 
 TRANSACTION_SECONDS = 30.0
 
-# The database's own troubles: nothing is known to be wrong with an event.
-_TROUBLE = (BackendUnavailable, OutcomeUnknown)
+# How many events the first batch has, if the projection does not say fewer: nobody knows yet how long they take.
+FIRST_BATCH = 500
+
+# Into so many parts a batch is divided that holds an event that cannot be applied, and so is that part in turn.
+_PARTS = 16
 
 # How far a projection has come although none of its events was there is stored this often.
 _SAVE_EVERY_SECONDS = 1.0
-
-_WITH_CONNECTION = 3
-
-_P = TypeVar("_P", bound=Projection)
 
 
 class ProjectionRunner:
@@ -94,6 +85,8 @@ class ProjectionRunner:
         self._name = f"{platform.node()}:{os.getpid()}"
         self._where = projection.where()
         self._partition = 0
+        self._size = min(FIRST_BATCH, projection.batch_size)
+        self._handlers_seconds = 0.0
         # Of several partitions one at a time looks for what it may take over: each counts what the others have.
         self._taking = asyncio.Lock()
         self._saved_at = 0.0
@@ -147,7 +140,7 @@ class ProjectionRunner:
                     return
             except Lost:
                 continue
-            except _TROUBLE as error:
+            except TROUBLE as error:
                 failures += 1
                 pause = min(5.0, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
                 logger.warning("projection %s waits %.1f s: %s", self._projection.name, pause, error)
@@ -239,6 +232,7 @@ class ProjectionRunner:
                 page = await log.page()
                 if page.events:
                     checkpoint = await self._apply(checkpoint, page.events, log.position)
+                    self._adapt(is_behind=not page.is_end)
                     if checkpoint.pause is not None:
                         if end is None and checkpoint.status is Status.LIVE:
                             return False
@@ -255,13 +249,22 @@ class ProjectionRunner:
                     await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
 
     async def _read(self, after: int) -> LogPage:
-        page = await self._store.read_page(after=after, limit=self._projection.batch_size, where=self._where)
+        page = await self._store.read_page(after=after, limit=self._size, where=self._where)
         return page if self._projection.partitions == 1 else page._replace(events=self._own(page.events))
 
     def _own(self, events: Sequence[RecordedEvent]) -> Sequence[RecordedEvent]:
         """Those of this runner's partition."""
-        partitions = self._projection.partitions
-        return [recorded for recorded in events if partition_of(recorded.stream_id, partitions) == self._partition]
+        page, partitions = RecordPage.of(events), self._projection.partitions
+        return page.only([partition_of(stream_id, partitions) == self._partition for stream_id in page.stream_ids])
+
+    def _adapt(self, *, is_behind: bool) -> None:
+        """Choose how many events the next batches have, by how long the handlers took for the last one. How long the
+        database took says nothing: it has others to serve."""
+        seconds, wanted = self._handlers_seconds, self._projection.batch_seconds
+        if seconds > wanted:
+            self._size = max(1, int(self._size * wanted / seconds))
+        elif is_behind and seconds < wanted / 2:
+            self._size = min(2 * self._size, self._projection.batch_size)
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -272,9 +275,14 @@ class ProjectionRunner:
         try:
             return await self._batch(checkpoint, events, position)
         except Poison:
-            # It is found out which one it is: alone, each is to blame for itself.
-            for recorded in events:
-                checkpoint = await self._apply_one(checkpoint, recorded)
+            # It is found out which one it is: alone, each is to blame for itself. The others go by in larger parts.
+            size = -(-len(events) // _PARTS)
+            for start in range(0, len(events), size):
+                part = events[start : start + size]
+                if size == 1:
+                    checkpoint = await self._apply_one(checkpoint, part[0])
+                else:
+                    checkpoint = await self._apply(checkpoint, part, part[-1].position)
                 if checkpoint.pause is not None:
                     return checkpoint
             return checkpoint
@@ -326,7 +334,7 @@ class ProjectionRunner:
         runner, or a command, has changed the checkpoint."""
         page = RecordPage.of(events)
         behind = checkpoint.behind(position, len(page), page.checksum)
-        await apply_events(self._store, self._projection, behind, page)
+        self._handlers_seconds = await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
 
@@ -382,8 +390,9 @@ async def begin(store: EventStore, projection: type[Projection], version: int, s
 
 async def apply_events(
     store: EventStore, projection: type[Projection], checkpoint: Checkpoint, events: Sequence[RecordedEvent]
-) -> None:
-    """Apply events, and save the checkpoint that is behind them, in one transaction where the store has such.
+) -> float:
+    """Apply events, and save the checkpoint that is behind them, in one transaction where the store has such. Returns
+    how many seconds the handlers took.
 
     Raises `Poison` and `Lost`; then nothing was done. Without a transaction the events were applied, and come again.
     """
@@ -393,119 +402,32 @@ async def apply_events(
         stored = [one for one in await store.checkpoints() if (one.stored_name, one.version) == key]
         if [one.revision for one in stored] != [checkpoint.revision]:
             raise Lost
+        start = time.monotonic()
         await handle_events(projection, checkpoint, events, None)
+        taken = time.monotonic() - start
         if not await store.save_checkpoint(checkpoint):
             raise Lost
-        return
+        return taken
     transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
     try:
         # Before anything else. Another runner that has done so already is waited for, and then nothing is done here.
         if not await transaction.save_checkpoint(checkpoint.stored()):
             raise Lost
+        start = time.monotonic()
         await handle_events(projection, checkpoint, events, transaction.connection)
+        taken = time.monotonic() - start
         try:
             outcome = await transaction.commit(())
-        except _TROUBLE:
+        except TROUBLE:
             raise
         except Exception as error:
             # A constraint that is looked at when it is committed, or handlers that took too long.
             raise Poison from error
         if not isinstance(outcome, Appended):
             raise JournalCorrupt(f"a transaction without events was answered with {outcome!r}")
+        return taken
     finally:
         await transaction.rollback()
-
-
-async def handle_events(
-    projection: type[Projection],
-    checkpoint: Checkpoint,
-    events: Sequence[RecordedEvent],
-    connection: AsyncConnection | None,
-) -> None:
-    """Hand events to the handlers of a version. Raises `Poison` for one that cannot be applied."""
-    made = new(projection, checkpoint)
-    page = RecordPage.of(events)
-    try:
-        if _is_plain(projection):
-            is_done = _handled_together(made, page)
-        elif is_done := (decoded := decode_together(page)) is not None:
-            for event, recorded in zip(decoded, page, strict=True):
-                await _handle(made, event, recorded, connection)
-        if not is_done:
-            for recorded in events:
-                for event in decode_parts(recorded):
-                    await _handle(made, event, recorded, connection)
-        await made.flush(connection)
-    except (*_TROUBLE, StoreClosed):
-        raise
-    except Exception as error:
-        raise Poison from error
-
-
-def _is_plain(projection: type[Projection]) -> bool:
-    """Whether its handlers await nothing and do without the connection."""
-    handlers = projection.handlers.values()
-    return not any(handler.is_async or handler.takes == _WITH_CONNECTION for handler in handlers)
-
-
-def _handled_together(made: Projection, page: RecordPage) -> bool:
-    """Decode all events of a page, and hand them to plain handlers. False, and nothing was done, if something is wrong
-    with an event, or older code has stored one.
-
-    What is made here dies here, so the garbage collector need not see it: it would look through the whole program every
-    forty pages, which took a third of the time.
-    """
-    handlers = made.handlers
-    every = handlers.get(Event)
-    with collector_paused():
-        events = decode_together(page)
-        if events is None:
-            return False
-        chosen = {cls: handlers.get(cls, every) for cls in set(map(type, events))}
-        wanted = [handler for handler in chosen.values() if handler is not None]
-        if all(handler.takes == 1 for handler in wanted):
-            for event in events:
-                if (handler := chosen[event.__class__]) is not None:
-                    handler.handle(made, event)
-        elif len(chosen) == len(wanted) == 1:
-            handle = wanted[0].handle
-            for event, recorded in zip(events, page, strict=True):
-                handle(made, event, recorded)
-        else:
-            for event, recorded in zip(events, page, strict=True):
-                handler = chosen[event.__class__]
-                if handler is None:
-                    continue
-                if handler.takes == 1:
-                    handler.handle(made, event)
-                else:
-                    handler.handle(made, event, recorded)
-        return True
-
-
-async def _handle(made: Projection, event: Event, recorded: RecordedEvent, connection: AsyncConnection | None) -> None:
-    handler = made.handlers.get(event.__class__) or made.handlers.get(Event)
-    if handler is None:
-        # A part of an event of which the projection wants another part.
-        return
-    _, handle, takes, is_async = handler
-    if takes == 2:
-        done = handle(made, event, recorded)
-    elif takes == 1:
-        done = handle(made, event)
-    else:
-        done = handle(made, event, recorded, connection)
-    if is_async:
-        await done
-
-
-def new(projection: type[_P], checkpoint: Checkpoint) -> _P:
-    """The projection for one batch of a version."""
-    made = projection()
-    made.version = checkpoint.version
-    made.partition = checkpoint.partition
-    made.is_building = checkpoint.status is Status.BUILDING
-    return made
 
 
 def _has_ended(runner_name: str) -> bool:
@@ -528,7 +450,3 @@ def _said(error: BaseException) -> str:
 
 class Lost(ProjectionError):
     """Somebody else has changed the checkpoint: nothing was done."""
-
-
-class Poison(ProjectionError):
-    """What could not be applied is chained."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get
 
 from eventstore.backend import EventFilter
 from eventstore.errors import DefinitionError
+from eventstore.event_batch import EventBatch
 from eventstore.event_handlers import EVENT, ROLE
 from eventstore.events import Event, RecordedEvent
 from eventstore.read_model_tables import while_building
@@ -25,11 +26,13 @@ _MOST_PARTITIONS = 256
 
 
 class Handler(NamedTuple):
-    """One handler. `takes` says how many it wants of event, record and connection."""
+    """One handler, and what it wants besides the event: its record, the connection; or all its events of a batch."""
 
     name: str
     handle: Callable[..., Any]
-    takes: int
+    takes_record: bool
+    takes_connection: bool
+    takes_batch: bool
     is_async: bool
 
 
@@ -48,6 +51,9 @@ class Projection:
     transaction also stores how far the projection has come, so that neither is there without the other. Handlers with
     a connection are for SQL stores alone. What is done without it (on Redis, in memory, in another system) is done at
     least once: after a crash the last batch comes again.
+
+    A handler of `EventBatch[Deposited]` gets all its events of a batch in one call, and SQLAlchemy's connection if it
+    wants to. It is called when the handlers of single events have been called for the whole batch.
 
     An instance lives for one batch of events. `flush` is called at its end: a handler may collect what it writes then,
     in attributes that `__init__` sets up.
@@ -68,7 +74,10 @@ class Projection:
     handlers: ClassVar[Mapping[type[Event], Handler]]
 
     tables: ClassVar[Sequence[Table]] = ()
-    batch_size: ClassVar[int] = 500
+    batch_size: ClassVar[int] = 4000
+    """The most events in one transaction. A runner that is behind comes to that where its batches are quick: it begins
+    with fewer, and has more or fewer in the next one, so that each takes about `batch_seconds` or less."""
+    batch_seconds: ClassVar[float] = 0.1
     on_poison: ClassVar[Literal["park", "pause"]] = "park"
     """What becomes of an event that cannot be applied: it is put among the dead letters, or the projection pauses."""
     retries: ClassVar[int] = 3
@@ -119,7 +128,7 @@ class Projection:
     @classmethod
     def needs_connection(cls) -> bool:
         """Whether it works on SQL stores alone."""
-        return bool(cls.tables) or any(handler.takes == _MOST_ARGUMENTS for handler in cls.handlers.values())
+        return bool(cls.tables) or any(handler.takes_connection for handler in cls.handlers.values())
 
     def table(self, table: Table) -> Table:
         """A table of the read model, under the name that it has in this version."""
@@ -146,30 +155,46 @@ def _handlers(cls: type[Projection], local_names: Mapping[str, Any]) -> Iterator
         if not 1 <= len(arguments) <= _MOST_ARGUMENTS or any(a.kind is not a.POSITIONAL_OR_KEYWORD for a in arguments):
             raise DefinitionError(
                 f"{place}: a projection's handler takes an event, and then, if it wants to, its record and the "
-                "connection: `event: Deposited, recorded: RecordedEvent, connection: AsyncConnection`"
+                "connection: `event: Deposited, recorded: RecordedEvent, connection: AsyncConnection`; or all events "
+                "of a batch, and then, if it wants to, the connection: `batch: EventBatch[Deposited]`"
             )
-        hints = _hints(function, place, local_names, arguments[0].name)
-        if len(arguments) > 1 and hints.get(arguments[1].name) not in (None, RecordedEvent):
+        first, *others = (argument.name for argument in arguments)
+        if first not in function.__annotations__:
+            raise DefinitionError(f"{place}: annotate `{first}` with the event it handles, such as `event: Deposited`")
+        handled = _hint(function, first, place, local_names)
+        takes_batch = get_origin(handled) is EventBatch
+        # The connection's type is often imported for type checkers alone, and so is not looked at.
+        if takes_batch:
+            (handled,) = get_args(handled)
+            if len(others) > 1 or function.__annotations__.get("".join(others)) in (RecordedEvent, "RecordedEvent"):
+                raise DefinitionError(f"{place}: a batch has the records of its events: leave that argument out")
+        elif others and _hint(function, others[0], place, local_names) not in (None, RecordedEvent):
             raise DefinitionError(f"{place}: the second argument is the record: annotate it with RecordedEvent")
-        handled = hints[arguments[0].name]
+        handler = Handler(
+            name,
+            function,
+            takes_record=len(arguments) > 1 and not takes_batch,
+            takes_connection=len(arguments) == (2 if takes_batch else _MOST_ARGUMENTS),
+            takes_batch=takes_batch,
+            is_async=inspect.iscoroutinefunction(function),
+        )
         is_union = get_origin(handled) in (Union, types.UnionType)
         for event in get_args(handled) if is_union else (handled,):
             if not (isinstance(event, type) and issubclass(event, Event)):
-                raise DefinitionError(f"{place}: `{arguments[0].name}` is annotated with a subclass of Event")
+                raise DefinitionError(f"{place}: `{first}` is annotated with a subclass of Event")
             if event in found:
                 raise DefinitionError(f"{place}: {event.__qualname__} already has a handler: {found[event]}")
             found[event] = place
-            yield event, Handler(name, function, len(arguments), inspect.iscoroutinefunction(function))
+            yield event, handler
 
 
-def _hints(function: Any, place: str, local_names: Mapping[str, Any], argument: str) -> dict[str, Any]:
-    if argument not in function.__annotations__:
-        raise DefinitionError(f"{place}: annotate `{argument}` with the event it handles, such as `event: Deposited`")
-    # The connection's type is often imported for type checkers alone.
-    wanted = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    probe = types.SimpleNamespace(__annotations__={name: wanted[name] for name in list(wanted)[:2]})
+def _hint(function: Any, name: str, place: str, local_names: Mapping[str, Any]) -> Any:
+    """What an argument is annotated with; None if it is not."""
+    if name not in function.__annotations__:
+        return None
+    probe = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
     try:
-        return get_type_hints(probe, function.__globals__, dict(local_names))
+        return get_type_hints(probe, function.__globals__, dict(local_names))[name]
     except NameError as error:
         raise DefinitionError(
             f"{place}: the annotation names {error.name!r}, which is not defined here: define or import it first"

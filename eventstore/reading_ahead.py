@@ -29,6 +29,8 @@ class ReadAhead:
         self.position = max(self.position, page.position)
         if not page.is_end:
             self._next = asyncio.create_task(self._read(self.position), name="eventstore-next-page")
+            # Else it would begin when whoever uses this page waits for something, and that may be nothing.
+            await asyncio.sleep(0)
         return page
 
     async def __aenter__(self) -> Self:

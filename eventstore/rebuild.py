@@ -10,15 +10,16 @@ from itertools import count
 
 from eventstore import read_model_tables
 from eventstore.checkpoint import Checkpoint, Status, version_of
+from eventstore.delivering import handle_events, new
 from eventstore.errors import BackendUnavailable, ProjectionError, TransactionExpired
-from eventstore.projection_runner import TRANSACTION_SECONDS, ProjectionRunner, begin, handle_events, new
+from eventstore.projection_runner import FIRST_BATCH, TRANSACTION_SECONDS, ProjectionRunner, begin
 from eventstore.projections import Projection
 from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
-_MOST_PAGES_LEFT = 4
+_MOST_LEFT = 2000
 _ROUNDS = 5
 
 
@@ -41,7 +42,7 @@ async def rebuild(
         positions = [part.position for part in building]
         behind = _most(live) - min(positions, default=0)
         # What is left stands in the way of the live one while the places are changed.
-        if behind > _MOST_PAGES_LEFT * projection.batch_size and round_ < _ROUNDS:
+        if behind > _MOST_LEFT and round_ < _ROUNDS:
             continue
         try:
             if (switched := await _switch(store, projection, version)) is not None:
@@ -121,7 +122,8 @@ async def _caught_up(
 ) -> Checkpoint:
     """Apply what a partition has not got up to a position. Returns what is live then."""
     while behind.position < wanted:
-        page = await store.read_page(after=behind.position, limit=projection.batch_size, where=projection.where())
+        size = min(FIRST_BATCH, projection.batch_size)
+        page = await store.read_page(after=behind.position, limit=size, where=projection.where())
         events = [recorded for recorded in page.events if recorded.position <= wanted]
         position = page.position if len(events) == len(page.events) else wanted
         own = [recorded for recorded in events if behind.has(recorded.stream_id)]

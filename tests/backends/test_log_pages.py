@@ -73,7 +73,7 @@ async def by_column(backend: SQLiteBackend | PostgresBackend, where: EventFilter
 async def by_row(
     backend: SQLiteBackend | PostgresBackend, where: EventFilter, after: int, limit: int, patch: pytest.MonkeyPatch
 ) -> LogPage:
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise ValueError("not by column")
 
     with patch.context() as patched:
@@ -104,6 +104,19 @@ async def test_columns_and_rows_say_the_same(
         assert [type(record.event_id) for record in found.events] == [type(r.event_id) for r in expected.events]
         # Pages that are filtered by the reader itself come as rows.
         assert not found.events or isinstance(found.events, RecordPage) or where.tags
+
+
+async def test_where_sqlite_does_not_string_blobs_together_ids_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_log, "_PROBED", b"something else")
+    async with EventStore.open(f"sqlite:///{tmp_path}/journal.db") as store:
+        backend = store._backend
+        assert isinstance(backend, SQLiteBackend)
+        await all_kinds(backend)
+        found = await by_column(backend, EventFilter(), 0, 500)
+        assert isinstance(found.events, RecordPage)
+        assert list(found.events) == list((await by_row(backend, EventFilter(), 0, 500, monkeypatch)).events)
 
 
 async def test_a_page_of_records_that_nobody_looks_at_makes_none(
@@ -178,3 +191,20 @@ async def test_what_somebody_has_put_into_one_of_a_replicas_columns_is_seen(
     assert isinstance(found.events, RecordPage)
     assert list(found.events) == list((await by_row(backend, EventFilter(), 0, 500, monkeypatch)).events)
     assert [one.position for one, old in zip(found.events, before, strict=True) if one != old] == [2]
+
+
+@pytest.mark.parametrize("column", ["payload", "type", "checksum", "metadata"])
+async def test_what_sqlite_holds_as_a_blob_where_the_journal_writes_none_is_damage(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "journal.db"
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        backend = store._backend
+        assert isinstance(backend, SQLiteBackend)
+        await all_kinds(backend)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("DROP TRIGGER journal_events_no_update")
+            statement = f"UPDATE journal_events SET {column} = CAST({column} AS BLOB) WHERE {column} IS NOT NULL"
+            connection.execute(statement)
+            ((first,),) = connection.execute(f"SELECT min(position) FROM journal_events WHERE {column} IS NOT NULL")
+        with pytest.raises(JournalCorrupt) as raised:
+            await backend.read_all(after=0, limit=500, where=EventFilter())
+        assert raised.value.position == first

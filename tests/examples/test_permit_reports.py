@@ -128,10 +128,11 @@ def test_killed_at_any_moment_they_are_byte_for_byte_what_a_rebuild_makes(
 
 
 def test_a_store_without_sql_is_refused_in_one_line(run_example: Run, redis_url: str) -> None:
-    done = run_example("permit_reports.py", "--store", redis_url)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert "has no SQL" in line
+    for option in ((), ("--follow",), ("--rebuild",)):
+        done = run_example("permit_reports.py", "--store", redis_url, *option)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert "has no SQL" in line
 
 
 def test_a_fresh_database_is_refused_in_one_line(run_example: Run, tmp_path: Path) -> None:

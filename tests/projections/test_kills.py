@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -125,6 +125,33 @@ async def test_partitions_whose_runners_are_killed_go_on_elsewhere_and_lose_and_
     assert (await check_completeness(store, PartedLedger)).is_complete
     await rebuild(store, PartedLedger)
     assert sorted(await entries(store)) == sorted(kept)
+
+
+@pytest.mark.sql_alone
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.soak)])
+async def test_inline_it_has_all_that_is_stored_and_nothing_else_whenever_its_writers_are_killed(
+    store: EventStore, url: str, kills: int
+):
+    generator = random.Random(kills)
+    with running(url, "inline") as one, running(url, "inline") as two:
+        for number in range(kills):
+            before = await store.end()
+            # One alone now and then, so that its commits do not only wait for those of another.
+            with Runner(one), Runner(two) if number % 3 else nullcontext():
+                async with asyncio.timeout(60):
+                    while await store.end() < before + generator.randrange(1, 60):
+                        await asyncio.sleep(0.001)
+                await asyncio.sleep(generator.uniform(0, 0.01))
+    # Nobody has brought it forward since.
+    kept = await entries(store)
+    stored = [recorded async for recorded in store.read_all()]
+    assert kept == [(one.position, one.stream_id, one.json()["amount"]) for one in stored]
+    assert len(kept) >= kills
+    (checkpoint,) = await store.checkpoints()
+    assert (checkpoint.position, checkpoint.events) == (stored[-1].position, len(stored))
+    assert (await check_completeness(store, Ledger)).is_complete
+    await rebuild(store, Ledger)
+    assert await entries(store) == kept
 
 
 async def runners(store: EventStore) -> set[str]:

@@ -16,6 +16,7 @@ from eventstore.completeness import check_completeness
 from eventstore.projection_control import live_checkpoint
 from eventstore.rebuild import give_up
 
+from .broken_off import rebuilt_in_part
 from .ledger import Ledger, Paid, amounts, entries, pay, table_names
 
 
@@ -98,23 +99,34 @@ async def test_one_that_was_given_up_leaves_nothing(store: EventStore):
 async def test_one_that_was_killed_is_taken_up_where_it_was(store: EventStore):
     await pay(store, *range(30))
     await run(store)
-    seen: list[int] = []
-
-    def cut(position: int, count: int, end: int) -> None:
-        seen.append(count)
-        if len(seen) == 3:
-            raise KeyError("killed")
-
-    with pytest.raises(KeyError):
-        await rebuild(store, Ledger, on_progress=cut)
+    (building,) = await rebuilt_in_part(store, Ledger)
     # As after a kill its lease has to run out; here it is ended by hand.
-    (building,) = [one for one in await store.checkpoints() if one.status is Status.BUILDING]
     assert building.events == 12
     assert await store.save_checkpoint(replace(building, runner=""))
-    seen.clear()
+    seen: list[int] = []
     await rebuild(store, Ledger, on_progress=lambda position, count, end: seen.append(count))
     assert sum(seen) == 18
     assert await amounts(store) == list(range(30))
+
+
+@pytest.mark.sql_alone
+async def test_one_that_cannot_take_its_place_leaves_the_live_one_as_it_was(store: EventStore):
+    class Refusing(Ledger, name="ledger", kinds=("account",)):
+        async def switched(self, connection):  # type: ignore[no-untyped-def]
+            raise LookupError("not now")
+
+    await pay(store, 1, 2)
+    await run(store)
+    with pytest.raises(LookupError, match="not now"):
+        await rebuild(store, Refusing)
+    found = {(one.version, one.status) for one in await store.checkpoints()}
+    assert found == {(1, Status.LIVE), (2, Status.BUILDING)}
+    assert await names(store) == {"ledger_entries", "ledger_entries__v2"}
+    await pay(store, 3)
+    await run(store)
+    assert await amounts(store) == [1, 2, 3]
+    assert (await rebuild(store, Ledger)).version == 2
+    assert (await amounts(store), await names(store)) == ([1, 2, 3], {"ledger_entries"})
 
 
 @pytest.mark.sql_alone
