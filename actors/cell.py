@@ -22,7 +22,7 @@ from actors.mailbox import Envelope, Hold, Mailbox
 from actors.message_metadata import merged, pass_on, sent_with
 from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
-from actors.snapshotting import due_snapshot
+from actors.snapshotting import due_snapshot, snapshot_data
 from actors.supervisor import described
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, EncodedEvent
 from eventstore.codec import encode_event, encode_metadata
@@ -776,7 +776,7 @@ class Cell:
         if not (self.cls.snapshot_policy.on_passivation and self.version):
             return None
         try:
-            return self.cls.state_type.dump(self.actor.state)
+            return snapshot_data(self.cls.state_type, self.actor.state, self.stream_id, self.version)
         except CodecError:
             logger.exception("%s: no snapshot was taken at version %d", self.stream_id, self.version)
             return None
