@@ -87,6 +87,9 @@ class JsonForm:
             first = error.errors(include_input=False, include_url=False, include_context=False)[0]
             place = ".".join(map(str, first["loc"])) or "it"
             return f"{place} could not be read again"
+        except Exception as error:
+            # A validator of the user's own may raise anything.
+            return f"it could not be read again ({type(error).__name__})"
         return first_difference(value, again)
 
 
@@ -202,9 +205,11 @@ class Survey:
                 self.has_floats = self.has_floats or known == "float"
                 if schema.get("strict", config.get("strict")) and known not in ("none", "bool", "int", "str"):
                     self.is_exact = False
-            case _:
+            case other:
                 self.is_exact = False
                 self.has_floats = True
+                # A text with JSON in it is written as what was in it.
+                self.has_derived = self.has_derived or other == "json"
                 self._visit_unknown(schema, place, config)
 
     def _visit_class(self, schema: Mapping[str, Any], place: str, config: Mapping[str, Any]) -> None:
@@ -253,7 +258,8 @@ class Survey:
             return
         inner = schema["schema"]
         if "default_factory" in schema:
-            is_sound = schema["default_factory"] in _FACTORIES and inner["type"] == schema["default_factory"].__name__
+            made = schema["default_factory"]
+            is_sound = made in _FACTORIES and inner["type"] == made.__name__ and not inner.get("min_length")
         else:
             default = schema.get("default")
             if inner["type"] == "nullable":
@@ -266,7 +272,12 @@ class Survey:
                 (kind is not None and inner["type"] in (kind, "float" if kind == "int" else kind) and not constraints)
                 or (inner["type"] == "enum" and isinstance(default, Enum) and type(default) is inner["cls"])
                 or (inner["type"] == "literal" and default in inner["expected"])
-                or (not default and type(default).__name__ == inner["type"])
+                or (
+                    not default
+                    and type(default) in _FACTORIES
+                    and type(default).__name__ == inner["type"]
+                    and not inner.get("min_length")
+                )
             )
         if not is_sound:
             self.is_exact = False

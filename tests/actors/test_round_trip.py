@@ -156,7 +156,9 @@ def test_a_state_that_cannot_come_back_is_refused_when_the_class_is_defined(fiel
     with pytest.raises(
         DefinitionError, match=rf"Hiding: its state's Outer\.parts\.hidden would not come back.*{found}"
     ):
-        type("Hiding", (PersistentActor[outer],), {})  # type: ignore[valid-type]
+
+        class Hiding(PersistentActor[outer]):  # type: ignore[valid-type]
+            pass
 
 
 class Total(BaseModel):
