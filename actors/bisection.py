@@ -106,7 +106,8 @@ class _Search:
             holds = bool(self._predicate(self.folding.state, version))
         except Exception as error:
             raise PredicateRaised(self.folding.stream_id, version, state, error) from error
-        if holds and version < self.high:
+        # From a state that is read as another one it would go on wrongly: then from the one before.
+        if holds and version < self.high and self.folding.comes_back(state):
             self._kept = version, state
         return holds
 

@@ -16,7 +16,8 @@ class Command(BaseModel, Generic[R]):
     Fields are validated when the command is made, so a handler gets only what is well-formed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An infinity is written as null otherwise, as None is, and a digest would take the one for the other.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 def reply_type(command: type[Command[Any]]) -> Any:
@@ -25,6 +26,13 @@ def reply_type(command: type[Command[Any]]) -> Any:
         if issubclass(base, Command) and (args := base.__pydantic_generic_metadata__["args"]):
             return type(None) if args[0] is None else args[0]
     return Any
+
+
+def without_handler(actor: type, command: object) -> str:
+    """What is said of something that no command handler of an actor's class takes."""
+    if isinstance(command, type):
+        return f"a command is an instance of its class, not the class itself: {command.__qualname__}(…)"
+    return f"{actor.__qualname__} has no @command_handler for {type(command).__qualname__}"
 
 
 def new_command_id() -> str:

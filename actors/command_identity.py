@@ -15,7 +15,7 @@ from uuid import UUID
 from pydantic_core import PydanticSerializationError, to_json
 
 from actors.command import Command
-from eventstore.errors import CodecError, InvalidCommandId
+from eventstore.errors import CodecError, DefinitionError, InvalidCommandId
 
 MAX_COMMAND_ID_BYTES = 255
 
@@ -70,6 +70,10 @@ def issued_at(command_id: str) -> int:
 
 @cache
 def _kind_of(cls: type[Command[Any]]) -> _Kind:
+    if not issubclass(cls, Command):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(
+            f"a command is an instance of a subclass of Command, not of {cls.__qualname__}: ask(Deposit(…))"
+        )
     # By the name alone: a class may move to another module.
     person = blake2b(cls.__name__.encode(), digest_size=16).digest()
     return _Kind(
@@ -79,6 +83,12 @@ def _kind_of(cls: type[Command[Any]]) -> _Kind:
 
 def check_command_id(command_id: str) -> None:
     """Raises `InvalidCommandId`."""
+    if not isinstance(command_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # What is not typed may give a UUID, which comes back from nowhere as one.
+        raise InvalidCommandId(
+            f"a command id is text, not a {type(command_id).__qualname__}: give command_id=str(…), the same text at "
+            "every try"
+        )
     if command_id.isascii() and 0 < len(command_id) <= MAX_COMMAND_ID_BYTES and "\0" not in command_id:
         return
     try:
@@ -96,6 +106,8 @@ def check_command_id(command_id: str) -> None:
 
 def _is_plain(cls: type[Command[Any]]) -> bool:
     """Whether its fields hold nothing that has no order of its own: then its JSON is always the same."""
+    if cls.model_config.get("ser_json_inf_nan") != "strings":
+        return False
     return all(_is_plain_type(field.annotation) for field in cls.model_fields.values())
 
 

@@ -9,6 +9,7 @@ from zlib import crc32
 
 from actors.conflict import Conflict, Stamped, steps_of
 from actors.replicated_actor import ReplicatedActor, stamping
+from actors.snapshotting import snapshot_data
 from actors.stored_events import decoded_for
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
 from eventstore.errors import ActorError, DefinitionError, RecoveryError
@@ -70,7 +71,10 @@ class History:
     many events as the late one overtakes, and `CHECKPOINT_EVERY` more. `applied` counts what was applied, for tests.
     """
 
-    __slots__ = ("_actor", "_by_origin", "_checkpoints", "_counts", "_settled", "applied", "base", "clock", "entries")
+    __slots__ = (
+        "_actor", "_by_origin", "_checkpoint_from", "_checkpoints", "_counts", "_settled", "applied", "base", "clock",
+        "entries",
+    )  # fmt: skip
 
     def __init__(self, actor: ReplicatedActor[Any], base: Base = NOTHING) -> None:
         """Goes on from a base, whose state the actor is given. Raises `SnapshotUnusable` if it does not fit."""
@@ -85,6 +89,7 @@ class History:
         # The entries of each replica, which are in the order of their sequence numbers too.
         self._by_origin: dict[str, list[Entry]] = {}
         self._checkpoints = [_Checkpoint(0, base.state, dict(self._counts))]
+        self._checkpoint_from = CHECKPOINT_EVERY
         if base.state is not None:
             actor.state = actor.state_type.load(base.state)
 
@@ -139,7 +144,7 @@ class History:
         """Apply an event that was just written here. It stands behind all others, because its time is the greatest."""
         self.clock = entry.stamp.clock
         self._fold(entry, (event,))
-        if len(self.entries) - self._checkpoints[-1].after >= CHECKPOINT_EVERY:
+        if len(self.entries) >= self._checkpoint_from:
             self._checkpoint()
 
     def knows(self, stamp: Stamp) -> bool:
@@ -177,7 +182,7 @@ class History:
         one came late, more may follow, right behind it."""
         for number, entry in enumerate(entries, 1):
             self._fold(entry, decoded(self._actor, entry))
-            if number == mark or len(self.entries) - self._checkpoints[-1].after >= CHECKPOINT_EVERY:
+            if number == mark or len(self.entries) >= self._checkpoint_from:
                 self._checkpoint()
 
     def _fold(self, entry: Entry, events: Sequence[Event]) -> None:
@@ -225,8 +230,13 @@ class History:
     # Checkpoints
 
     def _checkpoint(self) -> None:
-        state = self._actor.state_type.dump(self._actor.state)
-        self._checkpoints.append(_Checkpoint(len(self.entries), state, dict(self._counts)))
+        actor, held = self._actor, len(self.entries)
+        self._checkpoint_from = held + CHECKPOINT_EVERY
+        state = snapshot_data(actor.state_type, actor.state, actor.persistence_id, self.base.version + held)
+        if state is None:
+            # It would be wound back to another state: an older checkpoint costs time, and nothing else.
+            return
+        self._checkpoints.append(_Checkpoint(held, state, dict(self._counts)))
         self._thin()
 
     def _thin(self) -> None:
@@ -245,6 +255,7 @@ class History:
         while self._checkpoints[-1].after > index:
             self._checkpoints.pop()
         start, state, counts = self._checkpoints[-1]
+        self._checkpoint_from = start + CHECKPOINT_EVERY
         actor = self._actor
         actor.state = actor.initial_state() if state is None else actor.state_type.load(state)
         self._counts = dict(counts)
@@ -291,6 +302,7 @@ class History:
             del entries[: max(counts.get(origin, 0) + 1 - first, 0)]
         later = [each._replace(after=each.after - index) for each in self._checkpoints if each.after > index]
         self._checkpoints = [_Checkpoint(0, state, counts), *later]
+        self._checkpoint_from -= index
 
 
 def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Sequence[Event]:

@@ -208,6 +208,10 @@ class Fold:
         """The state as a snapshot has it."""
         return self._cls.state_type.dump(self._actor.state)
 
+    def comes_back(self, dumped: bytes) -> bool:
+        """Whether `go_back` with what `dump` gave leads to this state, and to no other."""
+        return self._cls.state_type.difference(self._actor.state, dumped) is None
+
     def canonical(self) -> Any:
         """The state as plain JSON values, members of sets in order (`StateType.canonical`)."""
         return self._cls.state_type.canonical(self._actor.state)

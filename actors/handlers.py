@@ -15,6 +15,7 @@ from eventstore.codec import checksum_seed
 from eventstore.errors import DefinitionError
 from eventstore.event_handlers import ROLE
 from eventstore.events import Event
+from eventstore.json_form import reader
 
 _H = TypeVar("_H", bound=Callable[..., Any])
 _COMMAND = "command_handler"
@@ -50,7 +51,7 @@ class EventRoute:
         self.cls = cls
         self.schema_version = cls.__schema_version__
         self.seed = checksum_seed(name, cls.__schema_version__)
-        self.validate: Callable[..., Event] = cls.__pydantic_validator__.validate_json
+        self.validate: Callable[..., Event] = reader(cls, cls.__pydantic_validator__.validate_json)
         self.apply = apply
         self._validate_many: Callable[..., list[Event]] | None = None
 
@@ -60,7 +61,7 @@ class EventRoute:
         class that has handlers is ever replayed."""
         if self._validate_many is None:
             events: TypeAdapter[list[Event]] = TypeAdapter(cast("Any", types.GenericAlias(list, (self.cls,))))
-            self._validate_many = events.validator.validate_json
+            self._validate_many = reader(self.cls, events.validator.validate_json)
         return self._validate_many
 
 

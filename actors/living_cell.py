@@ -11,6 +11,7 @@ from actors.cell_runtime import CellRuntime
 from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Hold, Mailbox
 from actors.phase import Phase
+from actors.snapshotting import snapshot_data
 from actors.staging_cell import StagingCell
 from eventstore.errors import (
     ActorStopped,
@@ -185,7 +186,7 @@ class LivingCell(StagingCell):
         if not (self.cls.snapshot_policy.on_passivation and self.version):
             return None
         try:
-            return self.cls.state_type.dump(self.actor.state)
+            return snapshot_data(self.cls.state_type, self.actor.state, self.stream_id, self.version)
         except CodecError:
             logger.exception("%s: no snapshot was taken at version %d", self.stream_id, self.version)
             return None

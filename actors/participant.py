@@ -14,7 +14,8 @@ from actors.command import Command
 from actors.command_identity import CommandIdentity
 from actors.detaching import detached
 from actors.handlers import CommandRoute
-from actors.replies import decode_rejection, decode_reply, encode_rejection, encode_reply, outcome_of
+from actors.rejections import decode_rejection, encode_rejection
+from actors.replies import decode_reply, encode_reply, outcome_of
 from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent, StoredCommand, StreamWrite
 from eventstore.errors import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 from actors.actor import PersistentActor
 from actors.cell import Cell
-from actors.command import Command
+from actors.command import Command, without_handler
 from actors.command_identity import identify
 from actors.deadlines import Deadlines
 from actors.handlers import CommandRoute
@@ -243,9 +243,7 @@ class ActorRef(Generic[A]):
         """The handler that a command goes to. Raises `DefinitionError` if there is none."""
         route = self._actor.handlers.commands.get(type(command))  # type: ignore[arg-type]
         if route is None:
-            raise DefinitionError(
-                f"{self._actor.__qualname__} has no @command_handler for {type(command).__qualname__}"
-            )
+            raise DefinitionError(without_handler(self._actor, command))
         return route
 
     def cell_in(self, runtime: object) -> Cell:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from types import NoneType
 from typing import Any, NamedTuple
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError
 
 from actors.command import Command, reply_type
 from actors.command_identity import CommandIdentity
+from actors.rejections import decode_rejection, encode_rejection
 from eventstore.backend import CommandOutcome, StoredCommand
 from eventstore.codec import new_event_id
 from eventstore.errors import CommandRejected, DefinitionError, PayloadTooLarge, ReplyDecodeError, ReplyEncodeError
+from eventstore.json_form import JsonForm, form_of
 
-# A value of exactly such a type is one that its promise cannot be at odds with.
-_PLAIN_TYPES = (bool, int, str, NoneType)
+# A value of exactly such a type is one that its promise cannot be at odds with, and that comes back as it was.
+_PLAIN_TYPES = (bool, int, float, str, NoneType)
 
 
 class _Writing(NamedTuple):
@@ -27,6 +28,7 @@ class _Writing(NamedTuple):
 
     plain: type[object] | None
     to_json: Callable[..., bytes]
+    form: JsonForm
 
 
 def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, limit: int) -> CommandOutcome:
@@ -38,16 +40,32 @@ def replied(command: Command[Any], identity: CommandIdentity, reply: object, *, 
 
 
 def encode_reply(command: Command[Any], reply: object) -> bytes:
-    """A reply as JSON. Raises `ReplyEncodeError`."""
+    """A reply as JSON that is read as the same reply. Raises `ReplyEncodeError`, which does not tell the reply."""
     cls = command.__class__
-    plain, to_json_fast = _writing(cls)
+    plain, to_json, form = _writing(cls)
     try:
+        if reply.__class__ is plain:
+            return to_json(reply)
         # To be asked for warnings takes pydantic as long as all the rest of a reply.
-        return to_json_fast(reply) if reply.__class__ is plain else to_json_fast(reply, warnings="error")
+        encoded = to_json(reply, warnings="error")
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-        raise ReplyEncodeError(
-            f"the reply to {cls.__qualname__} cannot be remembered as {reply_type(cls)!r}, nothing was stored: {error}"
-        ) from error
+        # Pydantic's message quotes the value, which may be personal, and would be chained.
+        raise _not_remembered(cls, f"{_what_it_is(reply)}, which cannot be written as that", error) from None
+    if (difference := form.difference(reply, encoded)) is not None:
+        raise _not_remembered(cls, f"asked again it would not be the same: {difference}")
+    return encoded
+
+
+def _not_remembered(cls: type[Command[Any]], reason: str, error: Exception | None = None) -> ReplyEncodeError:
+    kind = "" if error is None else f" ({type(error).__name__})"
+    return ReplyEncodeError(
+        f"the reply to {cls.__qualname__} cannot be remembered as {reply_type(cls)!r}, nothing was stored: "
+        f"{reason}{kind}"
+    )
+
+
+def _what_it_is(reply: object) -> str:
+    return f"it is a {type(reply).__qualname__}"
 
 
 def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: int) -> CommandOutcome:
@@ -56,15 +74,6 @@ def rejected(identity: CommandIdentity, rejection: CommandRejected, *, limit: in
     What JSON cannot hold of that is left out.
     """
     return outcome_of(identity, encode_rejection(rejection), is_rejection=True, limit=limit)
-
-
-def encode_rejection(rejection: CommandRejected) -> bytes:
-    """A rejection as JSON."""
-    name, message = type(rejection).__name__, str(rejection)
-    try:
-        return to_json({"error": name, "message": message, "args": rejection.args, "attributes": vars(rejection)})
-    except (PydanticSerializationError, ValueError, TypeError, RecursionError):
-        return to_json({"error": name, "message": message, "args": [message], "attributes": {}})
 
 
 def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
@@ -78,22 +87,11 @@ def read_reply(cls: type[Command[Any]], stored: StoredCommand) -> Any:
 def decode_reply(cls: type[Command[Any]], payload: bytes | str, command_id: str) -> Any:
     """A reply out of its JSON. Raises `ReplyDecodeError`."""
     try:
-        return _adapter(cls).validate_json(payload)
+        return _writing(cls).form.read(payload)
     except ValidationError as error:
         raise ReplyDecodeError(
             f"the remembered reply to {cls.__qualname__} (command {command_id!r}) does not fit "
             f"{reply_type(cls)!r} any more: the command was handled, and nothing was done again"
-        ) from error
-
-
-def decode_rejection(cls: type[Command[Any]], payload: bytes | str, command_id: str) -> CommandRejected:
-    """A rejection out of its JSON. Raises `ReplyDecodeError`."""
-    try:
-        return _rejection(orjson.loads(payload))
-    except (ValueError, TypeError, LookupError) as error:
-        raise ReplyDecodeError(
-            f"the remembered rejection of {cls.__qualname__} (command {command_id!r}) is damaged: the command was "
-            "handled, and nothing was done again"
         ) from error
 
 
@@ -109,32 +107,15 @@ def outcome_of(identity: CommandIdentity, payload: bytes, *, is_rejection: bool,
 def _writing(cls: type[Command[Any]]) -> _Writing:
     promised = reply_type(cls)
     plain = next((type_ for type_ in _PLAIN_TYPES if type_ is promised), None)
-    return _Writing(plain, _adapter(cls).serializer.to_json)
+    form = _form(cls)
+    return _Writing(plain, form.write, form)
 
 
-@cache
-def _adapter(cls: type[Command[Any]]) -> TypeAdapter[Any]:
+def _form(cls: type[Command[Any]]) -> JsonForm:
     try:
-        return TypeAdapter(reply_type(cls))
+        return form_of(TypeAdapter(reply_type(cls)))
     except PydanticUserError as error:
         raise DefinitionError(
             f"{cls.__qualname__}: its reply {reply_type(cls)!r} is no type that pydantic can write, so it cannot be "
             f"remembered under a command id: {error}"
         ) from error
-
-
-def _rejection(remembered: dict[str, Any]) -> CommandRejected:
-    classes = [cls for cls in _rejections(CommandRejected) if cls.__name__ == remembered["error"]]
-    if len(classes) != 1:
-        # Gone, or two of that name: what was said is told all the same.
-        return CommandRejected(remembered["message"])
-    # Not by calling it: its arguments are those it was made with only if it has no __init__ of its own.
-    rejection = classes[0].__new__(classes[0], *remembered["args"])
-    vars(rejection).update(remembered["attributes"])
-    return rejection
-
-
-def _rejections(cls: type[CommandRejected]) -> Iterator[type[CommandRejected]]:
-    yield cls
-    for subclass in cls.__subclasses__():
-        yield from _rejections(subclass)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from actors.state import StateType
+from actors.state import ReadAsAnother, StateType
 from eventstore.errors import DefinitionError
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,26 @@ def due_snapshot(
     What handlers do to the state later does not reach it.
     """
     try:
-        return state_type.dump(state) if policy.is_due(state, before, version) else None
+        return snapshot_data(state_type, state, stream_id, version) if policy.is_due(state, before, version) else None
     except Exception:
         # It is only an optimisation, and a policy of the user's own may fail in any way.
         logger.exception("%s: no snapshot was taken at version %d", stream_id, version)
+        return None
+
+
+def snapshot_data(state_type: StateType, state: Any, stream_id: str, version: int) -> bytes | None:
+    """The state written out for a snapshot. None where it would be read as another one: that is logged once for a
+    class. Raises `CodecError` if it cannot be written."""
+    try:
+        return state_type.kept(state)
+    except ReadAsAnother as error:
+        if not state_type.is_complained_of:
+            state_type.is_complained_of = True
+            logger.error(
+                "%s: no snapshot was taken at version %d, nor will be of states like that: %s; give the field a type "
+                "that holds just what is in it",
+                stream_id,
+                version,
+                error,
+            )
         return None

@@ -15,21 +15,37 @@ from pydantic_core import PydanticSerializationError
 from actors.canonical import in_order
 from eventstore.collector import collector_paused
 from eventstore.errors import CodecError, DefinitionError, SnapshotUnusable
+from eventstore.json_form import JsonForm, form_of
+
+
+class ReadAsAnother(CodecError):
+    """A state would come back from its JSON as another one, so that no snapshot of it can be used."""
 
 
 class StateType:
     """Any type that pydantic can validate and serialise."""
 
-    __slots__ = ("_adapter", "_fingerprint", "_revision", "annotation")
+    __slots__ = ("_adapter", "_fingerprint", "_form", "_has_come_back", "_revision", "annotation", "is_complained_of")
 
     def __init__(self, annotation: Any, *, place: str, revision: int) -> None:
         self.annotation = annotation
         self._revision = revision
         self._fingerprint: str | None = None
+        self._has_come_back = False
+        self.is_complained_of = False
+        """Whether it was said that its states do not come back from snapshots."""
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+            self._form: JsonForm = form_of(self._adapter)
         except PydanticUserError as error:
             raise DefinitionError(f"{place}: pydantic cannot validate the state {annotation!r}: {error}") from error
+        if self._form.losses:
+            lost, reason = self._form.losses[0]
+            what = f"{getattr(annotation, '__qualname__', annotation)}.{lost}" if lost else repr(annotation)
+            raise DefinitionError(
+                f"{place}: its state's {what} would not come back from a snapshot: {reason}; have it written, or keep "
+                "it out of the state"
+            )
 
     def initial(self) -> Any:
         """The type called without arguments."""
@@ -54,9 +70,26 @@ class StateType:
     def dump(self, state: Any) -> bytes:
         """The state as JSON. Raises `CodecError` if pydantic cannot write it."""
         try:
-            return self._adapter.serializer.to_json(state)
+            return self._form.write(state)
         except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
             raise CodecError(f"the state cannot be written as JSON: {error}") from error
+
+    def kept(self, state: Any) -> bytes:
+        """The state as JSON that is read as the same state. Raises `ReadAsAnother`, and `CodecError` as `dump` does."""
+        data = self.dump(state)
+        if (difference := self.difference(state, data)) is not None:
+            raise ReadAsAnother(f"a snapshot of the state would be read as another one: {difference}")
+        return data
+
+    def difference(self, state: Any, data: bytes) -> str | None:
+        """Where what `dump` gave of a state would be read as another one. None if it would not."""
+        # Where the type says that every value comes back, it is tried once.
+        if self._has_come_back and self._form.is_exact:
+            return None
+        with collector_paused():
+            difference = self._form.difference(state, data)
+        self._has_come_back = self._has_come_back or difference is None
+        return difference
 
     def canonical(self, state: Any) -> Any:
         """The state as plain JSON values: two states that are equal give equal ones, in any process. They are those
@@ -64,7 +97,7 @@ class StateType:
         # Not orjson: it would turn integers of more than 64 bits into floats.
         written = json.loads(self.dump(state))
         try:
-            value = self._adapter.serializer.to_python(state, warnings=False)
+            value = self._form.to_python(state, warnings=False)
         except (PydanticSerializationError, ValueError, TypeError, RecursionError):
             # Its serialisers are for JSON alone: what is written is all there is to go by.
             return written
@@ -74,6 +107,6 @@ class StateType:
         """The state out of its JSON. Raises `SnapshotUnusable`."""
         try:
             with collector_paused():
-                return self._adapter.validator.validate_json(data)
+                return self._form.read(data)
         except ValidationError as error:
             raise SnapshotUnusable(f"it does not fit the state: {error.error_count()} errors") from error

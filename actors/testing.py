@@ -14,7 +14,7 @@ from copy import deepcopy
 from typing import Any, Generic, TypeVar, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
-from actors.command import Command
+from actors.command import Command, without_handler
 from actors.convergence_check import converges
 from actors.determinism import NotDeterministic, breaches_noted, deterministic
 from actors.kit_failure import KitFailure
@@ -91,7 +91,7 @@ class Scenario(Generic[S]):
         """Send a command. What it fails with is the outcome's `rejection`; a broken rule is a `KitFailure`."""
         route = self._cls.handlers.commands.get(type(command))
         if route is None:
-            raise DefinitionError(f"{self._cls.__qualname__} has no @command_handler for {type(command).__qualname__}")
+            raise DefinitionError(without_handler(self._cls, command))
         await self._recover()
         place = f"{self._cls.__qualname__}.{route.name}"
         before, known = self._dumped(place), len(self._stored)
@@ -168,6 +168,9 @@ class Scenario(Generic[S]):
             raise KitFailure(place, f"no snapshot can be made of the state and used: {error}") from error
         if not self._is_same(dumped, again):
             raise KitFailure(place, f"a snapshot of the state {_short(dumped)} is read as {_short(again)}")
+        # What JSON does not show, such as an instance of a subclass.
+        if (difference := state_type.difference(self._live.actor.state, dumped)) is not None:
+            raise KitFailure(place, f"a snapshot of the state would be read as another one: {difference}")
         return dumped
 
     def _is_same(self, one: bytes, other: bytes) -> bool:

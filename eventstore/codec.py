@@ -15,7 +15,8 @@ from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent, ReplicaFields
 from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
-from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag
+from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag, loss_of
+from eventstore.json_form import JsonForm, form_of_model, reader
 from eventstore.record_page import RecordPage
 from eventstore.upcasters import UPCASTERS
 
@@ -27,15 +28,22 @@ PAYLOAD_BITS = 0xFFFFFFFF
 _METADATA_BITS = 0x7FFFFFFF
 
 
+class Special(NamedTuple):
+    """What else is to be done with the events of a class."""
+
+    form: JsonForm
+    is_tagged: bool
+
+
 class Encoding(NamedTuple):
     """How one event class is written: cached, because looking it up costs as much as using it. `seed` is what its
-    checksums go on from."""
+    checksums go on from. `special` is None if its events have no tags, and always come back as they were."""
 
     type: str
     schema_version: int
     seed: int
     to_json: Callable[[Event], bytes]
-    is_tagged: bool
+    special: Special | None
 
 
 _encodings: dict[type[Event], Encoding] = {}
@@ -46,8 +54,12 @@ _new_encoded = cast("Callable[[type[EncodedEvent], tuple[Any, ...]], EncodedEven
 def _encoding_of(cls: type[Event]) -> Encoding:
     type_, schema_version = cls.__event_type__, cls.__schema_version__
     is_tagged = bool(cls.__tags__) or cls.event_tags is not Event.event_tags
+    form = form_of_model(cls, extra="allow")
+    if form.losses:
+        raise EventEncodeError(f"{loss_of(cls, form.losses[0])}; nothing was stored")
     seed = checksum_seed(type_, schema_version)
-    encoding = Encoding(type_, schema_version, seed, cls.__pydantic_serializer__.to_json, is_tagged)
+    special = Special(form, is_tagged) if is_tagged or not form.is_always_exact else None
+    encoding = Encoding(type_, schema_version, seed, form.write, special)
     _encodings[cls] = encoding
     return encoding
 
@@ -67,15 +79,18 @@ def encode_event(
     Raises `EventEncodeError` or `PayloadTooLarge`, and whatever `event_tags` raises; nothing has been stored then.
     """
     cls = event.__class__
-    type_, schema_version, seed, to_json, is_tagged = _encodings.get(cls) or _encoding_of(cls)
+    type_, schema_version, seed, to_json, special = _encodings.get(cls) or _encoding_of(cls)
     try:
         payload = to_json(event)
     except (PydanticSerializationError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
         raise EventEncodeError(f"event {type_!r} cannot be written as JSON, nothing was stored: {error}") from error
     if len(payload) > limit:
         raise PayloadTooLarge(f"event {type_!r}", len(payload), limit)
-    if is_tagged:
-        metadata = with_tags(event, metadata)
+    if special is not None:
+        if not special.form.is_exact:
+            _check_return(event, payload, special.form)
+        if special.is_tagged:
+            metadata = with_tags(event, metadata)
     # As `checksum_of` has it.
     checksum = crc32(payload, seed)
     if metadata is not None:
@@ -84,6 +99,16 @@ def encode_event(
     return _new_encoded(
         EncodedEvent, (own, type_, schema_version, payload, metadata, batch_id or own, checksum, replica)
     )
+
+
+def _check_return(event: Event, payload: bytes, form: JsonForm) -> None:
+    """Raises `EventEncodeError` for an event that would be read as another one, or not at all."""
+    difference = form.difference(event, payload)
+    if difference is not None:
+        raise EventEncodeError(
+            f"event {event.__event_type__!r} would not come back from the journal as it is, nothing was stored: "
+            f"{difference}; give the field a type that holds just what is in it"
+        )
 
 
 def with_tags(event: Event, metadata: bytes | None) -> bytes | None:
@@ -243,10 +268,15 @@ def decode_all_metadata(encoded: Sequence[bytes | None]) -> list[Metadata | None
 
 
 @lru_cache(maxsize=1024)
+def _one(cls: type[Event]) -> Callable[..., Any]:
+    return reader(cls, cls.__pydantic_validator__.validate_json)
+
+
+@lru_cache(maxsize=1024)
 def _many(cls: type[Any]) -> Callable[..., list[Any]]:
     """Validates a JSON array of objects of a class: a fifth faster than one after another."""
     adapter: TypeAdapter[list[Any]] = TypeAdapter(cast("Any", GenericAlias(list, (cls,))))
-    return adapter.validator.validate_json
+    return reader(cls, adapter.validator.validate_json)
 
 
 def decode_together(page: RecordPage) -> Sequence[Event] | None:
@@ -331,7 +361,7 @@ def decode_stored(
 def decode_payload(cls: type[Event], payload: str | bytes, *, stream_id: str, version: int) -> Event:
     """A payload of a class's current version; fields that the class does not know are kept."""
     try:
-        event: Event = cls.__pydantic_validator__.validate_json(payload, extra="allow")
+        event: Event = _one(cls)(payload, extra="allow")
         return event
     except ValidationError as error:
         raise EventDecodeError(cls.__event_type__, _reasons(error), stream_id=stream_id, version=version) from error

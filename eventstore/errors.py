@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="EventStoreError")
 
 
 class EventStoreError(Exception):
     """The root. Catch it to catch everything the journal and the actors raise on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., EventStoreError], tuple[Any, ...], dict[str, Any]]:
+        # A process pool pickles what its workers raise. Not by calling the class: its arguments are those that it was
+        # made with only if it has no __init__ of its own.
+        return remade, (type(self), *self.args), vars(self)
+
+
+def remade(cls: type[E], *args: object) -> E:
+    """An error with the arguments that one had, by which it says the same."""
+    return cls.__new__(cls, *args)
+
+
+class InvalidArgument(EventStoreError, ValueError):
+    """A call was given what cannot be meant: the message says what can. Nothing was read or stored."""
 
 
 class InvalidStoreUrl(EventStoreError):

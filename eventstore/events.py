@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import from_json
 
 from eventstore.errors import DefinitionError, InvalidStreamId
+from eventstore.json_form import Loss, survey_of
 
 MAX_STREAM_ID_BYTES = 1024
 MAX_EVENT_TYPE_CHARACTERS = 255
@@ -32,6 +33,8 @@ class Event(BaseModel):
 
     A field that the class does not know is an error in Python, where it is a typing slip, and is kept when it
     comes out of the journal, where newer code wrote it. Not-a-number, infinities and bytes survive the journal.
+    Fields are stored by their names, whatever aliases they have; computed ones are not stored. A field that is excluded
+    or secret is an error when the class is defined, and an event that would be read as another one is not stored.
     """
 
     model_config = ConfigDict(
@@ -76,6 +79,9 @@ class Event(BaseModel):
             raise DefinitionError(f'{cls.__qualname__}: aliases are several names, such as aliases=("{aliases}",)')
         if isinstance(tags, str) or not all(is_tag(tag) for tag in tags):
             raise DefinitionError(f'{cls.__qualname__}: tags are several texts that are not empty: tags=("money",)')
+        # One that names what is not defined yet is looked at when it is first encoded.
+        if cls.__pydantic_complete__ and (losses := survey_of(cls).losses):
+            raise DefinitionError(loss_of(cls, losses[0]))
         cls.__tags__ = tuple(dict.fromkeys((*cls.__tags__, *tags)))
         names = [_checked_type(cls, known) for known in (cls.__name__ if name is None else name, *aliases)]
         if version < 1:
@@ -84,6 +90,14 @@ class Event(BaseModel):
         cls.__aliases__ = tuple(others)
         cls.__schema_version__ = version
         _event_classes.update(dict.fromkeys(names, cls))
+
+
+def loss_of(cls: type, loss: Loss) -> str:
+    """What is said of a class with a field that would not come back."""
+    return (
+        f"{cls.__qualname__}.{loss.place} would not come back from the journal: {loss.reason}; store what it holds, or "
+        "keep it out of the class"
+    )
 
 
 def is_tag(tag: object) -> bool:
@@ -177,7 +191,8 @@ class RecordedEvent(NamedTuple):
 
     def json(self) -> Any:
         """The payload as plain JSON values: no event class is needed, no upcaster is applied."""
-        return orjson.loads(self.payload)
+        # Not orjson: it would turn integers of more than 64 bits into floats.
+        return from_json(self.payload)
 
 
 class Snapshot(NamedTuple):

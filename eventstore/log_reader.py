@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, w
 from eventstore.errors import BackendUnavailable
 from eventstore.event_filter import EventFilter
 from eventstore.events import RecordedEvent
-from eventstore.pages import LogPage
+from eventstore.pages import LogPage, checked_page_size
 from eventstore.reading_past import OnDamage, PastDamage, ReadPage
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class LogReader:
         self, *, after: int, last: int | None, limit: int | None, where: EventFilter, page_size: int
     ) -> AsyncGenerator[RecordedEvent, None]:
         """The events up to where the log ends when the first page is read."""
+        checked_page_size(page_size)
         read_page = self._past_damage(self._read_page)
         position = after if last is None else await self._start_of_last(last, where)
         remaining = limit
@@ -59,6 +60,7 @@ class LogReader:
         self, *, after: int, last: int | None, where: EventFilter, page_size: int, poll_seconds: float
     ) -> AsyncGenerator[RecordedEvent, None]:
         """The events there are, and every new one as it comes. While the database is away it tries again."""
+        checked_page_size(page_size)
         again = AsyncRetrying(
             retry=retry_if_exception_type(BackendUnavailable),
             wait=wait_random_exponential(multiplier=0.05, max=5.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from eventstore.errors import InvalidArgument
 from eventstore.events import RecordedEvent
 
 
@@ -40,3 +41,10 @@ class StreamPage(NamedTuple):
     events: Sequence[RecordedEvent]
     version: int
     truncated: int
+
+
+def checked_page_size(page_size: int) -> int:
+    """Return it, or raise `InvalidArgument`: pages of nothing would never come to an end."""
+    if page_size < 1:
+        raise InvalidArgument(f"page_size is how many are read at a time, 1 or more, not {page_size}")
+    return page_size

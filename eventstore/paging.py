@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from eventstore.pages import checked_page_size
+
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -14,6 +16,7 @@ async def every(
 ) -> AsyncGenerator[T, None]:
     """Everything behind `after`, in the order of the pages: each begins behind the `key` of the last one's end, and one
     of less than `page_size` is the last."""
+    checked_page_size(page_size)
     while True:
         page = await read_page(after)
         for item in page:

@@ -48,6 +48,7 @@ from eventstore.errors import (
     CopyRefused,
     DefinitionError,
     EventStoreError,
+    InvalidArgument,
     JournalCorrupt,
     SchemaMissing,
     SnapshotUnusable,
@@ -60,6 +61,7 @@ from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, Pending
 from eventstore.guarded_backend import GuardedBackend
 from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.log_reader import LogReader
+from eventstore.pages import checked_page_size
 from eventstore.paging import every
 from eventstore.reading_past import OnDamage
 from eventstore.schemes import backend_factory, imported
@@ -251,6 +253,9 @@ class EventStore:
         Raises `ConcurrencyError`, `DuplicateEventError`, `CodecError`, `InvalidStreamId`, `BackendUnavailable`
         (nothing stored) or `OutcomeUnknown` (append the same events again).
         """
+        if isinstance(events, (Event, NewEvent)):
+            # Both can be iterated over, which gives their fields.
+            raise InvalidArgument(f"append takes several events: give a list, [{type(events).__qualname__}(…)]")
         return self.append_batch([Append(stream_id, tuple(events), expected_version)])
 
     def append_batch(self, appends: Iterable[Append]) -> Coroutine[Any, Any, Appended]:
@@ -263,6 +268,11 @@ class EventStore:
         for stream_id, events, expected_version in appends:
             encoded = encode_batch(events, limit=self.max_payload_bytes, batch_id=batch_id)
             batch_id = batch_id or (encoded[0].batch_id if encoded else None)
+            if expected_version < Expected.STREAM_EXISTS:
+                raise InvalidArgument(
+                    f"expected_version is the version that {stream_id!r} must have, 0 or more, or an Expected, not "
+                    f"{expected_version}"
+                )
             writes.append(StreamWrite(checked_stream_id(stream_id), int(expected_version), encoded))
         return self.append_writes(writes)
 
@@ -404,6 +414,7 @@ class EventStore:
         An unknown stream has none. What is appended meanwhile may or may not come. `limit` bounds the count.
         """
         checked_stream_id(stream_id)
+        checked_page_size(page_size)
         remaining = limit
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)

@@ -135,7 +135,7 @@ async def _take(store: EventStore, cls: type[PersistentActor[Any]], key: str, *,
             raise CommandFailed("it has no events")
         if version == snapshot_version:
             return Outcome(stream_id, version, "is there already")
-        taken = new_snapshot(stream_id, version, cls.state_type.fingerprint, cls.state_type.dump(state))
+        taken = new_snapshot(stream_id, version, cls.state_type.fingerprint, cls.state_type.kept(state))
         await store.save_snapshot(taken, keep=cls.snapshot_policy.keep)
     except STORE_TROUBLE:
         raise

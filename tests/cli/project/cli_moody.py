@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 
 from actors import PersistentActor, SnapshotPolicy, event_handler
 from eventstore import Event
@@ -24,7 +24,14 @@ class Did(Event, name="cli-moody.did"):
 class Mood(BaseModel):
     count: int = 0
     notes: list[Any] = []
-    hidden: int = Field(default=0, exclude=True)
+    _hidden: int = PrivateAttr(default=0)
+
+    def hide(self) -> int:
+        self._hidden += 1
+        return self._hidden
+
+    def shown(self) -> int:
+        return self._hidden
 
 
 class Stamp(BaseModel):
@@ -56,9 +63,9 @@ class Moody(PersistentActor[Mood]):
             case "unseen":
                 state.notes.append(int(Stamp().at) // 10_000_000)
             case "hide":
-                state.hidden += 1
+                state.hide()
             case "show":
-                state.notes.append(state.hidden)
+                state.notes.append(state.shown())
             case "die" if os.environ.get("MOODY_DIES"):
                 os.kill(os.getpid(), getattr(signal, os.environ["MOODY_DIES"]))
             case "elsewhere" if os.environ.get("PYTHONHASHSEED") == "2":
