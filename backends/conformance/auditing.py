@@ -125,6 +125,10 @@ NOTES: Sequence[Metadata | bytes | None] = (
     b'{"values":{"user":"zed"},"user":"ann"}',
     b'{"user":null,"values":{"user":"ann"}}',
     Metadata(user=f"{LONG}é", correlation_id=LONG),
+    Metadata(command_id="c2"),
+    b'{"command_id":"c3","user":"cat"}',
+    b'{"command_id":"c4" ,"user":"cat"}',
+    b'{"command_id":"c\\u0035"}',
 )
 ANN = {0, 1, 6, 7, 10, 11, 12}
 
@@ -147,6 +151,9 @@ IN_METADATA: Sequence[tuple[AuditQuery, set[int]]] = (
     (AuditQuery(correlation_ids=(LONG,)), {14}),
     (AuditQuery(causation_ids=("e1",)), {1}),
     (AuditQuery(command_ids=("c1",)), {1}),
+    (AuditQuery(command_ids=("c2",)), {15}),
+    (AuditQuery(command_ids=("c5",)), {18}),
+    (AuditQuery(users=("cat",)), {16, 17}),
     (AuditQuery(users=("ann",), correlation_ids=("r1",)), {0}),
     (AuditQuery(EventFilter(tags=("a",))), {0, 7}),
     (AuditQuery(EventFilter(tags=("b", "none"))), {7}),
