@@ -23,7 +23,7 @@ RUNTIME_STATE = { pwd; cat requirements.txt; }
 DEV_STATE = { pwd; cat requirements.txt requirements-dev.txt pyproject.toml; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak lock clean venv runtime dev guard-locks
+.PHONY: help demo test check bench soak lock reference clean venv runtime dev guard-locks
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -62,6 +62,9 @@ lock: venv ## pin the dependencies anew (requirements.txt, requirements-dev.txt)
 	"$$@" --output-file requirements.txt >/dev/null && \
 	"$$@" --all-extras --output-file requirements-dev.txt >/dev/null
 	@$(MAKE) --no-print-directory guard-locks
+
+reference: dev ## make the reference in docs/cli.md anew from the commands
+	$(BIN)/python -m eventstore.cli.reference docs/cli.md
 
 clean: ## remove the venv, caches and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-data

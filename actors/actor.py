@@ -110,7 +110,8 @@ class PersistentActor(Generic[S]):
 
         An event handler that raises ends the command, and nothing of it is stored. An `async def` handler that must
         know the events are durable before it goes on awaits the result: what is staged so far is stored then.
-        Raises `CodecError` for an event that cannot be stored, before the state is touched.
+        Raises `CodecError` for an event that cannot be stored, before the state is touched, and `ActorError` where no
+        command handler runs, or one that this code is no part of: a task that an earlier handler has left running.
         """
         return self._stage.stage(events)
 

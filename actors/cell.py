@@ -21,6 +21,7 @@ from actors.message_metadata import merged, pass_on, sent_with
 from actors.phase import Phase
 from actors.pipeline import Pipeline
 from actors.replies import rejected, replied
+from actors.told_error import ENDS_THE_PROGRAM, told_error
 from eventstore.backend import CommandOutcome
 from eventstore.errors import (
     ActorStopped,
@@ -120,10 +121,10 @@ class Cell(HoldableCell):
                 break
             envelope = mailbox.take()
             if must_look:
-                self._begin(self._look(route, envelope), None)
+                self._begin(self._look(route, envelope), envelope, None)
                 return
             if route.is_async:
-                self._begin(self._handle(route.handle, envelope), envelope.context)
+                self._begin(self._handle(route.handle, envelope), envelope, envelope.context)
                 return
             self._serve(route.handle, envelope)
             if self._failure is not None or self.phase is not Phase.LIVE:
@@ -165,8 +166,9 @@ class Cell(HoldableCell):
         self._is_deciding = False
         self._decided(envelope, outcome)
 
-    def _begin(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None], envelope: Envelope, context: contextvars.Context | None) -> None:
         """Do something for one command that has to be awaited. The others wait in the mailbox."""
+        self._handled = envelope
         self.phase = Phase.HANDLING
         self.is_ready = False
         self._runtime.start_task(work, context)
@@ -179,22 +181,21 @@ class Cell(HoldableCell):
         self._metadata = merged(sent_with(), envelope.metadata)
         self._identity = envelope.identity
         pass_on(self._metadata, envelope.identity)
-        self._is_deciding = True
+        self._begin_async_decision()
         try:
             envelope.result = detached(await handle(self.actor, envelope.command))
             if envelope.identity is not None:
                 outcome = self._outcome(envelope)
         except asyncio.CancelledError:
-            self._end_handling()
-            self._refused(envelope, self._cancelled(envelope))
+            if self._end_handling():
+                self._refused(envelope, self._cancelled(envelope))
         except BaseException as error:
-            self._end_handling()
-            self._refused(envelope, error)
+            if self._end_handling():
+                self._refused(envelope, error)
         else:
-            self._end_handling()
-            self._decided(envelope, outcome)
-        self._after_failure()
-        self.pump()
+            if self._end_handling():
+                self._decided(envelope, outcome)
+        self._go_on()
 
     async def _look(self, route: CommandRoute, envelope: Envelope) -> None:
         """Ask the journal what must be known before the command is decided; then answer it, or have it decided."""
@@ -208,19 +209,22 @@ class Cell(HoldableCell):
             envelope.error = self._cancelled(envelope)
         except BackendUnavailable as error:
             envelope.error = error
-        except Exception as error:
+        except BaseException as error:
             # Whatever it is: the asker must be told, and the actor go on.
-            self._failure = envelope.error = error
-        self._end_handling()
+            self._failure = envelope.error = told_error(error, self.stream_id)
+        fatal = envelope.error if isinstance(envelope.error, ENDS_THE_PROGRAM) else None
+        if not self._end_handling():
+            return
         if envelope.error is not None or is_answered:
             self.deliver(envelope)
         elif route.is_async:
-            self._begin(self._handle(route.handle, envelope), envelope.context)
+            self._begin(self._handle(route.handle, envelope), envelope, envelope.context)
             return
         elif self._failure is None:
             self._serve(route.handle, envelope)
-        self._after_failure()
-        self.pump()
+        self._go_on()
+        if fatal is not None:
+            raise fatal
 
     async def catch_up(self, *, is_fresh: bool = False) -> None:
         """Bring the state up to the journal, where another process may have moved on, or if the newest is asked for."""
@@ -232,8 +236,8 @@ class Cell(HoldableCell):
         except (BackendUnavailable, asyncio.CancelledError):
             self.is_doubtful = True
             raise
-        except Exception as error:
-            self._failure = error
+        except BaseException as error:
+            self._failure = told_error(error, self.stream_id)
             raise
         finally:
             # What has been caught up is right as far as it goes.
@@ -255,11 +259,14 @@ class Cell(HoldableCell):
         else:
             self._refused(envelope, failure)
 
-    def _end_handling(self) -> None:
+    def _end_handling(self) -> bool:
+        """Returns whether what was decided counts: not when the system has closed and did not wait for it."""
         self.end_handling()
         self._is_deciding = False
+        self._decision = self._handled = None
         if self.phase is Phase.HANDLING:
             self.phase = Phase.LIVE
+        return self.phase is not Phase.STOPPED
 
     def outcome_known(self, stored: Commit | None) -> None:
         """A commit was stored, or what was decided on it is lost: go on with what waited for that."""
@@ -294,7 +301,7 @@ class Cell(HoldableCell):
 
     def _refused(self, envelope: Envelope, error: BaseException) -> None:
         """The handler raised. Unless it had persisted something, nothing has changed and the actor goes on."""
-        envelope.error = error
+        envelope.error = error = told_error(error, self.stream_id)
         envelope.attempts += 1
         self._refusal = None
         is_touched, self._is_touched = self._is_touched, False
@@ -314,5 +321,11 @@ class Cell(HoldableCell):
         if is_touched:
             self._failure = self._failure or error
             self._after_failure()
-        if not isinstance(error, Exception):
+        if isinstance(error, ENDS_THE_PROGRAM):
+            # Whether that ends the loop is not known here.
+            self._runtime.loop.call_soon(self._go_on)
             raise error
+
+    def _go_on(self) -> None:
+        self._after_failure()
+        self.pump()

@@ -305,7 +305,7 @@ def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Sequence[Event]:
     return decoded_for(actor, type_, schema_version, payload, stream_id=stream_id, version=version)
 
 
-def fold_failed(actor: ReplicatedActor[Any], error: Exception) -> RecoveryError:
+def fold_failed(actor: ReplicatedActor[Any], error: BaseException) -> RecoveryError:
     """What is raised where a handler or a rule fails while stored events are folded."""
     failure = RecoveryError(
         actor.persistence_id,

@@ -82,6 +82,10 @@ class Handling:
 serving: contextvars.ContextVar[Handling | None] = contextvars.ContextVar("eventstore_serving", default=None)
 """The run that this context belongs to."""
 
+deciding: contextvars.ContextVar[object] = contextvars.ContextVar("eventstore_deciding", default=None)
+"""What marks the one run of an async handler that this context is a part of, which nothing is that an earlier one has
+left running."""
+
 
 def current_handling() -> Handling | None:
     """The run that the present code is a part of, if it is not over."""

@@ -7,9 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from eventstore.backend import Lease
-from eventstore.errors import EventStoreError, LeaseLost
+from eventstore.errors import LeaseLost
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class LeaseKeeper:
     async def close(self) -> None:
         """End the lease, which lets others claim what was owned, and the thread."""
         self._stopping.set()
-        self._wake()
+        with suppress(RuntimeError):  # The thread's loop may have been closed just now.
+            self._wake()
         await asyncio.to_thread(self._thread.join, self._seconds + _END_SECONDS)
         self.ends_at = 0.0
 
@@ -88,18 +90,20 @@ class LeaseKeeper:
         self._wake = lambda: loop.call_soon_threadsafe(stop.set)
         if self._stopping.is_set():
             stop.set()
-        while not stop.is_set():
-            pause = await self._renew()
-            try:
-                async with asyncio.timeout(pause):
-                    await stop.wait()
-            except TimeoutError:
-                pass
-        self._wake = lambda: None
+        try:
+            while not stop.is_set():
+                pause = await self._renew()
+                try:
+                    async with asyncio.timeout(pause):
+                        await stop.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            self._wake = lambda: None
         try:
             async with asyncio.timeout(_END_SECONDS):
                 await self._lease.end()
-        except (EventStoreError, TimeoutError) as error:
+        except Exception as error:
             logger.warning("the lease could not be ended, it runs out by itself: %s", error)
 
     async def _renew(self) -> float:
@@ -108,7 +112,8 @@ class LeaseKeeper:
         try:
             async with asyncio.timeout(self._seconds):
                 await self._lease.renew(self._report())
-        except (EventStoreError, TimeoutError) as error:
+        except Exception as error:
+            # Whatever it is, such as an OSError when there are no file descriptors left: the next time may go well.
             self._problem = f"{type(error).__name__}: {error}"
             logger.warning("the lease was not renewed: %s", self._problem)
             return self._seconds / _RETRIES

@@ -12,7 +12,6 @@ from actors.handling import Handling, serving
 from actors.mailbox import Envelope, Hold, Mailbox
 from actors.phase import Phase
 from actors.staging_cell import StagingCell
-from actors.supervisor import described
 from eventstore.errors import (
     ActorStopped,
     BackendUnavailable,
@@ -36,8 +35,8 @@ class LivingCell(StagingCell):
     """
 
     __slots__ = (
+        "_handled",
         "_mailbox",
-        "_stopped_by",
         "base",
         "epoch",
         "is_doubtful",
@@ -57,7 +56,8 @@ class LivingCell(StagingCell):
         self.is_overtaken = False
         self.base: tuple[int, Any] | None = None
         self._mailbox: Mailbox | None = None
-        self._stopped_by = "the system's end"
+        # The command that a task is there for.
+        self._handled: Envelope | None = None
 
     def pump(self) -> None:
         """Serve the mailbox as far as it goes without waiting."""
@@ -84,7 +84,7 @@ class LivingCell(StagingCell):
         Raises `MailboxFull`, or `ActorStopped`.
         """
         if self.phase is Phase.STOPPED:
-            raise self.stopped_error()
+            raise ActorStopped("the actor system is closed: the command was not accepted")
         if self._mailbox is None:
             self._mailbox = Mailbox(self._runtime.mailbox_size)
         if isinstance(envelope, Hold):
@@ -163,16 +163,13 @@ class LivingCell(StagingCell):
         else:
             self._runtime.supervise(self, error)
 
-    def stop(self, error: BaseException) -> None:
-        """Serve nobody any more."""
-        # The text, not the error: its traceback holds on to the state, and a stopped actor may stay here for ever.
-        self._stopped_by = described(error)
-        self._let_go()
-        self.phase = Phase.STOPPED
-        self._fail_mailbox(self.stopped_error())
+    def stop(self, error: ActorStopped) -> None:
+        """Serve nobody any more, and leave memory."""
+        self.passivate()
+        self._fail_mailbox(error)
 
     def passivate(self) -> None:
-        """Leave memory. Only for an idle cell."""
+        """Leave memory. Only for a cell with nothing in flight."""
         # References to the actor may hold this cell: they should not hold its state.
         self._let_go()
         self.phase = Phase.PASSIVE
@@ -196,7 +193,15 @@ class LivingCell(StagingCell):
     def abandon(self) -> None:
         """The system closes and waits no longer: answer whoever still waits."""
         self.phase = Phase.STOPPED
-        self.is_ready = False
+        self.is_ready = self._is_deciding = False
+        handled, self._handled = self._handled, None
+        if handled is not None:
+            # Its task was cancelled before it began, or does not heed it. What it has not awaited is not stored.
+            self._staged = None
+            handled.error = ActorStopped(
+                f"actor {self.stream_id!r}: the system was closed while it handled the command"
+            )
+            self.deliver(handled)
         self._fail_mailbox(
             ActorStopped(f"actor {self.stream_id!r}: the system was closed; the command was not handled")
         )
@@ -204,13 +209,6 @@ class LivingCell(StagingCell):
         for envelope in self._pipeline.waiting():
             envelope.error = unknown
             self.deliver(envelope)
-
-    def stopped_error(self) -> ActorStopped:
-        """What a command to a stopped actor is answered with."""
-        return ActorStopped(
-            f"actor {self.stream_id!r} was stopped after {self._stopped_by}; "
-            "when the cause is gone, call restart() on its reference"
-        )
 
     def _lapsed(self) -> None:
         """The lease ran out, so another process may have claimed the stream: the state here counts no more."""

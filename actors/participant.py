@@ -15,6 +15,7 @@ from actors.command_identity import CommandIdentity
 from actors.detaching import detached
 from actors.handlers import CommandRoute
 from actors.replies import decode_rejection, decode_reply, encode_rejection, encode_reply, outcome_of
+from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent, StoredCommand, StreamWrite
 from eventstore.errors import (
     CommandForgotten,
@@ -110,25 +111,27 @@ class Participant:
 
     def decide(self, route: CommandRoute, command: Command[Any], metadata: bytes) -> tuple[Any, list[EncodedEvent]]:
         """Let a plain handler decide. Returns its reply, and what it persisted."""
-        self.cell.begin_decision(metadata)
+        self.cell.begin_decision(metadata, is_async=False)
         try:
             reply = detached(route.handle(self.cell.actor, command))
         except BaseException as error:
-            raise self._failed(error) from None
+            failure = self._failed(error)
+            raise failure from failure.__cause__
         return reply, self._persisted()
 
     async def handle(
         self, route: CommandRoute, command: Command[Any], metadata: bytes
     ) -> tuple[Any, list[EncodedEvent]]:
         """The same for an `async def` handler."""
-        self.cell.begin_decision(metadata)
+        self.cell.begin_decision(metadata, is_async=True)
         try:
             reply = detached(await route.handle(self.cell.actor, command))
         except asyncio.CancelledError:
             self._failed(TransactionError(f"{self.stream_id!r}: the handler was cancelled"))
             raise
         except BaseException as error:
-            raise self._failed(error) from None
+            failure = self._failed(error)
+            raise failure from failure.__cause__
         return reply, self._persisted()
 
     def remember(self, command: Command[Any], identity: CommandIdentity, reply: object) -> None:
@@ -201,6 +204,7 @@ class Participant:
 
     def _failed(self, error: BaseException) -> BaseException:
         """What is to be raised: where the handler failed because it could not persist, that."""
+        error = told_error(error, self.stream_id)
         _, failure = self.cell.end_decision(error)
         return failure or error
 

@@ -17,5 +17,6 @@ class Phase(Enum):
     PAUSED = auto()
     """It failed, and waits for its restart."""
     STOPPED = auto()
+    """The system has closed."""
     PASSIVE = auto()
     """It has left memory: whoever still holds it must ask the system for a new one."""

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
 from actors.stored_events import apply_one, handler_raised
+from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
 from eventstore.collector import collector_paused
-from eventstore.errors import ActorError, JournalCorrupt, RecoveryError
+from eventstore.errors import ActorError, BackendUnavailable, JournalCorrupt
 from eventstore.events import Event
 from eventstore.store import EventStore
 
@@ -28,7 +29,7 @@ _LARGEST_PAGE = 2000
 _PAGE_BYTES = 4 * 1024 * 1024
 
 # So many are applied without giving the event loop a turn.
-_EVENTS_AT_ONCE = 200
+_EVENTS_AT_ONCE = 160
 
 
 class Replay:
@@ -65,8 +66,8 @@ class Replay:
         """Apply every event up to a version that the stream has reached. `on_events` is told how many, page by page;
         `after_each` is called whenever one more version was reached.
 
-        Raises `JournalCorrupt` for a hole, the codec's errors for an event that cannot be read, and `RecoveryError` for
-        a handler that raises, or a page that does not come in time.
+        Raises `JournalCorrupt` for a hole, the codec's errors for an event that cannot be read, `RecoveryError` for a
+        handler that raises, and `BackendUnavailable` for a page that does not come in time.
         """
         stage = self._stage
         # A page that was left in the middle is taken up again.
@@ -131,7 +132,12 @@ class Replay:
             async with asyncio.timeout(self._page_timeout):
                 return await page
         except TimeoutError as error:
-            raise RecoveryError(self._stage.stream_id, f"no events came for {self._page_timeout:g} s") from error
+            raise late_page(self._stage.stream_id, self._page_timeout) from error
+
+
+def late_page(stream_id: str, seconds: float) -> BackendUnavailable:
+    """The database is slow, which says nothing about the actor."""
+    return BackendUnavailable(f"{stream_id!r}: no events came for {seconds:g} s: try again")
 
 
 class ReadOnlyStage:
@@ -170,7 +176,10 @@ def _apply_sound(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> 
         stage.version = version
         try:
             apply(actor, event)
-        except Exception as error:
+        except ENDS_THE_PROGRAM:
+            raise
+        except BaseException as error:
+            # Nothing is awaited here: a CancelledError is the handler's own, too.
             raise handler_raised(error, stage, event) from error
     return True
 

@@ -12,7 +12,7 @@ from actors.cell_runtime import CellRuntime
 from actors.commit import Commit
 from actors.convergence import Entry, History, fold_failed
 from actors.handlers import unhandled
-from actors.handling import Handling
+from actors.handling import Handling, deciding
 from actors.mailbox import Hold
 from actors.phase import Phase
 from actors.replicated_actor import ReplicatedActor
@@ -24,10 +24,10 @@ from actors.replicated_recovery import (
     read_history,
     stamp_of,
 )
+from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
-    ActorError,
     EventStoreError,
     FencedError,
     ReplicaRefused,
@@ -136,8 +136,8 @@ class ReplicatedCell(Cell):
     def stage(self, events: tuple[Event, ...]) -> Awaitable[None]:
         """As for every actor, and each event gets its stamp. Those of one command have one time, so that nothing comes
         between them on any replica."""
-        if not self._is_deciding:
-            raise ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
+        if not self._is_deciding or (self._decision is not None and deciding.get() is not self._decision):
+            raise self._no_handler()
         if self._failure is not None:
             raise self._failure
         if (refused := self._membership.refusal) is not None:
@@ -156,7 +156,7 @@ class ReplicatedCell(Cell):
                 self.version += 1
                 self.history.append(_entry(encoded, stamp, self.version), event)
         except BaseException as error:
-            self._failure = error
+            self._failure = told_error(error, self.stream_id)
             raise
         self._is_deciding = True
         staged.extend(encoded for encoded, _ in added)
@@ -364,8 +364,8 @@ class ReplicatedCell(Cell):
         self._is_deciding = True
         try:
             actor.after_merge()
-        except Exception as raised:
-            error = raised
+        except BaseException as raised:
+            error = told_error(raised, self.stream_id)
         staged, failure = self.end_decision(error)
         if failure is not None:
             raise fold_failed(actor, failure) if isinstance(failure, Exception) else failure

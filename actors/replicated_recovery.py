@@ -10,7 +10,9 @@ import orjson
 
 from actors.actor import Stage
 from actors.convergence import NOTHING, Base, Entry, History, fold_failed
+from actors.replay import late_page
 from actors.replicated_actor import ReplicatedActor
+from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.errors import EventStoreError, JournalCorrupt, RecoveryError, SnapshotUnusable
 from eventstore.events import RecordedEvent, Snapshot
 from eventstore.snapshots import new_snapshot
@@ -50,7 +52,7 @@ async def read_history(
     """Bring an actor in its initial state to what the journal says.
 
     The newest snapshot is used that no event behind it, and none that is `reaching`, belongs before. `page_timeout`
-    bounds the wait for each page of events. Raises `RecoveryError`.
+    bounds the wait for each page of events. Raises `RecoveryError`, and `BackendUnavailable` if one is late.
     """
     stream_id = stage.stream_id
     try:
@@ -125,7 +127,9 @@ async def extend(history: History, actor: ReplicatedActor[Any], entries: Sequenc
             history.extend(in_order[start : start + _EVENTS_AT_ONCE])
         except EventStoreError:
             raise
-        except Exception as error:
+        except ENDS_THE_PROGRAM:
+            raise
+        except BaseException as error:
             raise fold_failed(actor, error) from error
 
 
@@ -231,7 +235,7 @@ async def _within_time(
             async with asyncio.timeout(page_timeout):
                 page = [each async for each in store.read(stream_id, after=after, through=through, limit=_PAGE)]
         except TimeoutError as error:
-            raise RecoveryError(stream_id, f"no events came for {page_timeout:g} s") from error
+            raise late_page(stream_id, page_timeout) from error
         for recorded in page:
             yield recorded
         if len(page) < _PAGE:

@@ -32,8 +32,10 @@ from actors.replicated_cell import Membership, ReplicatedCell
 from actors.retention import CommandRetention
 from actors.settings import Settings
 from actors.stats import SystemStats
+from actors.stopped_actors import StoppedActors, stopped_after
 from actors.supervision import Restart, Resume, Stop
 from actors.supervisor import NAMED_ACTORS, Supervisor, described
+from actors.told_error import ENDS_THE_PROGRAM
 from actors.transacting import RETRIES, transact
 from actors.transaction import Transaction
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
@@ -56,6 +58,10 @@ _FORGOTTEN_EVERY = 64
 
 # How often it is looked whether everything is done, while tasks that do not count are still there.
 _TURN_SECONDS = 0.02
+
+# How long it is waited at the close for tasks that were cancelled.
+_CANCEL_SECONDS = 5.0
+_NAMED = 10
 
 
 class Runtime:
@@ -90,7 +96,9 @@ class Runtime:
         self._next_age = count(1).__next__
         self._permits = Permits(settings.recoveries_at_once, store.commits.breaker)
         self._cells: dict[str, Cell] = {}
+        self._scans_skipped = 0
         self._supervisor = Supervisor(settings.supervision)
+        self._stopped = StoppedActors()
         self._dead_letters = dead_letters
         # Why the actors that are about to be rebuilt failed.
         self._restarting: dict[str, BaseException] = {}
@@ -99,10 +107,19 @@ class Runtime:
         self._forgetting: set[str] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._ownership: Ownership | None = None
+        self._follower: Follower | None = None
         self._following: asyncio.Task[None] | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._is_hurried = False
 
-    async def close(self) -> None:
-        """Take no more commands, finish those accepted, and answer what could not be finished in time."""
+    def hurry(self) -> None:
+        """Whoever closes does not wait any longer for what is unfinished."""
+        self._is_hurried = True
+        if self._finishing is not None:
+            self._finishing.cancel()
+
+    def refuse(self) -> None:
+        """Take no more commands from outside: it closes."""
         self.is_open = False
         for cell in self._cells.values():
             cell.is_ready = False
@@ -110,16 +127,24 @@ class Runtime:
             self._sweeper.cancel()
         if self._following is not None:
             self._following.cancel()
+
+    async def close(self) -> None:
+        """Finish the commands that were accepted, and answer what could not be finished in time.
+
+        It must not be cancelled, but `hurry` may be called.
+        """
+        self.refuse()
         try:
-            await self._finish()
+            if not self._is_hurried:
+                self._finishing = self.loop.create_task(self._finish())
+                await asyncio.wait([self._finishing])
+                if not self._finishing.cancelled():
+                    self._finishing.result()
         finally:
             self.is_shut = True
             for transaction in list(self.transactions):
                 transaction.abort(ActorStopped("the actor system was closed: nothing of the transaction was stored"))
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await self._end_tasks()
             for cell in list(self._cells.values()):
                 cell.abandon()
             self._cells.clear()
@@ -130,14 +155,33 @@ class Runtime:
             # Whoever was answered just now gets a turn before the store is gone.
             await asyncio.sleep(0)
 
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if not self._tasks:
+            return
+        _, left = await asyncio.wait(self._tasks, timeout=_CANCEL_SECONDS)
+        if left:
+            logger.error(
+                "the actor system closes while %d tasks go on that were cancelled %g s ago, among them handlers of %s: "
+                "nothing that these still persist is stored",
+                len(left),
+                _CANCEL_SECONDS,
+                sorted(cell.stream_id for cell in self._cells.values() if cell.phase is Phase.HANDLING)[:_NAMED],
+            )
+
     async def _finish(self) -> None:
         try:
             async with asyncio.timeout(self._settings.shutdown_timeout):
+                drained = self.commits.drained()
                 while any(not cell.is_quiet for cell in self._cells.values()):
-                    # Work goes on in tasks, in appends, or in the next turn of the loop.
-                    await self.commits.drained()
-                    if self._tasks:
-                        await asyncio.wait(self._tasks, timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    # Work goes on in tasks, in appends, or in the next turn of the loop. Appends may be others', too,
+                    # which come without end: so it is not waited until there are none.
+                    if drained.done():
+                        drained = self.commits.drained()
+                    under_way = self._tasks if drained.done() else {*self._tasks, drained}
+                    if under_way:
+                        await asyncio.wait(under_way, timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     elif self.transactions:
                         await asyncio.sleep(_TURN_SECONDS)
                     else:
@@ -157,16 +201,18 @@ class Runtime:
         if cell is None:
             if self.is_shut:
                 raise ActorStopped("the actor system is closed: the command was not accepted")
+            self._stopped.check(stream_id)
             if len(self._cells) >= self._settings.max_live:
                 self._make_room()
             cell = self._new_cell(cls, stream_id)
             cell.used = self.next_use()
             self._cells[stream_id] = cell
             cell.activate(self._supervisor.pause_left(stream_id))
-            if self._following is None and self.is_open and not self.is_exclusive(cls):
-                follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
-                self._following = self.start_task(follower.run(), None)
-                self._following.add_done_callback(self._following_ended)
+            # It ends in the turn in which it finds no cells, and its callbacks are called a turn later.
+            is_followed = self._following is not None and not self._following.done()
+            if not is_followed and self.is_open and not self.is_exclusive(cls):
+                self._follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
+                self._following = self.start_task(self._follower.run(), None)
             if self._sweeper is None and self.is_open:
                 self._schedule_sweep()
         return cell
@@ -233,16 +279,15 @@ class Runtime:
         cells = list(self._cells.values())
         # In lists, seven times as fast as one by one: it is done for every renewal of a lease.
         phases = [cell.phase for cell in cells]
-        stopped = phases.count(Phase.STOPPED)
-        named = [cell.stream_id for cell in cells if cell.phase is Phase.STOPPED] if stopped else []
+        stopped = self._stopped.ids()
         return SystemStats(
             live=len(cells),
             recovering=phases.count(Phase.RECOVERING) + phases.count(Phase.PAUSED),
-            stopped=stopped,
+            stopped=len(stopped),
             failures=supervisor.failures(),
             restarts=supervisor.restarts,
             restarted=supervisor.restarted(),
-            stopped_actors=named[-NAMED_ACTORS:],
+            stopped_actors=stopped[-NAMED_ACTORS:],
             last_failure=supervisor.last_failure,
             dead_letters=self._dead_letters.count,
             dead_letters_dropped=self._dead_letters.dropped,
@@ -269,6 +314,8 @@ class Runtime:
             await asyncio.sleep(pause)
         try:
             cell.epoch, cell.lease = await self._claim(cell)
+            if cell.epoch is None and self._follower is not None:
+                await self._follower.begun()
             async with self._permits:
                 actor = await self._rebuild(cell)
             # Without a permit: the hook may ask actors that must recover first.
@@ -281,10 +328,14 @@ class Runtime:
                 cell.end_handling()
         except EventStoreError as error:
             cell.recovery_failed(error)
-        except Exception as error:
+        except BaseException as error:
+            if self.is_shut and isinstance(error, asyncio.CancelledError):
+                raise  # The close, which answers whoever waits.
             failure = RecoveryError(cell.stream_id, described(error))
             failure.__cause__ = error
             cell.recovery_failed(failure)
+            if isinstance(error, ENDS_THE_PROGRAM):
+                raise
         else:
             cell.recovered()
 
@@ -354,7 +405,11 @@ class Runtime:
         verdict = self._supervisor.decide(cell.stream_id, error, cell.cls.supervision)
         match verdict.policy:
             case Stop():
-                cell.stop(error)
+                # The text, not the error: its traceback holds on to the state.
+                text = described(error)
+                self._stopped.add(cell.stream_id, text)
+                self.forget(cell)
+                cell.stop(stopped_after(cell.stream_id, text))
             case _ if cell.phase is Phase.PASSIVE:
                 self.forget(cell)  # The pause holds for whoever brings it to life again.
             case Resume():
@@ -415,16 +470,11 @@ class Runtime:
         identity = envelope.identity
         self._dead_letters.add(cell.stream_id, command, error, identity and identity.command_id)
 
-    def _following_ended(self, _: object) -> None:
-        self._following = None
-
     # Passivation
 
     def restart(self, stream_id: str) -> None:
         """Let a stopped actor come to life again with its next message."""
-        cell = self._cells.get(stream_id)
-        if cell is not None and cell.phase is Phase.STOPPED:
-            self.forget(cell)
+        if self._stopped.remove(stream_id):
             self._supervisor.forgive(stream_id)
 
     def _passivate(self, cell: Cell) -> None:
@@ -433,8 +483,6 @@ class Runtime:
             self.save_snapshot(cell, cell.version, data)
         self.forget(cell)
         cell.passivate()
-        if cell.epoch is not None:
-            self._release(cell.stream_id, cell.epoch)
 
     def _release(self, stream_id: str, epoch: int) -> None:
         # At the end the lease takes all claims with it.
@@ -447,12 +495,21 @@ class Runtime:
         cell.phase = Phase.PASSIVE
         if self._cells.get(cell.stream_id) is cell:
             del self._cells[cell.stream_id]
+        if cell.epoch is not None:
+            self._release(cell.stream_id, cell.epoch)
 
     def _make_room(self) -> None:
         """Passivate the least recently used, a twentieth at a time, so that looking for them costs little."""
+        if self._scans_skipped:
+            self._scans_skipped -= 1
+            return
+        count, most = len(self._cells), self._settings.max_live
         idle = sorted((cell for cell in self._cells.values() if cell.is_idle), key=_last_use)
-        for cell in idle[: max(1, self._settings.max_live // 20)]:
+        for cell in idle[: count - most + max(1, most // 20)]:
             self._passivate(cell)
+        if len(self._cells) >= most:
+            # All others are busy. They are not looked at again for each actor that comes to life.
+            self._scans_skipped = len(self._cells) // 20
 
     def _schedule_sweep(self) -> None:
         # An actor is found idle between one and two times idle_seconds after its last message.

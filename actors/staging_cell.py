@@ -13,11 +13,12 @@ from actors.cell_runtime import CellRuntime
 from actors.command_identity import CommandIdentity
 from actors.command_memory import CommandMemory
 from actors.handlers import unhandled
-from actors.handling import Handling
+from actors.handling import Handling, deciding
 from actors.mailbox import Envelope
 from actors.message_metadata import merged, sent_with
 from actors.phase import Phase
 from actors.pipeline import Pipeline
+from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent
 from eventstore.codec import encode_event, encode_metadata
 from eventstore.errors import ActorError, BackendUnavailable, TransactionError
@@ -31,6 +32,7 @@ class StagingCell:
     """
 
     __slots__ = (
+        "_decision",
         "_failure",
         "_identity",
         "_is_deciding",
@@ -66,6 +68,8 @@ class StagingCell:
         self._refusal: BackendUnavailable | None = None
         self._memory: CommandMemory | None = None
         self._is_deciding = False
+        # What marks the contexts that are part of the async handler that runs.
+        self._decision: object = None
         self._is_touched = False
         self._failure: BaseException | None = None
 
@@ -83,10 +87,18 @@ class StagingCell:
         """Another process has stored a command: what is known of them is not all there is."""
         self._memory = None
 
-    def begin_decision(self, metadata: bytes) -> None:
+    def begin_decision(self, metadata: bytes, *, is_async: bool) -> None:
         """From here on the actor may persist, for a command of the transaction."""
         self._metadata = metadata
         self._identity = None
+        if is_async:
+            self._begin_async_decision()
+        self._is_deciding = True
+
+    def _begin_async_decision(self) -> None:
+        """From here on this context may persist, with those made out of it, until the handler has ended."""
+        self._decision = object()
+        deciding.set(self._decision)
         self._is_deciding = True
 
     def end_decision(self, error: BaseException | None) -> tuple[list[EncodedEvent], BaseException | None]:
@@ -98,6 +110,7 @@ class StagingCell:
         is_touched, self._is_touched = self._is_touched, False
         refusal, self._refusal = self._refusal, None
         self._is_deciding = False
+        self._decision = None
         failure = self._failure or refusal or error
         if failure is None:
             return staged or [], None
@@ -112,8 +125,8 @@ class StagingCell:
 
     def stage(self, events: tuple[Event, ...]) -> Awaitable[None]:
         """Encode events, apply them to the state, and keep them for the commit. Called by `PersistentActor.persist`."""
-        if not self._is_deciding:
-            raise ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
+        if not self._is_deciding or (self._decision is not None and deciding.get() is not self._decision):
+            raise self._no_handler()
         if self._failure is not None:
             raise self._failure
         commits = self._runtime.commits
@@ -143,7 +156,7 @@ class StagingCell:
                 handlers[event.__class__](self.actor, event)
         except BaseException as error:
             # The state is half changed: whatever the command handler makes of this, the command has failed.
-            self._failure = error
+            self._failure = told_error(error, self.stream_id)
             raise
         self._is_deciding = True
         if staged is None:
@@ -151,6 +164,15 @@ class StagingCell:
         else:
             staged += added
         return self
+
+    def _no_handler(self) -> ActorError:
+        """Why the code that persists cannot."""
+        if self._is_deciding:
+            return ActorError(
+                f"{self.stream_id!r}: persist was called by what an earlier handler, or somebody else, left running "
+                "while another command is handled: nothing was stored; send the actor a command instead"
+            )
+        return ActorError(f"{self.stream_id!r}: persist works only while a command handler of the actor runs")
 
     def _notes(self) -> bytes | None:
         """What the events of the command that is being decided are stored with."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.actor import PersistentActor, Stage
+from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.codec import decode_stored
 from eventstore.errors import DefinitionError, RecoveryError
 from eventstore.events import Event, event_class
@@ -25,7 +26,9 @@ def apply_one(
     for event in events:
         try:
             actor.handlers.events[event.__class__](actor, event)
-        except Exception as error:
+        except ENDS_THE_PROGRAM:
+            raise
+        except BaseException as error:
             raise handler_raised(error, stage, event) from error
 
 
@@ -51,7 +54,7 @@ def decoded_for(
     return events
 
 
-def handler_raised(error: Exception, stage: Stage, event: Event) -> RecoveryError:
+def handler_raised(error: BaseException, stage: Stage, event: Event) -> RecoveryError:
     """What a recovery fails with then."""
     return RecoveryError(
         stage.stream_id,

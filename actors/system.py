@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from socket import gethostname
@@ -23,6 +24,7 @@ from actors.transacting import RETRIES
 from actors.transaction import Transaction
 from eventstore.errors import DefinitionError, InvalidTenant, StoreClosed
 from eventstore.events import Metadata
+from eventstore.finishing import finish_then_cancel
 from eventstore.inline import InlineProjections
 from eventstore.projections import Projection
 from eventstore.store import EventStore
@@ -122,6 +124,7 @@ class ActorSystem:
         self._dead_letters = DeadLetters(dead_letters, on_dead_letter)
         self._classes: dict[str, type[PersistentActor[Any]]] = {}
         self._runtime: Runtime | None = None
+        self._closing: asyncio.Future[None] | None = None
         if replica is None and (peers or tuple(replicated)):
             raise DefinitionError("ActorSystem: peers and replicated classes need a name for this replica: replica=…")
         self._replica = None if replica is None else checked_replica(replica)
@@ -176,14 +179,31 @@ class ActorSystem:
         """Take no more commands, finish those accepted, save what is to be saved, and let go of the store.
 
         What is not finished within `shutdown_timeout` is answered with `ActorStopped`, or with `OutcomeUnknown`
-        where its events are on their way. Closing twice does nothing.
+        where its events are on their way. A handler that goes on although it is cancelled then is left behind after
+        five seconds more.
+
+        A caller that is cancelled does not wait for what is unfinished, but until the store is let go of, and is
+        cancelled then. Whoever closes it again waits for the same end.
         """
-        if self._runtime is None or not self._runtime.is_open:
+        if self._runtime is None:
             return
+        if self._closing is None:
+            self._runtime.refuse()
+            self._closing = asyncio.ensure_future(self._close(self._runtime))
         try:
-            if self._replication is not None:
-                await self._replication.close()
-            await self._runtime.close()
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            self._runtime.hurry()
+            await finish_then_cancel(self._closing)
+            raise
+
+    async def _close(self, runtime: Runtime) -> None:
+        try:
+            try:
+                if self._replication is not None:
+                    await self._replication.close()
+            finally:
+                await runtime.close()
         finally:
             if self._inline is not None:
                 self._inline.close()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     ColumnElement,
     MetaData,
     Numeric,
@@ -39,7 +40,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.functions import Function
 
-from backends.tables import LABEL_CHARACTERS, journal_events, journal_streams, postgres_metadata, sqlite_label
+from backends.tables import (
+    INDEXED_LABELS,
+    LABEL_CHARACTERS,
+    MAY_HAVE_LABEL,
+    journal_events,
+    journal_streams,
+    postgres_metadata,
+    sqlite_label,
+)
 from backends.times import nearest_time
 from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.events import RecordedEvent
@@ -167,7 +176,7 @@ class AuditSQL:
             if wanted:
                 texts = [text[:LABEL_CHARACTERS] for text in wanted]
                 texts += [UNREADABLE] if with_unreadable else []
-                found += [e.metadata.is_not(None), self.among(self.label(name), texts)]
+                found += [self.may_have(name), self.among(self.label(name), texts)]
         if query.origins:
             found.append(self.among(e.origin, query.origins))
         if query.epochs:
@@ -201,9 +210,12 @@ class AuditSQL:
 
     def unreadable(self) -> Select[Any]:
         """One event whose metadata the database cannot tell the labels of, if there is any."""
-        e = self.events.c
-        statements = select(e.position).where(e.metadata.is_not(None), self.label("user") == UNREADABLE)
-        return statements.limit(1)
+        label = self.label("user")
+        return select(self.events.c.position).where(self.may_have("user"), label == UNREADABLE).limit(1)
+
+    def may_have(self, name: str) -> _Condition:
+        """Whether there can be such a label, exactly as its index, if it has one, says which events are in it."""
+        return self.events.c.metadata.is_not(None)
 
     def label(self, name: str) -> ColumnElement[str]:
         """The beginning of a text of the metadata's own, or `UNREADABLE`, exactly as the indexes have it."""
@@ -256,6 +268,9 @@ class PostgresAuditSQL(AuditSQL):
         """A field of the metadata, exactly as the indexes have it."""
         # The name is a constant of the statement, because an index serves its very own expression and no other.
         return self.function("journal_label", self.events.c.metadata, literal_column(f"'{name}'"), type_=Text())
+
+    def may_have(self, name: str) -> _Condition:
+        return literal_column(f"({MAY_HAVE_LABEL})", Boolean) if name in INDEXED_LABELS else super().may_have(name)
 
     def text_of_metadata(self, name: str) -> ColumnElement[str]:
         """A text of the metadata's own, or NULL."""

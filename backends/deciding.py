@@ -6,9 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from uuid import UUID
 
-from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields, StreamWrite, refusal
+from eventstore.backend import (
+    Appended,
+    AppendOutcome,
+    Batch,
+    CommandOutcome,
+    Expected,
+    ReplicaFields,
+    StreamWrite,
+    refusal,
+)
 from eventstore.errors import CommandForgotten, DuplicateCommand, DuplicateEventError, FencedError, StoreFenced
 
+_ANY = int(Expected.ANY)
 # As the class does it by itself, without a call in Python for each batch.
 _new_appended = cast("Callable[[type[Appended], tuple[Any, ...]], Appended]", tuple.__new__)
 
@@ -81,13 +91,27 @@ class Group:
             outcome = repeated
         elif self._fence is not None:
             outcome = StoreFenced(batch[0].stream_id if batch else "", self._fence)
-        elif self._stored is None and len(batch) == 1:
-            # The hot path: nearly every batch is one write.
-            outcome = self._placed_alone(batch[0])
+        elif self._stored is None:
+            self.stores_all([batch])
+            return self.outcomes[-1]
         else:
             outcome = self._placed(batch)
         self.outcomes.append(outcome)
         return outcome
+
+    def stores_all(self, batches: Sequence[Batch]) -> bool:
+        """Decide about batches in turn, until one cannot be stored as far as is remembered. Whether there was none.
+
+        Only where no ids are compared.
+        """
+        outcomes, alone = self.outcomes, self._placed_alone
+        for batch in batches:
+            # The hot path: nearly every batch is one write.
+            outcome = alone(batch[0]) if len(batch) == 1 else self._placed(batch)
+            outcomes.append(outcome)
+            if outcome.__class__ is not Appended:
+                return False
+        return True
 
     @property
     def is_empty(self) -> bool:
@@ -116,7 +140,7 @@ class Group:
             refused = self._refused_command(write, stream, set() if len(commands) > 1 else None)
             if refused is not None:
                 return refused
-        if version != expected or (epoch is not None and epoch < stream.epoch):
+        if expected not in (version, _ANY) or (epoch is not None and epoch < stream.epoch):
             refused = refusal(write, version, stream.epoch)
             if refused is not None:
                 return refused

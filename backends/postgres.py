@@ -278,7 +278,7 @@ class _Parts:
         self.ownership = PostgresOwnership(sql, self.pool)
         self.reader = PostgresAudit(sql, self.pool, settle_seconds=target.command_timeout)
         # A proxy that pools connections gives the one that listens to somebody else.
-        self.wakeup = PostgresWakeUp(sql.channel, self.pool, session, listens=not server.is_pooled)
+        self.wakeup = PostgresWakeUp(sql.channel, sql.listeners_lock, self.pool, session, listens=not server.is_pooled)
         self.transactions = PostgresTransactions(
             target,
             sql,

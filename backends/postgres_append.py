@@ -9,7 +9,7 @@ from typing import Any
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
 from backends.postgres_columns import command_columns, event_columns, forgotten_column, head_columns, replica_columns
 from backends.postgres_driver import DRIVER_ERRORS, InternalClientError
-from backends.postgres_errors import fence_of, may_be_decided_again, translated
+from backends.postgres_errors import fence_of, may_be_decided_again, translated, was_outdated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Appended, AppendOutcome, Batch
@@ -24,6 +24,10 @@ _MAX_REMEMBERED = 100_000
 # nobody can lock, and for deadlocks with programs of other people.
 _OPTIMISTIC_ROUNDS = 3
 _ROUNDS = 12
+
+# A group that rests on what is remembered is stored by a statement that fails if another writer was faster. That is a
+# line in the server's log, and work done in vain, so who was told so once goes the other way for some time.
+_CAREFUL_SECONDS = 10.0
 
 # Positions are known after the decision. Where places of stored events are compared, the group's own stand behind all
 # of them until then.
@@ -41,6 +45,7 @@ class PostgresAppend:
         self._outdated: set[str] = set()
         self._turn = asyncio.Lock()
         self._last_recorded_at = 0
+        self._is_careful_until = 0.0
         self.last_position = 0
         """The end of the log as far as it was stored here; the log may be further."""
 
@@ -109,7 +114,9 @@ class PostgresAppend:
                 if (fence := fence_of(error)) is not None:
                     # Told by the server when there is something to store, and then decided on, batch by batch.
                     return await self._refused(session, batches, stream_ids, fence)
-                if not may_be_decided_again(error):
+                if number == 0 and was_outdated(error):
+                    self._is_careful_until = asyncio.get_running_loop().time() + _CAREFUL_SECONDS
+                elif not may_be_decided_again(error):
                     self._drop(session)
                     raise translated(error, writing=True) from error
                 outcomes = None
@@ -123,7 +130,7 @@ class PostgresAppend:
         """Decide on what is remembered. None: it takes more than that to decide."""
         if len(self._streams) > _MAX_REMEMBERED:
             self._streams.clear()
-        unknown = [stream_id for stream_id in stream_ids if stream_id not in self._streams]
+        unknown = stream_ids.difference(self._streams)
         if unknown:
             # Who expects no stream is most often right; if not, the statement stores nothing.
             new = {write.stream_id for batch in reversed(batches) for write in batch if write.expected == 0}
@@ -131,10 +138,12 @@ class PostgresAppend:
                 self._streams[stream_id] = Head(0, 0, 0)
             await self._look_up(session, [stream_id for stream_id in unknown if stream_id not in new])
         group = Group(self._streams, self.last_position)
-        for batch in batches:
-            if not isinstance(group.decide(batch), Appended):
-                return None
-        return None if group.is_empty else await self._store(session, group, stream_ids)
+        if not group.stores_all(batches) or group.is_empty:
+            return None
+        # Behind a proxy it is the server that chooses how to find the streams, and with that in which order they are
+        # locked.
+        at_once = not session.is_pooled and asyncio.get_running_loop().time() >= self._is_careful_until
+        return await self._store(session, group, stream_ids, at_once=at_once)
 
     async def _append_looked_up(
         self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str], *, lock: bool = False
@@ -197,10 +206,13 @@ class PostgresAppend:
             raise translated(error, writing=False) from error
 
     async def _store(
-        self, session: PostgresSession, group: Group, stream_ids: set[str]
+        self, session: PostgresSession, group: Group, stream_ids: set[str], *, at_once: bool = False
     ) -> Sequence[AppendOutcome] | None:
-        """Store what the group has, if its streams still are what it was decided on. None: one is not."""
-        statement, parameters, new = self._statement(group, stream_ids)
+        """Store what the group has, if its streams still are what it was decided on. None: one is not.
+
+        `at_once`: that may be an error of the driver, too (`was_outdated`).
+        """
+        statement, parameters, new = self._statement(group, stream_ids, at_once=at_once)
         ((count, updated, recorded_at, first, last, positions, *more),) = await session.fetch(statement, *parameters)
         remembered = more.pop(0) if group.commands else 0
         if count == remembered == 0:
@@ -223,7 +235,7 @@ class PostgresAppend:
             return group.outcomes
         return [_positioned(outcome, group.last_position, first, positions) for outcome in group.outcomes]
 
-    def _statement(self, group: Group, stream_ids: set[str]) -> tuple[str, list[object], list[str]]:
+    def _statement(self, group: Group, stream_ids: set[str], *, at_once: bool) -> tuple[str, list[object], list[str]]:
         """The statement that stores the group, its parameters, and the streams that it makes."""
         with_commands = bool(group.commands)
         is_one_each = len(group.rows) == len(group.versions) == len(stream_ids) and not group.has_new_streams
@@ -232,8 +244,8 @@ class PostgresAppend:
             if with_commands:
                 heads = [row[0] for row in group.rows]
                 parameters += [forgotten_column(heads), *command_columns(group.commands, {})]
-                return self._sql.append_one_each_with_commands, parameters, []
-            return self._sql.append_one_each_owned if group.has_epochs else self._sql.append_one_each, parameters, []
+            statement = self._sql.append_one_each(owned=group.has_epochs, commands=with_commands, at_once=at_once)
+            return statement, parameters, []
         found = {stream_id: self._streams[stream_id] for stream_id in stream_ids}
         known = sorted(
             ((head, group.versions.get(stream_id, head.version)) for stream_id, head in found.items() if head.id),

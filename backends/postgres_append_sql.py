@@ -15,19 +15,11 @@ from typing import Literal
 _APPEND = """
 WITH lock AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared({lock})
-), heads AS MATERIALIZED (
-    {heads}
-    ORDER BY s.id
-    FOR NO KEY UPDATE OF s
-){created}, updated AS (
-    UPDATE {schema}.journal_streams s SET version = h.next FROM heads h
-    WHERE s.id = h.id AND s.version <> h.next AND {holds}
-    RETURNING s.id
-), stored AS (
+), {moved}, stored AS (
     INSERT INTO {schema}.journal_events (position, stream, version, type, schema_version, payload, metadata, event_id,
         batch_id, checksum, epoch, recorded_at{replica_columns})
     SELECT nextval('{schema}.journal_events_position_seq'), e.stream, e.version, e.type, coalesce(e.schema_version, 1),
-        e.payload, e.metadata, substr($7::bytea, 16 * e.number::int - 15, 16), e.batch_id, e.checksum,
+        e.payload, e.metadata, substr($7::bytea, 16 * e.number - 15, 16), e.batch_id, e.checksum,
         coalesce(e.epoch, 0), {recorded_at}{replica_values}
     FROM {events}
     WHERE {holds}
@@ -38,47 +30,69 @@ SELECT count(*), (SELECT count(*) FROM updated), {latest}, min(position), max(po
         THEN array_agg(position ORDER BY position) END{memories}{ids}
 FROM stored
 """
+# If a stream is not as it was, nothing is stored, and the row that comes back says so.
+_LOCKED_THEN_MOVED = """heads AS MATERIALIZED (
+    SELECT s.id, w.next
+    FROM lock CROSS JOIN ({wanted} LIMIT {count} + 1) w
+    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = {version} AND {owned}
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s
+){created}, updated AS (
+    UPDATE {schema}.journal_streams s SET version = h.next FROM heads h
+    WHERE s.id = h.id AND s.version <> h.next AND {holds}
+    RETURNING s.id
+)"""
+_HEADS_HOLD = "(SELECT count(*) FROM heads) = {count}"
+
+# A seventh less work for the server: rows are locked by being moved on. If a stream is not as it was, those before it
+# have been moved, so the statement has to fail, and the server's log says why.
+_MOVED_AT_ONCE = """updated AS (
+    UPDATE {schema}.journal_streams s SET version = w.next
+    FROM lock CROSS JOIN ({wanted} ORDER BY id LIMIT {count} + 1) w
+    WHERE s.id = w.id AND s.version = {version} AND {owned}
+    RETURNING s.id
+), guard AS MATERIALIZED (
+    SELECT CASE WHEN count(*) = {count} THEN true
+        ELSE ('eventstore: another writer was faster, this append is decided again: ' || count(*))::boolean END AS holds
+    FROM updated
+)"""
+_GUARD_HOLDS = "(SELECT holds FROM guard)"
+
 _RECORDED_AT = "(SELECT greatest($11::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
 
 # Positions rise with the events, because they are taken in their order; they are told one by one only where another
 # append took some in between.
 # Numbers and texts come strung together, and the server takes them apart: the driver takes longer over each element of
-# an array than all else an event costs there. JSON holds no control character but white space.
-_EVENTS = """unnest(
-            $1::text::bigint[], $2::text::bigint[], string_to_array($3::text, chr(30)), $4::int[],
-            string_to_array($5::text, chr(30)), $6::text[], $8::bytea[], $9::bigint[], $10::text::bigint[]
-        ) WITH ORDINALITY AS e (stream, version, type, schema_version, payload, metadata, batch_id, epoch, checksum,
-            number)"""
+# an array than all else an event costs there. JSON holds no control character but white space. Arrays that are
+# unnested side by side in a SELECT go in step, the shorter ones with NULLs, and unlike those in a FROM no column is
+# stored away first.
+_EVENTS = """(
+        SELECT unnest($1::text::bigint[]) AS stream, unnest($2::text::bigint[]) AS version,
+            unnest(string_to_array($3::text, chr(30))) AS type, unnest($4::int[]) AS schema_version,
+            unnest(string_to_array($5::text, chr(30))) AS payload, unnest($6::text[]) AS metadata,
+            unnest($8::bytea[]) AS batch_id, unnest($9::text::bigint[]) AS epoch,
+            unnest($10::text::bigint[]) AS checksum, generate_series(1, length($7::bytea) / 16) AS number
+    ) e"""
 _EVENT_PARAMETERS = 11
 
 # The usual group: one event for each of its streams, none of which has an owner. The events tell the heads.
-_HEADS_OF_EVENTS = """SELECT s.id, w.version AS next
-    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[]) AS w (id, version)
-    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version - 1 AND s.epoch = 0"""
+_WANTED_BY_EVENTS = "SELECT unnest($1::text::bigint[]) AS id, unnest($2::text::bigint[]) AS next"
+_VERSION_BEFORE_EVENT = "w.next - 1"
+_UNOWNED = "s.epoch = 0"
 # The same where streams have owners, and each event is of its stream's.
-_HEADS_OF_OWNED_EVENTS = """SELECT s.id, w.version AS next
-    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[], $9::bigint[]) AS w (id, version, epoch)
-    JOIN {schema}.journal_streams s
-        ON s.id = w.id AND s.version = w.version - 1 AND s.epoch = coalesce(w.epoch, 0)"""
+_WANTED_BY_OWNED_EVENTS = _WANTED_BY_EVENTS + ", unnest($9::text::bigint[]) AS epoch"
+_OWNED = "s.epoch = coalesce(w.epoch, 0)"
 # The same where commands are remembered, with owners or without.
-_HEADS_OF_EVENTS_AND_COMMANDS = """SELECT s.id, w.version AS next
-    FROM lock CROSS JOIN unnest($1::text::bigint[], $2::text::bigint[], $9::bigint[], {forgotten}::text::bigint[])
-        AS w (id, version, epoch, forgotten)
-    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version - 1
-        AND s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"""
-_HOLDS_FOR_EVENTS = "(SELECT count(*) FROM heads) = cardinality($1::text::bigint[])"
+_WANTED_BY_EVENTS_AND_COMMANDS = _WANTED_BY_OWNED_EVENTS + ", unnest({forgotten}::text::bigint[]) AS forgotten"
+_OWNED_AND_FORGOTTEN = "s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"
+# Each id of an event has 16 bytes.
+_COUNT_OF_EVENTS = "length($7::bytea) / 16"
 
 # Any other: with the streams that were only looked at, too.
-_HEADS = """SELECT s.id, w.next
-    FROM lock CROSS JOIN unnest($12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[])
-        AS w (id, version, next, epoch)
-    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version AND s.epoch = coalesce(w.epoch, 0)"""
-_HEADS_AND_FORGOTTEN = """SELECT s.id, w.next
-    FROM lock CROSS JOIN unnest($12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], {forgotten}::text::bigint[])
-        AS w (id, version, next, epoch, forgotten)
-    JOIN {schema}.journal_streams s ON s.id = w.id AND s.version = w.version
-        AND s.epoch = coalesce(w.epoch, 0) AND s.forgotten = coalesce(w.forgotten, 0)"""
-_HOLDS = "(SELECT count(*) FROM heads) = cardinality($12)"
+_WANTED = """SELECT unnest($12::bigint[]) AS id, unnest($13::bigint[]) AS version, unnest($14::bigint[]) AS next,
+        unnest($15::bigint[]) AS epoch"""
+_WANTED_AND_FORGOTTEN = _WANTED + ", unnest({forgotten}::text::bigint[]) AS forgotten"
+_COUNT = "cardinality($12)"
 _HEAD_PARAMETERS = 4
 
 # With streams that have no row yet: their events have -1, -2, …: the place of their stream in $16. A stream that
@@ -115,17 +129,19 @@ _IDS_OF_NEW = """,
 _REMEMBERED = """, remembered AS (
     INSERT INTO {schema}.journal_commands (stream, command_id, fingerprint, outcome_id, is_rejection, payload,
         issued_at, version, recorded_at)
-    SELECT c.stream, c.command_id, substr({digests}::bytea, 16 * c.number::int - 15, 16),
-        substr({digests}::bytea, length({digests}::bytea) / 2 + 16 * c.number::int - 15, 16),
+    SELECT c.stream, c.command_id, substr({digests}::bytea, 16 * c.number - 15, 16),
+        substr({digests}::bytea, length({digests}::bytea) / 2 + 16 * c.number - 15, 16),
         coalesce(c.is_rejection, false), c.payload, coalesce(c.issued_at, 0), c.version, {recorded_at}
     FROM {commands}
     WHERE {holds}
     RETURNING recorded_at
 )"""
-_COMMANDS = """unnest(
-            {streams}::text::bigint[], {versions}::text::bigint[], {command_ids}::text[], {rejections}::bool[],
-            string_to_array({payloads}::text, chr(30)), {issued}::text::bigint[]
-        ) WITH ORDINALITY AS c (stream, version, command_id, is_rejection, payload, issued_at, number)"""
+_COMMANDS = """(
+        SELECT unnest({streams}::text::bigint[]) AS stream, unnest({versions}::text::bigint[]) AS version,
+            unnest({command_ids}::text[]) AS command_id, unnest({rejections}::bool[]) AS is_rejection,
+            unnest(string_to_array({payloads}::text, chr(30))) AS payload,
+            unnest({issued}::text::bigint[]) AS issued_at, generate_series(1, length({digests}::bytea) / 32) AS number
+    ) c"""
 _COMMANDS_OF_NEW = """(
         SELECT coalesce(n.id, c.stream) AS stream, c.version, c.command_id, c.is_rejection, c.payload, c.issued_at,
             c.number
@@ -165,28 +181,40 @@ Streams = Literal["one each", "one each, owned", "known", "new"]
 """Which streams a statement is for: with one event each, any that have rows, or some that have none yet."""
 
 
-def append_statement(streams: Streams, *, with_commands: bool = False, with_replicas: bool = False) -> str:
+def append_statement(
+    streams: Streams, *, with_commands: bool = False, with_replicas: bool = False, at_once: bool = False
+) -> str:
     """The statement, with the names of the schema and of the lock still to be filled in.
 
     Its parameters are an event's columns and the time of the last append, then the heads of streams that are not
     told by one event each, then the new streams, then the commands' columns, then the replicas' columns.
+
+    `at_once`: it fails if a stream is not as it was, and is faster where they all are. Each must get events.
     """
     parts = {"events": _EVENTS, "recorded_at": _RECORDED_AT, "latest": "max(recorded_at)"}
     parts |= dict.fromkeys(("created", "ids", "remembered", "memories", "replica_columns", "replica_values"), "")
+    parts |= (
+        {"moved": _MOVED_AT_ONCE, "holds": _GUARD_HOLDS}
+        if at_once
+        else {"moved": _LOCKED_THEN_MOVED, "holds": _HEADS_HOLD}
+    )
     parameters = _EVENT_PARAMETERS
-    match streams:
-        case "one each" | "one each, owned" if with_commands:
-            parts |= {"heads": _HEADS_OF_EVENTS_AND_COMMANDS, "holds": _HOLDS_FOR_EVENTS}
-        case "one each":
-            parts |= {"heads": _HEADS_OF_EVENTS, "holds": _HOLDS_FOR_EVENTS}
-        case "one each, owned":
-            parts |= {"heads": _HEADS_OF_OWNED_EVENTS, "holds": _HOLDS_FOR_EVENTS}
-        case "known" | "new":
-            parts |= {"heads": _HEADS_AND_FORGOTTEN if with_commands else _HEADS, "holds": _HOLDS}
-            parameters += _HEAD_PARAMETERS
+    if streams in ("one each", "one each, owned"):
+        parts |= {"version": _VERSION_BEFORE_EVENT, "count": _COUNT_OF_EVENTS}
+        if with_commands:
+            parts |= {"wanted": _WANTED_BY_EVENTS_AND_COMMANDS, "owned": _OWNED_AND_FORGOTTEN}
+        elif streams == "one each":
+            parts |= {"wanted": _WANTED_BY_EVENTS, "owned": _UNOWNED}
+        else:
+            parts |= {"wanted": _WANTED_BY_OWNED_EVENTS, "owned": _OWNED}
+    else:
+        parts |= {"version": "w.version", "count": _COUNT}
+        parts |= {"wanted": _WANTED_AND_FORGOTTEN if with_commands else _WANTED}
+        parts |= {"owned": _OWNED_AND_FORGOTTEN if with_commands else _OWNED}
+        parameters += _HEAD_PARAMETERS
     if streams == "new":
         parts |= {"created": _CREATED, "ids": _IDS_OF_NEW, "events": _EVENTS_OF_NEW, "all_events": _EVENTS}
-        parts |= {"heads_hold": _HOLDS, "holds": "(SELECT holds FROM guard)"}
+        parts |= {"heads_hold": _HEADS_HOLD, "holds": _GUARD_HOLDS}
         parameters += _CREATED_PARAMETERS
     if with_commands:
         parts |= {"remembered": _REMEMBERED, "memories": _MEMORIES, "latest": _LATEST_OF_BOTH}

@@ -16,7 +16,7 @@ _SEPARATOR = "\x1e"
 def event_columns(rows: Sequence[tuple[Any, ...]], places: Mapping[int, int]) -> list[object]:
     """The columns of events, `stream` to `checksum`. `places` has the numbers of streams without a row, by head."""
     if not rows:
-        return ["{}", "{}", "", [], "", [], b"", [], [], "{}"]
+        return ["{}", "{}", "", [], "", [], b"", [], "{}", "{}"]
     heads, versions, types, schema_versions, payloads, metadata, event_ids, batch_ids, checksums, epochs = zip(
         *rows, strict=True
     )
@@ -37,7 +37,7 @@ def event_columns(rows: Sequence[tuple[Any, ...]], places: Mapping[int, int]) ->
         notes,
         b"".join(event_ids),
         batch_ids if any(batch_ids) else [],
-        epochs if any(epochs) else [],
+        numbers(epochs) if any(epochs) else "{}",
         numbers(checksums),
     ]
 

@@ -53,6 +53,11 @@ def may_be_decided_again(error: BaseException) -> bool:
     return sqlstate(error) in _OTHER_WRITERS
 
 
+def was_outdated(error: BaseException) -> bool:
+    """Whether a statement that moves streams on at once has failed because one is not as it was remembered."""
+    return sqlstate(error) == "22P02"
+
+
 def _refused(error: BaseException, *, writing: bool) -> EventStoreError:
     reason = f"Postgres: {_line(error)} (SQLSTATE {sqlstate(error)})"
     match sqlstate(error):

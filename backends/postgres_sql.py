@@ -197,18 +197,22 @@ class PostgresSQL:
         self._names = {"schema": f'"{schema}"', "tenant": "'" + tenant.replace("'", "''") + "'"}
         self.schema = schema
         self.tenant = tenant
-        # Locks are the database's own, so the schema tells one journal's from another's.
-        key = int.from_bytes(hashlib.sha256(f"eventstore journal {schema}".encode()).digest()[:8], "big", signed=True)
+        key = _lock_of("journal", schema)
         self.channel = f"eventstore_{key & (2**64 - 1):016x}"
         self._names["lock"] = f"({key})::bigint"
-        removals = hashlib.sha256(f"eventstore removals {schema}".encode()).digest()[:8]
-        self._names["removals_lock"] = f"({int.from_bytes(removals, 'big', signed=True)})::bigint"
+        self._names["removals_lock"] = f"({_lock_of('removals', schema)})::bigint"
+        self.listeners_lock = _lock_of("listeners", schema)
         unsigned = key & (2**64 - 1)
         is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
-        self.append_one_each = self.named(append_statement("one each"))
-        self.append_one_each_owned = self.named(append_statement("one each, owned"))
-        self.append_one_each_with_commands = self.named(append_statement("one each", with_commands=True))
+        self._appends_one_each = {
+            (owned, commands, at_once): self.named(
+                append_statement("one each, owned" if owned else "one each", with_commands=commands, at_once=at_once)
+            )
+            for owned in (False, True)
+            for commands in (False, True)
+            for at_once in (False, True)
+        }
         self._appends = {
             (new, commands, replicas): self.named(
                 append_statement("new" if new else "known", with_commands=commands, with_replicas=replicas)
@@ -248,6 +252,10 @@ class PostgresSQL:
         self.server = self.named(_SERVER)
         self.revision = self.named(_REVISION)
 
+    def append_one_each(self, *, owned: bool, commands: bool, at_once: bool) -> str:
+        """The append of one event to each of some streams, with owners or not. `at_once`: see `append_statement`."""
+        return self._appends_one_each[owned, commands, at_once]
+
     def append_to(self, *, new: bool, commands: bool, replicas: bool) -> str:
         """The append to any streams that have rows, or to some that have none; with commands, or what replicas say."""
         return self._appends[new, commands, replicas]
@@ -257,3 +265,8 @@ class PostgresSQL:
         for name, text in {**parts, **self._names}.items():
             statement = statement.replace(f"{{{name}}}", text)
         return statement
+
+
+def _lock_of(what: str, schema: str) -> int:
+    """The number of an advisory lock. A database has them for all its journals, so the schema is part of it."""
+    return int.from_bytes(hashlib.sha256(f"eventstore {what} {schema}".encode()).digest()[:8], "big", signed=True)

@@ -14,7 +14,7 @@ import orjson
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
 from backends.sqlite_connection import fence_of
 from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
-from eventstore.backend import Appended, AppendOutcome, Batch, CommandOutcome, ReplicaFields
+from eventstore.backend import AppendOutcome, Batch, CommandOutcome, ReplicaFields
 from eventstore.errors import JournalCorrupt
 from eventstore.events import stream_kind
 
@@ -205,9 +205,8 @@ class SQLiteAppend:
         """Decide on what is remembered, and store in one statement. None: it takes more than that to decide."""
         self._look_up(connection, {write.stream_id for batch in batches for write in batch})
         group = Group(self._streams, self._last_position)
-        for batch in batches:
-            if not isinstance(group.decide(batch), Appended):
-                return None
+        if not group.stores_all(batches):
+            return None
         if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
             return None
         try:

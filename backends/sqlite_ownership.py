@@ -112,8 +112,10 @@ class SQLiteLease:
     async def _run(self, job: Callable[[sqlite3.Connection], None]) -> None:
         """Run a job, and wait for it no longer than a lease lasts."""
         if self._writer is None:
-            self._writer = self._new_writer()
-            self._writer.start()
+            writer = self._new_writer()
+            writer.start()
+            # Only now: it cannot start where there are no file descriptors left, and another may the next time.
+            self._writer = writer
         self._job = self._writer.run(job)
         self._job.add_done_callback(_looked_at)
         try:

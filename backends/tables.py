@@ -223,6 +223,12 @@ Index(None, journal_commands.c.stream, journal_commands.c.command_id, sqlite_whe
 # What an audit finds events by. Within one user or one correlation an index has the order of the log: on SQLite a row's
 # position is in every index. Events without metadata are in none of the two, and cost nothing there.
 _WITH_METADATA = text("metadata IS NOT NULL")
+MAY_HAVE_LABEL = (
+    """metadata NOT LIKE '{"command_id":"%' OR metadata LIKE '{"command_id":"%"__%' OR metadata LIKE '%\\\\%'"""
+)
+"""On Postgres neither are events whose metadata is the id of their command and nothing else, which nobody has given
+them: no quote behind the first has more behind it than a brace, and nothing is escaped. To find out by JSON that there
+is no label took, with the two entries for it, a quarter of what the server does for such an event."""
 
 
 # An entry of Postgres's indexes has a limit, and no id of a request needs more to be told from others.
@@ -247,7 +253,8 @@ def sqlite_label(name: str) -> str:
     )
 
 
-for _label in ("user", "correlation_id"):
+INDEXED_LABELS = ("user", "correlation_id")
+for _label in INDEXED_LABELS:
     Index(
         f"ix_journal_events_{_label}",
         text(f"({sqlite_label(_label)})"),
@@ -258,7 +265,7 @@ for _label in ("user", "correlation_id"):
         f"ix_journal_events_{_label}",
         text(f"journal_label(metadata, '{_label}')"),
         postgres_metadata.tables["journal_events"].c.position,
-        postgresql_where=_WITH_METADATA,
+        postgresql_where=text(MAY_HAVE_LABEL),
     )
 # Times rise with the log, but for what clocks do: the ranges of its pages are enough, and cost an append nothing.
 Index(

@@ -243,9 +243,10 @@ def _event() -> EncodedEvent:
 
 
 def _without_lock(backend: PostgresBackend) -> None:
-    sql = backend._sql
-    assert _WITHOUT_LOCK in sql.append_one_each
-    sql.append_one_each = sql.append_one_each.replace(_WITHOUT_LOCK, "abs")
+    statements = backend._sql._appends_one_each
+    for which, statement in statements.items():
+        assert _WITHOUT_LOCK in statement
+        statements[which] = statement.replace(_WITHOUT_LOCK, "abs")
 
 
 if __name__ == "__main__":

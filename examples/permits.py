@@ -37,8 +37,16 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from actors import ActorSystem, Command, CommandRejected, PersistentActor, command_handler, event_handler
-from eventstore import Event, EventStore, EventStoreError, InvalidStreamId, PayloadTooLarge
+from actors import (
+    ActorSystem,
+    Command,
+    CommandRejected,
+    PersistentActor,
+    command_handler,
+    event_handler,
+    with_metadata,
+)
+from eventstore import Event, EventStore, EventStoreError, InvalidStreamId, Metadata, PayloadTooLarge
 from eventstore.backend import EventFilter
 
 CASE, ACTIVITY, TIME = "case:concept:name", "concept:name", "time:timestamp"
@@ -276,7 +284,9 @@ class Intake:
             self._leave_out(entry, entry.problem)
             return
         try:
-            is_new = await self._system.ref(PermitCase, entry.case).ask(TakeIn(row=entry.row))
+            # Who did it can be asked of the journal then: `eventstore blame`, `eventstore audit query --user`.
+            with with_metadata(Metadata(user=entry.row.resource or None)):
+                is_new = await self._system.ref(PermitCase, entry.case).ask(TakeIn(row=entry.row))
         except OtherFile:
             raise
         except (CommandRejected, InvalidStreamId, PayloadTooLarge) as error:

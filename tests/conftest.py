@@ -14,6 +14,7 @@ from .servers.keyspaces import Keyspaces
 from .servers.postgres import Postgres
 from .servers.redis import Redis
 from .servers.server import Server
+from .starter import Starter
 
 _AServer = TypeVar("_AServer", bound=Server)
 
@@ -84,6 +85,13 @@ def keyspaces() -> Iterator[Keyspaces]:
     else:
         with _started(lambda: Redis(durable=False)) as server:
             yield Keyspaces(server.url())
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Starter]:
+    """Runs the command line, without the time that it takes to be imported."""
+    with Starter() as starter:
+        yield starter
 
 
 def _started(make: Callable[[], _AServer]) -> _AServer:

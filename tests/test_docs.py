@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 import textwrap
@@ -12,8 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+from .starter import ROOT, Starter
+from .stories import DOCS, Command, Program, Teller, cells_of, story
+
 PAGES = ["idempotency", "ownership", "supervision", "tamper-evidence", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
@@ -78,61 +78,14 @@ def test_no_snippet_of_a_page_is_left_out(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", STORIES)
-def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path) -> None:
-    text = (DOCS / f"{page}.md").read_text("utf-8")
-    commands = 0
-    for language, block in re.findall(r"```(python|console)\n(.*?)```\n", text, re.DOTALL):
-        if language == "python":
-            name = block.partition("\n")[0].removeprefix("# ")
-            assert name.endswith(".py"), block
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(block, "utf-8")
-            continue
-        for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
-            commands += 1
-            assert cells_of(printed_by(command, tmp_path)) == cells_of(output), command
-    assert commands == text.count("\n$ ") > 0
-
-
-def printed_by(command: str, folder: Path) -> str:
-    """What a command of a page prints. Its exit code may be 1: some have something to say."""
-    program, *arguments = shlex.split(command)
-    given = None
-    goes_to = None
-    match arguments:
-        case [*before, ">", name]:
-            arguments, goes_to = before, folder / name
-        case [*before, "<", name]:
-            arguments, given = before, (folder / name).read_text("utf-8")
-        case _:
-            pass
-    start = {"python": ["-B"], "eventstore": ["-B", "-m", "eventstore.cli"]}[program]
-    done = subprocess.run(
-        [sys.executable, *start, *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode <= 1, done.stderr
-    if goes_to is not None:
-        goes_to.write_text(done.stdout, "utf-8")
-        return ""
-    assert re.sub(r"^note: .*\n", "", done.stderr) == ""
-    return done.stdout
-
-
-def cells_of(output: str) -> list[list[str]]:
-    """Lines as columns, however wide these are. Moments, ids that are made by themselves, and what follows from both
-    are not compared."""
-    own = r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+00:00)?|\d{4}-\d\d-\d\d|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    rest = r"((?:runner|digest|fenced)  ).*"
-    return [
-        re.split(r"\t| {2,}", re.sub(own, "…", re.sub(rest, r"\1…", line.rstrip()))) for line in output.splitlines()
-    ]
+def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path, starter: Starter) -> None:
+    teller = Teller(tmp_path, starter)
+    for step in story(page):
+        match step:
+            case Program():
+                teller.write(step)
+            case Command():
+                assert cells_of(teller.run(step.words)) == cells_of(step.output), step.line
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in DOCS.glob("*.md")))

@@ -61,7 +61,6 @@ Example:
 
 app = typer.Typer(
     name="eventstore",
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help: the examples keep their lines, and rich is not imported for it.
     rich_markup_mode=None,
@@ -126,11 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flush()
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
-            messages.after_interrupt()
         except ReaderGone:
             code = Exit.READER_GONE
         except Exception as error:
             code = _failed(error, messages)
+        # Typer makes this code of a Ctrl-C itself, in some releases.
+        if code == Exit.INTERRUPTED:
+            messages.after_interrupt()
     _discard_what_cannot_be_written()
     return code
 

@@ -9,7 +9,7 @@ from eventstore.cli.groups import command_group
 from eventstore.cli.sealing import keys, prove, seal
 from eventstore.cli.sealing_verify import verify
 
-audit = command_group("Questions to the whole journal.")
+audit = command_group("Questions to the whole journal.", "audit query sqlite:///bank.db --user ann --from -2h")
 
 audit.command("query", short_help="Find events.")(query_command)
 audit.command("trace", short_help="Show what came of one request.")(trace_command)

@@ -15,6 +15,7 @@ from actors.replicated_recovery import stamp_of
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
+from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import (
     View,
@@ -32,8 +33,8 @@ from eventstore.events import RecordedEvent, stream_kind
 from eventstore.stamp import Stamp
 from eventstore.store import EventStore
 
-conflicts = typer.Typer(
-    help="Look at events of replicas that did not know each other.", no_args_is_help=True, rich_markup_mode=None
+conflicts = command_group(
+    "Look at events of replicas that did not know each other.", "conflicts list sqlite:///laptop.db --kind Cart"
 )
 
 

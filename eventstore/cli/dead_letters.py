@@ -22,7 +22,7 @@ from eventstore.projection_control import letter_event, live_checkpoints, purge_
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
-dead_letters = command_group("Events that projections could not apply.")
+dead_letters = command_group("Events that projections could not apply.", "dead-letters list sqlite:///bank.db")
 
 Positions = Annotated[
     list[int] | None, typer.Argument(metavar="POSITION", help="The events' positions; all if none is given.")
@@ -67,7 +67,7 @@ async def _list(messages: Messages, address: Address, name: str | None, *, json:
 def show(
     url: Url,
     name: Name,
-    position: Annotated[int, typer.Argument(metavar="POSITION")],
+    position: Annotated[int, typer.Argument(metavar="POSITION", help="Where it stands in the log.")],
     tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:

@@ -12,7 +12,7 @@ from actors.actor import stream_id_of
 from eventstore.cli.arguments import Address, At, AtTime, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
-from eventstore.cli.output import write_json, write_line
+from eventstore.cli.output import counted, write_json, write_line
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import head_of, parse_wanted, version_of
 from eventstore.forking import ForkRefused, fork
@@ -75,6 +75,6 @@ async def _fork(
     else:
         write_line(
             (f"{escaped(stream_id)}: ", "bold"),
-            (f"version {forked.version} in {escaped(target_url)}, {forked.events:,} events copied", ""),
+            (f"version {forked.version} in {escaped(target_url)}, {counted(forked.events, 'event')} copied", ""),
         )
     return Exit.FINE

@@ -9,14 +9,15 @@ import typer
 from eventstore.cli.exits import Exit
 
 
-def command_group(summary: str) -> typer.Typer:
-    """A group, which shows its help where no command is named, as wrong usage."""
+def command_group(summary: str, example: str) -> typer.Typer:
+    """A group, which shows its help where no command is named, as wrong usage. The example is without the program."""
     group = typer.Typer(
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 
-    group.callback(invoke_without_command=True, help=summary)(_show_help)
+    text = f"{summary}\n\n\b\nExample:\n  eventstore {example}"
+    group.callback(invoke_without_command=True, help=text)(_show_help)
     return group
 
 

@@ -26,7 +26,7 @@ from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
 from eventstore.store import EventStore
 
-projections = command_group("Run read models, and look after them.")
+projections = command_group("Run read models, and look after them.", "projections list sqlite:///bank.db")
 
 Target = Annotated[
     str,

@@ -25,7 +25,9 @@ from eventstore.rebuild import rebuild as rebuild_projection
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
-rebuild = command_group("Make anew what is made of the events.")
+rebuild = command_group(
+    "Make anew what is made of the events.", "rebuild snapshots sqlite:///bank.db bank:Account --all"
+)
 
 
 @rebuild.command(short_help="Take snapshots of actors.")

@@ -13,12 +13,13 @@ from eventstore.backend import EventFilter
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
+from eventstore.cli.groups import command_group
 from eventstore.cli.output import View, listing
 from eventstore.errors import EventStoreError
 from eventstore.store import EventStore
 
-replication = typer.Typer(
-    help="Look at how replicas are getting on with each other.", no_args_is_help=True, rich_markup_mode=None
+replication = command_group(
+    "Look at how replicas are getting on with each other.", "replication status sqlite:///laptop.db"
 )
 
 

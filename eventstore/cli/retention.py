@@ -39,7 +39,10 @@ NoSnapshots = Annotated[
     bool, typer.Option("--no-snapshots", help="Nobody folds these streams: they need no snapshot. Goes with --kind.")
 ]
 
-retention = command_group("Find out which old events may go, and remove them.")
+retention = command_group(
+    "Find out which old events may go, and remove them.",
+    "retention plan sqlite:///bank.db --older-than 365d --actor bank:Account",
+)
 
 
 @retention.command()

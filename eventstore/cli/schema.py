@@ -21,7 +21,7 @@ from eventstore.cli.output import View, listing, write, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.upcasters import UPCASTERS
 
-schema = command_group("Check that what is stored can be read.")
+schema = command_group("Check that what is stored can be read.", "schema check sqlite:///bank.db bank")
 
 ModuleNames = Annotated[
     list[str],

@@ -26,7 +26,7 @@ from eventstore.store import EventStore
 # How often it is looked whether so much was appended that another seal is due.
 _LOOK_SECONDS = 1.0
 
-keys = command_group("Keys to seal with.")
+keys = command_group("Keys to seal with.", "audit keys new seal.key")
 
 
 @keys.command(short_help="Make a key.")
@@ -112,7 +112,9 @@ def seal(
 
 def prove(
     url: Url,
-    position: Annotated[int, typer.Argument(metavar="POSITION", min=1, show_default=False)],
+    position: Annotated[
+        int, typer.Argument(metavar="POSITION", min=1, help="Where it stands in the log.", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to put it, instead of on stdout.")] = None,
 ) -> Exit:
     """Make a proof that the event at a position was sealed. It holds the event itself, payload and metadata.

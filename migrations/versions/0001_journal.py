@@ -351,11 +351,11 @@ $$
 """,
     """
 CREATE INDEX ix_journal_events_user ON journal_events (journal_label(metadata, 'user'), position)
-WHERE metadata IS NOT NULL
+WHERE metadata NOT LIKE '{"command_id":"%' OR metadata LIKE '{"command_id":"%"__%' OR metadata LIKE '%\\\\%'
 """,
     """
 CREATE INDEX ix_journal_events_correlation_id ON journal_events (journal_label(metadata, 'correlation_id'), position)
-WHERE metadata IS NOT NULL
+WHERE metadata NOT LIKE '{"command_id":"%' OR metadata LIKE '{"command_id":"%"__%' OR metadata LIKE '%\\\\%'
 """,
     """
 CREATE VIEW v_events AS

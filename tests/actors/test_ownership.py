@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -16,14 +18,17 @@ from actors import (
     FencedError,
     OwnedElsewhere,
     PersistentActor,
+    RecoveryError,
     SnapshotPolicy,
+    Stop,
     command_handler,
 )
 from eventstore import EventStore
-from eventstore.backend import Claim, Holder, Owner
+from eventstore.backend import Claim, Holder, Lease, Owner
 from eventstore.errors import LeaseLost
 from tests.actors.faults import Faults
-from tests.actors.notebook import Notebook, Read, Wait, Write, texts, until
+from tests.actors.journals import new_journal
+from tests.actors.notebook import Notebook, Read, Wait, Write, WriteAndBreak, texts, until
 
 LONG = 60.0
 """The lease of one who must not lose it, on whatever machine."""
@@ -100,6 +105,44 @@ async def test_what_the_owner_has_let_go_of_another_takes_at_once(store: EventSt
             while [held async for held in store.holdings()]:
                 await asyncio.sleep(0.01)
         assert await two.ref(Owned, "a").ask(Write(text="2")) == 2
+
+
+async def until_nothing_is_held(store: EventStore) -> None:
+    async with asyncio.timeout(20):
+        while [held async for held in store.holdings()]:
+            await asyncio.sleep(0.01)
+
+
+async def test_what_cannot_be_recovered_here_another_process_can_have(store: EventStore, other: EventStore):
+    class Outdated(PersistentActor[list[str]], kind="Owned"):
+        """It has no handler for what is stored."""
+
+        ownership = "exclusive"
+
+        @command_handler
+        def read(self, command: Read) -> list[str]:
+            return self.state
+
+    async with owner(store) as one:
+        await one.ref(Owned, "a").ask(Write(text="1"))
+    async with owner(store, "outdated") as one, owner(other, "two") as two:
+        with pytest.raises(RecoveryError):
+            await one.ref(Outdated, "a").ask(Read())
+        await until_nothing_is_held(store)
+        assert await two.ref(Owned, "a").ask(Read()) == ["1"]
+
+
+async def test_what_supervision_has_stopped_here_another_process_can_have(store: EventStore, other: EventStore):
+    class Stopping(Owned):
+        supervision = Stop()
+
+    async with owner(store) as one, owner(other, "two") as two:
+        await one.ref(Stopping, "a").ask(Write(text="1"))
+        with pytest.raises(ValueError, match="broken"):
+            await one.ref(Stopping, "a").ask(WriteAndBreak(text="lost"))
+        await until_nothing_is_held(store)
+        assert await two.ref(Stopping, "a").ask(Write(text="2")) == 2
+        assert one.stats().stopped == 1
 
 
 async def test_a_closed_system_owns_nothing(store: EventStore, other: EventStore):
@@ -268,6 +311,69 @@ async def test_without_a_lease_it_is_said_in_time_that_nothing_is_owned(faults: 
         with pytest.raises(Exception, match="no lease"):
             await system.ref(Owned, "a").ask(Read())
         assert time.monotonic() - began < 20
+
+
+class Failing:
+    """A lease whose renewals fail so often, as they do when there are no file descriptors left."""
+
+    def __init__(self, lease: Lease, *, renewals: int, has_end: bool = True) -> None:
+        self._lease = lease
+        self._failing = renewals
+        self._has_end = has_end
+
+    async def renew(self, report: bytes) -> None:
+        if self._failing:
+            self._failing -= 1
+            raise OSError(24, "Too many open files")
+        await self._lease.renew(report)
+
+    async def end(self) -> None:
+        if not self._has_end:
+            raise OSError(24, "Too many open files")
+        await self._lease.end()
+
+
+async def test_a_renewal_may_fail_of_anything_and_the_next_is_tried(faults: Faults):
+    faults.lease = lambda of: Failing(faults.journal.lease(of), renewals=2)  # type: ignore[attr-defined]
+    async with faults.store() as store, owner(store, lease_seconds=6.0) as system:
+        assert await system.ref(Owned, "a").ask(Write(text="1")) == 1
+
+
+async def test_without_file_descriptors_a_lease_on_sqlite_is_renewed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pipe = os.pipe
+    failing = 1
+
+    def pipe_at_last() -> tuple[int, int]:
+        nonlocal failing
+        if failing:
+            failing -= 1
+            raise OSError(24, "Too many open files")
+        return pipe()
+
+    async with EventStore.open(new_journal("sqlite", tmp_path)) as store, owner(store, lease_seconds=6.0) as system:
+        monkeypatch.setattr(os, "pipe", pipe_at_last)
+        assert await system.ref(Owned, "a").ask(Write(text="1")) == 1
+        assert failing == 0
+
+
+async def test_a_lease_that_can_be_neither_renewed_nor_ended_does_not_hinder_the_close(faults: Faults):
+    faults.lease = lambda of: Failing(faults.journal.lease(of), renewals=10**6, has_end=False)  # type: ignore[attr-defined]
+    async with faults.store() as store, owner(store, lease_seconds=SECONDS) as system:
+        with pytest.raises(LeaseLost, match="Too many open files"):
+            await system.ref(Owned, "a").ask(Read())
+        keeper = system._runtime._ownership._keeper  # type: ignore[union-attr]
+    assert not keeper._thread.is_alive()
+
+
+async def test_a_thread_that_has_ended_does_not_hinder_the_close(faults: Faults):
+    async with faults.store() as store, owner(store) as system:
+        await system.ref(Owned, "a").ask(Read())
+        keeper = system._runtime._ownership._keeper  # type: ignore[union-attr]
+        keeper._stopping.set()
+        keeper._wake()
+        keeper._thread.join()
 
 
 def test_ownership_is_one_of_two() -> None:

@@ -12,6 +12,7 @@ from actors import (
     ActorSystem,
     PersistentActor,
     RecoveryError,
+    ReplicatedActor,
     Restart,
     Stop,
     command_handler,
@@ -35,7 +36,7 @@ from eventstore.codec import checksum_of, encoded_event, new_event_id
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from tests.actors.faults import Faults
-from tests.actors.notebook import Notebook, Page, Read, Refuse, Unhandled, Wait, Write, Written, texts, until
+from tests.actors.notebook import Notebook, Page, Read, Refuse, Unhandled, Wait, Write, Written, served, texts, until
 from tests.loop_clock import LoopClock
 
 
@@ -252,14 +253,47 @@ async def test_events_of_very_different_sizes_are_replayed_whole(system: ActorSy
 
 
 @case("C157")
-async def test_a_recovery_that_gets_no_events_in_time_fails(faults: Faults):
+async def test_a_recovery_that_gets_no_events_in_time_fails_and_that_is_not_the_actors_failure(faults: Faults):
+    class Strict(Notebook):
+        supervision = Stop()
+
     async def hang(_: Load) -> None:
         await asyncio.sleep(60)
 
     faults.before_load = hang
     async with faults.store() as store, ActorSystem(store, recovery_timeout=0.05) as system:
-        with pytest.raises(RecoveryError, match=r"no events came for 0\.05 s"):
-            await system.ref(Quick, "a").ask(Read())
+        for _ in range(3):
+            with pytest.raises(BackendUnavailable, match=r"no events came for 0\.05 s: try again"):
+                await system.ref(Strict, "a").ask(Read())
+        assert (system.stats().stopped, system.stats().failures) == (0, {})
+        faults.before_load = None
+        assert await served(system.ref(Strict, "a").ask, Read()) == []
+
+
+async def test_nor_is_it_a_replicated_actors(faults: Faults):
+    class Replicated(ReplicatedActor[list[str]]):
+        supervision = Stop()
+
+        @command_handler
+        def read(self, command: Read) -> list[str]:
+            return self.state
+
+    is_slow = True
+
+    async def read_stream(*where: Any, **how: Any) -> Any:
+        await asyncio.sleep(60 if is_slow else 0)
+        return await faults.journal.read_stream(*where, **how)
+
+    async with (
+        faults.store() as store,
+        ActorSystem(store, replica="eu", replication_seconds=None, recovery_timeout=0.05) as system,
+    ):
+        faults.read_stream = read_stream  # type: ignore[attr-defined]
+        with pytest.raises(BackendUnavailable, match=r"no events came for 0\.05 s: try again"):
+            await system.ref(Replicated, "a").ask(Read())
+        assert (system.stats().stopped, system.stats().failures) == (0, {})
+        is_slow = False
+        assert await served(system.ref(Replicated, "a").ask, Read()) == []
 
 
 @case("C157")
@@ -289,7 +323,7 @@ async def test_after_a_recovery_that_timed_out_the_actor_serves_when_the_databas
         await write(store, "1")
         asking = asyncio.create_task(system.ref(Quick, "a").ask(Read()))
         await clock.forward_after(asked, 20)
-        with pytest.raises(RecoveryError):
+        with pytest.raises(BackendUnavailable):
             await asking
         answers.set()
         assert await system.ref(Quick, "a").ask(Read()) == ["1"]

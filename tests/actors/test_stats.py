@@ -138,7 +138,7 @@ async def test_the_report_is_json_with_totals_and_what_failed_most(system: Actor
     last = system.stats().last_failure
     assert last is not None
     assert report == {
-        "live": 10,
+        "live": 9,
         "recovering": 0,
         "stopped": 1,
         "restarts": 36,

@@ -58,7 +58,7 @@ async def unfinished_append(url: str, stream_id: str, *, schema: str = "public")
     async with connected(url) as connection:
         await connection.execute("BEGIN")
         checksum = checksum_of("conformance.happened", 1, b'{"number":0}', None)
-        columns = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], [])
+        columns = ("{-1}", "{1}", "conformance.happened", [], '{"number":0}', [], new_event_id(), [], "{}")
         event = (*columns, f"{{{checksum}}}", 0)
         stream = ([stream_id], [stream_id], [1])
         ((count, *_),) = await connection.fetch(
@@ -84,3 +84,13 @@ async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+WAITING = "wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def waiting_for_locks(url: str, count: int = 1) -> None:
+    """Until so many sessions of the database wait for a lock."""
+    async with asyncio.timeout(PATIENCE):
+        while (await fetch(url, f"SELECT count(*) FROM pg_stat_activity WHERE {WAITING}"))[0][0] < count:
+            await asyncio.sleep(0.02)

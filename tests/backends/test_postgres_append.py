@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 import pytest_asyncio
 
 from backends import postgres_append
-from backends.conformance.events import collect, happened, numbers, versions, write
+from backends.conformance.events import collect, happened, numbers, outcome, versions, write
 from backends.postgres import PostgresBackend
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, ConcurrencyError, EventStore, OutcomeUnknown, StoreClosed
@@ -20,11 +20,13 @@ from eventstore.codec import new_event_id
 from eventstore.errors import EventEncodeError, FencedError, StoreBusy
 from eventstore.store import Append
 from eventstore.url import parse_store_url
+from tests.loop_clock import LoopClock
 from tests.patience import patiently
 from tests.servers.proxy import FaultProxy
 
 from .postgres_help import (
     PATIENCE,
+    WAITING,
     backend_of,
     connected,
     execute,
@@ -33,6 +35,7 @@ from .postgres_help import (
     unfinished_append,
     until,
     via,
+    waiting_for_locks,
     with_parameters,
 )
 
@@ -66,6 +69,10 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(PostgresSession, "fetch", noted)
     return seen
+
+
+def is_stored(outcome: object) -> TypeGuard[Appended]:
+    return isinstance(outcome, Appended)
 
 
 async def stored(url: str, stream_id: str = "a") -> list[str]:
@@ -194,15 +201,6 @@ async def test_a_lost_append_that_commits_later_is_waited_for(
     assert isinstance(outcome, Appended)
     assert outcome.is_duplicate
     assert (await stored(postgres_url, stream_id)).count("2") == 1
-
-
-WAITING = "wait_event_type = 'Lock' AND datname = current_database()"
-
-
-async def waiting_for_locks(url: str, count: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while (await fetch(url, f"SELECT count(*) FROM pg_stat_activity WHERE {WAITING}"))[0][0] < count:
-            await asyncio.sleep(0.02)
 
 
 async def test_a_black_hole_ends_at_the_deadline_and_the_outcome_is_unknown(
@@ -347,6 +345,63 @@ async def test_a_loser_leaves_its_neighbours_in_the_group(postgres_url: str) -> 
             "Appended",
         ]
         assert await versions(one.read("a")) == [1, 2, 3]
+
+
+LOCKS_FIRST = "FOR NO KEY UPDATE"
+
+
+async def test_who_was_overtaken_locks_before_it_moves_for_some_time(postgres_url: str, statements: list[str]) -> None:
+    """The other way fails, which is a line in the server's log, and work in vain."""
+    clock = LoopClock(asyncio.get_running_loop())
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        backend = backend_of(one)
+        await one.append("a", happened(1))
+        for overtaken in (True, False):
+            await one.append("a", happened(2))
+            await another.append("a", happened(3))
+            statements.clear()
+            await backend.append([[write("a", b"4")]])
+            tried, *_, last = statements
+            assert (LOCKS_FIRST in tried) is not overtaken
+            assert LOCKS_FIRST in last
+        statements.clear()
+        await clock.forward(10)
+        await backend.append([[write("a", b"5")]])
+        assert len(statements) == 1
+        assert LOCKS_FIRST not in statements[0]
+
+
+async def test_an_append_that_was_overtaken_has_moved_nothing_and_taken_no_position(postgres_url: str) -> None:
+    names = ["a", "b", "c"]
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        for overtaken in names:
+            fresh = await backend_of(one).append([[write(name, b"1")] for name in names])
+            version = {name: each.versions[0] for name, each in zip(names, fresh, strict=True) if is_stored(each)}
+            await another.append(overtaken, happened(2))
+            with pytest.raises(ConcurrencyError) as refused:
+                await one.append_batch([Append(name, happened(3), version[name]) for name in names])
+            assert refused.value.stream_id == overtaken
+            assert {name: await one.version(name) for name in names} == {**version, overtaken: version[overtaken] + 1}
+            backend_of(one)._open.append._is_careful_until = 0.0
+        positions = [recorded.position async for recorded in one.read_all()]
+        assert positions == list(range(1, 13))
+
+
+@pytest.mark.parametrize("with_commands", [False, True])
+async def test_an_owner_that_writes_on_is_fenced_in_the_very_statement(
+    postgres_url: str, statements: list[str], *, with_commands: bool
+) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        epoch = await one.claim("a")
+        commands = [[outcome(f"c{number}")] if with_commands else [] for number in range(2)]
+        await backend_of(one).append([[write("a", b"1", epoch=epoch, commands=commands[0])]])
+        assert await another.claim("a") == epoch + 1
+        statements.clear()
+        [refused] = await backend_of(one).append([[write("a", b"2", epoch=epoch, commands=commands[1])]])
+        assert isinstance(refused, FencedError)
+        assert LOCKS_FIRST not in statements[0]
+        assert "journal_events (position" in statements[0]
+        assert await stored(postgres_url) == ["1"]
 
 
 async def test_a_version_that_another_store_removed_is_not_used_again(postgres_url: str) -> None:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
 import pytest
 
-from backends.conformance.events import collect, happened, numbers
+from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, EventStore, schema
 from eventstore.backend import EventFilter
 from eventstore.url import parse_store_url
 
-from .postgres_help import PATIENCE, backend_of, connected, fetch, unfinished_append, with_parameters
+from .postgres_help import (
+    PATIENCE,
+    backend_of,
+    connected,
+    fetch,
+    unfinished_append,
+    waiting_for_locks,
+    with_parameters,
+)
 
 EVERYTHING = EventFilter()
 
@@ -41,6 +50,40 @@ async def test_a_reader_does_not_pass_an_append_that_may_still_store_below(postg
             async with asyncio.timeout(PATIENCE):
                 seen = [recorded.stream_id for recorded in await reading]
     assert seen == (["before", "held", "later"] if end == "COMMIT" else ["before", "later"])
+
+
+@pytest.mark.parametrize("sort", ["plain", "owned", "with commands"])
+@pytest.mark.parametrize("is_careful", [False, True])
+async def test_whichever_way_an_append_goes_readers_wait_for_it(
+    postgres_url: str, sort: str, *, is_careful: bool
+) -> None:
+    async with EventStore.open(postgres_url) as writer, EventStore.open(postgres_url) as other:
+        appending = backend_of(writer)
+        epoch = await writer.claim("held") if sort == "owned" else None
+        await appending.append([[write("held", b"1", epoch=epoch)]])
+        await other.append("later", happened(2))
+        appending._open.append._is_careful_until = math.inf if is_careful else 0.0
+        async with connected(postgres_url) as holder:
+            await holder.execute(
+                "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END'; "
+                "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON journal_events DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW WHEN (NEW.payload = '3') EXECUTE FUNCTION hold(); SELECT pg_advisory_lock(7)"
+            )
+            commands = [outcome("c")] if sort == "with commands" else []
+            held = appending.append([[write("held", b"3", epoch=epoch, commands=commands)]])
+            await waiting_for_locks(postgres_url, 1)
+            later = await other.append("later", happened(4))
+            reading = asyncio.create_task(collect(other.read_all()))
+            await asyncio.wait([reading], timeout=0.3)
+            assert not reading.done()
+            # It has taken the position below.
+            assert await positions(postgres_url) == [1, 2, 4]
+            assert later.position == 4
+            await holder.execute("SELECT pg_advisory_unlock(7)")
+            await held
+            async with asyncio.timeout(PATIENCE):
+                assert [recorded.position for recorded in await reading] == [1, 2, 3, 4]
 
 
 async def test_a_subscriber_gets_what_was_held_back_before_what_came_later(postgres_url: str) -> None:

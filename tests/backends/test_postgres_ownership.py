@@ -25,6 +25,7 @@ from tests.servers.proxy import FaultProxy
 from .pooling_proxy import PoolingProxy
 from .postgres_help import (
     PATIENCE,
+    WAITING,
     backend_of,
     connected,
     execute,
@@ -32,10 +33,10 @@ from .postgres_help import (
     proxy_to,
     unfinished_append,
     via,
+    waiting_for_locks,
     with_parameters,
 )
 
-WAITING = "wait_event_type = 'Lock' AND datname = current_database()"
 LEASES = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%journal_owners%' AND pid <> pg_backend_pid()"
 
 
@@ -52,12 +53,6 @@ async def leases(postgres_url: str) -> AsyncGenerator[Leases, None]:
         yield leases
     finally:
         await leases.close()
-
-
-async def waiting_for_locks(url: str, count: int = 1) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while (await fetch(url, f"SELECT count(*) FROM pg_stat_activity WHERE {WAITING}"))[0][0] < count:
-            await asyncio.sleep(0.02)
 
 
 def snapshot(version: int, epoch: int) -> StoredSnapshot:

@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -37,6 +39,7 @@ from .postgres_help import (
     fetch,
     proxy_to,
     unfinished_append,
+    until,
     via,
     with_parameters,
 )
@@ -328,8 +331,8 @@ async def test_a_direct_connection_is_not_taken_for_a_proxy(postgres_url: str) -
 # Hearing of each other
 
 
-async def first_of(store: EventStore, *, poll_seconds: float) -> int:
-    async for recorded in store.subscribe(poll_seconds=poll_seconds):
+async def first_of(store: EventStore, *, poll_seconds: float, after: int = 0) -> int:
+    async for recorded in store.subscribe(after=after, poll_seconds=poll_seconds):
         return int(recorded.json()["number"])
     raise AssertionError
 
@@ -396,6 +399,7 @@ async def test_many_appends_are_few_notifications(postgres_url: str) -> None:
     async with EventStore.open(postgres_url) as store, connected(postgres_url) as listener:
         heard: list[str] = []
         channel = backend_of(store)._sql.channel
+        await listener.execute("SELECT pg_advisory_lock_shared($1)", backend_of(store)._sql.listeners_lock)
         await listener.add_listener(channel, lambda *_: heard.append(channel))
         began = time.monotonic()
         for number in range(200):
@@ -406,3 +410,27 @@ async def test_many_appends_are_few_notifications(postgres_url: str) -> None:
         await asyncio.sleep(0.2)
         # One for each 20 ms, not one for each append.
         assert len(heard) <= (time.monotonic() - began) / 0.02 + 1
+
+
+async def test_where_nobody_listens_nothing_is_notified(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    fetch_rows = PostgresSession.fetch
+
+    async def noted(self: PostgresSession, statement: str, *parameters: object) -> Sequence[Any]:
+        rows = await fetch_rows(self, statement, *parameters)
+        if "pg_notify" in statement:
+            asked.append(rows)
+        return rows
+
+    monkeypatch.setattr(PostgresSession, "fetch", noted)
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1))
+        await until(lambda: len(asked) == 1)
+        assert asked.pop() == []
+        waiting = asyncio.create_task(first_of(other, poll_seconds=60, after=1))
+        await until_listening(postgres_url)
+        await store.append("a", happened(2))
+        await until(lambda: len(asked) == 1)
+        assert asked != [[]]
+        async with asyncio.timeout(PATIENCE):
+            assert await waiting == 2

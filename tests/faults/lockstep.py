@@ -36,9 +36,10 @@ def listen() -> None:
 
 
 def unsort() -> None:
-    sorted_ = "ORDER BY s.id\n"
-    assert sorted_ in postgres_append_sql._APPEND
-    postgres_append_sql._APPEND = postgres_append_sql._APPEND.replace(sorted_, "ORDER BY s.id DESC\n")
+    for part, sorted_ in (("_LOCKED_THEN_MOVED", "ORDER BY s.id"), ("_MOVED_AT_ONCE", "ORDER BY w.id")):
+        honest = getattr(postgres_append_sql, part)
+        assert sorted_ in honest
+        setattr(postgres_append_sql, part, honest.replace(sorted_, f"{sorted_} DESC"))
 
 
 def give_up() -> None:
