@@ -102,6 +102,14 @@ def test_the_command_line_reads_it_too_and_changes_nothing(tmp_path: Path, log: 
         for key in list(expected(log))[:2]
     }
     assert shown == {key: expected(log)[key] for key in shown}
+    case, wanted = next(iter(expected(log).items()))
+    query = (*cli, "audit", "query", url, "--stream", f"permit-{case}", "--decode", "permits_today", "--json")
+    decoded = [json.loads(line) for line in program(*query).splitlines()]
+    steps, handled = (
+        [one["payload"] for one in decoded if one["type"] == name] for name in ("permit.step-done", "permit.handled-by")
+    )
+    assert [[one["line"], one["step"], one["at"]] for one in steps] == wanted["done"]
+    assert [one["resource"] for one in handled] == [resource for _, resource in wanted["handled"]]
     assert "no differences" in program(*cli, "replay", url, "permits_today:PermitCase")
     assert asyncio.run(stored(url)) == before
 
