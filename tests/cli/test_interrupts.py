@@ -192,7 +192,7 @@ TABLE = [
     Interrupted("fork {url} {actor} long to.db", has(COUNT, "to.db"), same(COUNT, "to.db", LONG)),
     Interrupted("replay {url} {actor}", struck),
     Interrupted("replay {url} {actor} --check", struck),
-    Interrupted("whatif {url} {actor}", struck),
+    Interrupted("whatif {url} {actor} --new new", struck),
     Interrupted("verify {url}"),
     Interrupted("copy {url} sqlite:///to.db", has(COUNT, "to.db"), COPIED),
     Interrupted("copy {url} sqlite:///to.db --follow", COPIED, COPIED, again="copy {url} sqlite:///to.db"),
@@ -236,7 +236,9 @@ def test_no_command_is_left_out() -> None:
 @pytest.fixture(scope="module")
 def long_journal(tmp_path_factory: pytest.TempPathFactory, starter: Starter) -> Path:
     folder = tmp_path_factory.mktemp("long")
-    (folder / "work.py").write_text(WORK, "utf-8")
+    (folder / "new").mkdir()
+    for place in (folder, folder / "new"):
+        (place / "work.py").write_text(WORK, "utf-8")
     subprocess.run([sys.executable, "work.py"], cwd=folder, env=ENVIRONMENT, check=True, timeout=180)
     for words in ("audit keys new seal.key", "migrate sqlite:///to.db", f"export {URL}"):
         assert starter.run(words.split(), folder).code == 0
