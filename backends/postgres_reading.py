@@ -211,7 +211,7 @@ class PostgresReader:
         if not count:
             return _Part((), after, is_full=not limit, end=end)
         try:
-            events: Sequence[RecordedEvent] = _log_page(self._sql.tenant, *row[1:])
+            events: Sequence[RecordedEvent] = log_page(self._sql.tenant, *row[1:])
             last = row[2][-1]
         except ValueError:
             # Something is wrong with an event: it is found out what, and with which.
@@ -333,7 +333,7 @@ def record(
         raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
 
 
-def _log_page(
+def log_page(
     tenant: str,
     count: int,
     positions: list[int],

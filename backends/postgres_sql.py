@@ -67,8 +67,8 @@ ORDER BY e.position LIMIT $8
 """
 # A page of the log by column, as one row, as `_LOAD` has a stream's: a row for each event takes longer to make and to
 # take apart than all the rest.
-_LOG_COLUMNS = """
-SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq), count(*),
+_COLUMNS = """
+SELECT {first}, count(*),
     array_agg(p.position), array_agg(p.stream_id), array_agg(p.version), string_agg(p.type, chr(30)),
     array_agg(p.schema_version), string_agg(p.payload, chr(30)),
     CASE WHEN count(p.metadata) > 0 THEN array_agg(p.metadata) END, string_agg(p.event_id, ''::bytea),
@@ -77,13 +77,16 @@ SELECT (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.jour
     json_agg(json_build_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
         FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL
             OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL)
-FROM (
-    SELECT {record}
-    FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
-    WHERE e.position > $6 AND e.position <= $7 AND {matches}
-    ORDER BY e.position LIMIT $8
-) p
+FROM ({page}) p
 """
+_LOG_END = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq)"
+_LOG_PAGE = """
+SELECT {record}
+FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.stream
+WHERE e.position > $6 AND e.position <= $7 AND {matches}
+ORDER BY e.position LIMIT $8
+"""
+_BYTES = "coalesce(sum(octet_length(p.payload) + coalesce(octet_length(p.metadata), 0)), 0)"
 _MOVED = """
 SELECT s.stream_id, m.version FROM (
     SELECT stream, max(version) AS version FROM {schema}.journal_events
@@ -230,7 +233,7 @@ class PostgresSQL:
         # The store without a tenant sees everybody's events.
         matches = {"matches": _MATCHES, "seen": "s.tenant = {tenant}" if tenant else "true"}
         self.log = self.named(_LOG, record=_RECORD, **matches)
-        self.log_columns = self.named(_LOG_COLUMNS, record=_RECORD, **matches)
+        self.log_columns = self.named(_COLUMNS, first=_LOG_END, page=_LOG_PAGE, record=_RECORD, **matches)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
         in_schema = {"schema": f'"{schema}".', "after": "$1", "limit": "$2"}
@@ -259,6 +262,10 @@ class PostgresSQL:
     def append_to(self, *, new: bool, commands: bool, replicas: bool) -> str:
         """The append to any streams that have rows, or to some that have none; with commands, or what replicas say."""
         return self._appends[new, commands, replicas]
+
+    def by_column(self, page: str) -> str:
+        """A statement whose one row is a page by column, with its bytes before all else."""
+        return self.named(_COLUMNS, first=_BYTES, page=page)
 
     def named(self, statement: str, **parts: str) -> str:
         """A statement for this journal: with the names of its schema and of its lock, and with its parts."""

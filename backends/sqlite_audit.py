@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
 
-import orjson
-from sqlalchemy import ColumnElement, LargeBinary, case, cast, exists, func, literal, select
-from sqlalchemy import literal_column as sql
+from sqlalchemy import ColumnElement, LargeBinary, case, cast, func, select
 
-from backends.audit_sql import HOUR_US, Found, SQLiteAuditSQL, is_scan, part_of, totals_of
+from backends.audit_shape import LABELS_WITH_INDEX, Shape
+from backends.audit_sql import (
+    HOUR_US,
+    PAGE_BYTES,
+    Part,
+    SQLiteAuditSQL,
+    is_scan,
+    part_of,
+    totals_of,
+)
+from backends.sqlite_log import PAGE, Statement
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
 from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
-from eventstore.events import RecordedEvent
+from eventstore.errors import JournalCorrupt
 
-_SQL = SQLiteAuditSQL()
 _e, _s = journal_events.c, journal_streams.c
 
 _USER = case((func.json_valid(_e.metadata) == 1, func.json_extract(_e.metadata, "$.user")))
@@ -24,80 +32,76 @@ _USER = case((func.json_valid(_e.metadata) == 1, func.json_extract(_e.metadata, 
 # through in its own order: sorting all of them for every page would take longer.
 _SORTED = 10_000
 
-_POSITION: ColumnElement[int] = sql("+journal_events.position")
+_STATEMENTS = 128
 
 
 class SQLiteAudit(SQLiteReader):
-    """A page is a few statements. What is committed is final here, so they need not be of one moment."""
+    """A page is two statements. What is committed is final here, so they need not be of one moment."""
+
+    def __init__(self, path: Path, *, tenant: str, busy_timeout: float) -> None:
+        super().__init__(path, tenant=tenant, busy_timeout=busy_timeout)
+        self._sql = SQLiteAuditSQL(tenant)
+        self._facts_of = lru_cache(maxsize=_STATEMENTS)(self._new_facts)
+        self._page_of = lru_cache(maxsize=_STATEMENTS)(self._new_page)
 
     async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
-        end, has_unreadable, has_few = await self._facts(query)
-        part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_scan(query) and not has_few)
-        conditions = [
-            *self.conditions(query.where),
-            *_SQL.conditions(query, part, with_unreadable=has_unreadable),
-        ]
-        # With the sign, the planner does not walk through the whole log for its order.
-        order = _POSITION if has_few else _e.position
-        size = func.length(_e.payload) + func.coalesce(func.length(_e.metadata), 0)
-        sizes = select(_e.position, size).select_from(_joined()).where(*conditions)
-        sizes = sizes.order_by(order.desc() if backwards else order).limit(limit)
-        found = Found.of(await self._reading(sizes, None, part.low, -1), limit=limit, backwards=backwards)
-        return part.page(query, found, await self._events_at(found), end=end)
-
-    async def _events_at(self, found: Found) -> Sequence[RecordedEvent]:
-        if not found.positions:
-            return ()
-        position = func.json_each(orjson.dumps(found.positions).decode()).table_valued("value").c.value
-        events = select(*RECORD).select_from(_joined()).where(_e.position.in_(select(position)))
-        events = events.order_by(_e.position.desc() if found.backwards else _e.position)
-        part = (min(found.positions) - 1, -1)
-        ((page,),) = await self._reading(select(as_one_row(events)), None, *part)
-        return await self._page(page, None, *part)
+        end, has_few, unreadable = await self._facts(query, Shape.of(query))
+        shape = Shape.of(query, unreadable=unreadable)
+        is_walk = not has_few and is_scan(query, by_streams=False)
+        part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
+        values = self._sql.parameters(query, shape, part)
+        try:
+            statement = self._page_of(shape, has_few, backwards)
+            events, is_full = await self.log.events(statement, values, limit, room=PAGE_BYTES)
+        except (ValueError, JournalCorrupt):
+            # It is found out what is wrong with an event, and with which.
+            page = self._sql.page(RECORD, shape, is_sorted=has_few, backwards=backwards)
+            rows = select(as_one_row(page)).params({**values, "limit": limit})
+            ((found,),) = await self._reading(rows, None, part.low, -1)
+            events = await self._page(found, None, part.low, -1)
+            is_full = len(events) >= limit
+        return part.page(query, events, is_full=is_full, backwards=backwards, end=end)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
             return None
-        end, _, _ = await self._facts(query)
+        shape = Shape.of(query)
+        end, *_ = await self._facts(query, shape)
         part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
-        where = [*self.conditions(query.where), *_SQL.conditions(query, part)]
+        where, values = self._sql.conditions(shape), self._sql.parameters(query, shape, part)
         bytes_of = [
             func.coalesce(func.sum(func.length(cast(text, LargeBinary))), 0) for text in (_e.payload, _e.metadata)
         ]
         sums = select(func.count(), *bytes_of, func.min(_e.recorded_at), func.max(_e.recorded_at))
         # A text with a NUL, which JSON escapes, ends there for SQLite's functions.
         nuls = func.coalesce(func.sum(func.instr(_e.metadata, "\\u0000") > 0), 0)
-        ((*row, has_nul),) = await self._rows(sums.add_columns(nuls).select_from(_joined()).where(*where))
+        sums = sums.add_columns(nuls).select_from(self._sql.joined).where(*where)
+        ((*row, has_nul),) = await self._rows(sums.params(values))
         if has_nul:
             return None
         hour = _e.recorded_at.op("/")(HOUR_US)
-        hours = await self._rows(select(hour, func.count()).select_from(_joined()).where(*where).group_by(hour))
+        by_hour = select(hour, func.count()).select_from(self._sql.joined).where(*where).group_by(hour)
+        hours = await self._rows(by_hour.params(values))
         counted: list[list[Count]] = []
         count: ColumnElement[int] = func.count()
         for name in (_e.type, _s.stream_id, _USER):
-            most = select(name, count).select_from(_joined()).where(*where).group_by(name)
-            rows = await self._rows(most.order_by(count.desc(), name).limit(top))
+            most = select(name, count).select_from(self._sql.joined).where(*where).group_by(name)
+            rows = await self._rows(most.order_by(count.desc(), name).limit(top).params(values))
             counted.append([Count(*found) for found in rows])
         return totals_of(row, hours, counted, end=end)
 
-    async def _facts(self, query: AuditQuery) -> tuple[int, bool, bool]:
-        """Where the log ends, whether any metadata cannot be told by the database, and whether the streams that are
-        asked for have few events."""
-        wanted: list[Any] = [select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()]
-        wanted.append(exists(_SQL.unreadable()) if any(query.labels.values()) else literal(0))
-        wanted.append(
-            _has_few(self.conditions(query.where._replace(types=(), tags=())))
-            if query.where.kinds or query.where.stream_ids
-            else literal(0)
-        )
-        ((end, has_unreadable, has_few),) = await self._rows(select(*wanted))
-        return int(end), bool(has_unreadable), bool(has_few)
+    async def _facts(self, query: AuditQuery, shape: Shape) -> tuple[int, bool, Collection[str]]:
+        """Where the log ends, whether the streams that are asked for have few events, and which texts of metadata
+        cannot all be told by the database."""
+        values = self._sql.parameters(query, shape, Part(0, 0, is_last=True))
+        end, has_few, *are_unreadable = await self.log.row(self._facts_of(shape), values)
+        labels = sorted(LABELS_WITH_INDEX & shape.asked)
+        readable = [name for name, is_unreadable in zip(labels, are_unreadable, strict=True) if not is_unreadable]
+        # Those without an index are looked for in every event anyway.
+        return end, bool(has_few), set(query.labels).difference(readable)
 
+    def _new_facts(self, shape: Shape) -> Statement:
+        return Statement.of(self._sql.facts(shape, sorted_at_most=_SORTED))
 
-def _has_few(streams: Sequence[ColumnElement[bool]]) -> Any:
-    some = select(_e.stream).select_from(_joined()).where(*streams).limit(_SORTED + 1).subquery()
-    return select(func.count() <= _SORTED).select_from(some).scalar_subquery()
-
-
-def _joined() -> Any:
-    return journal_events.join(journal_streams, _s.id == _e.stream)
+    def _new_page(self, shape: Shape, is_sorted: bool, backwards: bool) -> Statement:
+        return Statement.of_page(self._sql.page(PAGE, shape, is_sorted=is_sorted, backwards=backwards))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import ColumnElement, bindparam, select
+from sqlalchemy import ColumnElement, Join, SelectBase, bindparam, select
 from sqlalchemy.dialects import sqlite
 
 from backends.log_columns import LogColumns, optional_texts, rare_of
 from backends.page_texts import SEPARATOR, names_of
+from backends.sqlite_join import InOrder
 from backends.sqlite_page_thread import LARGEST, ROOM, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
+from eventstore.events import RecordedEvent
 from eventstore.record_page import RecordPage
 
 # Somebody who looks for what is seldom reads long: one more must be served meanwhile.
@@ -47,11 +49,30 @@ _PROBED = bytes.fromhex("00ff0a001ec3280000")
 _AS_THEY_ARE = ("p.event_id", "coalesce(p.batch_id, p.event_id)")
 _AS_DIGITS = ("hex(p.event_id)", "hex(coalesce(p.batch_id, p.event_id))")
 _SEPARATOR = SEPARATOR.encode()
+_DIALECT = sqlite.dialect(paramstyle="named")
 
 _e, _s = journal_events.c, journal_streams.c
-_PAGE = (_s.stream_id, _s.tenant, *(column for column in _e if column is not _e.stream))
+PAGE = (_s.stream_id, _s.tenant, *(column for column in _e if column is not _e.stream))
 
 Conditions = Callable[[EventFilter], Sequence[ColumnElement[bool]]]
+
+
+class Statement(NamedTuple):
+    """A statement's text, with those of its parameters that are part of it."""
+
+    text: str
+    constants: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, select: SelectBase) -> Statement:
+        compiled = select.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+        return cls(str(compiled), {name: value for name, value in compiled.params.items() if value is not None})
+
+    @classmethod
+    def of_page(cls, page: SelectBase) -> Statement:
+        """A statement that has the events of a page by column, for one that selects `PAGE`, at most `limit` of them."""
+        statement = cls.of(page)
+        return statement._replace(text=_COLUMNS.replace("{page}", statement.text))
 
 
 class SQLiteLog:
@@ -73,46 +94,68 @@ class SQLiteLog:
         Raises `ValueError`, or `JournalCorrupt`, if something is wrong with an event of the page; with which, it does
         not tell.
         """
-        thread = min(self._threads, key=lambda thread: thread.under_way)
-        room = ROOM
-        if self._has_digits is None:
-            self._has_digits = await thread.row(_PROBE, (), events=1, room=room) != (_PROBED,)
-        statement, parameters = self._statement(EventFilter(*map(tuple, where)), self._has_digits)
-        while True:
-            wanted = {**parameters, "after": after, "limit": limit, "tenant": self._tenant}
-            try:
-                row = await thread.row(statement, wanted, events=limit, room=room)
-                break
-            except TooLarge:
-                room, limit = (ROOM, limit // 8) if limit > 8 else (LARGEST, 1)
+        statement = self._statement(EventFilter(*map(tuple, where)))
+        row, limit = await self._page_row(statement, {"after": after}, limit, room=ROOM, expected=limit)
         end, count = row[0], row[1]
         is_end = count < limit
         if not count:
             return LogPage((), max(after, end) if is_end else after, is_end, end)
-        page, last = _page(row, self._tenant, has_digits=self._has_digits)
+        page, last = _page(row, self._tenant, has_digits=bool(self._has_digits))
         return LogPage(page, max(after, end) if is_end else last, is_end, end)
+
+    async def events(
+        self, statement: Statement, parameters: Mapping[str, Any], limit: int, *, room: int
+    ) -> tuple[Sequence[RecordedEvent], bool]:
+        """The events of a statement `of_page`, and whether they are as many as were asked for: fewer, where they would
+        not fit in the room. Raises as `page` does."""
+        row, limit = await self._page_row(statement, parameters, limit, room=room, expected=0)
+        count = row[1]
+        return _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else (), count >= limit
+
+    async def row(self, statement: Statement, parameters: Mapping[str, Any]) -> Row:
+        """The one row of a statement. Raises as the thread does."""
+        return await self._idlest().row(statement.text, {**statement.constants, **parameters}, events=0, room=LARGEST)
+
+    async def _page_row(
+        self, statement: Statement, parameters: Mapping[str, Any], limit: int, *, room: int, expected: int
+    ) -> tuple[Row, int]:
+        """The row of a page, and how many events it has at most. About so many are `expected`."""
+        thread = self._idlest()
+        if self._has_digits is None:
+            self._has_digits = await thread.row(_PROBE, (), events=1, room=room) != (_PROBED,)
+        text = _with_ids(statement.text, self._has_digits)
+        while True:
+            wanted = {**statement.constants, **parameters, "limit": limit, "tenant": self._tenant}
+            try:
+                return await thread.row(text, wanted, events=min(expected, limit), room=room), limit
+            except TooLarge:
+                room, limit = (room, limit // 8) if limit > 8 else (LARGEST, 1)
+
+    def _idlest(self) -> SQLitePageThread:
+        return min(self._threads, key=lambda thread: thread.under_way)
 
     async def close(self) -> None:
         """Finish what is under way, close the connections, end the threads."""
         await asyncio.gather(*(thread.close() for thread in self._threads))
 
-    def _new_statement(self, where: EventFilter, has_digits: bool) -> tuple[str, dict[str, Any]]:
-        """The statement's text, and those of its parameters that are the filter's."""
+    def _new_statement(self, where: EventFilter) -> Statement:
+        # Of some streams all events are looked up.
+        join = Join if where.stream_ids else InOrder
         page = (
-            select(*_PAGE)
-            .join(journal_streams, _s.id == _e.stream)
+            select(*PAGE)
+            .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
             .where(_e.position > bindparam("after", 0), *self._conditions(where))
             .order_by(_e.position)
             .limit(bindparam("limit", 0))
         )
-        compiled = page.compile(dialect=sqlite.dialect(paramstyle="named"), compile_kwargs={"render_postcompile": True})
-        text = str(compiled)
-        if not where.stream_ids:
-            # Else SQLite would look for the streams of a kind first, read all of their events and sort them, at each
-            # page.
-            text = text.replace("journal_events JOIN journal_streams", "journal_events CROSS JOIN journal_streams")
-        event_id, batch_id = _AS_DIGITS if has_digits else _AS_THEY_ARE
-        return _COLUMNS.format(page=text, event_id=event_id, batch_id=batch_id), dict(compiled.params)
+        return Statement.of_page(page)
+
+
+@lru_cache(maxsize=256)
+def _with_ids(text: str, has_digits: bool) -> str:
+    """A statement that strings ids together in the way that this SQLite does it."""
+    event_id, batch_id = _AS_DIGITS if has_digits else _AS_THEY_ARE
+    return text.replace("{event_id}", event_id).replace("{batch_id}", batch_id)
 
 
 def _page(row: Row, tenant: str, *, has_digits: bool) -> tuple[RecordPage, int]:

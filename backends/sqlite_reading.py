@@ -160,9 +160,8 @@ class SQLiteReader:
         return StreamPage(await self._page(events, stream_id), max(truncated, version or 0), truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        self.check_open()
         try:
-            return await cast("SQLiteLog", self._log).page(after, limit, where)
+            return await self.log.page(after, limit, where)
         except (ValueError, JournalCorrupt):
             return await self._read_one_by_one(after, limit, where)
 
@@ -342,6 +341,12 @@ class SQLiteReader:
         self._reads.discard(task)
         if not task.cancelled():
             task.exception()  # Whoever waited for it has it; a caller that was cancelled does not want it.
+
+    @property
+    def log(self) -> SQLiteLog:
+        """Whoever reads pages of the log."""
+        self.check_open()
+        return cast("SQLiteLog", self._log)
 
     @property
     def _open_engine(self) -> AsyncEngine:

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import asyncpg
+import orjson
 from uuid_utils import uuid7
 
+from backends.tables import sqlite_label
 from benchmarks import servers
 from benchmarks.harness import MILLISECONDS, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventFilter, EventStore
@@ -29,6 +31,7 @@ _COLUMNS = (
     "e.position, s.stream_id, e.version, e.type, e.schema_version, e.payload, e.metadata, e.event_id, e.batch_id, "
     "e.epoch, e.recorded_at, e.checksum, s.tenant, e.origin, e.origin_sequence, e.clock, e.concurrent"
 )
+_METADATA = 6
 _EVENTS = "journal_events e JOIN journal_streams s ON s.id = e.stream"
 _EVENT_COLUMNS = (
     "position", "stream", "version", "type", "schema_version", "payload", "metadata", "event_id", "epoch",
@@ -50,22 +53,24 @@ def _questions(count: int) -> list[Question]:
     middle = _START + count // 2 * _STEP
     start, end = (datetime.fromtimestamp(second, UTC) for second in (middle // _STEP, middle // _STEP + 400))
     user, correlation = "user-77", f"request-{count // 400}"
-    label = "journal_label(e.metadata, '{}') = '{}' AND e.metadata IS NOT NULL"
-    extracted = "json_extract(e.metadata, '$.{}') = '{}'"
     in_time = f"e.recorded_at >= {middle} AND e.recorded_at < {middle + 400 * _STEP}"
     return [
         Question("stream", AuditQuery(EventFilter(stream_ids=("Order-77",))), *["s.stream_id = 'Order-77'"] * 2),
         Question("kind", AuditQuery(EventFilter(kinds=("Rare",))), *["s.kind = 'Rare'"] * 2),
         Question("type", AuditQuery(EventFilter(types=("rare",))), *["e.type = 'rare'"] * 2),
-        Question("user", AuditQuery(users=(user,)), extracted.format("user", user), label.format("user", user)),
+        Question("user", AuditQuery(users=(user,)), *_labelled("user", user)),
         Question(
-            "correlation id",
-            AuditQuery(correlation_ids=(correlation,)),
-            extracted.format("correlation_id", correlation),
-            label.format("correlation_id", correlation),
+            "correlation id", AuditQuery(correlation_ids=(correlation,)), *_labelled("correlation_id", correlation)
         ),
         Question("time", AuditQuery(recorded_from=start, recorded_before=end), in_time, in_time),
     ]
+
+
+def _labelled(name: str, value: str) -> tuple[str, str]:
+    """By the indexes that the journal has, as our side does it: to look into each event's JSON takes 200 ms."""
+    expressions = sqlite_label(name).replace("metadata", "e.metadata"), f"journal_label(e.metadata, '{name}')"
+    on_sqlite, on_postgres = (f"{expression} = '{value}' AND e.metadata IS NOT NULL" for expression in expressions)
+    return on_sqlite, on_postgres
 
 
 async def on_sqlite(plan: Plan) -> list[Ratio]:
@@ -116,13 +121,20 @@ async def _rows(
     ratios: list[Ratio] = []
     for letter, question in zip("abcdef", _questions(count), strict=True):
         condition = question.sqlite if database == "SQLite" else question.postgres
-        statement = f"SELECT {_COLUMNS} FROM {_EVENTS} WHERE {condition} ORDER BY e.position LIMIT {_LIMIT}"
+        # Without the sign SQLite walks through the whole log for the events of one stream.
+        place = "+e.position" if database == "SQLite" and question.name == "stream" else "e.position"
+        statement = f"SELECT {_COLUMNS} FROM {_EVENTS} WHERE {condition} ORDER BY {place} LIMIT {_LIMIT}"
 
         async def ours(query: AuditQuery = question.query) -> list[int]:
             return [recorded.position async for recorded in find(store, query, limit=_LIMIT)]
 
         async def theirs(statement: str = statement) -> list[int]:
-            return [row[0] for row in await by_hand(statement)]
+            rows = await by_hand(statement)
+            # Our side has read the metadata, and leaves the payload as it is stored.
+            for row in rows:
+                if row[_METADATA] is not None:
+                    orjson.loads(row[_METADATA])
+            return [row[0] for row in rows]
 
         found = await ours()
         assert found == await theirs(), f"{question.name}: both sides answer alike"

@@ -10,6 +10,7 @@ from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
 _PAGE = 1000
+_PAGE_BYTES = 1024 * 1024
 
 
 async def find(
@@ -27,15 +28,17 @@ async def find(
 
     Raises `JournalCorrupt` for an event that is damaged, and what reading the log raises.
     """
-    remaining = limit
+    remaining, most = limit, _PAGE
     while remaining is None or remaining > 0:
-        # A backend gives fewer where they are large.
-        wanted = _PAGE if remaining is None else min(_PAGE, remaining)
+        wanted = most if remaining is None else min(most, remaining)
         page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)
         for recorded in page.events:
             yield recorded
         if page.is_end:
             return
         remaining = None if remaining is None else remaining - len(page.events)
+        # A backend gives fewer where they are large, but has to read them all to know.
+        size = sum(len(recorded.payload) + len(recorded.metadata_bytes or b"") for recorded in page.events)
+        most = max(1, min(_PAGE, 2 * most, _PAGE_BYTES * len(page.events) // size)) if size else _PAGE
         cursor, query = page.position, page.rest
         query = query if query.through is not None else replace(query, through=page.end)

@@ -77,22 +77,26 @@ class AuditQuery:
         """Whether columns alone decide, and nothing within a payload or metadata."""
         return not (any(self.labels.values()) or self.where.tags or self.payload or self.metadata)
 
-    def passes(self, recorded: RecordedEvent) -> bool:
-        """Whether an event matches in everything but `where` and the range of positions, which backends look at."""
-        metadata = recorded.metadata or _NOTHING
-        return (
-            (not self.users or metadata.user in self.users)
-            and (not self.correlation_ids or metadata.correlation_id in self.correlation_ids)
-            and (not self.causation_ids or metadata.causation_id in self.causation_ids)
-            and (not self.command_ids or metadata.command_id in self.command_ids)
-            and (not self.where.tags or not set(self.where.tags).isdisjoint(metadata.tags))
-            and (not self.origins or recorded.origin in self.origins)
-            and (not self.epochs or recorded.epoch in self.epochs)
-            and (self.recorded_from is None or recorded.recorded_at >= self.recorded_from)
-            and (self.recorded_before is None or recorded.recorded_at < self.recorded_before)
-            and all(condition.holds(metadata.values) for condition in self.metadata)
-            and _holds(self.payload, recorded.payload)
-        )
+    def matching(self, events: Iterable[RecordedEvent]) -> list[RecordedEvent]:
+        """Those that match in everything but kind, type, stream, tenant and position, which backends look at."""
+        found = list(events)
+        for name, wanted in self.labels.items():
+            if wanted:
+                found = [event for event in found if getattr(event.metadata or _NOTHING, name) in wanted]
+        if self.where.tags:
+            tags = set(self.where.tags)
+            found = [event for event in found if event.metadata and not tags.isdisjoint(event.metadata.tags)]
+        if self.origins:
+            found = [event for event in found if event.origin in self.origins]
+        if self.epochs:
+            found = [event for event in found if event.epoch in self.epochs]
+        if self.recorded_from is not None:
+            found = [event for event in found if event.recorded_at >= self.recorded_from]
+        if self.recorded_before is not None:
+            found = [event for event in found if event.recorded_at < self.recorded_before]
+        for condition in self.metadata:
+            found = [event for event in found if condition.holds((event.metadata or _NOTHING).values)]
+        return [event for event in found if _holds(self.payload, event.payload)] if self.payload else found
 
 
 class AuditPage(NamedTuple):
@@ -140,8 +144,6 @@ class AuditTotals(NamedTuple):
 
 
 def _holds(conditions: Iterable[JsonCondition], payload: bytes) -> bool:
-    if not conditions:
-        return True
     document = _document(payload)
     return all(condition.holds(document) for condition in conditions)
 

@@ -25,7 +25,7 @@ async def scanned_page(
     after = max(query.after, cursor or 0)
     page = await read_all(after=after, limit=limit, where=query.where)
     last = MAX_POSITION if query.through is None else query.through
-    found = [event for event in page.events if event.position <= last and query.passes(event)]
+    found = query.matching(event for event in page.events if event.position <= last)
     is_end = page.is_end or page.position >= last
     return AuditPage(found, min(page.position, last), is_end, page.end, query)
 
@@ -41,7 +41,7 @@ async def _backwards(read_all: ReadAll, query: AuditQuery, cursor: int | None, l
     position = bottom
     while position < top:
         page = await read_all(after=position, limit=top - position, where=query.where)
-        found += [event for event in page.events if event.position <= top and query.passes(event)]
+        found += query.matching(event for event in page.events if event.position <= top)
         position = page.position
     found.reverse()
     if len(found) > limit:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from eventstore.errors import DefinitionError, InvalidStreamId
 
@@ -131,7 +131,8 @@ class Metadata(BaseModel):
     user: str | None = None
     traceparent: str | None = None
     tags: tuple[str, ...] = ()
-    values: Mapping[str, JsonValue] = {}
+    # A default that can be changed is copied for each event, which takes longer than reading all else.
+    values: Mapping[str, JsonValue] = Field(default_factory=dict)
 
 
 class NewEvent(NamedTuple):

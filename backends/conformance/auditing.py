@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
@@ -236,6 +236,53 @@ class Auditing(StoreFixtures):
                 ("nobody", AuditQuery(users=("\0",)), set()),
             ],
         )
+
+    async def test_a_text_that_stands_twice_in_metadata_is_found(self, store: EventStore, backend: Backend) -> None:
+        fields: Mapping[str, Callable[[tuple[str, ...]], AuditQuery]] = {
+            "user": lambda texts: AuditQuery(users=texts),
+            "correlation_id": lambda texts: AuditQuery(correlation_ids=texts),
+            "causation_id": lambda texts: AuditQuery(causation_ids=texts),
+            "command_id": lambda texts: AuditQuery(command_ids=texts),
+        }
+        for name in fields:
+            metadata = Metadata.model_validate({name: "x", "values": {name: "y"}})
+            await store.append("a", [NewEvent(Happened(), metadata=metadata)])
+        cases = [
+            (name, query((text,)), {place} if text == "x" else set[int]())
+            for place, (name, query) in enumerate(fields.items())
+            for text in ("x", "y")
+        ]
+        await check(store, backend, cases)
+
+    async def test_conditions_that_python_takes_for_equal_are_told_apart(
+        self, store: EventStore, backend: Backend
+    ) -> None:
+        await backend.append([[write("odd", b'{"a":1}', b'{"a":true}', b'{"a":0}', b'{"a":false}')]])
+        texts = ("/a=1", "/a=true", "/a=0", "/a=false")
+        cases = [(text, AuditQuery(payload=(JsonCondition.parse(text),)), {place}) for place, text in enumerate(texts)]
+        await check(store, backend, cases)
+
+    async def test_queries_of_one_shape_find_what_each_asks_for(self, store: EventStore, backend: Backend) -> None:
+        for index in range(6):
+            user = Metadata(user="ab"[index % 2], tags=("cd"[index % 2],))
+            event = happened(index)[0] if index % 3 else Noted(text="")
+            await store.append(f"{'ef'[index % 2]}-{index}", [NewEvent(event, metadata=user)])
+        even, odd = {0, 2, 4}, {1, 3, 5}
+        cases: list[tuple[str, AuditQuery, set[int]]] = [
+            ("user", AuditQuery(users=("a",)), even),
+            ("another", AuditQuery(users=("b",)), odd),
+            ("tag", AuditQuery(EventFilter(tags=("c",))), even),
+            ("another tag", AuditQuery(EventFilter(tags=("d",))), odd),
+            ("kind", AuditQuery(EventFilter(kinds=("e",))), even),
+            ("another kind", AuditQuery(EventFilter(kinds=("f",))), odd),
+            ("stream", AuditQuery(EventFilter(stream_ids=("e-4",))), {4}),
+            ("another stream", AuditQuery(EventFilter(stream_ids=("f-5",))), {5}),
+            ("type", AuditQuery(EventFilter(types=("conformance.noted",))), {0, 3}),
+            ("another type", AuditQuery(EventFilter(types=("none",))), set()),
+            ("user and kind", AuditQuery(EventFilter(kinds=("e",)), users=("a",)), even),
+            ("user of another kind", AuditQuery(EventFilter(kinds=("f",)), users=("a",)), set()),
+        ]
+        await check(store, backend, cases)
 
     async def test_an_audit_finds_events_by_stream_kind_type_epoch_origin_and_position(
         self, store: EventStore, backend: Backend

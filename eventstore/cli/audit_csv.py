@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Iterable, Mapping
 from io import StringIO, TextIOWrapper
+from typing import Any
 
 import orjson
 
@@ -31,29 +33,9 @@ class CsvRows:
     def add(self, row: RecordedEvent) -> None:
         if not self._has_header:
             self._begin()
-        metadata = row.metadata or _NOTHING
-        self._write(
-            (
-                row.position,
-                timestamp(row.recorded_at),
-                row.tenant,
-                row.stream_id,
-                row.version,
-                row.type,
-                row.schema_version,
-                metadata.user,
-                metadata.correlation_id,
-                metadata.causation_id,
-                metadata.command_id,
-                orjson.dumps(metadata.tags).decode() if metadata.tags else None,
-                values_json(metadata),
-                str(row.event_id),
-                str(row.batch_id),
-                row.epoch,
-                row.origin,
-                checked_payload(row).decode(),
-            )
-        )
+        cells = cells_of(row)
+        tags = orjson.dumps(cells["tags"]).decode() if cells["tags"] else None
+        self._write({**cells, "recorded_at": timestamp(row.recorded_at), "tags": tags}.values())
 
     def flush(self) -> None:
         if not self._has_header:
@@ -67,13 +49,39 @@ class CsvRows:
             stream.reconfigure(encoding="utf-8", newline="")
         self._write(COLUMNS)
 
-    def _write(self, cells: tuple[str | int | None, ...]) -> None:
+    def _write(self, cells: Iterable[Any]) -> None:
         line = StringIO(newline="")
         csv.writer(line).writerow([_safe(cell) for cell in cells])
         write(line.getvalue())
 
 
-def values_json(metadata: Metadata) -> str | None:
+def cells_of(row: RecordedEvent) -> Mapping[str, Any]:
+    """What stands in each of the columns, in their order."""
+    metadata = row.metadata or _NOTHING
+    cells = (
+        row.position,
+        row.recorded_at,
+        row.tenant,
+        row.stream_id,
+        row.version,
+        row.type,
+        row.schema_version,
+        metadata.user,
+        metadata.correlation_id,
+        metadata.causation_id,
+        metadata.command_id,
+        metadata.tags,
+        _values_json(metadata),
+        str(row.event_id),
+        str(row.batch_id),
+        row.epoch,
+        row.origin,
+        checked_payload(row).decode(),
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def _values_json(metadata: Metadata) -> str | None:
     """The application's own metadata as JSON."""
     if not metadata.values:
         return None

@@ -8,14 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from eventstore.cli.audit_csv import COLUMNS, values_json
+from eventstore.cli.audit_csv import COLUMNS, cells_of
 from eventstore.cli.exits import CommandFailed, OutputFailed, WrongUsage
-from eventstore.cli.recorded import checked_payload
-from eventstore.events import Metadata, RecordedEvent
+from eventstore.events import RecordedEvent
 
 _GROUP_ROWS = 10_000
 _GROUP_BYTES = 2 * 1024 * 1024
-_NOTHING = Metadata()
 
 
 class ParquetFile:
@@ -64,29 +62,7 @@ class ParquetFile:
             raise OutputFailed(f"{self._path} cannot be written: {error.strerror}") from error
 
     def add(self, row: RecordedEvent) -> None:
-        metadata = row.metadata or _NOTHING
-        payload = checked_payload(row).decode()
-        cells = (
-            row.position,
-            row.recorded_at,
-            row.tenant,
-            row.stream_id,
-            row.version,
-            row.type,
-            row.schema_version,
-            metadata.user,
-            metadata.correlation_id,
-            metadata.causation_id,
-            metadata.command_id,
-            list(metadata.tags),
-            values_json(metadata),
-            str(row.event_id),
-            str(row.batch_id),
-            row.epoch,
-            row.origin,
-            payload,
-        )
-        for name, cell in zip(COLUMNS, cells, strict=True):
+        for name, cell in cells_of(row).items():
             self._columns[name].append(cell)
         self._bytes += len(row.payload)
         if len(self._columns["position"]) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
+
+from eventstore.store import EventStore
 
 
 class Progress(Protocol):
@@ -35,6 +37,16 @@ class Silent:
 def is_shown() -> bool:
     """Whether there is somebody to see a bar."""
     return sys.stderr.isatty()
+
+
+@asynccontextmanager
+async def events_bar(store: EventStore, what: str = "events") -> AsyncGenerator[Progress, None]:
+    """A bar over all events of a store, where there is somebody to see it."""
+    if not is_shown():
+        yield Silent()
+        return
+    with bar(what, (await store.statistics()).events) as shown:
+        yield shown
 
 
 @contextmanager

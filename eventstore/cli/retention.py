@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.groups import command_group
 from eventstore.cli.output import View, listing, write_json, write_line
-from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.progress import events_bar
 from eventstore.cli.targets import actor_class
 from eventstore.retention import Cut, Policy, Retention
 
@@ -163,17 +162,13 @@ async def _run(address: Address, policy: Policy, reason: str | None, *, json: bo
     """Plan, or with a reason apply."""
     rows = listing(_APPLIED if reason is not None else _PLANNED, json=json)
     total = _Sum()
-    async with address.store() as store:
-        with ExitStack() as stack:
-            progress: Progress = Silent()
-            if is_shown():
-                progress = stack.enter_context(bar("events looked at", (await store.statistics()).events))
-            work = Retention(store, policy, on_events=progress.advance)
-            async for cut in work.plan() if reason is None else work.apply(reason=reason):
-                total.add(cut)
-                with progress.aside():
-                    rows.add(cut)
-                    rows.flush()
+    async with address.store() as store, events_bar(store, "events looked at") as progress:
+        work = Retention(store, policy, on_events=progress.advance)
+        async for cut in work.plan() if reason is None else work.apply(reason=reason):
+            total.add(cut)
+            with progress.aside():
+                rows.add(cut)
+                rows.flush()
     if json:
         write_json({"summary": vars(total), "applied": reason is not None})
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from eventstore.cli.escaping import escaped, of_tenant, one_line
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.files import read_file
 from eventstore.cli.output import View, counted, listing, timestamp, write_fields, write_json, write_line
-from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.progress import events_bar
 from eventstore.errors import KeyFileError, ProofInvalid
 from eventstore.inclusion import check
 from eventstore.seal_findings import Finding
@@ -68,16 +67,12 @@ def verify(
 
 async def _verify(url: str, public: str, anchor: Seal | None, *, json: bool) -> Exit:
     rows = listing(_FINDINGS, json=json)
-    async with EventStore.open(url, create=False) as store:
-        with ExitStack() as stack:
-            progress: Progress = Silent()
-            if is_shown():
-                progress = stack.enter_context(bar("events", (await store.statistics()).events))
-            verification = SealVerification(store, public, anchor=anchor, on_events=progress.advance)
-            async for finding in verification.findings():
-                with progress.aside():
-                    rows.add(finding)
-                    rows.flush()
+    async with EventStore.open(url, create=False) as store, events_bar(store) as progress:
+        verification = SealVerification(store, public, anchor=anchor, on_events=progress.advance)
+        async for finding in verification.findings():
+            with progress.aside():
+                rows.add(finding)
+                rows.flush()
     verified = verification.verified
     if json:
         write_json({"summary": vars(verified)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import of_tenant, one_line
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import View, counted, listing, write_json, write_line
-from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.progress import events_bar
 from eventstore.verification import Damage, Verification, Verified
 
 
@@ -40,16 +39,12 @@ def verify(
 
 async def _verify(address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_DAMAGE, json=json)
-    async with address.store() as store:
-        with ExitStack() as stack:
-            progress: Progress = Silent()
-            if is_shown():
-                progress = stack.enter_context(bar("events", (await store.statistics()).events))
-            verification = Verification(store, kind=kind, on_events=progress.advance)
-            async for damage in verification.problems():
-                with progress.aside():
-                    rows.add(damage)
-                    rows.flush()
+    async with address.store() as store, events_bar(store) as progress:
+        verification = Verification(store, kind=kind, on_events=progress.advance)
+        async for damage in verification.problems():
+            with progress.aside():
+                rows.add(damage)
+                rows.flush()
     verified = verification.verified
     if json:
         write_json({"summary": vars(verified)})

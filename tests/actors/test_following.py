@@ -45,13 +45,14 @@ async def test_what_is_stored_between_the_first_recovery_and_the_beginning_is_no
 ):
     monkeypatch.setattr(follower, "_BEGIN_SECONDS", 0.01)
     gate = asyncio.Event()
-
-    async def end() -> int:
-        await gate.wait()
-        return await faults.journal.end()
-
-    faults.end = end  # type: ignore[attr-defined]
     async with faults.store() as store, ActorSystem(store, catch_up_seconds=3600) as system:
+        end_now = store.end
+
+        async def end() -> int:
+            await gate.wait()
+            return await end_now()
+
+        store.end = end  # type: ignore[method-assign]
         notebook = system.ref(Notebook, "a")
         assert await notebook.ask(Read()) == []
         await faults.direct.append("Notebook-a", [Written(text="1")])
@@ -63,17 +64,20 @@ async def test_who_waits_for_the_beginning_is_read_once(faults: Faults, monkeypa
     monkeypatch.setattr(follower, "_BEGIN_SECONDS", 60.0)
     steps: list[str] = []
 
-    async def end() -> int:
-        for _ in range(20):
-            await asyncio.sleep(0)
-        steps.append("end")
-        return await faults.journal.end()
-
     async def load(_: Load) -> None:
         steps.append("load")
 
-    faults.end, faults.before_load = end, load  # type: ignore[attr-defined]
+    faults.before_load = load
     async with faults.store() as store, ActorSystem(store, catch_up_seconds=3600) as system:
+        end_now = store.end
+
+        async def end() -> int:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            steps.append("end")
+            return await end_now()
+
+        store.end = end  # type: ignore[method-assign]
         notebook = system.ref(Notebook, "a")
         await notebook.ask(Read())
         await notebook.ask(Read())

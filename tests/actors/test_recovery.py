@@ -257,8 +257,10 @@ async def test_a_recovery_that_gets_no_events_in_time_fails_and_that_is_not_the_
     class Strict(Notebook):
         supervision = Stop()
 
+    answers = asyncio.Event()
+
     async def hang(_: Load) -> None:
-        await asyncio.sleep(60)
+        await answers.wait()
 
     faults.before_load = hang
     async with faults.store() as store, ActorSystem(store, recovery_timeout=0.05) as system:
@@ -266,7 +268,7 @@ async def test_a_recovery_that_gets_no_events_in_time_fails_and_that_is_not_the_
             with pytest.raises(BackendUnavailable, match=r"no events came for 0\.05 s: try again"):
                 await system.ref(Strict, "a").ask(Read())
         assert (system.stats().stopped, system.stats().failures) == (0, {})
-        faults.before_load = None
+        answers.set()
         assert await served(system.ref(Strict, "a").ask, Read()) == []
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from backends import audit_sql
+from backends.audit_shape import Shape, texts_of
 from backends.audit_sql import Part, PostgresAuditSQL, SQLiteAuditSQL
 from backends.conformance.auditing import paged, positions
-from backends.conformance.events import Happened, collect, happened
+from backends.conformance.events import Happened, Noted, collect, happened
 from backends.conformance.fixtures import backend_of
 from eventstore import EventFilter, EventStore, Metadata, NewEvent
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
+from eventstore.audit_query import AuditPage, AuditQuery
 from eventstore.json_condition import JsonCondition
 
 from .postgres_help import PATIENCE, unfinished_append
@@ -72,6 +74,26 @@ async def test_an_audit_ends_where_the_log_ended_when_it_began(url: str) -> None
         assert [recorded.version for recorded in seen] == list(range(1, 451))
 
 
+async def test_of_large_events_fewer_are_asked_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    audit_page = EventStore.audit_page
+
+    async def noted(store: EventStore, query: AuditQuery, *, limit: int, **options: Any) -> AuditPage:
+        asked.append(limit)
+        return await audit_page(store, query, limit=limit, **options)
+
+    monkeypatch.setattr(EventStore, "audit_page", noted)
+    async with EventStore.open(url) as store:
+        await store.append("a", [Noted(text="x" * 200_000) for _ in range(30)])
+        await store.append("a", happened(*range(300)))
+        found = [recorded.version async for recorded in find(store, AuditQuery())]
+    assert found == list(range(1, 331))
+    # A page asks for no more than 1 MiB of what the one before it had, and for twice as many at the most.
+    assert asked[0] == 1000
+    assert set(asked[1:4]) == {5}
+    assert max(asked[1:]) > 100
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 async def test_an_audit_does_not_pass_an_append_that_may_still_store_below(postgres_url: str, backwards: bool) -> None:
     async with EventStore.open(postgres_url) as writer, EventStore.open(postgres_url) as reader:
@@ -97,7 +119,7 @@ async def test_metadata_that_comes_to_be_unreadable_later_is_found(postgres_url:
         assert await positions(store, query) == [*first, second.position]
 
 
-@pytest.mark.parametrize("sql", [SQLiteAuditSQL(), PostgresAuditSQL("journal", "")], ids=["sqlite", "postgres"])
+@pytest.mark.parametrize("sql", [SQLiteAuditSQL(""), PostgresAuditSQL("journal", "")], ids=["sqlite", "postgres"])
 def test_no_value_is_part_of_a_statement(sql: audit_sql.AuditSQL) -> None:
     keys = ("plain", HOSTILE)
     conditions = (
@@ -117,8 +139,12 @@ def test_no_value_is_part_of_a_statement(sql: audit_sql.AuditSQL) -> None:
         payload=conditions,
         metadata=conditions,
     )
-    statement = select(sql.events.c.position).where(*sql.conditions(query, Part(0, 1, is_last=True)))
+    shape = Shape.of(query)
+    statement = select(sql.events.c.position).where(*sql.conditions(shape))
     dialect = sqlite.dialect() if isinstance(sql, SQLiteAuditSQL) else postgresql.dialect()
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert "DROP" not in str(compiled)
     assert HOSTILE in str(compiled.params)
+    values = sql.parameters(query, shape, Part(0, 1, is_last=True))
+    asked = {name for name, texts in texts_of(query).items() if texts}
+    assert {name for name, value in values.items() if HOSTILE[2:] in str(value)} == asked

@@ -78,7 +78,7 @@ async def by_row(
 
     with patch.context() as patched:
         patched.setattr(sqlite_log, "_page", refuse)
-        patched.setattr(postgres_reading, "_log_page", refuse)
+        patched.setattr(postgres_reading, "log_page", refuse)
         return await backend.read_all(after=after, limit=limit, where=where)
 
 
