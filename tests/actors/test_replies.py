@@ -448,6 +448,23 @@ async def test_the_queue_of_the_store_holds_up_an_actor_and_lets_it_go_on(
     await until(lambda: not faulty.store.commits.is_full)
 
 
+async def test_what_joins_a_commit_that_waits_counts_as_waiting_too(
+    faults: Faults, faulty: ActorSystem, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("eventstore.group_commit.MAX_WAITING_BYTES", 10_000)
+    notebook = faulty.ref(Notebook, "a")
+    await notebook.ask(Read())
+    faults.hold()
+    asks = [start(notebook.ask(Write(text="first")))]
+    await faults.held()
+    asks += [start(notebook.ask(Write(text="x" * 1000))) for _ in range(50)]
+    await settled()
+    assert faulty.store.commits.is_full
+    faults.release()
+    assert await asyncio.gather(*asks) == list(range(1, 52))
+    assert len(faults.appends) > 2
+
+
 class Came(Event):
     who: str
 

@@ -80,6 +80,15 @@ def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
+class Silent(Calling, kind="Notebook"):
+    """Stores nothing when it is done, so that whoever is next gets it in that very step."""
+
+    @command_handler
+    async def wait(self, command: Wait) -> int:
+        await type(self).calls[command.text]()
+        return 0
+
+
 # In order
 
 
@@ -566,3 +575,32 @@ async def test_a_transaction_passes_a_storm_of_single_commands(
     is_over = True
     await asyncio.gather(*storms)
     assert Counter(await a.ask(Read())) == Counter(await b.ask(Read())) == {"tx": 20, "x": served}
+
+
+async def test_an_actor_that_is_given_to_somebody_who_goes_at_that_moment_serves_others(
+    system: ActorSystem, calls: Calls
+):
+    a = system.ref(Silent, "a")
+    await a.ask(Read())
+    let_go, is_busy = asyncio.Event(), asyncio.Event()
+
+    async def busy() -> None:
+        is_busy.set()
+        await let_go.wait()
+        # Comes after the actor was given away, and before whoever got it is woken.
+        asyncio.get_running_loop().call_soon(taking.cancel)
+
+    async def take() -> None:
+        async with system.transaction() as tx:
+            await tx.ask(a, Write(text="never"))
+
+    calls["busy"] = busy
+    handled = outside(a.ask(Wait(text="busy")))
+    await is_busy.wait()
+    taking = outside(take())
+    await turn()
+    let_go.set()
+    assert await handled == 0
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert await a.ask(Write(text="next"), timeout=20) == 1
