@@ -268,10 +268,12 @@ class EventStore:
         for stream_id, events, expected_version in appends:
             encoded = encode_batch(events, limit=self.max_payload_bytes, batch_id=batch_id)
             batch_id = batch_id or (encoded[0].batch_id if encoded else None)
-            if expected_version < Expected.STREAM_EXISTS:
+            # A plain -1 is a slip, such as `len(history) - 1`, and must not mean `Expected.ANY`.
+            given = cast("object", expected_version)
+            if not isinstance(given, int) or (given < 0 and not isinstance(given, Expected)):
                 raise InvalidArgument(
                     f"expected_version is the version that {stream_id!r} must have, 0 or more, or an Expected, not "
-                    f"{expected_version}"
+                    f"{expected_version!r}"
                 )
             writes.append(StreamWrite(checked_stream_id(stream_id), int(expected_version), encoded))
         return self.append_writes(writes)

@@ -90,8 +90,10 @@ async def test_one_event_without_a_list_is_told_to_be_given_in_one(store: EventS
 
 
 async def test_no_version_is_expected_that_cannot_be(store: EventStore):
-    with pytest.raises(InvalidArgument, match="expected_version .*'o-1'.* not -7"):
-        await store.append("o-1", [Placed(item="x")], expected_version=-7)
+    wrong: Any
+    for wrong in (-7, -1, "0", 1.5, None):
+        with pytest.raises(InvalidArgument, match=f"expected_version .*'o-1'.* not {wrong!r}"):
+            await store.append("o-1", [Placed(item="x")], expected_version=wrong)
     await store.append("o-1", [Placed(item="x")], expected_version=Expected.ANY)
     await store.append("o-1", [Placed(item="x")], expected_version=Expected.STREAM_EXISTS)
 
