@@ -10,6 +10,9 @@ from eventstore.errors import InvalidTenant
 from eventstore.store import EventStore
 from eventstore.tenant import checked_tenant
 
+MOST = 2**63 - 1
+"""The greatest version, position or count that a database holds."""
+
 Url = Annotated[str, typer.Argument(metavar="URL", help="The store, such as sqlite:///bank.db", show_default=False)]
 Target = Annotated[
     str,
@@ -41,7 +44,7 @@ Tenant = Annotated[
 Full = Annotated[bool, typer.Option("--full", help="Rebuild from the first event, and use no snapshot.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON objects on stderr then.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The actor's key, such as alice.", show_default=False)]
-At = Annotated[int | None, typer.Option(metavar="VERSION", min=0, help="The state after this event.")]
+At = Annotated[int | None, typer.Option(metavar="VERSION", min=0, max=MOST, help="The state after this event.")]
 AtTime = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),

@@ -13,6 +13,7 @@ import typer
 
 from eventstore.audit_query import MAX_POSITION, AuditQuery
 from eventstore.backend import EventFilter
+from eventstore.cli.arguments import MOST
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.errors import InvalidQuery
 from eventstore.json_condition import JsonCondition
@@ -36,7 +37,7 @@ def _filters(
     command: Annotated[Texts, typer.Option(metavar="ID", help="With this command id.")] = None,
     origin: Annotated[Texts, typer.Option(metavar="REPLICA", help="First recorded by this replica.")] = None,
     epoch: Annotated[
-        list[int] | None, typer.Option(metavar="EPOCH", min=0, help="Written under this writer epoch.")
+        list[int] | None, typer.Option(metavar="EPOCH", min=0, max=MOST, help="Written under this writer epoch.")
     ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", metavar="TIME", help=f"Recorded then or later. {_TIME_HELP}")

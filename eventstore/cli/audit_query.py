@@ -12,7 +12,7 @@ import typer
 
 from eventstore.audit import find
 from eventstore.audit_query import MAX_POSITION, AuditQuery
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import MOST, Json, Url
 from eventstore.cli.audit_csv import CsvRows
 from eventstore.cli.audit_filters import filtered
 from eventstore.cli.audit_parquet import ParquetFile
@@ -31,7 +31,7 @@ def query(
     url: Url,
     query: AuditQuery,
     newest: Annotated[bool, typer.Option("--newest", help="The newest first.")] = False,
-    limit: Annotated[int | None, typer.Option(metavar="COUNT", min=0, help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="COUNT", min=0, max=MOST, help="At most so many.")] = None,
     after: Annotated[
         int | None,
         typer.Option(

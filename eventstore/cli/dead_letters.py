@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eventstore.checkpoint import DeadLetter, Status
-from eventstore.cli.arguments import Address, Json, Tenant, Url
+from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
@@ -25,7 +25,8 @@ from eventstore.store import EventStore
 dead_letters = command_group("Events that projections could not apply.", "dead-letters list sqlite:///bank.db")
 
 Positions = Annotated[
-    list[int] | None, typer.Argument(metavar="POSITION", help="The events' positions; all if none is given.")
+    list[int] | None,
+    typer.Argument(metavar="POSITION", min=1, max=MOST, help="The events' positions; all if none is given."),
 ]
 
 
@@ -67,7 +68,7 @@ async def _list(messages: Messages, address: Address, name: str | None, *, json:
 def show(
     url: Url,
     name: Name,
-    position: Annotated[int, typer.Argument(metavar="POSITION", help="Where it stands in the log.")],
+    position: Annotated[int, typer.Argument(metavar="POSITION", min=1, max=MOST, help="Where it stands in the log.")],
     tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from eventstore.checkpoint import Checkpoint
-from eventstore.cli.arguments import Address, Json, Tenant, Url
+from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
@@ -182,7 +182,9 @@ def seek_(
     context: typer.Context,
     url: Url,
     target: Target,
-    position: Annotated[int, typer.Argument(metavar="POSITION", min=0, help="It goes on with the event behind it.")],
+    position: Annotated[
+        int, typer.Argument(metavar="POSITION", min=0, max=MOST, help="It goes on with the event behind it.")
+    ],
     tenant: Tenant = None,
 ) -> Exit:
     """Let a projection go on behind another position. Events that it had come again, those that are passed over it

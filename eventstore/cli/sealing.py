@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import MOST, Json, Url
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.files import read_file, write_file
 from eventstore.cli.groups import command_group
@@ -113,7 +113,7 @@ def seal(
 def prove(
     url: Url,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=1, help="Where it stands in the log.", show_default=False)
+        int, typer.Argument(metavar="POSITION", min=1, max=MOST, help="Where it stands in the log.", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to put it, instead of on stdout.")] = None,
 ) -> Exit:

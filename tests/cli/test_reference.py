@@ -50,3 +50,11 @@ def _parse(words: list[str]) -> None:
     command = names[" ".join(words[:depth])]
     assert not hasattr(command, "commands"), name
     command.make_context(" ".join(words[:depth]), words[depth:])
+
+
+@pytest.mark.parametrize("each", COMMANDS, ids=lambda each: each.name)
+def test_no_number_is_taken_that_a_database_cannot_hold(each: Described) -> None:
+    for parameter in each.command.params:
+        if parameter.bare_type() in (int, list[int]):
+            assert parameter.max is not None, parameter.name
+            assert parameter.max < 2**63
