@@ -276,6 +276,14 @@ async def test_what_was_written_by_its_alias_is_read_as_well():
         assert store.decode(recorded._replace(payload=b'{"amt":4}')) == Aliased(amt=4)  # type: ignore[call-arg]
 
 
+async def test_fields_are_stored_by_their_names_and_integers_with_all_their_digits():
+    async with EventStore.open("memory://") as store:
+        await store.append("x", [Camel(unitPrice=3), Plain(number=10**21 + 1)])  # type: ignore[call-arg]
+        camel, plain = [each.json() async for each in store.read("x")]
+    assert camel == {"unit_price": 3}
+    assert plain["number"] == 10**21 + 1
+
+
 def test_an_excluded_field_is_refused_when_the_class_is_defined():
     with pytest.raises(DefinitionError, match=r"Hidden\.number would not come back .* excluded"):
 
