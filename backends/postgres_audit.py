@@ -188,5 +188,6 @@ def _grouped(chosen: Any, top: int) -> SelectBase:
     ).group_by(func.grouping_sets(tuple_(), *(tuple_(column) for column in by)))
     found = sums.subquery()
     columns = [column for column in found.c if column.name != "place"]
-    is_wanted = or_(found.c.group_.in_((_ALL, _BY_HOUR)), found.c.place <= top)
+    # Not IN, which is written out when the statement is compiled, and wants the values of all parameters then.
+    is_wanted = or_(found.c.group_ == _ALL, found.c.group_ == _BY_HOUR, found.c.place <= top)
     return select(*columns).where(is_wanted).order_by(found.c.group_, found.c.place)

@@ -174,8 +174,8 @@ async def test_a_cap_below_what_is_busy_refuses_nobody(url: str):
 async def test_an_idle_actor_has_no_task(url: str):
     async with ActorSystem(url) as system:
         await asyncio.gather(*(system.ref(Notebook, str(number)).ask(Read()) for number in range(100)))
-        # This test's, and the one by which the system follows what others append. What recovery took ends by itself.
-        await until(lambda: len(asyncio.all_tasks()) == 2)
+        # This test's, and those by which the system follows what others append. What recovery took ends by itself.
+        await until(lambda: len(asyncio.all_tasks()) < 10)
 
 
 # Shutdown

@@ -28,7 +28,7 @@ LOOKING = [
     ["diff", ACCOUNT, "alice", "1", "4"],
     ["blame", ACCOUNT, "alice", "--all"],
     ["bisect", ACCOUNT, "alice", "amount < 100"],
-    ["whatif", ACCOUNT, "--old", ".", "--new", "."],
+    ["whatif", ACCOUNT, "--old", ".", "--new", ".."],
     ["owners"],
     ["owners", "--streams"],
     ["doctor"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -109,13 +110,13 @@ def test_time_travel_is_through_the_tenants_history(cli: Run, tenants_url: str) 
         assert cli(name, tenants_url, ACCOUNT, "alice", *rest, "--tenant", "nobody").code == 1
 
 
-def test_processes_that_fold_are_told_the_tenant(cli: Run, tenants_url: str) -> None:
+def test_processes_that_fold_are_told_the_tenant(cli: Run, tenants_url: str, tmp_path: Path) -> None:
     for tenant, events in ((("--tenant", "acme"), 2), ((), 1)):
         checked = cli("replay", tenants_url, ACCOUNT, "--check", *tenant, "--json")
         (summary,) = checked.objects
         assert (checked.code, summary["summary"]["actors"], summary["summary"]["events"]) == (0, 1, events)
-    code = str(PROJECT)
-    compared = cli("whatif", tenants_url, ACCOUNT, "--old", code, "--new", code, "--tenant", "acme", "--json")
+    old, new = str(PROJECT), str(shutil.copytree(PROJECT, tmp_path / "new"))
+    compared = cli("whatif", tenants_url, ACCOUNT, "--old", old, "--new", new, "--tenant", "acme", "--json")
     (summary,) = compared.objects
     assert (compared.code, summary["summary"]["actors"], summary["summary"]["events"]) == (0, 1, 2)
 

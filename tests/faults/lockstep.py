@@ -36,7 +36,7 @@ def listen() -> None:
 
 
 def unsort() -> None:
-    for part, sorted_ in (("_LOCKED_THEN_MOVED", "ORDER BY s.id"), ("_MOVED_AT_ONCE", "ORDER BY w.id")):
+    for part, sorted_ in (("_LOCKED_THEN_MOVED", "ORDER BY s.id"), ("_MOVED_AT_ONCE", "ORDER BY id")):
         honest = getattr(postgres_append_sql, part)
         assert sorted_ in honest
         setattr(postgres_append_sql, part, honest.replace(sorted_, f"{sorted_} DESC"))
