@@ -9,7 +9,7 @@ import pytest
 from backends.conformance.cases import case
 from backends.conformance.events import collect, happened, identified, numbers, versions, write
 from backends.conformance.fixtures import StoreFixtures, reopened
-from eventstore.backend import Appended, Backend
+from eventstore.backend import Appended, Backend, Expected
 from eventstore.codec import new_event_id
 from eventstore.errors import DuplicateEventError, InvalidStreamId
 from eventstore.store import Append, EventStore
@@ -116,7 +116,7 @@ class Ids(StoreFixtures):
         original = await store.append("a", [first], expected_version=0)
         for n in range(1, 6):
             await store.append("a", happened(n))
-        for expected in (-1, 0):
+        for expected in (Expected.ANY, 0):
             again = await store.append("a", [first], expected_version=expected)
             assert again == Appended(original.position, (1,), is_duplicate=True)
         assert await versions(store.read("a")) == [1, 2, 3, 4, 5, 6]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from . import wide_journal
+from .conftest import PROJECT
 
 LARGEST_KIB = 200 * 1024
 GROWTH_KIB = 24 * 1024
@@ -20,6 +22,8 @@ def test_the_memory_of_every_command_has_a_bound(tmp_path: Path) -> None:
     for count in (20_000, 1_000_000):
         directory = tmp_path / str(count)
         directory.mkdir()
+        # Another version of the code, for what compares two.
+        shutil.copytree(PROJECT, directory / "new")
         url = wide_journal.build(directory / "wide.db", count)
         for command in wide_journal.COMMANDS:
             code, kib = wide_journal.peak(command, url, directory)

@@ -55,7 +55,7 @@ COMMANDS = (
     Command("bisect {url} cli_wide:Wide 0 bookings<700"),
     Command("replay {url} cli_wide:Wide"),
     Command("replay {url} cli_wide:Wide --check"),
-    Command("whatif {url} cli_wide:Wide --old . --new ."),
+    Command("whatif {url} cli_wide:Wide --old . --new {dir}/new"),
     Command("verify {url}"),
     Command("owners {url} --streams"),
     Command("doctor {url}"),
