@@ -48,7 +48,7 @@ async def run(urls: dict[str, str], seeds: range, *actors: type[ReplicatedActor[
 
 @pytest.mark.parametrize("part", range(5))
 async def test_random_schedules_converge(part: int) -> None:
-    await run({}, range(200 * part, 200 * (part + 1)), ACTORS[part % len(ACTORS)])
+    await run({}, range(360 * part, 360 * (part + 1)), ACTORS[part % len(ACTORS)])
 
 
 @pytest.mark.parametrize("part", range(4))
