@@ -10,7 +10,6 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -28,9 +27,7 @@ def detached(reply: Any) -> Any:
     Other objects than lists, tuples, dictionaries, sets, dataclasses and pydantic models are given as they are: what
     they are is their class's business.
     """
-    if reply.__class__ in UNCHANGEABLE or isinstance(reply, Enum):
-        return reply
-    return deepcopy(reply) if _is_data(reply) else reply
+    return deepcopy(reply) if reply.__class__ not in UNCHANGEABLE and _is_data(reply) else reply
 
 
 def _is_data(reply: object) -> bool:

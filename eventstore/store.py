@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 from eventstore.archive import Archive
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -79,7 +79,6 @@ _CREATE_SCHEMA = "eventstore.schema:upgrade"
 _PAGE = 500
 _EVERYTHING = EventFilter()
 _BEHIND_ALL = 2**62
-_LAST = 2**63 - 1
 
 
 class Append(NamedTuple):
@@ -419,7 +418,7 @@ class EventStore:
         checked_stream_id(stream_id)
         checked_page_size(page_size)
         # No database holds more.
-        after, through = min(after, _LAST), None if through is None else min(through, _LAST)
+        after, through = min(after, MAX_POSITION), None if through is None else min(through, MAX_POSITION)
         remaining = limit
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
@@ -459,11 +458,12 @@ class EventStore:
         the error, which names stream, version and position.
         """
         log = LogReader(self.read_page, self._start_of_last, self.wait, on_damage)
-        return log.up_to_now(after=min(after, _LAST), last=last, limit=limit, where=where, page_size=page_size)
+        return log.up_to_now(after=after, last=last, limit=limit, where=where, page_size=page_size)
 
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
-        return await self._open.read_all(after=after, limit=limit, where=where)
+        # No database holds more.
+        return await self._open.read_all(after=min(after, MAX_POSITION), limit=limit, where=where)
 
     async def end(self) -> int:
         """Where the log ends, whosever the last event is: what is appended from now on stands behind it."""
@@ -508,9 +508,7 @@ class EventStore:
         event ends it with `JournalCorrupt`, or is passed over, as in `read_all`.
         """
         log = LogReader(self.read_page, self._start_of_last, self.wait, on_damage)
-        return log.follow(
-            after=min(after, _LAST), last=last, where=where, page_size=page_size, poll_seconds=poll_seconds
-        )
+        return log.follow(after=after, last=last, where=where, page_size=page_size, poll_seconds=poll_seconds)
 
     async def _start_of_last(self, count: int, where: EventFilter) -> int:
         return await self._open.start_of_last(count, where)

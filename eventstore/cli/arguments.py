@@ -6,11 +6,12 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from eventstore.audit_query import MAX_POSITION
 from eventstore.errors import InvalidTenant
 from eventstore.store import EventStore
 from eventstore.tenant import checked_tenant
 
-MOST = 2**63 - 1
+MOST = MAX_POSITION
 """The greatest version, position or count that a database holds."""
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The store, such as sqlite:///bank.db", show_default=False)]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.audit_query import MAX_POSITION, AuditQuery
+from eventstore.audit_query import AuditQuery
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import MOST
 from eventstore.cli.exits import Exit, WrongUsage
@@ -44,10 +44,10 @@ def _filters(
     ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Recorded before that.")] = None,
     position_from: Annotated[
-        int, typer.Option(metavar="POSITION", min=1, max=MAX_POSITION, help="At this position or later.")
+        int, typer.Option(metavar="POSITION", min=1, max=MOST, help="At this position or later.")
     ] = 1,
     position_to: Annotated[
-        int | None, typer.Option(metavar="POSITION", min=1, max=MAX_POSITION, help="At this position or earlier.")
+        int | None, typer.Option(metavar="POSITION", min=1, max=MOST, help="At this position or earlier.")
     ] = None,
     where: Annotated[
         Texts,

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from eventstore.audit import find
-from eventstore.audit_query import MAX_POSITION, AuditQuery
+from eventstore.audit_query import AuditQuery
 from eventstore.cli.arguments import MOST, Json, Url
 from eventstore.cli.audit_csv import CsvRows
 from eventstore.cli.audit_filters import filtered
@@ -35,7 +35,7 @@ def query(
     after: Annotated[
         int | None,
         typer.Option(
-            metavar="CURSOR", min=0, max=MAX_POSITION, help="Go on behind this position, the last of the page before."
+            metavar="CURSOR", min=0, max=MOST, help="Go on behind this position, the last of the page before."
         ),
     ] = None,
     decode: Annotated[
