@@ -25,6 +25,7 @@ PROJECT: dict[str, Any] = PYPROJECT["project"]
 CONTRACTS: list[str] = [contract["name"] for contract in PYPROJECT["tool"]["importlinter"]["contracts"]]
 
 PACKAGES = ("actors", "backends", "eventstore")
+CONSOLE_SCRIPT = "eventstore_command.py"
 RUNTIME_LOCK = "requirements.txt"
 DEV_LOCK = "requirements-dev.txt"
 
@@ -137,7 +138,7 @@ class TestWheel:
 
     def test_it_carries_nothing_else(self, names: set[str]) -> None:
         metadata = f"eventstore_actors-{PROJECT['version']}.dist-info"
-        assert {name.partition("/")[0] for name in names} == {*PACKAGES, metadata}
+        assert {name.partition("/")[0] for name in names} == {*PACKAGES, CONSOLE_SCRIPT, metadata}
         assert not [name for name in names if "/tests/" in name or "__pycache__" in name]
 
 
