@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from eventstore.audit_query import AuditQuery
 from eventstore.events import RecordedEvent
+from eventstore.pages import checked_limit
 from eventstore.store import EventStore
 
 _PAGE = 1000
@@ -28,7 +29,7 @@ async def find(
 
     Raises `JournalCorrupt` for an event that is damaged, and what reading the log raises.
     """
-    remaining, most = limit, _PAGE
+    remaining, most = checked_limit(limit), _PAGE
     while remaining is None or remaining > 0:
         wanted = most if remaining is None else min(most, remaining)
         page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)

@@ -61,7 +61,7 @@ from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, Pending
 from eventstore.guarded_backend import GuardedBackend
 from eventstore.guarded_sql import GuardedSqlTransaction
 from eventstore.log_reader import LogReader
-from eventstore.pages import checked_page_size
+from eventstore.pages import checked_limit, checked_page_size
 from eventstore.paging import every
 from eventstore.reading_past import OnDamage
 from eventstore.schemes import backend_factory, imported
@@ -419,7 +419,7 @@ class EventStore:
         checked_page_size(page_size)
         # No database holds more.
         after, through = min(after, MAX_POSITION), None if through is None else min(through, MAX_POSITION)
-        remaining = limit
+        remaining = checked_limit(limit)
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
             page = await self._open.read_stream(
@@ -463,6 +463,7 @@ class EventStore:
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         # No database holds more.
+        checked_limit(limit)
         return await self._open.read_all(after=min(after, MAX_POSITION), limit=limit, where=where)
 
     async def end(self) -> int:
@@ -635,6 +636,7 @@ class EventStore:
         self, stream_id: str, *, through: int | None = None, limit: int = 10
     ) -> Sequence[Snapshot | SnapshotUnusable]:
         """The newest snapshots of at most version `through`, newest first. A damaged one is given as its error."""
+        checked_limit(limit)
         stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=through, limit=limit)
         found: list[Snapshot | SnapshotUnusable] = []
         for packed in stored:
