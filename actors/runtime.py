@@ -15,20 +15,20 @@ from typing import Any, Literal, TypeVar, cast
 import orjson
 
 from actors.actor import PersistentActor
-from actors.cell import Cell
+from actors.cells.cell import Cell
+from actors.cells.living_cell import LivingCell
+from actors.cells.mailbox import Envelope
+from actors.cells.phase import Phase
 from actors.command import Command
 from actors.dead_letters import DeadLetters
 from actors.deadlines import Deadlines
 from actors.follower import Follower
-from actors.living_cell import LivingCell
-from actors.mailbox import Envelope
 from actors.ownership import Ownership
 from actors.permits import Permits
-from actors.phase import Phase
 from actors.recovery import catch_up, recover
 from actors.ref import give_up
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_cell import Membership, ReplicatedCell
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_cell import Membership, ReplicatedCell
 from actors.retention import CommandRetention
 from actors.settings import Settings
 from actors.stats import SystemStats
@@ -36,14 +36,14 @@ from actors.stopped_actors import StoppedActors, stopped_after
 from actors.supervision import Restart, Resume, Stop
 from actors.supervisor import NAMED_ACTORS, Supervisor, described
 from actors.told_error import ENDS_THE_PROGRAM
-from actors.transacting import RETRIES, transact
-from actors.transaction import Transaction
+from actors.transactions.transacting import RETRIES, transact
+from actors.transactions.transaction import Transaction
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import ActorStopped, DefinitionError, EventStoreError, RecoveryError
 from eventstore.events import Metadata, Snapshot
-from eventstore.inline import InlineProjections
+from eventstore.read_models.inline import InlineProjections
 from eventstore.snapshots import new_snapshot
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)

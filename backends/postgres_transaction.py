@@ -21,6 +21,7 @@ from backends.postgres_reading import log_within
 from backends.postgres_session import PLANNING, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Appended, AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint, stored_by
+from eventstore.calls.finishing import finish_then_cancel
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -32,7 +33,6 @@ from eventstore.errors import (
     TransactionRefused,
 )
 from eventstore.events import stream_kind
-from eventstore.finishing import finish_then_cancel
 
 # One trip: the journal's own statements are planned as in its own sessions, the user's were not; what the server calls
 # this transaction, if it must be asked later what became of it (a server that was started since may have given that

@@ -32,6 +32,7 @@ from backends.sqlite_user_connection import Tenure, UserConnection, UserConnecti
 from backends.sqlite_user_driver import UserDriver, UserThread
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.backend import Appended, AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint, stored_by
+from eventstore.calls.finishing import finish_then_cancel
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -42,7 +43,6 @@ from eventstore.errors import (
     TransactionExpired,
     TransactionRefused,
 )
-from eventstore.finishing import finish_then_cancel
 
 _T = TypeVar("_T")
 

@@ -36,7 +36,7 @@ from eventstore import (
     TransactionRefused,
 )
 from eventstore.backend import StoredCheckpoint
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
 
 from .sql_kills import survives_kills
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from actors import ActorSystem, Command, ReplicatedActor, fold
-from actors.peer import Pull, Pulled, ReplicaNamed, StorePeer
+from actors.replicas.peer import Pull, Pulled, ReplicaNamed, StorePeer
 from eventstore import EventStore, EventStoreError, RecordedEvent
 from tests.replication.ledger import Ledger, Note
 
