@@ -213,8 +213,7 @@ def abandon(system: ActorSystem) -> None:
     runtime.is_shut = True
     for task in runtime._tasks:
         task.cancel()
-    if runtime._sweeper is not None:
-        runtime._sweeper.cancel()
+    runtime._passivation.end()
     for cell in list(runtime._cells.values()):
         cell.abandon()
     runtime._cells.clear()
