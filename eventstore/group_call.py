@@ -94,7 +94,7 @@ class GroupCall(Generic[Q, A]):
                 future.set_result(answer)
 
     async def _answers(self, group: Sequence[tuple[Q, asyncio.Future[A]]]) -> Sequence[A | EventStoreError]:
-        """What the backend answers. Whatever else comes of it is an error: those who ask later wait for this call too."""
+        """What the backend answers. Anything else is an error: whoever asks later waits for this call too."""
         try:
             answers = await self._call([question for question, _ in group])
         except asyncio.CancelledError as error:

@@ -1,4 +1,4 @@
-"""GroupCall while the database does not serve, or a backend is broken: nobody waits for an answer that does not come."""
+"""GroupCall while the database does not serve, or the backend is broken: nobody waits for what does not come."""
 
 from __future__ import annotations
 
