@@ -178,7 +178,7 @@ class UserConnection(sqlite3.Connection):
     # To set it is to commit, for the driver. The property hides the driver's own from SQLAlchemy.
     isolation_level: Any = _Ignored()
 
-    def set_authorizer(self, authorizer: Any) -> None:
+    def set_authorizer(self, authorizer_callback: Any) -> None:
         """Refused: there is one, and it stays. To set one makes SQLite prepare every statement anew."""
         raise CapabilityError("nothing was done: this connection has an authorizer, which keeps the journal's tables")
 
