@@ -139,16 +139,22 @@ class SQLiteLog:
         await asyncio.gather(*(thread.close() for thread in self._threads))
 
     def _new_statement(self, where: EventFilter) -> Statement:
-        # Of some streams all events are looked up.
-        join = Join if where.stream_ids else InOrder
-        page = (
-            select(*PAGE)
-            .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
-            .where(_e.position > bindparam("after", 0), *self._conditions(where))
-            .order_by(_e.position)
-            .limit(bindparam("limit", 0))
-        )
-        return Statement.of_page(page)
+        return Statement.of_page(log_select(PAGE, self._conditions(where), is_scan=not where.stream_ids))
+
+
+def log_select(
+    columns: Sequence[ColumnElement[Any]], conditions: Sequence[ColumnElement[bool]], *, is_scan: bool
+) -> SelectBase:
+    """What selects at most `limit` events `after` a position: by going through the log, or else by looking up all
+    events of the streams that are asked for."""
+    join = InOrder if is_scan else Join
+    return (
+        select(*columns)
+        .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
+        .where(_e.position > bindparam("after", 0), *conditions)
+        .order_by(_e.position)
+        .limit(bindparam("limit", 0))
+    )
 
 
 @lru_cache(maxsize=256)
