@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from eventstore.audit_query import AuditQuery
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.pages import checked_limit
 from eventstore.events import RecordedEvent
-from eventstore.pages import checked_limit
 from eventstore.store import EventStore
 
 _PAGE = 1000

@@ -15,7 +15,7 @@ from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import flush, write_bytes
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.cloud_events import DEFAULT_SOURCE, to_line
+from eventstore.copies.cloud_events import DEFAULT_SOURCE, to_line
 
 
 def export(

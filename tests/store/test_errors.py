@@ -15,7 +15,7 @@ from actors import ActorSystem, Command, DefinitionError, InvalidCommandId, Pers
 from actors.state import ReadAsAnother
 from eventstore import Event, EventStore, Expected, InvalidArgument, NewEvent, errors
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.errors import CommandRejected, EventStoreError, NotReplicated
 from eventstore.vector_clock import VectorClock
 
