@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from eventstore import EventStore
-from eventstore import cli as command_line
 from eventstore.cli.exits import Exit
 from eventstore.cli.messages import Messages
 
