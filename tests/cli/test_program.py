@@ -45,14 +45,14 @@ NOTES = [
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def in_a_terminal(*arguments: str, columns: int = 100) -> Result:
+def in_a_terminal(*arguments: str, columns: int = 100, **environ: str) -> Result:
     """Run the program with all its streams on a terminal. Its output and its errors come together."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     process = subprocess.Popen(
         command(*arguments),
         cwd=PROJECT,
-        env=environment(TERM="xterm-256color"),
+        env=environment(TERM="xterm-256color", **environ),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,

@@ -126,7 +126,8 @@ def peak(command: Command, url: str, directory: Path) -> tuple[int, int]:
             stdin=source,
             stdout=target,
             stderr=subprocess.PIPE,
-            timeout=1200,
+            # `retention apply` commits once for each of 20,000 streams.
+            timeout=3600,
             check=False,
         )
     found = re.search(rb"\npeak (\d+)$", done.stderr)
