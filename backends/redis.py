@@ -28,7 +28,6 @@ from backends.redis_seals import ADD_SEAL, packed_seal
 from backends.redis_server import check_server
 from backends.redis_tenant import RedisTenant
 from backends.redis_url import parse_redis_url
-from eventstore.appending import Appending
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -42,8 +41,9 @@ from eventstore.backend import (
     StoredSeal,
     StoredSnapshot,
 )
+from eventstore.calls.appending import Appending
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
 

@@ -18,8 +18,8 @@ from backends.sqlite_join import InOrder
 from backends.sqlite_page_thread import LARGEST, ROOM, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
+from eventstore.contract.record_page import RecordPage
 from eventstore.events import RecordedEvent
-from eventstore.record_page import RecordPage
 
 # Somebody who looks for what is seldom reads long: one more must be served meanwhile.
 _THREADS = 2
@@ -139,16 +139,22 @@ class SQLiteLog:
         await asyncio.gather(*(thread.close() for thread in self._threads))
 
     def _new_statement(self, where: EventFilter) -> Statement:
-        # Of some streams all events are looked up.
-        join = Join if where.stream_ids else InOrder
-        page = (
-            select(*PAGE)
-            .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
-            .where(_e.position > bindparam("after", 0), *self._conditions(where))
-            .order_by(_e.position)
-            .limit(bindparam("limit", 0))
-        )
-        return Statement.of_page(page)
+        return Statement.of_page(log_select(PAGE, self._conditions(where), is_scan=not where.stream_ids))
+
+
+def log_select(
+    columns: Sequence[ColumnElement[Any]], conditions: Sequence[ColumnElement[bool]], *, is_scan: bool
+) -> SelectBase:
+    """What selects at most `limit` events `after` a position: by going through the log, or else by looking up all
+    events of the streams that are asked for."""
+    join = InOrder if is_scan else Join
+    return (
+        select(*columns)
+        .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
+        .where(_e.position > bindparam("after", 0), *conditions)
+        .order_by(_e.position)
+        .limit(bindparam("limit", 0))
+    )
 
 
 @lru_cache(maxsize=256)

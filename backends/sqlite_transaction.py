@@ -24,14 +24,23 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from backends.checkpoints_sql import delete_text, insert_text, lock_checkpoint, saved_values, update_text
+from backends.checkpoints_sql import (
+    delete_text,
+    insert_text,
+    saved_values,
+    select_text,
+    stored_checkpoint,
+    update_text,
+)
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import thread_missing, translated
-from backends.sqlite_reading import conditions_of, log_within
+from backends.sqlite_reading import log_within
 from backends.sqlite_user_connection import Tenure, UserConnection, UserConnections
 from backends.sqlite_user_driver import UserDriver, UserThread
 from backends.sqlite_writer import SQLiteWriter
-from eventstore.backend import Appended, AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint, stored_by
+from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint, stored_by
+from eventstore.calls.finishing import finish_then_cancel
+from eventstore.contract.sql_transaction import Stored, Unread
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -39,10 +48,10 @@ from eventstore.errors import (
     OutcomeUnknown,
     StoreBusy,
     StoreClosed,
+    TransactionConflict,
     TransactionExpired,
     TransactionRefused,
 )
-from eventstore.finishing import finish_then_cancel
 
 _T = TypeVar("_T")
 
@@ -50,6 +59,7 @@ _T = TypeVar("_T")
 _SHARE = 0.8
 
 _PLACES = tuple(f"?{number}" for number in range(1, 9))
+_SELECT_CHECKPOINT = select_text("journal_checkpoints", _PLACES[:3])
 _INSERT_CHECKPOINT = insert_text("journal_checkpoints", _PLACES)
 _UPDATE_CHECKPOINT = update_text("journal_checkpoints", _PLACES)
 _DELETE_CHECKPOINT = delete_text("journal_checkpoints", _PLACES[:4])
@@ -65,7 +75,15 @@ class _Storing(NamedTuple):
     """An order to store batches, and what came of it."""
 
     batches: Sequence[Batch]
-    stored: asyncio.Future[Sequence[AppendOutcome]]
+    unread: Sequence[Unread]
+    stored: asyncio.Future[Stored]
+
+
+class _Committing(NamedTuple):
+    """An order to store a batch and checkpoints, and to commit."""
+
+    batch: Batch
+    checkpoints: Sequence[StoredCheckpoint]
 
 
 class SQLiteTurn:
@@ -75,7 +93,7 @@ class SQLiteTurn:
         self._connections = connections
         self._append = append
         self._seconds = seconds
-        self._orders: queue.SimpleQueue[Batch | _Storing | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Committing | _Storing | None] = queue.SimpleQueue()
         self._last_position = 0
         self._is_withdrawn = False
         # A connection on which something went wrong is not used again.
@@ -86,14 +104,14 @@ class SQLiteTurn:
         self.outcome: AppendOutcome | None = None
         """What came of the batch, should nobody get to know whether it was committed."""
 
-    def commit(self, batch: Batch) -> None:
-        """Order the thread to store the batch, and commit."""
-        self._orders.put(batch)
+    def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint]) -> None:
+        """Order the thread to store the batch and the checkpoints, and commit."""
+        self._orders.put(_Committing(batch, checkpoints))
 
-    def store(self, batches: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
+    def store(self, batches: Sequence[Batch], unread: Sequence[Unread]) -> asyncio.Future[Stored]:
         """Order the thread to store batches, and to wait for the next order."""
-        stored: asyncio.Future[Sequence[AppendOutcome]] = self._loop.create_future()
-        self._orders.put(_Storing(batches, stored))
+        stored: asyncio.Future[Stored] = self._loop.create_future()
+        self._orders.put(_Storing(batches, unread, stored))
         return stored
 
     def end(self) -> None:
@@ -118,11 +136,11 @@ class SQLiteTurn:
     def _until_ordered(self, connection: UserConnection) -> AppendOutcome | None:
         deadline = time.monotonic() + self._seconds
         refusal: Callable[[], EventStoreError] = _ended
-        batch: Batch | None = None
+        committing: _Committing | None = None
         try:
             while isinstance(order := self._orders.get(timeout=max(0.0, deadline - time.monotonic())), _Storing):
                 self._store(connection, order)
-            batch = order
+            committing = order
         except queue.Empty:
             refusal = self._expired
         with connection.taken_back(refusal, patience=deadline - time.monotonic()) as is_interrupted:
@@ -130,7 +148,7 @@ class SQLiteTurn:
                 if is_interrupted or refusal == self._expired:
                     self._is_sound = False
                     raise self._expired()
-                return None if batch is None else self._commit(connection, batch)
+                return None if committing is None else self._commit(connection, *committing)
             finally:
                 self._close(connection)
 
@@ -150,7 +168,7 @@ class SQLiteTurn:
     def _store(self, connection: UserConnection, order: _Storing) -> None:
         try:
             with connection.lent_back():
-                outcomes = self._append_within(connection, order.batches)
+                stored = self._stored_and_read(connection, order)
         except sqlite3.Error as error:
             failure = translated(error, writing=False)
             failure.__cause__ = error
@@ -158,14 +176,28 @@ class SQLiteTurn:
         except Exception as error:
             self._loop.call_soon_threadsafe(_fail, order.stored, error)
         else:
-            positions = (outcome.position for outcome in outcomes if isinstance(outcome, Appended))
+            positions = (outcome.position for outcome in stored.outcomes if isinstance(outcome, Appended))
             self._last_position = max(positions, default=0)
-            self._loop.call_soon_threadsafe(_settle, order.stored, outcomes)
+            self._loop.call_soon_threadsafe(_settle, order.stored, stored)
 
-    def _commit(self, connection: UserConnection, batch: Batch) -> AppendOutcome:
+    def _stored_and_read(self, connection: UserConnection, order: _Storing) -> Stored:
+        tenant = self._append.tenant
+        checkpoints = [_found(connection, (tenant, one.name, one.version)) for one in order.unread]
+        outcomes = self._append_within(connection, order.batches)
+        pages = [
+            log_within(connection, tenant, after=checkpoint.position, limit=one.limit, where=one.where)
+            for one, checkpoint in zip(order.unread, checkpoints, strict=True)
+        ]
+        return Stored(outcomes, list(zip(checkpoints, pages, strict=True)))
+
+    def _commit(
+        self, connection: UserConnection, batch: Batch, checkpoints: Sequence[StoredCheckpoint]
+    ) -> AppendOutcome:
         if not connection.in_transaction:
             raise TransactionRefused(f"an error of a statement has ended it: {_NOTHING_STORED}")
         try:
+            if not all(_is_saved(connection, self._append.tenant, checkpoint) for checkpoint in checkpoints):
+                raise TransactionConflict(f"somebody else has changed a checkpoint: {_NOTHING_STORED}")
             outcome = self._stored(connection, batch)
         except sqlite3.Error as error:
             self._is_sound = False
@@ -230,44 +262,43 @@ class SQLiteTransaction:
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
 
-    async def commit(self, batch: Batch) -> AppendOutcome:
+    async def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
         self._check_place()
-        return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+        return await finish_then_cancel(asyncio.ensure_future(self._commit(batch, checkpoints)))
 
-    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+    async def store(self, batches: Sequence[Batch], unread: Sequence[Unread] = ()) -> Stored:
         self._check_place()
         async with self._using:
             if not self._is_open:
                 raise self._ended()
-            stored = self._turn.store(batches)
+            stored = self._turn.store(batches, unread)
             either: list[asyncio.Future[Any]] = [stored, self._served]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not stored.done():
                 raise self._ended()
-            outcomes = stored.result()
-            self._stored = stored_by(batches, outcomes)
-            return outcomes
-
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        return await log_within(self.connection, conditions_of(where, self._tenant), after=after, limit=limit)
+            self._stored = stored_by(batches, stored.result().outcomes)
+            return stored.result()
 
     async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
-        return await lock_checkpoint(self.connection, self._tenant, name, version)
+        # Nobody else writes to the file.
+        return await self._with_checkpoints(lambda connection: _checkpoint(connection, (self._tenant, name, version)))
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        statement = _UPDATE_CHECKPOINT if checkpoint.revision else _INSERT_CHECKPOINT
-        return await self._change_checkpoint(statement, saved_values(self._tenant, checkpoint))
+        return await self._with_checkpoints(lambda connection: _is_saved(connection, self._tenant, checkpoint))
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._change_checkpoint(_DELETE_CHECKPOINT, (self._tenant, name, version, revision))
+        parameters = (self._tenant, name, version, revision)
+        return await self._with_checkpoints(
+            lambda connection: connection.execute(_DELETE_CHECKPOINT, parameters).rowcount == 1
+        )
 
-    async def _change_checkpoint(self, statement: str, parameters: Sequence[Any]) -> bool:
-        def change(connection: UserConnection) -> bool:
+    async def _with_checkpoints(self, work: Callable[[UserConnection], _T]) -> _T:
+        def working(connection: UserConnection) -> _T:
             with connection.for_checkpoints():
-                return connection.execute(statement, parameters).rowcount == 1
+                return work(connection)
 
         try:
-            return bool(await self._driver.run(change))
+            return await self._driver.run(working)
         except sqlite3.Error as error:
             raise translated(error, writing=False) from error
         except ValueError as error:
@@ -285,7 +316,7 @@ class SQLiteTransaction:
                 "whoever began it; use begin_nested() for a part of it that may be undone"
             )
 
-    async def _commit(self, batch: Batch) -> AppendOutcome:
+    async def _commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint]) -> AppendOutcome:
         async with self._using:
             if self._doubt is not None:
                 found = await self._find_out(self._stored or batch, self._doubt)
@@ -301,7 +332,7 @@ class SQLiteTransaction:
                 raise TransactionRefused(
                     f"its batches were stored before, and it takes no further one: {_NOTHING_STORED}"
                 )
-            self._turn.commit(batch)
+            self._turn.commit(batch, checkpoints)
             outcome: AppendOutcome | None = None
             try:
                 outcome = await self._served
@@ -476,6 +507,23 @@ class SQLiteTransactions:
             event.listen(sync, "rollback", _check_end)
             event.listen(sync, "handle_error", _on_error, retval=True)
         return self._engine
+
+
+def _checkpoint(connection: sqlite3.Connection, key: tuple[str, str, int]) -> StoredCheckpoint | None:
+    row = connection.execute(_SELECT_CHECKPOINT, key).fetchone()
+    return None if row is None else stored_checkpoint(*row)
+
+
+def _found(connection: sqlite3.Connection, key: tuple[str, str, int]) -> StoredCheckpoint:
+    found = _checkpoint(connection, key)
+    if found is None:
+        raise TransactionConflict(f"there is no version {key[2]} of the checkpoint {key[1]!r}: {_NOTHING_STORED}")
+    return found
+
+
+def _is_saved(connection: sqlite3.Connection, tenant: str, checkpoint: StoredCheckpoint) -> bool:
+    statement = _UPDATE_CHECKPOINT if checkpoint.revision else _INSERT_CHECKPOINT
+    return connection.execute(statement, saved_values(tenant, checkpoint)).rowcount == 1
 
 
 async def _driver_connection(**_: Any) -> UserDriver:

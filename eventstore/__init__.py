@@ -77,11 +77,11 @@ from eventstore.errors import (
 from eventstore.event_batch import EventBatch
 from eventstore.event_handlers import event_handler
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, Snapshot
-from eventstore.inline import InlineProjections
-from eventstore.projection_control import caught_up
-from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
-from eventstore.rebuild import rebuild
+from eventstore.read_models.inline import InlineProjections
+from eventstore.read_models.projection_control import caught_up
+from eventstore.read_models.projection_runner import ProjectionRunner
+from eventstore.read_models.rebuild import rebuild
 from eventstore.store import Append, EventStore
 from eventstore.upcasters import stored_names, upcaster
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from eventstore.audit_query import AuditQuery
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 

@@ -11,8 +11,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
-from eventstore.archive import Archive
-from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -40,9 +38,18 @@ from eventstore.backend import (
     StreamInfo,
     StreamWrite,
 )
-from eventstore.checkpoint import Checkpoint
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.finishing import finish_then_cancel
+from eventstore.calls.group_calls import GroupCalls
+from eventstore.calls.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
+from eventstore.calls.guarded_backend import GuardedBackend
+from eventstore.calls.guarded_sql import GuardedSqlTransaction
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
+from eventstore.contract.archive import Archive
+from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
+from eventstore.contract.checkpoint import Checkpoint
+from eventstore.contract.pages import checked_page_size
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     CapabilityError,
     CopyRefused,
@@ -55,18 +62,11 @@ from eventstore.errors import (
     StoreClosed,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
-from eventstore.finishing import finish_then_cancel
-from eventstore.group_calls import GroupCalls
-from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
-from eventstore.guarded_backend import GuardedBackend
-from eventstore.guarded_sql import GuardedSqlTransaction
-from eventstore.log_reader import LogReader
-from eventstore.pages import checked_page_size
-from eventstore.paging import every
-from eventstore.reading_past import OnDamage
+from eventstore.reading.log_reader import LogReader
+from eventstore.reading.paging import every
+from eventstore.reading.reading_past import OnDamage
 from eventstore.schemes import backend_factory, imported
 from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.tenant import NO_TENANT, checked_tenant
 from eventstore.truncation import check_truncation
 from eventstore.upcasters import UPCASTERS

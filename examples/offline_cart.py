@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from actors import ActorSystem, Command, Conflict, ReplicatedActor, command_handler, event_handler
-from actors.conflict import Resolution
+from actors.replicas.conflict import Resolution
 from eventstore import Event
 from eventstore.cli import main as eventstore
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.audit_query import AuditQuery
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import MOST
 from eventstore.cli.exits import Exit, WrongUsage
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 from eventstore.errors import InvalidQuery
-from eventstore.json_condition import JsonCondition
 
 _AGO = re.compile(r"-(?P<count>[0-9]{1,9})(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

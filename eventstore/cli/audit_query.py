@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
 from eventstore.cli.arguments import MOST, Json, Url
 from eventstore.cli.audit_csv import CsvRows
 from eventstore.cli.audit_filters import filtered
@@ -22,6 +21,7 @@ from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import LOG_EVENTS
 from eventstore.cli.targets import imported_module
 from eventstore.codec import decode_parts, encode_event
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 

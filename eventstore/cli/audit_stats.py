@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from eventstore.audit_query import AuditQuery, AuditTotals, Count
-from eventstore.audit_totals import totals
+from eventstore.auditing.audit_totals import totals
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.audit_filters import filtered
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import Exit
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import flush, timestamp, write, write_fields, write_json, write_line
+from eventstore.contract.audit_query import AuditQuery, AuditTotals, Count
 from eventstore.store import EventStore
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.audit_trace import MOST_EVENTS, Trace, TraceNode, trace
+from eventstore.auditing.audit_trace import MOST_EVENTS, Trace, TraceNode, trace
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit

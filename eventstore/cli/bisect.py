@@ -12,8 +12,8 @@ import typer
 from pydantic import BaseModel
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.bisection import Bisected, BisectionRefused, Predicate, PredicateRaised, bisect
 from actors.canonical import is_object
+from actors.time_travel.bisection import Bisected, BisectionRefused, Predicate, PredicateRaised, bisect
 from eventstore.cli.arguments import Address, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage

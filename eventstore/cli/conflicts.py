@@ -9,9 +9,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.folding import fold
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_recovery import stamp_of
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_recovery import stamp_of
+from actors.time_travel.folding import fold
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage

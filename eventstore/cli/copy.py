@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from eventstore.archive import Fence
 from eventstore.cli.arguments import Json
 from eventstore.cli.escaping import escaped, printable
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.output import timestamp, write_fields, write_json
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.copying import Compared, Copy
+from eventstore.contract.archive import Fence
+from eventstore.copies.copying import Compared, Copy
 from eventstore.errors import CopyDiffers
 from eventstore.store import EventStore
 from eventstore.url import parse_store_url

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from eventstore.archive import Fence
 from eventstore.backend import Capabilities, Durability, OwnerInfo, Statistics
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import escaped, one_line, printable
@@ -14,6 +13,7 @@ from eventstore.cli.exits import Exit
 from eventstore.cli.output import timestamp, write_fields, write_json, write_line
 from eventstore.cli.processes import is_running, process_record, write_process
 from eventstore.cli.recorded import checked_payload
+from eventstore.contract.archive import Fence
 from eventstore.errors import EventStoreError, SchemaError
 from eventstore.store import EventStore
 from eventstore.url import StoreUrl, parse_store_url

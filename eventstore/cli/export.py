@@ -13,7 +13,7 @@ from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.output import flush, write_bytes
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.cloud_events import DEFAULT_SOURCE, to_line
+from eventstore.copies.cloud_events import DEFAULT_SOURCE, to_line
 
 
 def export(

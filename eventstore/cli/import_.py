@@ -16,8 +16,8 @@ from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit
 from eventstore.cli.output import write_fields, write_json
 from eventstore.cli.progress import bar, is_shown
+from eventstore.copies.importing import Import
 from eventstore.errors import EventStoreError, ImportRefused
-from eventstore.importing import Import
 from eventstore.url import parse_store_url
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eventstore.checkpoint import Checkpoint
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
@@ -19,11 +18,12 @@ from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write_fields, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.targets import projection_class
-from eventstore.completeness import Completeness, check_completeness
+from eventstore.contract.checkpoint import Checkpoint
 from eventstore.errors import ProjectionError
-from eventstore.projection_control import live_checkpoints, pause, resume, seek
-from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
+from eventstore.read_models.completeness import Completeness, check_completeness
+from eventstore.read_models.projection_control import live_checkpoints, pause, resume, seek
+from eventstore.read_models.projection_runner import ProjectionRunner
 from eventstore.store import EventStore
 
 projections = command_group("Run read models, and look after them.", "projections list sqlite:///bank.db")

@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.folding import fold
-from actors.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.time_travel.folding import fold
 from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
@@ -21,7 +21,7 @@ from eventstore.cli.output import Listing, View, listing
 from eventstore.cli.projections import projection_progress, say_where, shown_on, write_status
 from eventstore.cli.targets import actor_class, actor_keys, projection_class
 from eventstore.projections import Projection
-from eventstore.rebuild import rebuild as rebuild_projection
+from eventstore.read_models.rebuild import rebuild as rebuild_projection
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 

@@ -17,10 +17,10 @@ from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write, write_fields, write_json
 from eventstore.errors import BackendUnavailable, KeyFileError, OutcomeUnknown, ProofInvalid, SealRefused
-from eventstore.inclusion import prove as prove_event
-from eventstore.sealing import DEFAULT_EVERY, MOST_EVENTS, Sealer
-from eventstore.seals import ANCHOR, Seal, export, imported
-from eventstore.signing import generate, private_key, public_file, public_key
+from eventstore.evidence.inclusion import prove as prove_event
+from eventstore.evidence.sealing import DEFAULT_EVERY, MOST_EVENTS, Sealer
+from eventstore.evidence.seals import ANCHOR, Seal, export, imported
+from eventstore.evidence.signing import generate, private_key, public_file, public_key
 from eventstore.store import EventStore
 
 # How often it is looked whether so much was appended that another seal is due.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.state_changes import StateChange, state_changes
+from actors.time_travel.state_changes import StateChange, state_changes
 from eventstore.backend import Load, StreamInfo
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.candidates import candidate

@@ -19,7 +19,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_transaction, sqlite_writer
+from backends import sqlite_append, sqlite_transaction, sqlite_writer
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -36,7 +36,7 @@ from eventstore import (
     TransactionRefused,
 )
 from eventstore.backend import StoredCheckpoint
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
 
 from .sql_kills import survives_kills
 
@@ -256,6 +256,38 @@ class TestWhatTheUserMayNotDo:
             assert isinstance(await begun.commit([write("a", b'{"number":2}', expected=1)]), Appended)
         assert await numbers(store.read_all()) == [1, 2]
         assert entered(path) == [1]
+
+    async def test_what_the_journal_says_itself_is_refused_to_the_user_in_the_same_words(
+        self, store: EventStore
+    ) -> None:
+        """A connection keeps statements by their text, and does not look again at what these may do."""
+        checkpoint = StoredCheckpoint("a", 1, 0, 0, 0, bytes(16), b"{}")
+        async with transaction(store) as begun:
+            await begun.save_checkpoint(checkpoint)
+            await begun.store([[write("a", b"1")]])
+            await begun.commit([], [checkpoint._replace(revision=1)])
+        async with transaction(store) as begun:
+            await begun.save_checkpoint(checkpoint._replace(revision=2))
+            for sql in (
+                "BEGIN IMMEDIATE",
+                "COMMIT",
+                sqlite_append._EVENTS[1],
+                sqlite_transaction._INSERT_CHECKPOINT,
+                sqlite_transaction._UPDATE_CHECKPOINT,
+            ):
+                parameters = (1,) * sql.count("?")
+                with pytest.raises(CapabilityError):
+                    await begun.connection.exec_driver_sql(sql, parameters)
+            await enter(begun, 1)
+            await begun.commit([])
+        assert len(await collect(store.read_all())) == 1
+
+    async def test_the_authorizer_cannot_be_changed(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            with pytest.raises(CapabilityError):
+                await (await driver(begun)).set_authorizer(None)
+            with pytest.raises(CapabilityError):
+                await begun.connection.exec_driver_sql("DELETE FROM journal_commands")
 
     async def test_a_temporary_table_cannot_take_the_place_of_one_of_the_journals(self, store: EventStore) -> None:
         async with transaction(store) as begun:

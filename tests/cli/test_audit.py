@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from eventstore import Event, EventFilter, EventStore, Metadata, NewEvent
-from eventstore.audit_query import AuditQuery
-from eventstore.audit_totals import Frequent, totals
+from eventstore.auditing.audit_totals import Frequent, totals
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 from eventstore.errors import InvalidQuery
-from eventstore.json_condition import JsonCondition
 
 from .conftest import EVIL_ID, Run, start
 from .test_program import in_a_terminal

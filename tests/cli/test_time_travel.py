@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.bisection import bisect
-from actors.blame import blame
-from actors.folding import Fold
+from actors.time_travel.bisection import bisect
+from actors.time_travel.blame import blame
+from actors.time_travel.folding import Fold
 from eventstore import EventStore
 from eventstore.cli.targets import actor_class
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
@@ -25,10 +25,10 @@ from eventstore import (
     inline,
     rebuild,
 )
-from eventstore.backend import AppendOutcome, Batch
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint, pause, resume
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
+from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint, pause, resume
 
 from .bank import Account, Close, Other, Pay, PayLater
 from .ledger import ENTRIES, Ledger, Paid, PlainLedger, amounts, entries, pay
@@ -186,11 +186,11 @@ async def test_an_append_that_nobody_answered_is_applied_once(
         transaction = await begin(seconds=seconds)
         commit = transaction.commit
 
-        async def answer_lost(batch: Batch) -> AppendOutcome:
+        async def answer_lost(batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
             if not lost[0]:
-                return await commit(batch)
+                return await commit(batch, checkpoints)
             lost[0] -= 1
-            await (commit(batch) if is_stored else transaction.rollback())
+            await (commit(batch, checkpoints) if is_stored else transaction.rollback())
             raise OutcomeUnknown("the answer was lost")
 
         monkeypatch.setattr(transaction, "commit", answer_lost)

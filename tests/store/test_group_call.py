@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from eventstore.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.calls.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.calls.group_call import GroupCall
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError
-from eventstore.group_call import GroupCall
 
 
 class Time:

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.group_commit import MIN_HALVED, Append, GroupCommit, PendingAppend
 from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError, OutcomeUnknown
-from eventstore.group_commit import MIN_HALVED, Append, GroupCommit, PendingAppend
 
 CALLERS = 2 * MIN_HALVED
 QUICK, SLOW = 0.0, 0.05
