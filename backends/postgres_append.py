@@ -218,11 +218,11 @@ class PostgresAppend:
         statement, parameters, new = self._statement(group, stream_ids, at_once=at_once)
         ((count, updated, recorded_at, first, last, positions, *more),) = await session.fetch(statement, *parameters)
         remembered = more.pop(0) if group.commands else 0
-        if count == remembered == 0:
+        if count == remembered == updated == 0:
             return None
         changed = len(group.versions) - sum(stream_id in group.versions for stream_id in new)
         if (count, updated, remembered) != (len(group.rows), changed, len(group.commands)):
-            # Never seen. Something is stored, so what is said about it must not be a refusal.
+            # Somebody else's trigger can do that. Something is stored, so what is said about it must not be a refusal.
             raise InternalClientError(
                 f"{count} of {len(group.rows)} events were stored, {remembered} of {len(group.commands)} commands, and "
                 f"{updated} of {changed} streams moved"

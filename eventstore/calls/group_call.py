@@ -98,7 +98,9 @@ class GroupCall(Generic[Q, A]):
         try:
             answers = await self._call([question for question, _ in group])
         except asyncio.CancelledError as error:
-            if self._is_closed:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # By `close`, or by a loop that ends.
                 raise
             raise BackendUnavailable("the backend's call was cancelled, nothing was answered: try again") from error
         if len(answers) != len(group):

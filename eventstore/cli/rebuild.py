@@ -19,7 +19,7 @@ from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, View, listing
-from eventstore.cli.projections import projection_progress, say_where, shown_on, write_status
+from eventstore.cli.projections import projection_progress, projections, say_where, shown_on, write_status
 from eventstore.cli.targets import actor_class, actor_keys, projection_class
 from eventstore.projections import Projection
 from eventstore.read_models.rebuild import rebuild as rebuild_projection
@@ -85,6 +85,14 @@ def projections_(
     """
     classes = [projection_class(target) for target in targets]
     return asyncio.run(_rebuild_projections(context.obj, Address(url, tenant), classes, json=json))
+
+
+# Whoever has projections looks for it beside `projections run`: it is one command under two names.
+projections.command(
+    "rebuild",
+    short_help="Make read models anew, beside the live ones.",
+    help=(projections_.__doc__ or "").replace("rebuild projections", "projections rebuild"),
+)(projections_)
 
 
 async def _rebuild_projections(

@@ -347,6 +347,7 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
         ),
     ),
     "rebuild projections": _PROJECTION_STATUS,
+    "projections rebuild": _PROJECTION_STATUS,
     "audit query": (Shape("for each event", _EVENT),),
     "audit trace": (Shape("for each command and each event", {"id": "", "parent": "", "depth": "", "event": _EVENT}),),
     "audit stats": (

@@ -19,7 +19,7 @@ import pytest
 
 from actors import ActorSystem, fold
 from eventstore import EventStore, Metadata, NewEvent
-from eventstore.cli import main
+from eventstore.cli.app import main
 from eventstore.cli.shapes import SHAPES
 from eventstore.snapshots import new_snapshot
 

@@ -375,7 +375,7 @@ class TestLongAnswers:
         options = [form, str(tmp_path / "all.parquet")] if form == "--parquet" else [form]
         code = (
             # What `getrusage` calls the most is at least what the process had that began this one.
-            "import re, sys; from eventstore.cli import main; code = main(sys.argv[1:]); "
+            "import re, sys; from eventstore.cli.app import main; code = main(sys.argv[1:]); "
             "sys.stderr.write(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"
         )
         done = subprocess.run(

@@ -69,7 +69,7 @@ def in_a_terminal(*arguments: str, columns: int = 100, **environ: str) -> Result
 
 class TestHelp:
     def test_help_imports_no_database(self) -> None:
-        code = "import sys; from eventstore.cli import main; main(['--help']); print(*sys.modules)"
+        code = "import sys; from eventstore.cli.app import main; main(['--help']); print(*sys.modules)"
         output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         modules = set(output.splitlines()[-1].split())
         assert not modules & {"sqlalchemy", "alembic", "sqlite3", "aiosqlite", "rich", "asyncpg"}
@@ -347,4 +347,4 @@ class TestProgram:
         from importlib.metadata import entry_points
 
         (script,) = [point for point in entry_points(group="console_scripts") if point.name == "eventstore"]
-        assert script.value == "eventstore_command:main"
+        assert script.value == "eventstore.cli.command:main"

@@ -179,6 +179,12 @@ def test_partitions_are_made_by_a_rebuild_and_each_is_shown(cli: Run, own_url: s
     assert cli("projections", "status", own_url, "amounts").code == 0
 
 
+def test_a_rebuild_is_found_among_the_projections_commands_too(cli: Run, own_url: str) -> None:
+    cli("projections", "run", own_url, TARGET)
+    record = json.loads(cli("projections", "rebuild", own_url, TARGET, "--json").out)
+    assert (record["version"], record["status"], record["events"]) == (2, "live", 9)
+
+
 @pytest.mark.parametrize("command", ["projections run", "rebuild projections"])
 def test_on_a_terminal_a_bar_shows_rate_and_lag(own_url: str, command: str) -> None:
     terminal, end = pty.openpty()

@@ -113,7 +113,7 @@ def peak(command: Command, url: str, directory: Path) -> tuple[int, int]:
     arguments = [part.format(url=url, dir=directory) for part in command.line.split()]
     code = (
         # What `getrusage` calls the most is at least what the process had that began this one.
-        "import re, resource, sys; from eventstore.cli import main; code = main(sys.argv[1:]); "
+        "import re, resource, sys; from eventstore.cli.app import main; code = main(sys.argv[1:]); "
         "own = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); "
         "most = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); "
         "sys.stderr.write(f'\\npeak {most}'); sys.exit(code)"

@@ -137,3 +137,14 @@ async def test_a_call_that_was_cancelled_within_the_backend_leaves_nobody_waitin
         is_broken = False
         assert await calls.ask("afterwards") == "afterwards"
         await calls.close()
+
+
+async def test_a_call_under_way_does_not_hold_up_a_loop_that_ends(bench: Bench):
+    asker = await bench.ask("under way")
+    caller = bench.calls._caller
+    assert caller is not None
+    asker.cancel()
+    caller.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([asker, caller])
+    assert caller.cancelled()

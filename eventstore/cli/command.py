@@ -1,7 +1,7 @@
 """The console script `eventstore`, which a Ctrl-C ends quietly from its first moment on: it imports nothing at first.
 
 To import the command line takes half a second, in which Python would answer a Ctrl-C with a traceback, or even let the
-import go on without it. So this module stands beside the packages: to import one of theirs is to import most of them.
+import go on without it.
 """
 
 from __future__ import annotations
