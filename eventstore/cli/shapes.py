@@ -458,7 +458,6 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
     ),
     "projections list": (Shape("for each projection, and each of its partitions", _PROJECTION),),
     "projections status": _PROJECTION_STATUS,
-    "projections rebuild": _PROJECTION_STATUS,
     "projections check": (
         Shape(
             "for the projection",
