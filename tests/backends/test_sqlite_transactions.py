@@ -19,7 +19,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_append, sqlite_transaction
+from backends import sqlite_append, sqlite_checkpoints, sqlite_transaction
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -272,8 +272,8 @@ class TestWhatTheUserMayNotDo:
                 "BEGIN IMMEDIATE",
                 "COMMIT",
                 sqlite_append._EVENTS[1],
-                sqlite_transaction._INSERT_CHECKPOINT,
-                sqlite_transaction._UPDATE_CHECKPOINT,
+                sqlite_checkpoints._INSERT,
+                sqlite_checkpoints._UPDATE,
             ):
                 parameters = (1,) * sql.count("?")
                 with pytest.raises(CapabilityError):
