@@ -9,7 +9,6 @@ from typing import Any, Self
 
 from eventstore.backend import LogPage
 
-
 # Until a backend has sent its question: Postgres's pool does its work in a task of its own.
 _TURNS = 3
 
