@@ -59,9 +59,9 @@ from backends.tables import (
 )
 from backends.tenants_sql import TENANTS_FROM
 from backends.times import nearest_time
-from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.json_condition import JsonCondition, JsonScalar, Operator, is_index
 from eventstore.events import RecordedEvent
-from eventstore.json_condition import JsonCondition, JsonScalar, Operator, is_index
 
 SCANNED_POSITIONS = 50_000
 """So many positions are looked at in one statement, where no index leads to the events."""

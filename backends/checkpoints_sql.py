@@ -9,7 +9,7 @@ from sqlalchemy import Executable, select
 
 from backends.tables import journal_checkpoints as _c
 from eventstore.backend import StoredCheckpoint
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
 
 CHECKPOINT_SECONDS = 10.0
 """How long a transaction that changes a checkpoint alone may take."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 from backends.page_texts import SEPARATOR
 from backends.records import shared_uuids_of, time_of, times_of, uuids_of
 from eventstore.codec import are_sound, decode_all_metadata
+from eventstore.contract.record_page import RecordPage
 from eventstore.events import Metadata, RecordedEvent
-from eventstore.record_page import RecordPage
 
 _new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()

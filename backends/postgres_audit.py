@@ -15,7 +15,7 @@ from backends.postgres_pool import PostgresPool
 from backends.postgres_reading import PostgresReader, log_page, record
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.events import RecordedEvent
 
 # What `grouping` tells of a row: a bit for each column that it is not grouped by.

@@ -37,9 +37,9 @@ from eventstore.backend import (
     StreamPage,
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
+from eventstore.contract.record_page import RecordPage
 from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
-from eventstore.record_page import RecordPage
 from eventstore.tenant import NO_TENANT
 
 _MAX_VERSION = 2**63 - 1

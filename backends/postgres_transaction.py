@@ -21,6 +21,8 @@ from backends.postgres_reading import log_within
 from backends.postgres_session import PLANNING, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint, stored_by
+from eventstore.calls.finishing import finish_then_cancel
+from eventstore.contract.sql_transaction import Stored, Unread
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -32,8 +34,6 @@ from eventstore.errors import (
     TransactionRefused,
 )
 from eventstore.events import stream_kind
-from eventstore.finishing import finish_then_cancel
-from eventstore.sql_transaction import Stored, Unread
 
 # One trip: the journal's own statements are planned as in its own sessions, the user's were not; what the server calls
 # this transaction, if it must be asked later what became of it (a server that was started since may have given that

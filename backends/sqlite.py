@@ -19,7 +19,6 @@ from backends.sqlite_connection import check_file, check_library, check_schema, 
 from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
-from eventstore.appending import Appending
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -36,6 +35,7 @@ from eventstore.backend import (
     StoredSeal,
     StoredSnapshot,
 )
+from eventstore.calls.appending import Appending
 from eventstore.errors import InvalidStoreUrl, JournalCorrupt
 from eventstore.tenant import NO_TENANT
 from eventstore.url import SQLITE_PARAMETERS, StoreUrl

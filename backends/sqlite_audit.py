@@ -23,7 +23,7 @@ from backends.sqlite_log import PAGE, Statement
 from backends.sqlite_page_thread import Ask
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.errors import JournalCorrupt
 
 _e, _s = journal_events.c, journal_streams.c

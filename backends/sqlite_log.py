@@ -18,8 +18,8 @@ from backends.sqlite_join import InOrder
 from backends.sqlite_page_thread import LARGEST, ROOM, Ask, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
+from eventstore.contract.record_page import RecordPage
 from eventstore.events import RecordedEvent
-from eventstore.record_page import RecordPage
 
 # Somebody who looks for what is seldom reads long: one more must be served meanwhile.
 _THREADS = 2

@@ -39,6 +39,8 @@ from backends.sqlite_user_connection import Tenure, UserConnection, UserConnecti
 from backends.sqlite_user_driver import UserDriver, UserThread
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint, stored_by
+from eventstore.calls.finishing import finish_then_cancel
+from eventstore.contract.sql_transaction import Stored, Unread
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -50,8 +52,6 @@ from eventstore.errors import (
     TransactionExpired,
     TransactionRefused,
 )
-from eventstore.finishing import finish_then_cancel
-from eventstore.sql_transaction import Stored, Unread
 
 _T = TypeVar("_T")
 

@@ -18,8 +18,8 @@ from benchmarks import servers
 from benchmarks.harness import MILLISECONDS, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventFilter, EventStore
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
 from eventstore.codec import checksum_of
+from eventstore.contract.audit_query import AuditQuery
 
 _GOAL = Goal(3, 2, is_upper_limit=True)
 _STREAMS = 2_000

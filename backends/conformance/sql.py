@@ -27,6 +27,7 @@ from eventstore.backend import (
     StreamWrite,
 )
 from eventstore.codec import new_event_id
+from eventstore.contract.sql_transaction import SqlTransaction, Unread
 from eventstore.errors import (
     CapabilityError,
     CommandForgotten,
@@ -39,7 +40,6 @@ from eventstore.errors import (
     TransactionExpired,
     TransactionRefused,
 )
-from eventstore.sql_transaction import SqlTransaction, Unread
 from eventstore.store import EventStore
 
 TRANSFERS = Table(

@@ -18,7 +18,7 @@ from actors import (
     command_handler,
     fold,
 )
-from actors.transacting import RETRIES
+from actors.transactions.transacting import RETRIES
 from backends.conformance.cases import case
 from eventstore import EventStore, Metadata, RecordedEvent
 from tests.actors.faults import Faults

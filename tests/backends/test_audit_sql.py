@@ -17,8 +17,8 @@ from backends.conformance.events import Happened, Noted, collect, happened
 from backends.conformance.fixtures import backend_of
 from eventstore import EventFilter, EventStore, Metadata, NewEvent
 from eventstore.audit import find
-from eventstore.audit_query import AuditPage, AuditQuery
-from eventstore.json_condition import JsonCondition
+from eventstore.contract.audit_query import AuditPage, AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 
 from .postgres_help import PATIENCE, unfinished_append
 

@@ -13,7 +13,7 @@ import redis
 from actors import ActorSystem, Command, PersistentActor, SnapshotPolicy, command_handler, event_handler
 from eventstore import Event, EventStore
 from eventstore.backend import LogPage
-from eventstore.reading_ahead import ReadAhead
+from eventstore.reading.reading_ahead import ReadAhead
 
 from .postgres_help import fetch
 

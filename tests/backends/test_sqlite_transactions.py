@@ -20,7 +20,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_append, sqlite_transaction, sqlite_writer
+from backends import sqlite_append, sqlite_transaction
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -37,7 +37,7 @@ from eventstore import (
     TransactionRefused,
 )
 from eventstore.backend import StoredCheckpoint
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
 
 from .sql_kills import survives_kills
 
@@ -97,7 +97,7 @@ class TestTheOneWriter:
                     await enter(begun, 1)
         assert len(await collect(store.read_all())) == 2
 
-    @pytest.mark.skipif(not sqlite_writer._NEEDS_LOCK, reason="this SQLite keeps processes apart by itself")
+    @pytest.mark.skipif(sqlite3.sqlite_version_info >= (3, 51, 3), reason="this SQLite keeps processes apart by itself")
     @pytest.mark.parametrize("end", ["commit", "rollback", "time"])
     async def test_it_holds_the_lock_that_keeps_processes_apart_to_its_end(
         self, path: Path, store: EventStore, end: str

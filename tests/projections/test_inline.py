@@ -26,9 +26,9 @@ from eventstore import (
     rebuild,
 )
 from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint, pause, resume
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint, pause, resume
 
 from .bank import Account, Close, Other, Pay, PayLater
 from .ledger import ENTRIES, Ledger, Paid, PlainLedger, amounts, entries, pay

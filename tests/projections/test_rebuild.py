@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import text
 
 from eventstore import EventStore, Projection, ProjectionRunner, ProjectionStopped, caught_up, event_handler, rebuild
-from eventstore.checkpoint import Status
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint
-from eventstore.rebuild import give_up
+from eventstore.contract.checkpoint import Status
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint
+from eventstore.read_models.rebuild import give_up
 
 from .broken_off import rebuilt_in_part
 from .ledger import Ledger, Paid, amounts, entries, pay, table_names

@@ -13,7 +13,7 @@ import pytest_asyncio
 from backends.conformance.events import collect, happened, versions
 from backends.conformance.replicas import REPLICA, replicated
 from eventstore import EventStore, ProjectionBehind, RetentionRefused, StoreFenced, TruncationRefused
-from eventstore.checkpoint import Checkpoint
+from eventstore.contract.checkpoint import Checkpoint
 from eventstore.retention import Cut, Policy, Retention
 from eventstore.snapshots import new_snapshot
 
