@@ -30,6 +30,9 @@ _ASKING_PRAGMAS = frozenset(
     | {"quick_check", "table_info", "table_list", "table_xinfo"}
 )
 
+# How tables are renamed: none of the journal's is. A rebuild puts tables in the place of others that views are made of.
+_HARMLESS_PRAGMAS = frozenset({"legacy_alter_table"})
+
 
 class _Ignored:
     """An attribute that is None, whatever it is set to."""
@@ -215,7 +218,7 @@ class UserConnection(sqlite3.Connection):
         if self._is_ours or action in _READING or (self._is_for_checkpoints and first == "journal_checkpoints"):
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_PRAGMA:
-            is_allowed = second is None or (first or "").lower() in _ASKING_PRAGMAS
+            is_allowed = second is None or (first or "").lower() in _ASKING_PRAGMAS | _HARMLESS_PRAGMAS
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             # A temporary table that gets one of the journal's names would stand before it.
             is_allowed = (first or "").lower() != "temp" and not _is_of_journal(second)

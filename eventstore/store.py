@@ -48,7 +48,7 @@ from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_par
 from eventstore.contract.archive import Archive
 from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
 from eventstore.contract.checkpoint import Checkpoint
-from eventstore.contract.pages import checked_page_size
+from eventstore.contract.pages import checked_limit, checked_page_size
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     CapabilityError,
@@ -419,7 +419,7 @@ class EventStore:
         checked_stream_id(stream_id)
         checked_page_size(page_size)
         after, through = _held(after), None if through is None else _held(through)
-        remaining = limit
+        remaining = checked_limit(limit)
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
             page = await self._open.read_stream(
@@ -462,8 +462,7 @@ class EventStore:
 
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
-        if limit < 0:
-            raise InvalidArgument(f"limit is how many events a page has at most, 0 or more, not {limit}")
+        checked_limit(limit)
         return await self._open.read_all(after=_held(after), limit=_held(limit), where=where)
 
     async def end(self) -> int:
@@ -637,6 +636,7 @@ class EventStore:
         self, stream_id: str, *, through: int | None = None, limit: int = 10
     ) -> Sequence[Snapshot | SnapshotUnusable]:
         """The newest snapshots of at most version `through`, newest first. A damaged one is given as its error."""
+        checked_limit(limit)
         newest = None if through is None else _held(through)
         stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=newest, limit=_held(limit))
         found: list[Snapshot | SnapshotUnusable] = []
