@@ -430,6 +430,23 @@ async def test_an_event_that_a_trigger_leaves_out_is_not_acknowledged(
             await backend_of(store).append([[write("a", *payloads, expected=1)]])
 
 
+@pytest.mark.parametrize("with_commands", [False, True])
+async def test_nothing_is_recorded_as_earlier_than_what_the_store_has_recorded(
+    postgres_url: str, with_commands: bool
+) -> None:
+    hour = 3_600_000_000
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        # As if the server's clock had been ahead then, and were set back now.
+        backend_of(store)._open.append._last_recorded_at += hour
+        for number in range(3):
+            commands = [outcome(f"c{number}")] if with_commands else []
+            await backend_of(store).append([[write("a", b"2", commands=commands), write(f"b-{number}", b"3")]])
+    times = [time for (time,) in await fetch(postgres_url, "SELECT recorded_at FROM journal_events ORDER BY position")]
+    assert times == sorted(times)
+    assert times[1] >= times[0] + hour
+
+
 async def test_of_streams_that_are_changed_and_not_appended_to_nothing_is_kept(postgres_url: str) -> None:
     async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
         for number in range(10):

@@ -22,11 +22,11 @@ from eventstore import (
     ProjectionRunner,
     ProjectionStopped,
     caught_up,
-    inline,
     rebuild,
 )
 from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
 from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.read_models import inline
 from eventstore.read_models.completeness import check_completeness
 from eventstore.read_models.projection_control import live_checkpoint, pause, resume
 
