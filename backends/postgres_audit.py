@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import SelectBase, func, make_url, or_, select, tuple_
 
+from backends.audit_paging import Part, is_scan, located, part_of, totals_of
 from backends.audit_shape import Shape
-from backends.audit_sql import HOUR_US, PAGE_BYTES, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
+from backends.audit_sql import HOUR_US, PAGE_BYTES
+from backends.postgres_audit_sql import PostgresAuditSQL
 from backends.postgres_pool import PostgresPool
 from backends.postgres_reading import PostgresReader, log_page, record
 from backends.postgres_session import PostgresSession

@@ -90,7 +90,7 @@ class RedisBackend(RedisReader):
         self._turn = asyncio.Lock()
         self._news = 0
         self.schema_revision = REVISION
-        self._listener = RedisListener(self._target, self._on_news)
+        self._listener = RedisListener(self._target, journal.identity, self._on_news)
         self.open_reader(journal)
 
     async def close(self) -> None:

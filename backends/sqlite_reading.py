@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +16,14 @@ import orjson
 from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, or_, select, text
 from sqlalchemy import literal_column as sql
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends import seals_sql
 from backends.records import batch_uuid_of, snapshot_of, time_of, uuid_of
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
-from backends.sqlite_log import SQLiteLog
+from backends.sqlite_log import SQLiteLog, Statement, log_select
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from backends.tenants_sql import TENANTS, first_tenant
 from eventstore.backend import (
@@ -394,21 +395,19 @@ class SQLiteReader:
             raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
 
 
-async def log_within(
-    connection: AsyncConnection, conditions: Sequence[ColumnElement[bool]], *, after: int, limit: int
-) -> LogPage:
-    """A page of the log as the transaction sees it that a connection is in."""
-    page = (
-        select(*RECORD)
-        .join(journal_streams, _s.id == _e.stream)
-        .where(_e.position > after, *conditions)
-        .order_by(_e.position)
-        .limit(limit)
-    )
-    rows: Sequence[Any] = (await connection.execute(page)).all()
-    records = [_record(*row) for row in rows]
+def log_within(connection: sqlite3.Connection, own: str, *, after: int, limit: int, where: EventFilter) -> LogPage:
+    """A page of the log as the transaction sees it that a connection is in. Raises the driver's errors too."""
+    statement = _within(EventFilter(*map(tuple, where)), own)
+    parameters = {**statement.constants, "after": after, "limit": limit}
+    records = [_record(*row) for row in connection.execute(statement.text, parameters)]
     position = records[-1].position if records else after
     return LogPage(records, position, len(records) < limit, position)
+
+
+@lru_cache(maxsize=64)
+def _within(where: EventFilter, own: str) -> Statement:
+    # Making a statement takes as long as reading a hundred events.
+    return Statement.of(log_select(RECORD, conditions_of(where, own), is_scan=not where.stream_ids))
 
 
 def as_one_row(page: SelectBase) -> ColumnElement[Any]:

@@ -132,7 +132,10 @@ class Projection:
 
     def table(self, table: Table) -> Table:
         """A table of the read model, under the name that it has in this version."""
-        return while_building(table, self.version) if self.is_building else table
+        if not self.is_building:
+            return table
+        tables = self.tables if table in self.tables else (table,)
+        return while_building(tables, self.version)[table]
 
     async def prepare(self, connection: AsyncConnection | None) -> None:
         """Called before the first event of a version. On SQL stores the tables are there then."""

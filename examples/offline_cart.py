@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from actors import ActorSystem, Command, Conflict, ReplicatedActor, command_handler, event_handler
 from actors.replicas.conflict import Resolution
 from eventstore import Event
-from eventstore.cli import main as eventstore
+from eventstore.cli.app import main as eventstore
 
 DEVICES = ("laptop", "phone")
 

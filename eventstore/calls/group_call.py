@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from eventstore.calls.circuit_breaker import CircuitBreaker
-from eventstore.errors import EventStoreError, StoreClosed
+from eventstore.errors import BackendUnavailable, EventStoreError, StoreClosed
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -79,7 +79,7 @@ class GroupCall(Generic[Q, A]):
 
     async def _serve_group(self, group: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
-            answers = await self._call([question for question, _ in group])
+            answers = await self._answers(group)
         except Exception as error:
             for _, future in group:
                 if not future.done():
@@ -92,3 +92,17 @@ class GroupCall(Generic[Q, A]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    async def _answers(self, group: Sequence[tuple[Q, asyncio.Future[A]]]) -> Sequence[A | EventStoreError]:
+        """What the backend answers. Anything else is an error: whoever asks later waits for this call too."""
+        try:
+            answers = await self._call([question for question, _ in group])
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # By `close`, or by a loop that ends.
+                raise
+            raise BackendUnavailable("the backend's call was cancelled, nothing was answered: try again") from error
+        if len(answers) != len(group):
+            raise BackendUnavailable(f"the backend gave {len(answers)} answers to {len(group)} questions")
+        return answers

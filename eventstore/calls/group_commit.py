@@ -214,7 +214,7 @@ class GroupCommit:
         self._started_at = time.perf_counter()
         try:
             appending = self._append(batches)
-        except EventStoreError as error:
+        except Exception as error:
             self._in_flight = self._loop.create_future()
             self._in_flight.set_exception(error)
             self._in_flight.add_done_callback(self._on_done)
@@ -280,7 +280,12 @@ class GroupCommit:
         if error is not None:
             return [_as_outcome(error)] * len(self._group)
         self._breaker.answered()
-        return future.result()
+        outcomes = future.result()
+        if len(outcomes) != len(self._group):
+            # Nobody knows whose they are. Without this, whoever has none would wait for ever.
+            error = OutcomeUnknown(f"the backend gave {len(outcomes)} outcomes for {len(self._group)} batches")
+            return [error] * len(self._group)
+        return outcomes
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None

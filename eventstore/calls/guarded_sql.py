@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from eventstore.backend import AppendOutcome, Batch
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
 from eventstore.calls.circuit_breaker import CircuitBreaker
 from eventstore.calls.finishing import finish_then_cancel
 from eventstore.calls.resolving import find_out
@@ -33,18 +34,18 @@ class GuardedSqlTransaction(WrappedTransaction):
         self._commits = commits
         self._resolve_within = resolve_within
 
-    async def commit(self, batch: Batch) -> AppendOutcome:
-        task = asyncio.ensure_future(self._commit(batch))
+    async def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
+        task = asyncio.ensure_future(self._commit(batch, checkpoints))
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         return await finish_then_cancel(task)
 
-    async def _commit(self, batch: Batch) -> AppendOutcome:
+    async def _commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint]) -> AppendOutcome:
         try:
-            outcome = await self._transaction.commit(batch)
+            outcome = await self._transaction.commit(batch, checkpoints)
         except OutcomeUnknown as error:
             self._breaker.failed(error)
-            return await find_out(lambda: self._transaction.commit(batch), within=self._resolve_within)
+            return await find_out(lambda: self._transaction.commit(batch, checkpoints), within=self._resolve_within)
         except EventStoreError as error:
             self._breaker.failed(error)
             raise

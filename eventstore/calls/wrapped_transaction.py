@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eventstore.backend import AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint
-from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
+from eventstore.contract.sql_transaction import SqlTransaction, Stored, Unread
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,13 +24,10 @@ class WrappedTransaction(ABC):
         return self._transaction.connection
 
     @abstractmethod
-    async def commit(self, batch: Batch) -> AppendOutcome: ...
+    async def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome: ...
 
-    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        return await self._transaction.store(batches)
-
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        return await self._transaction.read_all(after=after, limit=limit, where=where)
+    async def store(self, batches: Sequence[Batch], unread: Sequence[Unread] = ()) -> Stored:
+        return await self._transaction.store(batches, unread)
 
     async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
         return await self._transaction.lock_checkpoint(name, version)

@@ -17,8 +17,9 @@ from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, View, listing
-from eventstore.cli.projections import projection_progress, say_where, shown_on, write_status
+from eventstore.cli.projections import projection_progress, projections, say_where, shown_on, write_status
 from eventstore.cli.targets import actor_class, actor_keys, projection_class
 from eventstore.projections import Projection
 from eventstore.read_models.rebuild import rebuild as rebuild_projection
@@ -32,6 +33,7 @@ rebuild = command_group(
 
 @rebuild.command(short_help="Take snapshots of actors.")
 def snapshots(
+    context: typer.Context,
     url: Url,
     target: Target,
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The actors' keys.")] = None,
@@ -58,7 +60,7 @@ def snapshots(
     cls = actor_class(target)
     if issubclass(cls, ReplicatedActor):
         raise WrongUsage(f"{target} is replicated: its replica takes snapshots, because it knows what the others have")
-    return asyncio.run(_take_all(Address(url, tenant), cls, keys or (), rows, full=full))
+    return asyncio.run(_take_all(context.obj, Address(url, tenant), cls, keys or (), rows, full=full))
 
 
 @rebuild.command("projections", short_help="Make read models anew, beside the live ones.")
@@ -83,6 +85,14 @@ def projections_(
     """
     classes = [projection_class(target) for target in targets]
     return asyncio.run(_rebuild_projections(context.obj, Address(url, tenant), classes, json=json))
+
+
+# Whoever has projections looks for it beside `projections run`: it is one command under two names.
+projections.command(
+    "rebuild",
+    short_help="Make read models anew, beside the live ones.",
+    help=(projections_.__doc__ or "").replace("rebuild projections", "projections rebuild"),
+)(projections_)
 
 
 async def _rebuild_projections(
@@ -114,16 +124,26 @@ class Outcome(NamedTuple):
 
 
 async def _take_all(
-    address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
+    messages: Messages,
+    address: Address,
+    cls: type[PersistentActor[Any]],
+    keys: Sequence[str],
+    rows: Listing[Outcome],
+    *,
+    full: bool,
 ) -> Exit:
     exit_code = Exit.FINE
+    is_empty = True
     async with address.store() as store:
         async for key in actor_keys(store, cls, keys):
             outcome = await _take(store, cls, key, full=full)
             if outcome.problem is not None:
                 exit_code = Exit.WRONG
             rows.add(outcome)
-    rows.flush()
+            is_empty = False
+        rows.flush()
+        if is_empty:
+            await note_nothing(messages, store, "actor", kinds=(cls.kind,), is_narrowed=False)
     return exit_code
 
 

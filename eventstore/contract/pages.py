@@ -48,3 +48,11 @@ def checked_page_size(page_size: int) -> int:
     if page_size < 1:
         raise InvalidArgument(f"page_size is how many are read at a time, 1 or more, not {page_size}")
     return page_size
+
+
+def checked_limit(limit: int | None, name: str = "limit") -> int | None:
+    """Return it, or raise `InvalidArgument`: what is below nothing is a slip, and each database would take it for
+    something else."""
+    if limit is not None and limit < 0:
+        raise InvalidArgument(f"{name} is how many may come at most, 0 or more, not {limit}")
+    return limit

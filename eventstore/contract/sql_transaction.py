@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from eventstore.contract.append_outcome import AppendOutcome
 from eventstore.contract.event_filter import EventFilter
@@ -13,6 +13,23 @@ from eventstore.contract.writes import Batch
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class Unread(NamedTuple):
+    """Asks for the events that a filter lets through behind a checkpoint, at most so many."""
+
+    name: str
+    version: int
+    where: EventFilter
+    limit: int
+
+
+class Stored(NamedTuple):
+    """What came of batches, and for each checkpoint that was asked for the events behind it, these batches at their
+    end."""
+
+    outcomes: Sequence[AppendOutcome]
+    unread: Sequence[tuple[StoredCheckpoint, LogPage]] = ()
 
 
 class SqlTransaction(Protocol):
@@ -32,8 +49,9 @@ class SqlTransaction(Protocol):
         """
         ...
 
-    async def commit(self, batch: Batch) -> AppendOutcome:
-        """Store the batch, and commit it together with the user's statements.
+    async def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
+        """Store the batch, and commit it together with the user's statements and with the checkpoints
+        (`save_checkpoint`). If one of these was changed by somebody else, raises `TransactionConflict`.
 
         With any other outcome than `Appended`, and after any error, all of it is rolled back: the user's statements
         too. So are these where the batch had been stored before (`Appended.is_duplicate`), for they were committed
@@ -50,18 +68,17 @@ class SqlTransaction(Protocol):
         """
         ...
 
-    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+    async def store(self, batches: Sequence[Batch], unread: Sequence[Unread] = ()) -> Stored:
         """Store batches as `Backend.append` does, and leave the transaction open: `commit(())` commits them.
 
-        Called once. From here to the end of the transaction nobody else appends, so that `read_all` gives the whole
-        log, these events at its end. A batch that is refused, or was stored before, stores nothing. Raises what a
-        statement raises, and `TransactionConflict` where something else has changed a stream meanwhile.
-        """
-        ...
+        Before that the checkpoints are locked (`lock_checkpoint`), one after another, and behind it the log is read
+        from each, as by `Backend.read_all`; a page's `position` and `end` are those of the last event that was read.
 
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        """As `Backend.read_all`, behind `store`, with what that has stored. `position` and `end` are those of the last
-        event that was read; with none, `after`."""
+        Called once. From here to the end of the transaction nobody else appends, so that what is read is the whole
+        log, these events at its end. A batch that is refused, or was stored before, stores nothing. Raises what a
+        statement raises, and `TransactionConflict` where something else has changed a stream meanwhile, or one of the
+        checkpoints is not there.
+        """
         ...
 
     async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:

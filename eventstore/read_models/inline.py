@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from eventstore.backend import Appended, AppendOutcome, Backend, Batch
+from eventstore.backend import Appended, AppendOutcome, Backend, Batch, StoredCheckpoint
 from eventstore.calls.wrapped_transaction import WrappedTransaction
 from eventstore.contract.checkpoint import Checkpoint, Status, version_of
-from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.contract.record_page import RecordPage
+from eventstore.contract.sql_transaction import SqlTransaction, Unread
 from eventstore.errors import (
     CapabilityError,
     DefinitionError,
@@ -22,7 +23,7 @@ from eventstore.errors import (
     TransactionError,
     TransactionRefused,
 )
-from eventstore.events import stream_kind
+from eventstore.events import RecordedEvent, stream_kind
 from eventstore.projections import Projection
 from eventstore.read_models.delivering import Poison, handle_events
 from eventstore.read_models.projection_runner import TRANSACTION_SECONDS, ProjectionRunner
@@ -65,6 +66,7 @@ class InlineProjections:
         self._store = store
         # Everybody locks checkpoints in the same order.
         self._projections = sorted(projections, key=lambda projection: projection.name)
+        self._filters = {projection.name: projection.where() for projection in projections}
         self._versions: dict[str, int] = {}
 
     async def open(self) -> None:
@@ -124,9 +126,9 @@ class InlineProjections:
         for number in range(1, _ROUNDS + 1):
             transaction = await backend.begin_sql(seconds=TRANSACTION_SECONDS)
             try:
-                outcomes = await self.store_and_apply(transaction, projections, batches)
-                if any(isinstance(outcome, Appended) and not outcome.is_duplicate for outcome in outcomes):
-                    await self.commit(transaction, projections)
+                outcomes, applied = await self.store_and_apply(transaction, projections, batches)
+                if applied:
+                    await self.commit(transaction, applied)
                 return outcomes
             except Behind as behind:
                 late = behind.late
@@ -141,46 +143,54 @@ class InlineProjections:
 
     async def store_and_apply(
         self, transaction: SqlTransaction, projections: Sequence[type[Projection]], batches: Sequence[Batch]
-    ) -> Sequence[AppendOutcome]:
-        """Store batches in a transaction, and apply the projections, which is committed then or rolled back.
+    ) -> tuple[Sequence[AppendOutcome], Sequence[StoredCheckpoint]]:
+        """Store batches in a transaction, and apply the projections. It is to be committed with their checkpoints then,
+        or rolled back; if there are none, nothing was stored.
 
         Raises `Behind`, `ProjectionFailed`, `ProjectionStopped`, and what a statement raises."""
-        checkpoints = [await self._locked(transaction, projection) for projection in projections]
-        outcomes = await transaction.store(batches)
+        # As many positions hold no more events, so that one page has them all.
+        limit = _MOST_BEHIND + sum(len(write.events) for batch in batches for write in batch)
+        unread = [Unread(one.name, await self._version(one), self._filters[one.name], limit) for one in projections]
+        try:
+            outcomes, found = await transaction.store(batches, unread)
+        except TransactionConflict:
+            # A rebuild may have put another version in the place of one.
+            self._versions.clear()
+            raise
         new: set[bytes] = set()
         end = 0
         for batch, outcome in zip(batches, outcomes, strict=True):
             if isinstance(outcome, Appended) and not outcome.is_duplicate:
                 new.update(event.event_id for write in batch for event in write.events)
                 end = max(end, outcome.position)
-        if new:
-            for projection, checkpoint in zip(projections, checkpoints, strict=True):
-                await _apply(transaction, projection, checkpoint, new, end)
-        return outcomes
+        if not new:
+            return outcomes, ()
+        applied: list[StoredCheckpoint] = []
+        for projection, (stored, page) in zip(projections, found, strict=True):
+            checkpoint = Checkpoint.of(stored)
+            if checkpoint.status is not Status.LIVE:
+                self._versions.clear()
+                raise TransactionConflict(f"projection {projection.name!r} is being rebuilt: nothing was stored")
+            applied.append(await _apply(transaction, projection, checkpoint, page.events, new, end=end, limit=limit))
+        return outcomes, applied
 
-    async def commit(self, transaction: SqlTransaction, projections: Sequence[type[Projection]]) -> None:
+    async def commit(self, transaction: SqlTransaction, applied: Sequence[StoredCheckpoint]) -> None:
         """Commit what was stored and applied."""
         try:
-            await transaction.commit(())
+            await transaction.commit((), applied)
         except (TransactionRefused, TransactionError) as error:
             # A constraint that is looked at only now, or handlers that took too long.
-            raise ProjectionFailed(", ".join(one.name for one in projections), error) from error
+            raise ProjectionFailed(", ".join(one.name for one in applied), error) from error
 
-    async def _locked(self, transaction: SqlTransaction, projection: type[Projection]) -> Checkpoint:
-        """The live version's checkpoint. A rebuild may have put another in its place."""
+    async def _version(self, projection: type[Projection]) -> int:
+        """Which version is live, as far as is known."""
         name = projection.name
-        for _ in range(_ROUNDS):
-            version = self._versions.get(name)
-            stored = None if version is None else await transaction.lock_checkpoint(name, version)
-            if stored is not None and (found := Checkpoint.of(stored)).status is Status.LIVE:
-                return found
+        if name not in self._versions:
             live = version_of(await self._store.checkpoints(), name, Status.LIVE)
             if not live:
                 raise Behind(projection)
             self._versions[name] = live[0].version
-        raise TransactionConflict(
-            f"projection {name!r} is being rebuilt again and again: nothing was stored, try again"
-        )
+        return self._versions[name]
 
     async def catch_up_with(self, behind: Behind) -> None:
         """Bring a projection forward that was too far behind."""
@@ -191,28 +201,33 @@ class InlineProjections:
 
 
 async def _apply(
-    transaction: SqlTransaction, projection: type[Projection], checkpoint: Checkpoint, new: set[bytes], end: int
-) -> None:
-    """Apply what the log has behind a checkpoint, up to its end, which the new events are."""
+    transaction: SqlTransaction,
+    projection: type[Projection],
+    checkpoint: Checkpoint,
+    unread: Sequence[RecordedEvent],
+    new: set[bytes],
+    *,
+    end: int,
+    limit: int,
+) -> StoredCheckpoint:
+    """Apply what the log has behind a checkpoint, up to its end, which the new events are. Returns it as it is to be
+    saved."""
     if checkpoint.pause is not None:
         raise ProjectionStopped(checkpoint.name, f"{checkpoint.pause}; it is inline, so nothing was stored")
-    limit = _MOST_BEHIND + len(new)
     if end - checkpoint.position > limit:
         raise Behind(projection)
-    # As many positions hold no more events, so that one page has them all.
-    page = await transaction.read_all(after=checkpoint.position, limit=limit, where=projection.where())
-    behind = checkpoint.advanced(end, [recorded.event_id for recorded in page.events])
+    page = RecordPage.of(unread)
+    behind = checkpoint.behind(end, len(page), page.checksum)
     try:
-        if page.events:
-            await handle_events(projection, behind, page.events, transaction.connection)
+        if page:
+            await handle_events(projection, behind, page, transaction.connection)
     except Poison as poison:
-        if any(recorded.event_id.bytes not in new for recorded in page.events):
+        if any(recorded.event_id.bytes not in new for recorded in page):
             # It may be an event that somebody else has stored. A runner finds out, and does with it what is to be done.
             raise Behind(projection) from poison
         cause = poison.__cause__ or poison
         raise ProjectionFailed(projection.name, cause) from cause
-    if not await transaction.save_checkpoint(behind.stored()):
-        raise TransactionConflict(f"projection {projection.name!r} was changed by somebody else: nothing was stored")
+    return behind.stored()
 
 
 class Behind(ProjectionError):
@@ -230,14 +245,14 @@ class _InlineTransaction(WrappedTransaction):
         super().__init__(transaction)
         self._inline = inline
 
-    async def commit(self, batch: Batch) -> AppendOutcome:
+    async def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
         concerned = self._inline.concerned([batch])
         if not concerned:
-            return await self._transaction.commit(batch)
+            return await self._transaction.commit(batch, checkpoints)
         try:
-            (outcome,) = await self._inline.store_and_apply(self._transaction, concerned, [batch])
-            if isinstance(outcome, Appended) and not outcome.is_duplicate:
-                await self._inline.commit(self._transaction, concerned)
+            (outcome,), applied = await self._inline.store_and_apply(self._transaction, concerned, [batch])
+            if applied:
+                await self._inline.commit(self._transaction, [*applied, *checkpoints])
             return outcome
         except Behind as behind:
             # It holds what the user's statements have locked, and they must not be run again from here.

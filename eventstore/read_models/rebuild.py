@@ -11,7 +11,7 @@ from itertools import count
 from eventstore import read_model_tables
 from eventstore.contract.checkpoint import Checkpoint, Status, version_of
 from eventstore.contract.sql_transaction import SqlTransaction
-from eventstore.errors import BackendUnavailable, ProjectionError, TransactionExpired
+from eventstore.errors import BackendUnavailable, EventStoreError, ProjectionError, TransactionExpired
 from eventstore.projections import Projection
 from eventstore.read_models.delivering import Poison, handle_events, new
 from eventstore.read_models.projection_runner import FIRST_BATCH, TRANSACTION_SECONDS, ProjectionRunner, begin
@@ -118,6 +118,16 @@ async def _switch(store: EventStore, projection: type[Projection], version: int)
                 return None
         await transaction.connection.run_sync(read_model_tables.switch, projection.tables, version)
         await new(projection, behind[0]).switched(transaction.connection)
+        try:
+            await transaction.connection.run_sync(read_model_tables.drop_replaced, projection.tables, version)
+        except EventStoreError:
+            raise
+        except Exception as error:
+            raise ProjectionError(
+                f"the read model of projection {projection.name!r} cannot be replaced: {error}; drop what was made "
+                "of its tables, such as views, or make it of the new ones in the projection's method `switched`; the "
+                "live one is as it was, and the next rebuild goes on from here"
+            ) from error
         await transaction.commit(())
         return [part.saved() for part in behind]
 

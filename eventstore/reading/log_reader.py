@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from eventstore.contract.event_filter import EventFilter
-from eventstore.contract.pages import LogPage, checked_page_size
+from eventstore.contract.pages import LogPage, checked_limit, checked_page_size
 from eventstore.errors import BackendUnavailable
 from eventstore.events import RecordedEvent
 from eventstore.reading.reading_past import OnDamage, PastDamage, ReadPage
@@ -39,9 +39,10 @@ class LogReader:
     ) -> AsyncGenerator[RecordedEvent, None]:
         """The events up to where the log ends when the first page is read."""
         checked_page_size(page_size)
+        checked_limit(last, "last")
         read_page = self._past_damage(self._read_page)
         position = after if last is None else await self._start_of_last(last, where)
-        remaining = limit
+        remaining = checked_limit(limit)
         end: int | None = None
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
@@ -61,6 +62,7 @@ class LogReader:
     ) -> AsyncGenerator[RecordedEvent, None]:
         """The events there are, and every new one as it comes. While the database is away it tries again."""
         checked_page_size(page_size)
+        checked_limit(last, "last")
         again = AsyncRetrying(
             retry=retry_if_exception_type(BackendUnavailable),
             wait=wait_random_exponential(multiplier=0.05, max=5.0),

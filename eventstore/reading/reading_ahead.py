@@ -9,6 +9,9 @@ from typing import Any, Self
 
 from eventstore.backend import LogPage
 
+# Until a backend has sent its question: Postgres's pool does its work in a task of its own.
+_TURNS = 3
+
 
 class ReadAhead:
     """Use it with `async with`: what is on its way and not wanted any more is cancelled at its end.
@@ -30,7 +33,8 @@ class ReadAhead:
         if not page.is_end:
             self._next = asyncio.create_task(self._read(self.position), name="eventstore-next-page")
             # Else it would begin when whoever uses this page waits for something, and that may be nothing.
-            await asyncio.sleep(0)
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
         return page
 
     async def __aenter__(self) -> Self:

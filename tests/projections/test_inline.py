@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
@@ -24,7 +24,7 @@ from eventstore import (
     caught_up,
     rebuild,
 )
-from eventstore.backend import AppendOutcome, Batch
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.read_models import inline
 from eventstore.read_models.completeness import check_completeness
@@ -186,11 +186,11 @@ async def test_an_append_that_nobody_answered_is_applied_once(
         transaction = await begin(seconds=seconds)
         commit = transaction.commit
 
-        async def answer_lost(batch: Batch) -> AppendOutcome:
+        async def answer_lost(batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
             if not lost[0]:
-                return await commit(batch)
+                return await commit(batch, checkpoints)
             lost[0] -= 1
-            await (commit(batch) if is_stored else transaction.rollback())
+            await (commit(batch, checkpoints) if is_stored else transaction.rollback())
             raise OutcomeUnknown("the answer was lost")
 
         monkeypatch.setattr(transaction, "commit", answer_lost)
