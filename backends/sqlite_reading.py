@@ -443,8 +443,8 @@ def _records(events: str) -> Sequence[RecordedEvent]:
 
 def _record(*row: Any) -> RecordedEvent:
     """The record of a row of `RECORD`, whose ids are hexadecimal, because JSON holds no bytes."""
-    event_id, batch_id = row[7:9]
-    columns: Sequence[Any] = (*row[:7], bytes.fromhex(event_id), bytes.fromhex(batch_id) or None, *row[9:])
+    columns = list(row)
+    columns[7:9] = bytes.fromhex(row[7]), bytes.fromhex(row[8]) or None
     return recorded(*columns)
 
 
