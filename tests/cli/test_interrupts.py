@@ -304,7 +304,18 @@ import typer
 """
 
 
-@pytest.mark.parametrize("when", ["strike()", "atexit.register(strike)"], ids=["import", "exit"])
+SWALLOWED = """
+try:
+    strike()
+except BaseException:
+    pass
+"""
+"""As the machinery of imports does with what is raised in its callbacks."""
+
+
+@pytest.mark.parametrize(
+    "when", ["strike()", SWALLOWED, "atexit.register(strike)"], ids=["import", "swallowed", "exit"]
+)
 @pytest.mark.parametrize(("begin", "code"), [("", 130), ("trap '' INT; ", 0)], ids=["ends", "ignored"])
 @pytest.mark.parametrize("program", ["eventstore", "python -P -m eventstore.cli"])
 def test_ctrl_c_while_python_imports_or_ends(when: str, begin: str, code: int, program: str, tmp_path: Path) -> None:

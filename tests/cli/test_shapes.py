@@ -7,15 +7,17 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from eventstore import EventStore, Metadata, NewEvent
+from eventstore.backend import Claim, Owner
 from eventstore.cli.reference import described
 from eventstore.cli.shapes import SHAPES, Shape, in_words
 
 from .conftest import PROJECT, Rewrite, Run
 from .test_conflicts import build
-from .test_owners import process
 
 ACCOUNT = "cli_ledger:Account"
 
@@ -121,8 +123,14 @@ def names(words: list[str]) -> Iterator[str]:
 
 async def prepare(url: str, replicas: dict[str, str]) -> None:
     await build(replicas)
-    async with process(url, "web", ["Account-alice"]):
-        pass
+    from cli_ledger import Deposited  # type: ignore[import-not-found]
+
+    owner = Owner(uuid4().bytes, "web", 600)
+    async with EventStore.open(url) as store:
+        asked = NewEvent(Deposited(amount=1), metadata=Metadata(correlation_id="request-1"))
+        await store.append("Note-2", [asked])
+        await store.lease(owner).renew(b"{}")
+        await store.claim_as(Claim("Account-alice", owner.id))
 
 
 def test_every_command_with_json_has_shapes_and_no_other() -> None:
