@@ -70,13 +70,13 @@ conflicts list {eu}
 conflicts show {eu} Shop-x 3 --resolver cli_shop:Shop
 schema export cli_orders_v1 -o {dir}/schema.json
 schema diff {dir}/schema.json cli_orders
+retention plan {url} --keep-versions 1 --kind Account --no-snapshots
+retention apply {url} --keep-versions 1 --kind Account --no-snapshots
 damage
 verify {url}
 replay {url} {account}
 audit verify {url} --public-key {dir}/seal.key.pub
 schema check {url} cli_ledger --all
-retention plan {url} --keep-versions 1 --kind Note --no-snapshots
-retention apply {url} --keep-versions 1 --kind Account --no-snapshots
 """
 
 
