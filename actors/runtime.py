@@ -402,7 +402,6 @@ class Runtime:
         if data is not None:
             self.save_snapshot(cell, cell.version, data)
         self.forget(cell)
-        cell.passivate()
 
     def _release(self, stream_id: str, epoch: int) -> None:
         # At the end the lease takes all claims with it.
@@ -412,7 +411,7 @@ class Runtime:
 
     def forget(self, cell: LivingCell) -> None:
         """Let a cell leave memory: the next message brings the actor to life anew."""
-        cell.phase = Phase.PASSIVE
+        cell.passivate()
         if self._cells.get(cell.stream_id) is cell:
             del self._cells[cell.stream_id]
         if cell.epoch is not None:

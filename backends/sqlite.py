@@ -17,7 +17,8 @@ from backends.sqlite_archive import SQLiteArchive
 from backends.sqlite_audit import SQLiteAudit
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
-from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
+from backends.sqlite_transaction import SQLiteTransaction
+from backends.sqlite_transactions import SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
 from eventstore.backend import (
     AppendOutcome,

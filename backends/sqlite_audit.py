@@ -9,16 +9,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, LargeBinary, case, cast, func, select
 
+from backends.audit_paging import Part, is_scan, part_of, totals_of
 from backends.audit_shape import LABELS_WITH_INDEX, Shape
-from backends.audit_sql import (
-    HOUR_US,
-    PAGE_BYTES,
-    Part,
-    SQLiteAuditSQL,
-    is_scan,
-    part_of,
-    totals_of,
-)
+from backends.audit_sql import HOUR_US, PAGE_BYTES
+from backends.sqlite_audit_sql import SQLiteAuditSQL
 from backends.sqlite_log import PAGE, Statement
 from backends.sqlite_page_thread import Ask
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row

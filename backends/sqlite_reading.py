@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends import seals_sql
-from backends.records import batch_uuid_of, snapshot_of, time_of, uuid_of
+from backends.records import snapshot_of
+from backends.sql_records import recorded
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
 from backends.sqlite_log import SQLiteLog, Statement, log_select
@@ -39,7 +40,7 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
-from eventstore.codec import damaged, decode_metadata, verify_checksum
+from eventstore.codec import damaged
 from eventstore.errors import BackendUnavailable, EventStoreError, JournalCorrupt, StoreClosed
 from eventstore.events import RecordedEvent
 from eventstore.tenant import NO_TENANT
@@ -440,52 +441,11 @@ def _records(events: str) -> Sequence[RecordedEvent]:
     return [_record(*row) for row in rows]
 
 
-def _record(
-    position: int,
-    stream_id: str,
-    version: int,
-    type_: str,
-    schema_version: int,
-    payload: str,
-    metadata: str | None,
-    event_id: str,
-    batch_id: str,
-    epoch: int,
-    recorded_at: int,
-    checksum: int,
-    tenant: str,
-    origin: str | None,
-    origin_sequence: int | None,
-    clock: str | None,
-    concurrent: int | None,
-) -> RecordedEvent:
-    try:
-        stored = payload.encode()
-        notes = None if metadata is None else metadata.encode()
-        verify_checksum(checksum, type_, schema_version, stored, notes)
-        return RecordedEvent(
-            position,
-            stream_id,
-            version,
-            type_,
-            schema_version,
-            stored,
-            decode_metadata(metadata),
-            (own := uuid_of(bytes.fromhex(event_id))),
-            # Only the first event of a batch has none: it names the batch.
-            own if not batch_id else batch_uuid_of(bytes.fromhex(batch_id)),
-            epoch,
-            time_of(recorded_at),
-            checksum,
-            tenant,
-            origin,
-            origin_sequence,
-            None if clock is None else clock.encode(),
-            bool(concurrent),
-            notes,
-        )
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
+def _record(*row: Any) -> RecordedEvent:
+    """The record of a row of `RECORD`, whose ids are hexadecimal, because JSON holds no bytes."""
+    columns = list(row)
+    columns[7:9] = bytes.fromhex(row[7]), bytes.fromhex(row[8]) or None
+    return recorded(*columns)
 
 
 def _read_error(error: BaseException | None) -> EventStoreError:

@@ -65,6 +65,7 @@ class UserConnection(sqlite3.Connection):
         self._gate = threading.RLock()
         self._is_ours = True
         self._is_for_checkpoints = False
+        self._functions: dict[tuple[str, int], tuple[Any, dict[str, Any]]] = {}
         self.tenure = Tenure()
         self._cursors: weakref.WeakSet[UserCursor] = weakref.WeakSet()
 
@@ -180,6 +181,20 @@ class UserConnection(sqlite3.Connection):
 
     # To set it is to commit, for the driver. The property hides the driver's own from SQLAlchemy.
     isolation_level: Any = _Ignored()
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        # The driver's own makes a cursor that nobody watches.
+        return super().execute(sql, parameters) if self._is_ours else self.cursor().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+        return super().executemany(sql, parameters) if self._is_ours else self.cursor().executemany(sql, parameters)
+
+    def create_function(self, name: str, narg: int, func: Any, **options: Any) -> None:
+        """SQLAlchemy makes the same ones for each transaction, and with each SQLite prepares every statement anew."""
+        key, made = (name.lower(), narg), (func, options)
+        if self._functions.get(key) != made:
+            super().create_function(name, narg, func, **options)
+            self._functions[key] = made
 
     def set_authorizer(self, authorizer_callback: Any) -> None:
         """Refused: there is one, and it stays. To set one makes SQLite prepare every statement anew."""

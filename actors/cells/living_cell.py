@@ -165,8 +165,7 @@ class LivingCell(StagingCell):
             self._runtime.supervise(self, error)
 
     def stop(self, error: ActorStopped) -> None:
-        """Serve nobody any more, and leave memory."""
-        self.passivate()
+        """Serve nobody any more: it has left memory."""
         self._fail_mailbox(error)
 
     def passivate(self) -> None:

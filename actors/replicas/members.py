@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -80,7 +80,7 @@ class Members:
         """Read who takes part, and name the journal if it is new. Raises `ReplicaRefused` if it is another's."""
         await self.read()
         if self._journal is None:
-            await self._append(ReplicaNamed(replica=self.replica, journal=uuid4()))
+            await self._append(ReplicaNamed(replica=self.replica, journal=uuid4()), lambda: self._journal is not None)
 
     async def join(self, name: str, peer: Peer) -> None:
         """Let another replica take part, or see that it is the one that does.
@@ -96,12 +96,11 @@ class Members:
             raise ReplicationError(f"the database of {name!r} is no replica's yet: start it there once")
         if named.replica != name:
             raise ReplicaRefused(name, f"what is there is the journal of {named.replica!r}")
-        known = self._joined.get(name)
-        if known is None:
+        if name not in self._joined:
             if named.journal == self._journal:
                 raise ReplicaRefused(name, "its journal is a copy of this one")
-            await self._append(ReplicaJoined(replica=name, journal=named.journal))
-        elif known != named.journal:
+            await self._append(ReplicaJoined(replica=name, journal=named.journal), lambda: name in self._joined)
+        if self._joined[name] != named.journal:
             raise ReplicaRefused(name, "the name was that of another journal")
 
     async def remove(self, name: str) -> None:
@@ -109,13 +108,14 @@ class Members:
         if name == self.replica:
             raise ReplicationError(f"{name!r} is this replica: the others let it go, each for itself")
         if name not in self._left:
-            await self._append(ReplicaLeft(replica=name))
+            await self._append(ReplicaLeft(replica=name), lambda: name in self._left)
 
-    async def _append(self, event: Event) -> None:
-        # Another process of this replica may have been faster with the same.
-        with suppress(ConcurrencyError):
-            await self._store.append(MEMBERS, [event], expected_version=self._version)
-        await self.read()
+    async def _append(self, event: Event, is_known: Callable[[], bool]) -> None:
+        # Others may be faster, with the same or with something else: two replicas are often met at once.
+        while not is_known():
+            with suppress(ConcurrencyError):
+                await self._store.append(MEMBERS, [event], expected_version=self._version)
+            await self.read()
 
     async def read(self) -> None:
         """Learn what is new in the journal. Raises `ReplicaRefused` if it is another replica's."""

@@ -88,7 +88,7 @@ class ReplicatedCell(Cell):
         self._membership = membership
         self._saver = saver
         self._durable = 0
-        self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
         self.heard: dict[str, VectorClock] = {}
         self.history: History
 
@@ -122,10 +122,12 @@ class ReplicatedCell(Cell):
         """Bring the live actor to what another process of this replica has stored meanwhile."""
         entries = await newer_entries(store, self.history, self, page_timeout=self._membership.page_timeout)
         if entries:
-            if not self.history.reaches(entry.stamp for entry in entries):
+            # One that was broken off before may have put the first of them in their places already.
+            new = [entry for entry in entries if not self.history.knows(entry.stamp)]
+            if not self.history.reaches(entry.stamp for entry in new):
                 await self.rebuild(store)
                 return
-            await extend(self.history, self._replicated, entries)
+            await extend(self.history, self._replicated, new)
             self.version += len(entries)
             self._durable = self.version
             for entry in entries:
@@ -222,14 +224,9 @@ class ReplicatedCell(Cell):
 
     def heard_more(self) -> None:
         """Let those go on who waited for what is known now."""
-        waiting, self._waiting = self._waiting, []
-        for is_reached, future in waiting:
-            if future.done():
-                continue
-            if is_reached():
+        for future, is_reached in self._waiting.items():
+            if not future.done() and is_reached():
                 future.set_result(None)
-            else:
-                self._waiting.append((is_reached, future))
         if hasattr(self, "history"):
             self._settle(is_due=False)
 
@@ -237,8 +234,11 @@ class ReplicatedCell(Cell):
         """Wait until something is known of the stream. The caller has the deadline."""
         if not is_reached():
             future: asyncio.Future[None] = self._runtime.new_reply()
-            self._waiting.append((is_reached, future))
-            await future
+            self._waiting[future] = is_reached
+            try:
+                await future
+            finally:
+                del self._waiting[future]
 
     @property
     def others(self) -> Sequence[str]:
@@ -394,7 +394,7 @@ class ReplicatedCell(Cell):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being done or waited for, so that the actor may leave memory."""
-        return super().is_idle and all(future.done() for _, future in self._waiting)
+        return super().is_idle and all(future.done() for future in self._waiting)
 
     def _let_go(self) -> None:
         super()._let_go()

@@ -89,7 +89,8 @@ async def _from(
             base, heard = unpack_base(snapshot)
         except (ValueError, LookupError, TypeError, AttributeError):
             return None
-    version = base.version
+    # From the snapshot's own event on: where that is missing, so is more.
+    version = max(base.version - 1, 0)
     entries: list[Entry] = []
     clock = base.clock
     async for recorded in _within_time(store, stage.stream_id, version, through, page_timeout):
@@ -106,7 +107,9 @@ async def _from(
             entries.append(entry)
     if snapshot is not None and version < snapshot.version:
         raise RecoveryError(
-            stage.stream_id, f"its snapshot is of version {snapshot.version}, ahead of the journal at {version}"
+            stage.stream_id,
+            f"its snapshot is of version {snapshot.version}, and the journal does not have that event: events are "
+            "missing; restore the journal, or delete that snapshot if the journal is right",
         )
     actor.state = actor.initial_state()
     history = History(actor, base)

@@ -239,11 +239,13 @@ class Transaction:
         if version < 0:
             raise ValueError(f"a stream is at version 0 or a later one, not {version}")
         participant = self._participants.get(ref.stream_id)
-        found = self._expected.get(ref.stream_id, version) if participant is None else participant.version
+        if participant is None or not participant.is_asked:
+            # One that is only held has no part in what is stored: so this has to have one.
+            found = self._expected.setdefault(ref.stream_id, version)
+        else:
+            found = participant.version
         if found != version and not self.is_repeated:
             raise self._ended(ConcurrencyError(ref.stream_id, version, found))
-        if participant is None:
-            self._expected[ref.stream_id] = version
 
     @property
     def connection(self) -> SqlConnection:

@@ -313,22 +313,29 @@ class _Comparison:
         self._compared.streams += 1
 
     async def _commands(self, head: ArchivedStream, mine: ArchivedStream) -> None:
-        after = ""
+        theirs = self._outcomes(self._source, head.number, mine.version)
+        own = self._outcomes(self._target, mine.number, mine.version)
         while True:
-            page = await self._source.commands(head.number, after=after, limit=_COMMANDS)
-            wanted = [each for each in page if each.version <= mine.version]
-            found = await self._target.commands(mine.number, after=after, limit=_COMMANDS)
-            for one, other in zip(wanted, found, strict=False):
-                if one != other:
-                    name = one.outcome.command_id
-                    raise CopyDiffers(f"stream {head.stream_id!r}: the outcome of command {name!r} is another one")
-                self._add(*one.outcome, one.version, one.recorded_at)
-                self._compared.commands += 1
-            if len(wanted) != len(found):
-                raise CopyDiffers(f"stream {head.stream_id!r}: it remembers {mine.commands} commands in the copy")
-            if not wanted:
+            one, other = await anext(theirs, None), await anext(own, None)
+            if one is None and other is None:
                 return
-            after = wanted[-1].outcome.command_id
+            if one is None or other is None:
+                raise CopyDiffers(f"stream {head.stream_id!r}: it remembers {mine.commands} commands in the copy")
+            if one != other:
+                name = one.outcome.command_id
+                raise CopyDiffers(f"stream {head.stream_id!r}: the outcome of command {name!r} is another one")
+            self._add(*one.outcome, one.version, one.recorded_at)
+            self._compared.commands += 1
+
+    async def _outcomes(self, archive: Archive, number: int, version: int) -> AsyncGenerator[ArchivedCommand]:
+        """What a stream remembers up to a version. Of large ones a backend may give fewer at once than asked for."""
+        after = ""
+        while page := await archive.commands(number, after=after, limit=_COMMANDS):
+            for each in page:
+                if each.version > version:
+                    return
+                yield each
+            after = page[-1].outcome.command_id
 
     async def _strangers(self) -> None:
         after = 0

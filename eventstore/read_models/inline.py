@@ -91,13 +91,14 @@ class InlineProjections:
 
     async def append(self, backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome | EventStoreError]:
         """Store a group as `Backend.append` does. A batch whose events cannot be applied is refused with
-        `ProjectionFailed`, and the others are stored each in a transaction of its own then."""
+        `ProjectionFailed`, one of a projection that is paused with `ProjectionStopped`; the others are stored each in a
+        transaction of its own then."""
         concerned = self.concerned(batches)
         if not concerned:
             return await backend.append(batches)
         try:
             return await self._append(backend, concerned, batches)
-        except ProjectionFailed as error:
+        except ProjectionError as error:
             if len(batches) == 1:
                 return [error]
         outcomes: list[AppendOutcome | EventStoreError] = []

@@ -191,7 +191,9 @@ class ProjectionRunner:
         return next((one for one in parts if one.partition == self._partition), None), parts
 
     def _mine(self, checkpoint: Checkpoint) -> Checkpoint:
-        return replace(checkpoint, runner=self._id, runner_name=self._name)
+        # What it wants is the class's to say, which may have changed: truncation goes by the checkpoint.
+        wanted = self._projection
+        return replace(checkpoint, runner=self._id, runner_name=self._name, kinds=wanted.kinds, tenants=wanted.tenants)
 
     def _has_less(self, runner: str, parts: Sequence[Checkpoint]) -> bool:
         """Whether another has so many partitions more that one of them should be taken over."""

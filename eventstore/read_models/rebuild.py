@@ -13,7 +13,7 @@ from eventstore.contract.checkpoint import Checkpoint, Status, version_of
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import BackendUnavailable, EventStoreError, ProjectionError, TransactionExpired
 from eventstore.projections import Projection
-from eventstore.read_models.delivering import handle_events, new
+from eventstore.read_models.delivering import Poison, handle_events, new
 from eventstore.read_models.projection_runner import FIRST_BATCH, TRANSACTION_SECONDS, ProjectionRunner, begin
 from eventstore.store import EventStore
 
@@ -47,10 +47,15 @@ async def rebuild(
         try:
             if (switched := await _switch(store, projection, version)) is not None:
                 return switched[0]
-        except (TransactionExpired, BackendUnavailable) as error:
-            if round_ >= _ROUNDS:
-                raise
-            logger.warning("projection %s: the rebuild tries again: %s", projection.name, error)
+            continue
+        except Poison as poison:
+            # The runner names the event that it is, and pauses there.
+            error = poison.__cause__ or poison
+        except (TransactionExpired, BackendUnavailable) as trouble:
+            error = trouble
+        if round_ >= _ROUNDS:
+            raise error
+        logger.warning("projection %s: the rebuild tries again: %s", projection.name, error)
     raise AssertionError("it is counted without an end")
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import pytest
@@ -19,7 +20,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_append, sqlite_transaction
+from backends import sqlite_append, sqlite_checkpoints, sqlite_transaction
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -272,12 +273,14 @@ class TestWhatTheUserMayNotDo:
                 "BEGIN IMMEDIATE",
                 "COMMIT",
                 sqlite_append._EVENTS[1],
-                sqlite_transaction._INSERT_CHECKPOINT,
-                sqlite_transaction._UPDATE_CHECKPOINT,
+                sqlite_checkpoints._INSERT,
+                sqlite_checkpoints._UPDATE,
             ):
                 parameters = (1,) * sql.count("?")
                 with pytest.raises(CapabilityError):
                     await begun.connection.exec_driver_sql(sql, parameters)
+                with pytest.raises(CapabilityError):
+                    await (await driver(begun)).execute(sql, parameters)
             await enter(begun, 1)
             await begun.commit([])
         assert len(await collect(store.read_all())) == 1
@@ -358,6 +361,36 @@ class TestTheConnection:
             await begun.commit([])
         async with transaction(store) as begun:
             assert (await begun.connection.execute(text("SELECT 'a', 1"))).all() == [("a", 1)]
+
+    async def test_statements_are_prepared_once(self, store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """SQLite asks what a statement may do when it prepares it."""
+        asked: list[int] = []
+        authorize = UserConnection._authorize
+
+        def counting(connection: UserConnection, *what: Any) -> int:
+            asked[-1] += 1
+            return authorize(connection, *what)
+
+        monkeypatch.setattr(UserConnection, "_authorize", counting)
+        for number in range(4):
+            asked.append(0)
+            async with transaction(store) as begun:
+                await begun.store([[write("a", b"1")]])
+                await begun.connection.exec_driver_sql("INSERT INTO ledger VALUES (?, 0)", (number,))
+                await begun.commit([])
+        # One virtual table prepares a statement of its own each time.
+        assert asked[0] > 20
+        assert max(asked[2:]) <= 1
+
+    async def test_a_function_of_the_users_does_not_stand_for_the_usual_one(self, store: EventStore) -> None:
+        asked = "SELECT 'abc' REGEXP 'b'"
+        for is_replaced in (True, False, False):
+            async with transaction(store) as begun:
+                assert (await begun.connection.exec_driver_sql(asked)).scalar_one() == 1
+                if is_replaced:
+                    await (await driver(begun)).create_function("REGEXP", 2, lambda *_: 7)
+                    assert (await begun.connection.exec_driver_sql(asked)).scalar_one() == 7
+                await begun.commit([])
 
     async def test_rows_that_were_not_fetched_hold_nobody_up(self, path: Path, store: EventStore) -> None:
         await commit(store, [], "INSERT INTO ledger VALUES (1, 0), (2, 0), (3, 0)")

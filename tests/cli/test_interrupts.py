@@ -304,10 +304,11 @@ import typer
 
 @pytest.mark.parametrize("when", ["strike()", "atexit.register(strike)"], ids=["import", "exit"])
 @pytest.mark.parametrize(("begin", "code"), [("", 130), ("trap '' INT; ", 0)], ids=["ends", "ignored"])
-def test_ctrl_c_while_python_imports_or_ends(when: str, begin: str, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["eventstore", "python -P -m eventstore.cli"])
+def test_ctrl_c_while_python_imports_or_ends(when: str, begin: str, code: int, program: str, tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text(SHIM.format(when=when), "utf-8")
     done = subprocess.run(
-        ["sh", "-c", f'{begin}exec "$0" --version', Path(sys.executable).with_name("eventstore")],
+        ["sh", "-c", f"{begin}exec {Path(sys.executable).parent}/{program} --version"],
         env={**ENVIRONMENT, "PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"},
         capture_output=True,
         timeout=180,

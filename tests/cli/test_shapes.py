@@ -53,7 +53,9 @@ rebuild projections {url} cli_ledger:Amounts
 projections list {url}
 projections status {url} amounts
 projections check {url} cli_ledger:Amounts
+projections rebuild {url} cli_ledger:Amounts
 rebuild projections {url} cli_parts:Parts
+projections rebuild {url} cli_parts:Parts
 projections status {url} amounts
 audit query {url}
 audit trace {url} request-1
@@ -98,8 +100,9 @@ def printed(
         words = line.format(url=own_url, account=ACCOUNT, dir=tmp_path, **urls).split()
         name = next(name for name in names(words) if name in COMMANDS)
         form = ["--json"] if name in SHAPES else []
-        # A test has no stdin that could be read.
-        result = (program if name == "import" else cli)(*words, *form)
+        # A test has no stdin that could be read, and these two modules define events of the same names.
+        is_alone = name == "import" or "orders" in line
+        result = (program if is_alone else cli)(*words, *form)
         assert result.code in (0, 1) or "none.db" in line, (line, result.err)
         if form:
             found.setdefault(name, []).extend(result.objects)

@@ -309,6 +309,21 @@ async def test_events_that_a_projection_still_needs_are_not_truncated(store: Eve
     assert await store.truncate("account-a", 3, reason="test") == 1
 
 
+async def test_events_of_kinds_that_a_projection_wants_by_now_are_not_truncated(store: EventStore):
+    await pay(store, 1)
+    await run(store, PlainLedger)
+
+    class Wider(PlainLedger, name="plain", kinds=("account", "other")):
+        pass
+
+    await run(store, Wider)
+    await pay(store, 2, account="other-a")
+    with pytest.raises(ProjectionBehind, match="'other-a' cannot be truncated, nothing was removed"):
+        await store.truncate("other-a", 1, reason="test")
+    await run(store, Wider)
+    assert await store.truncate("other-a", 1, reason="test") == 1
+
+
 async def test_a_projection_that_was_never_run_is_waited_for_in_vain(store: EventStore):
     with pytest.raises(ProjectionError, match="never been run"):
         await caught_up(store, PlainLedger, timeout=0.05)
