@@ -2,21 +2,21 @@
 
 from actors.actor import PersistentActor
 from actors.command import Command, new_command_id
-from actors.conflict import Conflict, last_writer_wins
 from actors.dead_letters import DeadLetter
-from actors.folding import Fold, Folded, fold
 from actors.handlers import command_handler
 from actors.message_metadata import with_metadata
 from actors.ref import ActorRef
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_ref import ReplicatedRef
+from actors.replicas.conflict import Conflict, last_writer_wins
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_ref import ReplicatedRef
 from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.stats import SystemStats
 from actors.supervision import Escalate, Match, Restart, Resume, Stop, Supervision
 from actors.supervisor import Failure
 from actors.system import ActorSystem
-from actors.transaction import Transaction
+from actors.time_travel.folding import Fold, Folded, fold
+from actors.transactions.transaction import Transaction
 from eventstore.errors import (
     ActorError,
     ActorStopped,

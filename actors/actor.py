@@ -142,7 +142,7 @@ def stream_id_of(cls: type[PersistentActor[Any]], key: str) -> str:
     if not (isinstance(given_class, type) and issubclass(given_class, PersistentActor)):
         raise DefinitionError(f"a reference is to an actor of a subclass of PersistentActor, not of {given_class!r}")
     if not isinstance(given_key, str) or not given_key:
-        raise InvalidStreamId(f"the key of a {cls.kind} is a text that is not empty, not {key!r}")
+        raise InvalidStreamId(f"the key of an actor is a text that is not empty: {cls.kind!r} with {key!r} names none")
     return checked_stream_id(f"{cls.kind}-{key}")
 
 

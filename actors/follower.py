@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from actors.cell import Cell
+from actors.cells.cell import Cell
 from eventstore.errors import BackendUnavailable, StoreClosed
 from eventstore.store import EventStore
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from types import TracebackType
 
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
 
 
 class Permits:

@@ -6,9 +6,9 @@ import logging
 from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor, Stage
-from actors.replay import Replay
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_recovery import read_history
+from actors.replaying.replay import Replay
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_recovery import read_history
 from eventstore.errors import CodecError, DefinitionError, JournalCorrupt, RecoveryError, SnapshotUnusable
 from eventstore.events import Snapshot
 from eventstore.snapshots import unpack

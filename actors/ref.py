@@ -7,25 +7,28 @@ import contextvars
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from actors.actor import PersistentActor
-from actors.cell import Cell
+from actors.cells.cell import Cell
+from actors.cells.mailbox import Envelope
+from actors.cells.phase import Phase
 from actors.command import Command, without_handler
 from actors.command_identity import identify
 from actors.deadlines import Deadlines
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling
-from actors.mailbox import Envelope
-from actors.phase import Phase
 from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, MailboxFull, StoreClosed
 from eventstore.events import Metadata
 
-if TYPE_CHECKING:
-    from actors.transaction import Transaction
-
 A = TypeVar("A", bound=PersistentActor[Any])
 R = TypeVar("R")
+
+
+class Asks(Protocol):
+    """What several commands are asked by, in order: a transaction."""
+
+    async def ask(self, ref: ActorRef[Any], command: Command[R]) -> R: ...
 
 
 class RefRuntime(Protocol):
@@ -50,7 +53,7 @@ class RefRuntime(Protocol):
 
     async def transact(
         self,
-        work: Callable[[Transaction], Awaitable[R]],
+        work: Callable[[Asks], Awaitable[R]],
         *,
         retries: int = ...,
         timeout: float | None,
@@ -161,7 +164,7 @@ class ActorRef(Generic[A]):
         """
         wanted = list(commands)
 
-        async def ask_all(transaction: Transaction) -> list[R]:
+        async def ask_all(transaction: Asks) -> list[R]:
             return [await transaction.ask(self, command) for command in wanted]
 
         return await self._runtime.transact(ask_all, timeout=timeout, metadata=metadata, command_id=command_id)

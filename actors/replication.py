@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, cast
 
-from actors.members import Cursor, Members
-from actors.peer import Peer, Pull, StorePeer, in_order
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_cell import ReplicatedCell
-from actors.replicated_recovery import stamp_of
+from actors.replicas.members import Cursor, Members
+from actors.replicas.peer import Peer, Pull, StorePeer, in_order
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_cell import ReplicatedCell
+from actors.replicas.replicated_recovery import stamp_of
 from actors.runtime import Runtime
 from eventstore.errors import ConcurrencyError, DefinitionError, ReplicaRefused, ReplicationError, StoreClosed
 from eventstore.events import RecordedEvent, stream_kind

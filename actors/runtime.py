@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from copy import deepcopy
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, Literal, TypeVar, cast
 
 import orjson
 
 from actors.actor import PersistentActor
-from actors.cell import Cell
+from actors.cells.cell import Cell
+from actors.cells.living_cell import LivingCell
+from actors.cells.mailbox import Envelope
+from actors.cells.phase import Phase
 from actors.command import Command
 from actors.dead_letters import DeadLetters
 from actors.deadlines import Deadlines
 from actors.follower import Follower
-from actors.living_cell import LivingCell
-from actors.mailbox import Envelope
+from actors.owned_tasks import CANCEL_SECONDS, OwnedTasks
 from actors.ownership import Ownership
+from actors.passivation import Passivation
 from actors.permits import Permits
-from actors.phase import Phase
-from actors.recovery import catch_up, recover
+from actors.rebuilding import rebuild
+from actors.recovery import catch_up
 from actors.ref import give_up
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_cell import Membership, ReplicatedCell
-from actors.retention import CommandRetention
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_cell import Membership, ReplicatedCell
 from actors.settings import Settings
 from actors.stats import SystemStats
 from actors.stopped_actors import StoppedActors, stopped_after
 from actors.supervision import Restart, Resume, Stop
 from actors.supervisor import NAMED_ACTORS, Supervisor, described
 from actors.told_error import ENDS_THE_PROGRAM
-from actors.transacting import RETRIES, transact
-from actors.transaction import Transaction
-from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound
+from actors.transactions.transacting import RETRIES, transact
+from actors.transactions.transaction import Transaction
+from actors.upkeep import Upkeep
+from eventstore.backend import CommandLookup, CommandsFound
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import ActorStopped, DefinitionError, EventStoreError, RecoveryError
-from eventstore.events import Metadata, Snapshot
-from eventstore.inline import InlineProjections
-from eventstore.snapshots import new_snapshot
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.events import Metadata
+from eventstore.read_models.inline import InlineProjections
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Cells looked at in one turn of the loop when idle ones are sought.
-_SWEEP_TURN = 2000
-
-# One in so many remembered commands has the oldest of its actor forgotten.
-_FORGOTTEN_EVERY = 64
-
 # How often it is looked whether everything is done, while tasks that do not count are still there.
 _TURN_SECONDS = 0.02
 
-# How long it is waited at the close for tasks that were cancelled.
-_CANCEL_SECONDS = 5.0
 _NAMED = 10
 
 
@@ -96,16 +87,24 @@ class Runtime:
         self._next_age = count(1).__next__
         self._permits = Permits(settings.recoveries_at_once, store.commits.breaker)
         self._cells: dict[str, Cell] = {}
-        self._scans_skipped = 0
         self._supervisor = Supervisor(settings.supervision)
         self._stopped = StoppedActors()
         self._dead_letters = dead_letters
         # Why the actors that are about to be rebuilt failed.
         self._restarting: dict[str, BaseException] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._saving: dict[str, asyncio.Task[None]] = {}
-        self._forgetting: set[str] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._tasks = OwnedTasks(self.loop)
+        self.start_task = self._tasks.start
+        self._upkeep = Upkeep(store, self._tasks)
+        self.save_snapshot = self._upkeep.save
+        self.command_remembered = self._upkeep.command_remembered
+        self._passivation = Passivation(
+            self._cells,
+            self._passivate,
+            most=settings.max_live,
+            idle_seconds=settings.idle_seconds,
+            next_use=self.next_use,
+            swept=self._supervisor.forget_old,
+        )
         self._ownership: Ownership | None = None
         self._follower: Follower | None = None
         self._following: asyncio.Task[None] | None = None
@@ -123,8 +122,7 @@ class Runtime:
         self.is_open = False
         for cell in self._cells.values():
             cell.is_ready = False
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._passivation.end()
         if self._following is not None:
             self._following.cancel()
 
@@ -156,17 +154,13 @@ class Runtime:
             await asyncio.sleep(0)
 
     async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if not self._tasks:
-            return
-        _, left = await asyncio.wait(self._tasks, timeout=_CANCEL_SECONDS)
+        left = await self._tasks.end()
         if left:
             logger.error(
                 "the actor system closes while %d tasks go on that were cancelled %g s ago, among them handlers of %s: "
                 "nothing that these still persist is stored",
-                len(left),
-                _CANCEL_SECONDS,
+                left,
+                CANCEL_SECONDS,
                 sorted(cell.stream_id for cell in self._cells.values() if cell.phase is Phase.HANDLING)[:_NAMED],
             )
 
@@ -179,7 +173,9 @@ class Runtime:
                     # which come without end: so it is not waited until there are none.
                     if drained.done():
                         drained = self.commits.drained()
-                    under_way = self._tasks if drained.done() else {*self._tasks, drained}
+                    under_way: list[asyncio.Future[None]] = [*self._tasks]
+                    if not drained.done():
+                        under_way.append(drained)
                     if under_way:
                         await asyncio.wait(under_way, timeout=_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     elif self.transactions:
@@ -188,8 +184,8 @@ class Runtime:
                         await asyncio.sleep(0)
                 for cell in [cell for cell in self._cells.values() if cell.is_idle]:
                     self._passivate(cell)
-                if self._saving:
-                    await asyncio.wait(self._saving.values())
+                if saves := self._upkeep.saves:
+                    await asyncio.wait(saves)
         except TimeoutError:
             logger.warning("the actor system closes with work unfinished after %g s", self._settings.shutdown_timeout)
 
@@ -202,8 +198,7 @@ class Runtime:
             if self.is_shut:
                 raise ActorStopped("the actor system is closed: the command was not accepted")
             self._stopped.check(stream_id)
-            if len(self._cells) >= self._settings.max_live:
-                self._make_room()
+            self._passivation.make_room()
             cell = self._new_cell(cls, stream_id)
             cell.used = self.next_use()
             self._cells[stream_id] = cell
@@ -212,9 +207,8 @@ class Runtime:
             is_followed = self._following is not None and not self._following.done()
             if not is_followed and self.is_open and not self.is_exclusive(cls):
                 self._follower = Follower(self._store, self._cells, self._settings.catch_up_seconds)
-                self._following = self.start_task(self._follower.run(), None)
-            if self._sweeper is None and self.is_open:
-                self._schedule_sweep()
+                self._following = self.start_task(self._follower.run())
+            self._passivation.begin()
         return cell
 
     def _new_cell(self, cls: type[PersistentActor[Any]], stream_id: str) -> Cell:
@@ -223,7 +217,7 @@ class Runtime:
                 raise DefinitionError(
                     f"{cls.__qualname__} is replicated: give this replica a name, ActorSystem(…, replica=…)"
                 )
-            return ReplicatedCell(self, cls, stream_id, membership=self.membership, saver=self.save_packed)
+            return ReplicatedCell(self, cls, stream_id, membership=self.membership, saver=self._upkeep.save_packed)
         return Cell(self, cls, stream_id)
 
     def live_cell(self, stream_id: str) -> Cell | None:
@@ -295,18 +289,6 @@ class Runtime:
 
     # What cells ask of the runtime
 
-    def start_task(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None) -> asyncio.Task[None]:
-        """Run work that belongs to the runtime: it is awaited or cancelled when that closes."""
-        task = self.loop.create_task(work, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.loop.call_exception_handler({"message": "an actor's task failed", "exception": error, "task": task})
-
     async def recover(self, cell: LivingCell, pause: float) -> None:
         """Rebuild a cell's state, with at most so many others at a time."""
         cause = self._restarting.pop(cell.stream_id, None)
@@ -350,32 +332,9 @@ class Runtime:
         return await self._ownership.claim(cell.stream_id)
 
     async def _rebuild(self, cell: LivingCell) -> PersistentActor[Any]:
-        timeout = self._settings.recovery_timeout
         if isinstance(cell, ReplicatedCell):
             return await cell.rebuild(self._store)
-        actor = cell.start_anew()
-        if not cell.is_overtaken:
-            cell.base = None
-            await recover(self._store, actor, cell, page_timeout=timeout)
-            return actor
-        # Others write to it too, so this will happen again: from a copy there is less to apply than from the journal.
-        if cell.base is not None:
-            cell.version, state = cell.base
-            actor.state = deepcopy(state)
-            try:
-                await catch_up(self._store, actor, cell, page_timeout=timeout)
-            except RecoveryError:
-                # It may have been truncated beyond that version.
-                cell.base = None
-                actor = cell.start_anew()
-        if cell.base is None:
-            await recover(self._store, actor, cell, page_timeout=timeout)
-        try:
-            cell.base = cell.version, deepcopy(actor.state)
-        except Exception:
-            # A state may hold what cannot be copied.
-            cell.base = None
-        return actor
+        return await rebuild(self._store, cell, page_timeout=self._settings.recovery_timeout)
 
     async def catch_up(self, cell: Cell) -> None:
         """Bring a live cell's state to what the journal holds at this moment."""
@@ -422,45 +381,6 @@ class Runtime:
                 self._restarting[cell.stream_id] = error
                 cell.activate(verdict.pause)
 
-    def save_snapshot(self, cell: LivingCell, version: int, data: bytes) -> None:
-        """Store a state. One save per actor at a time: while one is under way, the next is left out."""
-        if cell.stream_id not in self._saving:
-            self.save_packed(cell, new_snapshot(cell.stream_id, version, cell.cls.state_type.fingerprint, data))
-
-    def save_packed(self, cell: LivingCell, snapshot: Snapshot) -> None:
-        """The same for a state that is a snapshot already."""
-        if cell.stream_id not in self._saving:
-            work = self._save(cell.cls, snapshot, cell.epoch)
-            self._saving[cell.stream_id] = self.start_task(work, None)
-
-    async def _save(self, cls: type[PersistentActor[Any]], snapshot: Snapshot, epoch: int | None) -> None:
-        stream_id = snapshot.stream_id
-        try:
-            await self._store.save_snapshot(snapshot, keep=cls.snapshot_policy.keep, epoch=epoch)
-        except EventStoreError:
-            # It is only an optimisation: the next one will do as well.
-            logger.exception("%s: the snapshot at version %d was not saved", stream_id, snapshot.version)
-        finally:
-            self._saving.pop(stream_id, None)
-
-    def command_remembered(self, cell: LivingCell, outcome: CommandOutcome) -> None:
-        """From time to time, have the oldest forgotten. Chance says when, so that nothing need be counted."""
-        retention = cell.cls.command_retention
-        if retention is None or outcome.outcome_id[-1] % _FORGOTTEN_EVERY or cell.stream_id in self._forgetting:
-            return
-        self._forgetting.add(cell.stream_id)
-        self.start_task(self._forget_commands(cell.stream_id, retention), None)
-
-    async def _forget_commands(self, stream_id: str, retention: CommandRetention) -> None:
-        before = None if retention.seconds is None else datetime.now(UTC) - timedelta(seconds=retention.seconds)
-        try:
-            await self._store.forget_commands(stream_id, keep=retention.count or 0, before=before)
-        except EventStoreError:
-            # They are kept for longer, that is all.
-            logger.exception("%s: the oldest commands were not forgotten", stream_id)
-        finally:
-            self._forgetting.discard(stream_id)
-
     def tell_failed(self, cell: LivingCell, envelope: Envelope, error: BaseException) -> None:
         """Nobody waits for the reply: the log is told, and the dead letters."""
         command = cast("Command[Any]", envelope.command)
@@ -482,60 +402,20 @@ class Runtime:
         if data is not None:
             self.save_snapshot(cell, cell.version, data)
         self.forget(cell)
-        cell.passivate()
 
     def _release(self, stream_id: str, epoch: int) -> None:
         # At the end the lease takes all claims with it.
         ownership = self._ownership if self.is_open else None
         if ownership is not None and ownership.release(stream_id, epoch):
-            self.start_task(ownership.flush(), None)
+            self.start_task(ownership.flush())
 
     def forget(self, cell: LivingCell) -> None:
         """Let a cell leave memory: the next message brings the actor to life anew."""
-        cell.phase = Phase.PASSIVE
+        cell.passivate()
         if self._cells.get(cell.stream_id) is cell:
             del self._cells[cell.stream_id]
         if cell.epoch is not None:
             self._release(cell.stream_id, cell.epoch)
-
-    def _make_room(self) -> None:
-        """Passivate the least recently used, a twentieth at a time, so that looking for them costs little."""
-        if self._scans_skipped:
-            self._scans_skipped -= 1
-            return
-        count, most = len(self._cells), self._settings.max_live
-        idle = sorted((cell for cell in self._cells.values() if cell.is_idle), key=_last_use)
-        for cell in idle[: count - most + max(1, most // 20)]:
-            self._passivate(cell)
-        if len(self._cells) >= most:
-            # All others are busy. They are not looked at again for each actor that comes to life.
-            self._scans_skipped = len(self._cells) // 20
-
-    def _schedule_sweep(self) -> None:
-        # An actor is found idle between one and two times idle_seconds after its last message.
-        self._sweeper = self.loop.call_later(self._settings.idle_seconds, self._begin_sweep, self.next_use())
-
-    def _begin_sweep(self, mark: int) -> None:
-        self._sweep(list(self._cells.values()), mark)
-
-    def _sweep(self, cells: list[Cell], mark: int) -> None:
-        if not self.is_open:
-            return
-        for cell in cells[-_SWEEP_TURN:]:
-            if cell.used < mark and cell.is_idle:
-                self._passivate(cell)
-        del cells[-_SWEEP_TURN:]
-        if cells:
-            self.loop.call_soon(self._sweep, cells, mark)
-            return
-        self._supervisor.forget_old()
-        self._sweeper = None
-        if self._cells:
-            self._schedule_sweep()
-
-
-def _last_use(cell: Cell) -> int:
-    return cell.used
 
 
 async def _finished(hook: Awaitable[None] | None) -> None:

@@ -11,22 +11,22 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from actors.actor import PersistentActor, stream_id_of
 from actors.dead_letters import DeadLetter, DeadLetters
-from actors.peer import Peer
 from actors.ref import ActorRef
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_ref import ReplicatedRef
+from actors.replicas.peer import Peer
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_ref import ReplicatedRef
 from actors.replication import Replication
 from actors.runtime import Runtime
 from actors.settings import Settings
 from actors.stats import SystemStats
 from actors.supervision import Restart, Supervision
-from actors.transacting import RETRIES
-from actors.transaction import Transaction
+from actors.transactions.transacting import RETRIES
+from actors.transactions.transaction import Transaction
+from eventstore.calls.finishing import finish_then_cancel
 from eventstore.errors import DefinitionError, InvalidTenant, StoreClosed
 from eventstore.events import Metadata
-from eventstore.finishing import finish_then_cancel
-from eventstore.inline import InlineProjections
 from eventstore.projections import Projection
+from eventstore.read_models.inline import InlineProjections
 from eventstore.store import EventStore
 from eventstore.vector_clock import checked_replica
 

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.command import Command, without_handler
-from actors.convergence_check import converges
-from actors.determinism import NotDeterministic, breaches_noted, deterministic
 from actors.kit_failure import KitFailure
-from actors.replay import apply_stored
+from actors.replaying.determinism import NotDeterministic, breaches_noted, deterministic
+from actors.replaying.replay import apply_stored
+from actors.replicas.convergence_check import converges
 from eventstore.backend import EventPage, ReplayedEvent
 from eventstore.codec import decode_payload, encode_event
 from eventstore.errors import ActorError, CodecError, DefinitionError

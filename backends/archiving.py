@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from eventstore.archive import ArchivePage, Fence, StreamKey
+from eventstore.contract.archive import ArchivePage, Fence, StreamKey
 from eventstore.errors import CopyRefused, JournalCorrupt
 
 COPIED, FENCE = "copied", "fence"

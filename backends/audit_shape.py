@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from backends.tables import INDEXED_LABELS
-from eventstore.audit_query import AuditQuery
-from eventstore.json_condition import JsonCondition
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 
 LABELS_WITH_INDEX = frozenset(INDEXED_LABELS)
 """The texts in the metadata that have an index of their own."""

@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Executable, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backends.tables import journal_checkpoints as _c
 from eventstore.backend import StoredCheckpoint
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
 
 CHECKPOINT_SECONDS = 10.0
 """How long a transaction that changes a checkpoint alone may take."""
@@ -55,19 +54,18 @@ def delete_text(table: str, parameters: Sequence[str]) -> str:
     )
 
 
+def select_text(table: str, parameters: Sequence[str]) -> str:
+    """The statement that finds the checkpoint of a tenant, a name and a version: a row for `stored_checkpoint`."""
+    tenant, name, version = parameters
+    return (
+        f"SELECT {', '.join(_COLUMNS[1:])} FROM {table} "  # noqa: S608 - names
+        f"WHERE tenant = {tenant} AND name = {name} AND version = {version}"
+    )
+
+
 def saved_values(tenant: str, checkpoint: StoredCheckpoint) -> tuple[Any, ...]:
     """What is stored for a checkpoint, in the order of the columns: with the next revision."""
     return (tenant, *checkpoint[:2], checkpoint.revision + 1, *checkpoint[3:-1], checkpoint.state.decode())
-
-
-async def lock_checkpoint(
-    connection: AsyncConnection, tenant: str, name: str, version: int, *, schema: str | None = None
-) -> StoredCheckpoint | None:
-    """A checkpoint, whose row nobody else changes until the transaction ends. On SQLite nobody else writes at all."""
-    statement = _SELECT.where(_c.c.tenant == tenant, _c.c.name == name, _c.c.version == version).with_for_update()
-    options = {} if schema is None else {"schema_translate_map": {None: schema}}
-    row = (await connection.execute(statement, execution_options=options)).first()
-    return None if row is None else stored_checkpoint(*row)
 
 
 async def in_sql(transaction: _T, change: Callable[[_T], Awaitable[bool]]) -> bool:

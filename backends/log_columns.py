@@ -7,10 +7,10 @@ from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 from backends.page_texts import SEPARATOR
-from backends.records import shared_uuids_of, time_of, uuids_of
+from backends.records import shared_uuids_of, time_of, times_of, uuids_of
 from eventstore.codec import are_sound, decode_all_metadata
+from eventstore.contract.record_page import RecordPage
 from eventstore.events import Metadata, RecordedEvent
-from eventstore.record_page import RecordPage
 
 _new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()
@@ -88,7 +88,7 @@ class LogColumns(NamedTuple):
             own,
             batches,
             repeat(0),
-            map(time_of, self.recorded_at),
+            times_of(self.recorded_at),
             self.checksums,
             repeat(self.tenant),
             repeat(None),

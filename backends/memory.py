@@ -9,8 +9,7 @@ from datetime import datetime
 from backends.memory_archive import MemoryArchive
 from backends.memory_journal import Entry, Journal, Log
 from backends.memory_owners import MemoryLease
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
-from eventstore.audit_scan import scanned_page
+from eventstore.auditing.audit_scan import scanned_page
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -36,10 +35,11 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import CapabilityError, InvalidStoreUrl, JournalCorrupt, StoreClosed
 from eventstore.events import RecordedEvent, stream_kind
-from eventstore.reading_past import passes
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.reading.reading_past import passes
 from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
 

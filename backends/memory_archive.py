@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from backends.archiving import TRUNCATED, check_copy, checked_reason, truncations
 from backends.memory_journal import Entry, Log, Remembered, Stream
 from backends.times import nearest_time
-from eventstore.archive import (
+from eventstore.backend import StoredSnapshot
+from eventstore.contract.archive import (
     ArchivedCommand,
     ArchivedEvent,
     ArchivedStream,
@@ -18,7 +19,6 @@ from eventstore.archive import (
     StreamKey,
     StreamRecords,
 )
-from eventstore.backend import StoredSnapshot
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 

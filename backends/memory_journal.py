@@ -11,7 +11,6 @@ from typing import NamedTuple
 from uuid import UUID
 
 from backends.memory_owners import Owners
-from eventstore.archive import Fence, StreamKey
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -33,6 +32,7 @@ from eventstore.backend import (
     refusal,
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
+from eventstore.contract.archive import Fence, StreamKey
 from eventstore.errors import (
     CommandForgotten,
     ConcurrencyError,

@@ -23,8 +23,6 @@ from backends.postgres_sql import PostgresSQL
 from backends.postgres_transaction import PostgresTransaction
 from backends.postgres_transactions import PostgresTransactions
 from backends.postgres_wakeup import PostgresWakeUp
-from eventstore.appending import Appending
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -50,6 +48,8 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
+from eventstore.calls.appending import Appending
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.errors import JournalCorrupt, StoreClosed
 from eventstore.postgres_url import PostgresTarget, postgres_target
 from eventstore.url import StoreUrl

@@ -51,8 +51,10 @@ class PostgresAppend:
 
     def forget(self, stream_id: str) -> None:
         """Look the stream up before the next append: something else than an append has changed it."""
-        # Not now: an append may be under way that rests on it.
-        self._outdated.add(stream_id)
+        # Not now: an append may be under way that rests on it. Of a stream that nothing is remembered of, nothing is
+        # kept: who truncates all streams, and appends to none, would keep all of them.
+        if stream_id in self._streams or self._turn.locked():
+            self._outdated.add(stream_id)
 
     def forget_all(self) -> None:
         """Look every stream up again before the next append."""
@@ -95,7 +97,8 @@ class PostgresAppend:
 
     def stored(self, batch: Batch, outcome: Appended) -> None:
         """A batch was committed by another session."""
-        self._outdated.update(write.stream_id for write in batch)
+        for write in batch:
+            self.forget(write.stream_id)
         self.last_position = max(self.last_position, outcome.position)
 
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
@@ -215,11 +218,11 @@ class PostgresAppend:
         statement, parameters, new = self._statement(group, stream_ids, at_once=at_once)
         ((count, updated, recorded_at, first, last, positions, *more),) = await session.fetch(statement, *parameters)
         remembered = more.pop(0) if group.commands else 0
-        if count == remembered == 0:
+        if count == remembered == updated == 0:
             return None
         changed = len(group.versions) - sum(stream_id in group.versions for stream_id in new)
         if (count, updated, remembered) != (len(group.rows), changed, len(group.commands)):
-            # Never seen. Something is stored, so what is said about it must not be a refusal.
+            # Somebody else's trigger can do that. Something is stored, so what is said about it must not be a refusal.
             raise InternalClientError(
                 f"{count} of {len(group.rows)} events were stored, {remembered} of {len(group.commands)} commands, and "
                 f"{updated} of {changed} streams moved"

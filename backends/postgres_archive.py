@@ -23,7 +23,8 @@ from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.records import snapshot_of
-from eventstore.archive import (
+from eventstore.backend import CommandOutcome, EncodedEvent, ReplicaFields, StoredSnapshot
+from eventstore.contract.archive import (
     ArchivedCommand,
     ArchivedEvent,
     ArchivedStream,
@@ -32,7 +33,6 @@ from eventstore.archive import (
     StreamKey,
     StreamRecords,
 )
-from eventstore.backend import CommandOutcome, EncodedEvent, ReplicaFields, StoredSnapshot
 from eventstore.errors import StoreBusy
 from eventstore.events import stream_kind
 

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import SelectBase, func, make_url, or_, select, tuple_
 
+from backends.audit_paging import Part, is_scan, located, part_of, totals_of
 from backends.audit_shape import Shape
-from backends.audit_sql import HOUR_US, PAGE_BYTES, Part, PostgresAuditSQL, is_scan, located, part_of, totals_of
+from backends.audit_sql import HOUR_US, PAGE_BYTES
+from backends.postgres_audit_sql import PostgresAuditSQL
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader, log_page, record
+from backends.postgres_reading import PostgresReader, log_page
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from backends.sql_records import recorded
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.events import RecordedEvent
 
 # What `grouping` tells of a row: a bit for each column that it is not grouped by.
@@ -93,7 +96,7 @@ class PostgresAudit(PostgresReader):
                 found: Sequence[RecordedEvent] = log_page(self._sql.tenant, *row[1:]) if row[1] else ()
             except ValueError:
                 # Something is wrong with an event: it is found out what, and with which.
-                found = [record(*one) for one in await rows.fetch(session, values)]
+                found = [recorded(*one) for one in await rows.fetch(session, values)]
         is_full = len(found) >= limit or row[0] > PAGE_BYTES
         return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
 

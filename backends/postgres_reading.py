@@ -17,8 +17,9 @@ from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
-from backends.records import batch_uuid_of, snapshot_of, time_of, uuid_of
+from backends.records import snapshot_of
 from backends.seals_sql import removal, stored_seal
+from backends.sql_records import recorded
 from backends.tenants_sql import first_tenant
 from eventstore.backend import (
     NO_EVENTS,
@@ -36,10 +37,10 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
-from eventstore.codec import damaged, decode_metadata, verify_checksum
+from eventstore.codec import decode_metadata
+from eventstore.contract.record_page import RecordPage
 from eventstore.errors import JournalCorrupt, StoreBusy
 from eventstore.events import RecordedEvent
-from eventstore.record_page import RecordPage
 from eventstore.tenant import NO_TENANT
 
 _MAX_VERSION = 2**63 - 1
@@ -119,7 +120,7 @@ class PostgresReader:
             return StreamPage((), 0, 0)
         head, truncated, *_ = rows[0]
         # A stream without any event in the range is one row that has no position.
-        return StreamPage([record(*row[2:]) for row in rows if row[2] is not None], head, truncated)
+        return StreamPage([recorded(*row[2:]) for row in rows if row[2] is not None], head, truncated)
 
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         settled = _Part((), max(after, 0), is_full=not limit, end=0)
@@ -216,7 +217,7 @@ class PostgresReader:
         except ValueError:
             # Something is wrong with an event: it is found out what, and with which.
             rows = await self._rows(self._sql.log, *parameters)
-            events = [record(*row[1:]) for row in rows]
+            events = [recorded(*row[1:]) for row in rows]
             count, last = len(events), events[-1].position if events else after
         if where.tags:
             events = [event for event in events if event.metadata and set(event.metadata.tags) & set(where.tags)]
@@ -264,7 +265,7 @@ async def log_within(
 
     Raises the driver's errors."""
     rows = await session.fetch(sql.log, *_matches(where), after, _MAX_VERSION, limit)
-    records = [record(*row[1:]) for row in rows]
+    records = [recorded(*row[1:]) for row in rows]
     position = records[-1].position if records else after
     if where.tags:
         records = [one for one in records if one.metadata and set(one.metadata.tags) & set(where.tags)]
@@ -283,54 +284,6 @@ def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
     except ValidationError:
         return True
     return decoded is not None and not set(decoded.tags).isdisjoint(tags)
-
-
-def record(
-    position: int,
-    stream_id: str,
-    version: int,
-    type_: str,
-    schema_version: int,
-    payload: str,
-    metadata: str | None,
-    event_id: bytes,
-    batch_id: bytes | None,
-    epoch: int,
-    recorded_at: int,
-    checksum: int,
-    tenant: str,
-    origin: str | None,
-    origin_sequence: int | None,
-    clock: str | None,
-    concurrent: bool | None,
-) -> RecordedEvent:
-    try:
-        stored = payload.encode()
-        notes = None if metadata is None else metadata.encode()
-        verify_checksum(checksum, type_, schema_version, stored, notes)
-        return RecordedEvent(
-            position,
-            stream_id,
-            version,
-            type_,
-            schema_version,
-            stored,
-            decode_metadata(metadata),
-            (own := uuid_of(event_id)),
-            # Only the first event of a batch has none: it names the batch.
-            own if batch_id is None else batch_uuid_of(batch_id),
-            epoch,
-            time_of(recorded_at),
-            checksum,
-            tenant,
-            origin,
-            origin_sequence,
-            None if clock is None else clock.encode(),
-            bool(concurrent),
-            notes,
-        )
-    except (ValueError, OverflowError) as error:
-        raise damaged(error, stream_id=stream_id, version=version, position=position, tenant=tenant) from error
 
 
 def log_page(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 
 from backends import seals_sql
-from backends.checkpoints_sql import delete_text, insert_text, update_text
+from backends.checkpoints_sql import delete_text, insert_text, select_text, update_text
 from backends.postgres_append_sql import append_statement
 from backends.tenants_sql import TENANTS_FROM
 
@@ -241,6 +241,7 @@ class PostgresSQL:
         self.seals = seals_sql.seals(**in_schema, backwards=False)
         self.seals_backwards = seals_sql.seals(**in_schema, backwards=True)
         table, places = "{schema}.journal_checkpoints", [f"${number}" for number in range(1, 9)]
+        self.lock_checkpoint = self.named(select_text(table, places[:3]) + " FOR UPDATE")
         self.insert_checkpoint = self.named(insert_text(table, places) + _WHETHER)
         self.update_checkpoint = self.named(update_text(table, places) + _WHETHER)
         self.delete_checkpoint = self.named(delete_text(table, places[:4]) + _WHETHER)

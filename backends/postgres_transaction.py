@@ -7,12 +7,12 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from backends.checkpoints_sql import lock_checkpoint, saved_values
+from backends.checkpoints_sql import saved_values, stored_checkpoint
 from backends.deciding import Group, Head
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
@@ -20,7 +20,9 @@ from backends.postgres_errors import is_lost, translated
 from backends.postgres_reading import log_within
 from backends.postgres_session import PLANNING, PostgresSession
 from backends.postgres_sql import PostgresSQL
-from eventstore.backend import Appended, AppendOutcome, Batch, EventFilter, LogPage, StoredCheckpoint, stored_by
+from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint, stored_by
+from eventstore.calls.finishing import finish_then_cancel
+from eventstore.contract.sql_transaction import Stored, Unread
 from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
@@ -32,7 +34,6 @@ from eventstore.errors import (
     TransactionRefused,
 )
 from eventstore.events import stream_kind
-from eventstore.finishing import finish_then_cancel
 
 # One trip: the journal's own statements are planned as in its own sessions, the user's were not; what the server calls
 # this transaction, if it must be asked later what became of it (a server that was started since may have given that
@@ -134,39 +135,43 @@ class PostgresTransaction:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(seconds, self._expire)
 
-    async def commit(self, batch: Batch) -> AppendOutcome:
+    async def commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
         self._check_place()
-        return await finish_then_cancel(asyncio.ensure_future(self._commit(batch)))
+        return await finish_then_cancel(asyncio.ensure_future(self._commit(batch, checkpoints)))
 
-    async def store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+    async def store(self, batches: Sequence[Batch], unread: Sequence[Unread] = ()) -> Stored:
         self._check_place()
-        return await finish_then_cancel(asyncio.ensure_future(self._store(batches)))
-
-    async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
-        try:
-            return await log_within(self.session, self._sql, after=after, limit=limit, where=where)
-        except DRIVER_ERRORS as error:
-            raise self._refusal(error) from error
+        return await finish_then_cancel(asyncio.ensure_future(self._store(batches, unread)))
 
     async def lock_checkpoint(self, name: str, version: int) -> StoredCheckpoint | None:
-        return await lock_checkpoint(self.connection, self._sql.tenant, name, version, schema=self._sql.schema)
+        async with self._turn:
+            return await self._locked(name, version)
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        statement = self._sql.update_checkpoint if checkpoint.revision else self._sql.insert_checkpoint
-        return await self._change_checkpoint(statement, saved_values(self._sql.tenant, checkpoint))
+        async with self._turn:
+            return await self._is_saved(checkpoint)
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._change_checkpoint(self._sql.delete_checkpoint, (self._sql.tenant, name, version, revision))
-
-    async def _change_checkpoint(self, statement: str, parameters: Sequence[object]) -> bool:
         async with self._turn:
-            if self._state is not _State.OPEN or self._is_expired:
-                raise self._ended()
-            try:
-                # Who waits here for another runner's transaction has as much time as this one.
-                return len(await self.session.connection.fetch(statement, *parameters)) == 1
-            except DRIVER_ERRORS as error:
-                raise self._refusal(error) from error
+            parameters = (self._sql.tenant, name, version, revision)
+            return len(await self._checkpoint_rows(self._sql.delete_checkpoint, *parameters)) == 1
+
+    async def _locked(self, name: str, version: int) -> StoredCheckpoint | None:
+        rows = await self._checkpoint_rows(self._sql.lock_checkpoint, self._sql.tenant, name, version)
+        return stored_checkpoint(*rows[0]) if rows else None
+
+    async def _is_saved(self, checkpoint: StoredCheckpoint) -> bool:
+        statement = self._sql.update_checkpoint if checkpoint.revision else self._sql.insert_checkpoint
+        return len(await self._checkpoint_rows(statement, *saved_values(self._sql.tenant, checkpoint))) == 1
+
+    async def _checkpoint_rows(self, statement: str, *parameters: object) -> Sequence[Any]:
+        if self._state is not _State.OPEN or self._is_expired:
+            raise self._ended()
+        try:
+            # Who waits here for another runner's transaction has as much time as this one.
+            return await self.session.connection.fetch(statement, *parameters)
+        except DRIVER_ERRORS as error:
+            raise self._refusal(error) from error
 
     async def rollback(self) -> None:
         self._check_place()
@@ -215,7 +220,7 @@ class PostgresTransaction:
 
     # Committing
 
-    async def _commit(self, batch: Batch) -> AppendOutcome:
+    async def _commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint]) -> AppendOutcome:
         async with self._turn:
             if self._doubt is not None:
                 return await self._find_out(self._doubt)
@@ -226,6 +231,9 @@ class PostgresTransaction:
                 raise TransactionRefused("its connection was closed before the commit: nothing was stored")
             committed = False
             try:
+                for checkpoint in checkpoints:
+                    if not await self._is_saved(checkpoint):
+                        raise TransactionConflict(f"somebody else has changed a checkpoint; {_NOTHING_STORED}")
                 outcome = await self._store_and_commit(batch)
                 committed = isinstance(outcome, Appended) and not outcome.is_duplicate
                 return outcome
@@ -272,7 +280,7 @@ class PostgresTransaction:
 
         return await self._certainly(store)
 
-    async def _store(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+    async def _store(self, batches: Sequence[Batch], unread: Sequence[Unread]) -> Stored:
         """Store batches while nobody else appends, and go on."""
 
         async def store() -> tuple[str, str, Sequence[AppendOutcome] | None]:
@@ -289,13 +297,30 @@ class PostgresTransaction:
         async with self._turn:
             if self._state is _State.ENDED:
                 raise self._ended()
+            checkpoints: list[StoredCheckpoint] = []
+            for one in unread:
+                found = await self._locked(one.name, one.version)
+                if found is None:
+                    raise TransactionConflict(
+                        f"there is no version {one.version} of the checkpoint {one.name!r}; {_NOTHING_STORED}"
+                    )
+                checkpoints.append(found)
             xid, server_started, outcomes = await self._certainly(store)
             appended = [outcome for outcome in outcomes if isinstance(outcome, Appended) and not outcome.is_duplicate]
             versions = tuple(version for outcome in appended for version in outcome.versions)
             position = max((outcome.position for outcome in appended), default=0)
             batch = stored_by(batches, outcomes)
             self._stored_now = _InDoubt(batch, Appended(position, versions), xid, server_started)
-            return outcomes
+            try:
+                pages = [
+                    await log_within(
+                        self.session, self._sql, after=checkpoint.position, limit=one.limit, where=one.where
+                    )
+                    for one, checkpoint in zip(unread, checkpoints, strict=True)
+                ]
+            except DRIVER_ERRORS as error:
+                raise self._refusal(error) from error
+            return Stored(outcomes, list(zip(checkpoints, pages, strict=True)))
 
     async def _certainly(
         self, store: Callable[[], Awaitable[tuple[str, str, Sequence[AppendOutcome] | None]]]

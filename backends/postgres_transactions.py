@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
@@ -13,6 +13,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
+from backends.open_transactions import OpenTransactions
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, Connection
 from backends.postgres_errors import is_lost, translated
@@ -60,27 +61,18 @@ class PostgresTransactions:
         self._stored = stored
         self._engine: AsyncEngine | None = None
         self._places = asyncio.Semaphore(target.pool_size)
-        self._open: set[PostgresTransaction] = set()
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._open: OpenTransactions[PostgresTransaction] = OpenTransactions()
         self._is_closed = False
 
     async def begin(self, seconds: float) -> PostgresTransaction:
         """Begin a transaction. If the caller is cancelled it is rolled back, in the background."""
         await self._place()
-        beginning = self._owned(self._begin(seconds))
-        try:
-            return await asyncio.shield(beginning)
-        except asyncio.CancelledError:
-            beginning.add_done_callback(self._abandon)
-            raise
+        return await self._open.begun(self._begin(seconds))
 
     async def close(self) -> None:
         """Roll back what is open, finish what is being committed, close every connection."""
         self._is_closed = True
-        while self._open or self._tasks:
-            await asyncio.gather(*(transaction.rollback() for transaction in self._open))
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+        await self._open.close()
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.dispose()
@@ -108,8 +100,8 @@ class PostgresTransactions:
             self._sql,
             self._append,
             seconds=seconds,
-            connect=lambda: self._owned(self._connected()),
-            let_go=lambda transaction, is_clean: self._owned(self._let_go(transaction, is_clean)),
+            connect=lambda: self._open.own(self._connected()),
+            let_go=lambda transaction, is_clean: self._open.own(self._let_go(transaction, is_clean)),
             stored=self._stored,
         )
         await connection.execution_options(eventstore_transaction=transaction)
@@ -164,16 +156,6 @@ class PostgresTransactions:
 
     async def _connected(self) -> PostgresSession:
         return await self._connect()
-
-    def _abandon(self, beginning: asyncio.Future[PostgresTransaction]) -> None:
-        if not beginning.cancelled() and beginning.exception() is None:
-            self._owned(beginning.result().rollback())
-
-    def _owned(self, work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     @property
     def _open_engine(self) -> AsyncEngine:

@@ -28,7 +28,6 @@ from backends.redis_seals import ADD_SEAL, packed_seal
 from backends.redis_server import check_server
 from backends.redis_tenant import RedisTenant
 from backends.redis_url import parse_redis_url
-from eventstore.appending import Appending
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -42,8 +41,9 @@ from eventstore.backend import (
     StoredSeal,
     StoredSnapshot,
 )
+from eventstore.calls.appending import Appending
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
 
@@ -90,7 +90,7 @@ class RedisBackend(RedisReader):
         self._turn = asyncio.Lock()
         self._news = 0
         self.schema_revision = REVISION
-        self._listener = RedisListener(self._target, self._on_news)
+        self._listener = RedisListener(self._target, journal.identity, self._on_news)
         self.open_reader(journal)
 
     async def close(self) -> None:

@@ -246,8 +246,9 @@ if sequence > remembered_before then
     write_sliced('HSET', base .. ':commands', told_fields)
     call('HSET', base, 'commands', text(sequence))
 end
--- Only a hint to readers: a user who may not publish stores all the same.
-if position > start then redis.pcall('PUBLISH', base .. ':news', text(position)) end
+-- Only a hint to readers: a user who may not publish stores all the same. A channel is one for all databases of a
+-- server, so it is said whose news it is.
+if position > start then redis.pcall('PUBLISH', base .. ':news', text(position) .. ' ' .. journal[1]) end
 return reply
 """
 

@@ -23,7 +23,8 @@ from backends.redis_connection import Argument, Script
 from backends.redis_reading_scripts import READ_LOG
 from backends.redis_records import MAX_VERSION, archived, packed_snapshot, restored, unpacked_snapshot
 from backends.redis_tenant import RedisTenant, split
-from eventstore.archive import (
+from eventstore.backend import StoredSnapshot
+from eventstore.contract.archive import (
     ArchivedCommand,
     ArchivedEvent,
     ArchivedStream,
@@ -32,7 +33,6 @@ from eventstore.archive import (
     StreamKey,
     StreamRecords,
 )
-from eventstore.backend import StoredSnapshot
 from eventstore.errors import CopyRefused
 
 # A hole in the log costs 16 bytes for each position, and a script stores so many positions at once.

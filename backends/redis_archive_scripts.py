@@ -155,7 +155,7 @@ write_sliced('ZADD', base .. ':names', names)
 write_sliced('HSET', base .. ':numbers', created)
 redis.call('HSET', base, 'position', text(upto), 'streams', text(streams), 'clock', text(clock), 'bytes', text(bytes),
     'copied', text(upto))
-redis.pcall('PUBLISH', base .. ':news', text(upto))
+redis.pcall('PUBLISH', base .. ':news', text(upto) .. ' ' .. journal[1])
 return 1
 """
 

@@ -10,8 +10,8 @@ from backends.damaged_outcomes import damaged_outcome
 from backends.redis_connection import Argument
 from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
-from eventstore.archive import ArchivedCommand
 from eventstore.backend import CommandLookup, CommandOutcome, CommandsFound, StoredCommand
+from eventstore.contract.archive import ArchivedCommand
 from eventstore.errors import JournalCorrupt
 
 # Fingerprint, outcome id, when the command was issued, whether it was rejected; then the payload.

@@ -10,7 +10,7 @@ class RedisJournal:
 
     def __init__(self, key: bytes, identity: bytes) -> None:
         self.key = key
-        self._identity = identity
+        self.identity = identity
         # One object: a lease reads it from another thread, and an id at another's position would look like a loss.
         self._seen = (0, b"")
 
@@ -22,7 +22,7 @@ class RedisJournal:
     @property
     def arguments(self) -> list[Argument]:
         """What every script takes first."""
-        return [self._identity, REVISION.encode(), *self._seen]
+        return [self.identity, REVISION.encode(), *self._seen]
 
     def saw(self, position: int, event_id: bytes) -> None:
         """Remember an event that was acknowledged or read."""

@@ -24,11 +24,14 @@ class RedisListener:
     """A connection of its own, and the task that reads it. What it says is a hint: polling is the truth, so a listener
     that has lost its connection, or may not listen, costs time and nothing else.
 
-    `on_news` is called with the position of an event that has been stored.
+    `on_news` is called with the position of an event that has been stored. What is told of another journal than the one
+    of this identity is passed over: all databases of a server share their channels, and one of another database would
+    have whoever waits look for what is not there, again and again.
     """
 
-    def __init__(self, target: RedisTarget, on_news: Callable[[int], None]) -> None:
+    def __init__(self, target: RedisTarget, identity: bytes, on_news: Callable[[int], None]) -> None:
         self._target = target
+        self._identity = identity
         self._channel = target.key + b":news"
         self._on_news = on_news
         self._task: asyncio.Task[None] | None = None
@@ -54,7 +57,9 @@ class RedisListener:
                     message = await _message(connection)
                     pause = _FIRST_PAUSE_SECONDS
                     if message[0] == b"message":
-                        self._on_news(int(message[2]))
+                        position, _, identity = message[2].partition(b" ")
+                        if identity == self._identity:
+                            self._on_news(int(position))
             except driver.NoPermissionError:
                 logger.info("this user may not subscribe to %r: new events are found by polling", self._channel)
                 return

@@ -25,8 +25,7 @@ from backends.redis_reading_scripts import (
 from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
 from backends.redis_seals import REMOVALS, SEALS, found_removals, found_seals
 from backends.redis_tenant import RedisTenant, seen, split
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
-from eventstore.audit_scan import scanned_page
+from eventstore.auditing.audit_scan import scanned_page
 from eventstore.backend import (
     CommandLookup,
     CommandsFound,
@@ -44,6 +43,7 @@ from eventstore.backend import (
     StreamInfo,
     StreamPage,
 )
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
 from eventstore.tenant import NO_TENANT

@@ -13,7 +13,6 @@ from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from backends.redis_tenant import RedisTenant
 from backends.times import nearest_time
-from eventstore.archive import ArchivedEvent
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -26,6 +25,7 @@ from eventstore.backend import (
     refusal,
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
+from eventstore.contract.archive import ArchivedEvent
 from eventstore.errors import (
     CommandForgotten,
     DuplicateCommand,

@@ -21,7 +21,7 @@ Keys, for the journal `{p}` (`docs/redis.md` explains them):
     {p}:checkpoints       hash     version, colon, name -> checkpoint, as `redis_checkpoints` packs it
     {p}:removals          list     what was truncated, when and why
     {p}:seals             zset     seals by their numbers, as `redis_seals` packs them
-    {p}:news              channel  the position of the newest event
+    {p}:news              channel  the position of the newest event, and the identity of its journal
 
 Where a stream, an owner or a projection has a tenant, its id is as `redis_tenant` makes it.
 """

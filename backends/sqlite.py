@@ -17,9 +17,9 @@ from backends.sqlite_archive import SQLiteArchive
 from backends.sqlite_audit import SQLiteAudit
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
 from backends.sqlite_ownership import SQLiteLease
-from backends.sqlite_transaction import SQLiteTransaction, SQLiteTransactions
+from backends.sqlite_transaction import SQLiteTransaction
+from backends.sqlite_transactions import SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
-from eventstore.appending import Appending
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -36,6 +36,7 @@ from eventstore.backend import (
     StoredSeal,
     StoredSnapshot,
 )
+from eventstore.calls.appending import Appending
 from eventstore.errors import InvalidStoreUrl, JournalCorrupt
 from eventstore.tenant import NO_TENANT
 from eventstore.url import SQLITE_PARAMETERS, StoreUrl

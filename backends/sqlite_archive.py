@@ -26,7 +26,8 @@ from backends.sqlite_changing import microseconds, now, remove_events, transacti
 from backends.sqlite_connection import FENCE as FENCE_TRIGGER
 from backends.sqlite_connection import FENCED
 from backends.sqlite_filing import FILED_THROUGH, file_all
-from eventstore.archive import (
+from eventstore.backend import CommandOutcome, EncodedEvent, ReplicaFields, StoredSnapshot
+from eventstore.contract.archive import (
     ArchivedCommand,
     ArchivedEvent,
     ArchivedStream,
@@ -35,7 +36,6 @@ from eventstore.archive import (
     StreamKey,
     StreamRecords,
 )
-from eventstore.backend import CommandOutcome, EncodedEvent, ReplicaFields, StoredSnapshot
 from eventstore.events import stream_kind
 
 _T = TypeVar("_T")

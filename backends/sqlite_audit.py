@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, LargeBinary, case, cast, func, select
 
+from backends.audit_paging import Part, is_scan, part_of, totals_of
 from backends.audit_shape import LABELS_WITH_INDEX, Shape
-from backends.audit_sql import (
-    HOUR_US,
-    PAGE_BYTES,
-    Part,
-    SQLiteAuditSQL,
-    is_scan,
-    part_of,
-    totals_of,
-)
+from backends.audit_sql import HOUR_US, PAGE_BYTES
+from backends.sqlite_audit_sql import SQLiteAuditSQL
 from backends.sqlite_log import PAGE, Statement
+from backends.sqlite_page_thread import Ask
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.errors import JournalCorrupt
 
 _e, _s = journal_events.c, journal_streams.c
@@ -35,8 +31,18 @@ _SORTED = 10_000
 _STATEMENTS = 128
 
 
+class _Asked(NamedTuple):
+    statement: Statement
+    parameters: Mapping[str, Any]
+    end: int
+    part: Part
+    shape: Shape
+    has_few: bool
+
+
 class SQLiteAudit(SQLiteReader):
-    """A page is two statements. What is committed is final here, so they need not be of one moment."""
+    """A page is two statements, in one trip to a thread. What is committed is final here, so they need not be of one
+    moment."""
 
     def __init__(self, path: Path, *, tenant: str, busy_timeout: float) -> None:
         super().__init__(path, tenant=tenant, busy_timeout=busy_timeout)
@@ -45,28 +51,33 @@ class SQLiteAudit(SQLiteReader):
         self._page_of = lru_cache(maxsize=_STATEMENTS)(self._new_page)
 
     async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
-        end, has_few, unreadable = await self._facts(query, Shape.of(query))
-        shape = Shape.of(query, unreadable=unreadable)
-        is_walk = not has_few and is_scan(query, by_streams=False)
-        part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
-        values = self._sql.parameters(query, shape, part)
+        def choose(ask: Ask) -> _Asked:
+            shape = Shape.of(query)
+            end, has_few, unreadable = self._facts(ask, query, shape)
+            if not shape.asked.isdisjoint(unreadable):
+                shape = Shape.of(query, unreadable=unreadable)
+            is_walk = not has_few and is_scan(query, by_streams=False)
+            part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
+            values = self._sql.parameters(query, shape, part)
+            return _Asked(self._page_of(shape, has_few, backwards), values, end, part, shape, has_few)
+
         try:
-            statement = self._page_of(shape, has_few, backwards)
-            events, is_full = await self.log.events(statement, values, limit, room=PAGE_BYTES)
+            asked, events, is_full = await self.log.events(choose, limit, room=PAGE_BYTES)
         except (ValueError, JournalCorrupt):
             # It is found out what is wrong with an event, and with which.
-            page = self._sql.page(RECORD, shape, is_sorted=has_few, backwards=backwards)
-            rows = select(as_one_row(page)).params({**values, "limit": limit})
-            ((found,),) = await self._reading(rows, None, part.low, -1)
-            events = await self._page(found, None, part.low, -1)
+            asked = await self.log.answer(choose)
+            page = self._sql.page(RECORD, asked.shape, is_sorted=asked.has_few, backwards=backwards)
+            rows = select(as_one_row(page)).params({**asked.parameters, "limit": limit})
+            ((found,),) = await self._reading(rows, None, asked.part.low, -1)
+            events = await self._page(found, None, asked.part.low, -1)
             is_full = len(events) >= limit
-        return part.page(query, events, is_full=is_full, backwards=backwards, end=end)
+        return asked.part.page(query, events, is_full=is_full, backwards=backwards, end=asked.end)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
             return None
         shape = Shape.of(query)
-        end, *_ = await self._facts(query, shape)
+        end, *_ = await self.log.answer(lambda ask: self._facts(ask, query, shape))
         part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
         where, values = self._sql.conditions(shape), self._sql.parameters(query, shape, part)
         bytes_of = [
@@ -90,11 +101,12 @@ class SQLiteAudit(SQLiteReader):
             counted.append([Count(*found) for found in rows])
         return totals_of(row, hours, counted, end=end)
 
-    async def _facts(self, query: AuditQuery, shape: Shape) -> tuple[int, bool, Collection[str]]:
+    def _facts(self, ask: Ask, query: AuditQuery, shape: Shape) -> tuple[int, bool, Collection[str]]:
         """Where the log ends, whether the streams that are asked for have few events, and which texts of metadata
         cannot all be told by the database."""
         values = self._sql.parameters(query, shape, Part(0, 0, is_last=True))
-        end, has_few, *are_unreadable = await self.log.row(self._facts_of(shape), values)
+        statement = self._facts_of(shape)
+        end, has_few, *are_unreadable = ask(statement.text, {**statement.constants, **values})
         labels = sorted(LABELS_WITH_INDEX & shape.asked)
         readable = [name for name, is_unreadable in zip(labels, are_unreadable, strict=True) if not is_unreadable]
         # Those without an index are looked for in every event anyway.

@@ -90,7 +90,7 @@ def inspect(path: Path, *, busy_timeout: float) -> str:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise translated(error, writing=False) from error
+        raise translated(error, writing=False, path=path) from error
 
 
 def check_schema(connection: sqlite3.Connection, path: Path) -> str:
@@ -104,7 +104,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> str:
         if not tables:
             raise SchemaMissing(f"{path} is empty", found=None, expected=SCHEMA_REVISION)
         raise SchemaError(
-            f"{path} is a database of something else: it has {len(tables)} tables and no journal. To keep a journal "
+            f"{path} is a database of something else: it has tables, and no journal. To keep a journal "
             f"beside them, run: eventstore migrate sqlite:///{path}",
             found=None,
             expected=SCHEMA_REVISION,
@@ -138,8 +138,9 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> str:
     return found
 
 
-def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
-    """A driver's error as ours. While `writing`, trouble with the disk leaves the outcome unknown."""
+def translated(error: sqlite3.Error, *, writing: bool, path: Path | None = None) -> EventStoreError:
+    """A driver's error as ours; with a `path` it names the file. While `writing`, trouble with the disk leaves the
+    outcome unknown."""
     if (fence := fence_of(error)) is not None:
         return StoreFenced("", fence)
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
@@ -155,10 +156,12 @@ def translated(error: sqlite3.Error, *, writing: bool) -> EventStoreError:
             return OutcomeUnknown(reason) if writing else BackendUnavailable(reason)
         case "NOTADB":
             return SchemaError(
-                f"the file is not a SQLite database: name another file; {reason}", found=None, expected=SCHEMA_REVISION
+                f"{path or 'the file'} is not a SQLite database: name another file; {reason}",
+                found=None,
+                expected=SCHEMA_REVISION,
             )
         case "CORRUPT":
-            return JournalCorrupt(f"the database file is damaged: restore it from a copy; {reason}")
+            return JournalCorrupt(f"{path or 'the database file'} is damaged: restore it from a copy; {reason}")
         case _:
             return BackendUnavailable(reason)
 

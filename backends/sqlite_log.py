@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 from sqlalchemy import ColumnElement, Join, SelectBase, bindparam, select
@@ -15,11 +15,11 @@ from sqlalchemy.dialects import sqlite
 from backends.log_columns import LogColumns, optional_texts, rare_of
 from backends.page_texts import SEPARATOR, names_of
 from backends.sqlite_join import InOrder
-from backends.sqlite_page_thread import LARGEST, ROOM, Row, SQLitePageThread, TooLarge
+from backends.sqlite_page_thread import LARGEST, ROOM, Ask, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
+from eventstore.contract.record_page import RecordPage
 from eventstore.events import RecordedEvent
-from eventstore.record_page import RecordPage
 
 # Somebody who looks for what is seldom reads long: one more must be served meanwhile.
 _THREADS = 2
@@ -75,6 +75,25 @@ class Statement(NamedTuple):
         return statement._replace(text=_COLUMNS.replace("{page}", statement.text))
 
 
+class Asked(Protocol):
+    """A statement that has been chosen, and its parameters."""
+
+    @property
+    def statement(self) -> Statement: ...
+
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...
+
+
+class _Asked(NamedTuple):
+    statement: Statement
+    parameters: Mapping[str, Any]
+
+
+_A = TypeVar("_A", bound=Asked)
+_T = TypeVar("_T")
+
+
 class SQLiteLog:
     """Reads pages whose events are all as the journal writes them. `conditions` are a filter's, in SQL."""
 
@@ -94,8 +113,8 @@ class SQLiteLog:
         Raises `ValueError`, or `JournalCorrupt`, if something is wrong with an event of the page; with which, it does
         not tell.
         """
-        statement = self._statement(EventFilter(*map(tuple, where)))
-        row, limit = await self._page_row(statement, {"after": after}, limit, room=ROOM, expected=limit)
+        asked = _Asked(self._statement(EventFilter(*map(tuple, where))), {"after": after})
+        _, row, limit = await self._page_row(lambda _: asked, limit, room=ROOM, expected=limit)
         end, count = row[0], row[1]
         is_end = count < limit
         if not count:
@@ -104,30 +123,37 @@ class SQLiteLog:
         return LogPage(page, max(after, end) if is_end else last, is_end, end)
 
     async def events(
-        self, statement: Statement, parameters: Mapping[str, Any], limit: int, *, room: int
-    ) -> tuple[Sequence[RecordedEvent], bool]:
-        """The events of a statement `of_page`, and whether they are as many as were asked for: fewer, where they would
-        not fit in the room. Raises as `page` does."""
-        row, limit = await self._page_row(statement, parameters, limit, room=room, expected=0)
+        self, choose: Callable[[Ask], _A], limit: int, *, room: int
+    ) -> tuple[_A, Sequence[RecordedEvent], bool]:
+        """What was chosen, the events of that statement, which is one `of_page`, and whether they are as many as were
+        asked for: fewer, where they would not fit in the room. Raises as `page` does."""
+        asked, row, limit = await self._page_row(choose, limit, room=room, expected=0)
         count = row[1]
-        return _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else (), count >= limit
+        found = _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else ()
+        return asked, found, count >= limit
 
-    async def row(self, statement: Statement, parameters: Mapping[str, Any]) -> Row:
-        """The one row of a statement. Raises as the thread does."""
-        return await self._idlest().row(statement.text, {**statement.constants, **parameters}, events=0, room=LARGEST)
+    async def answer(self, question: Callable[[Ask], _T]) -> _T:
+        """What a question comes to. Raises as the thread does."""
+        return await self._idlest().answer(question, events=0, room=LARGEST)
 
     async def _page_row(
-        self, statement: Statement, parameters: Mapping[str, Any], limit: int, *, room: int, expected: int
-    ) -> tuple[Row, int]:
-        """The row of a page, and how many events it has at most. About so many are `expected`."""
+        self, choose: Callable[[Ask], _A], limit: int, *, room: int, expected: int
+    ) -> tuple[_A, Row, int]:
+        """What was chosen, the row of that page, and how many events it has at most. About so many are `expected`."""
         thread = self._idlest()
         if self._has_digits is None:
             self._has_digits = await thread.row(_PROBE, (), events=1, room=room) != (_PROBED,)
-        text = _with_ids(statement.text, self._has_digits)
+        has_digits = self._has_digits
         while True:
-            wanted = {**statement.constants, **parameters, "limit": limit, "tenant": self._tenant}
+            most = {"limit": limit, "tenant": self._tenant}
+
+            def question(ask: Ask, most: Mapping[str, Any] = most) -> tuple[_A, Row]:
+                asked = choose(ask)
+                text = _with_ids(asked.statement.text, has_digits)
+                return asked, ask(text, {**asked.statement.constants, **asked.parameters, **most})
+
             try:
-                return await thread.row(text, wanted, events=min(expected, limit), room=room), limit
+                return *await thread.answer(question, events=min(expected, limit), room=room), limit
             except TooLarge:
                 room, limit = (room, limit // 8) if limit > 8 else (LARGEST, 1)
 
@@ -139,16 +165,22 @@ class SQLiteLog:
         await asyncio.gather(*(thread.close() for thread in self._threads))
 
     def _new_statement(self, where: EventFilter) -> Statement:
-        # Of some streams all events are looked up.
-        join = Join if where.stream_ids else InOrder
-        page = (
-            select(*PAGE)
-            .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
-            .where(_e.position > bindparam("after", 0), *self._conditions(where))
-            .order_by(_e.position)
-            .limit(bindparam("limit", 0))
-        )
-        return Statement.of_page(page)
+        return Statement.of_page(log_select(PAGE, self._conditions(where), is_scan=not where.stream_ids))
+
+
+def log_select(
+    columns: Sequence[ColumnElement[Any]], conditions: Sequence[ColumnElement[bool]], *, is_scan: bool
+) -> SelectBase:
+    """What selects at most `limit` events `after` a position: by going through the log, or else by looking up all
+    events of the streams that are asked for."""
+    join = InOrder if is_scan else Join
+    return (
+        select(*columns)
+        .select_from(join(journal_events, journal_streams, _s.id == _e.stream))
+        .where(_e.position > bindparam("after", 0), *conditions)
+        .order_by(_e.position)
+        .limit(bindparam("limit", 0))
+    )
 
 
 @lru_cache(maxsize=256)

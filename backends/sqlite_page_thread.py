@@ -6,9 +6,9 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from eventstore.errors import EventStoreError, JournalCorrupt, StoreClosed
@@ -25,6 +25,10 @@ _HAND_OVER_SECONDS = 0.001
 
 Row = tuple[Any, ...]
 Parameters = Sequence[Any] | Mapping[str, Any]
+Ask = Callable[[str, Parameters], Row]
+"""Executes a statement, and gives its row."""
+
+_T = TypeVar("_T")
 
 
 class TooLarge(Exception):
@@ -32,10 +36,9 @@ class TooLarge(Exception):
 
 
 class _Job(NamedTuple):
-    statement: str
-    parameters: Parameters
+    question: Callable[[Ask], Any]
     room: int
-    future: asyncio.Future[Row]
+    future: asyncio.Future[Any]
     begun: threading.Lock | None
 
 
@@ -62,7 +65,12 @@ class SQLitePageThread:
         """How many rows are waited for."""
 
     async def row(self, statement: str, parameters: Parameters, *, events: int, room: int) -> Row:
-        """The row of a statement that reads at most so many events.
+        """The row of a statement that reads at most so many events. Raises as `answer` does."""
+        return await self.answer(lambda ask: ask(statement, parameters), events=events, room=room)
+
+    async def answer(self, question: Callable[[Ask], _T], *, events: int, room: int) -> _T:
+        """What a question comes to that is asked in the thread: it may choose a statement by the row of another, which
+        would else take a second trip.
 
         Raises `TooLarge`, and `JournalCorrupt`, which names no event, where anything that was read is damaged.
         """
@@ -72,13 +80,13 @@ class SQLitePageThread:
             self._start()
         is_at_once = not self.under_way and events >= _MANY
         begun: threading.Lock | None = None
-        future: asyncio.Future[Row] = self._loop.create_future()
+        future: asyncio.Future[_T] = self._loop.create_future()
         if is_at_once:
             begun = threading.Lock()
             begun.acquire()
         self.under_way += 1
         try:
-            self._jobs.put(_Job(statement, parameters, room, future, begun))
+            self._jobs.put(_Job(question, room, future, begun))
             if begun is not None:
                 # It has begun when this returns.
                 begun.acquire(timeout=_HAND_OVER_SECONDS)
@@ -105,13 +113,13 @@ class SQLitePageThread:
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            statement, parameters, room, future, begun = job
+            question, room, future, begun = job
             if begun is not None:
                 begun.release()
-            row: Any = None
+            answer: Any = None
             failure: BaseException | None = None
             try:
-                row = self._read(statement, parameters, room)
+                answer = self._answer(question, room)
             except sqlite3.DataError as error:
                 failure = TooLarge() if room < LARGEST else self._dealt_with(error)
             except sqlite3.Error as error:
@@ -119,18 +127,18 @@ class SQLitePageThread:
             except BaseException as error:
                 failure = error
             try:
-                self._loop.call_soon_threadsafe(_settle, future, row, failure)
+                self._loop.call_soon_threadsafe(_settle, future, answer, failure)
             except RuntimeError:
                 # The loop was closed without closing the store: nobody can be told.
                 break
             # Nothing of the job may live on while the thread waits for the next one.
-            del job, statement, parameters, future, begun, row, failure
+            del job, question, future, begun, answer, failure
         self._disconnect()
 
-    def _read(self, statement: str, parameters: Parameters, room: int) -> Any:
+    def _answer(self, question: Callable[[Ask], Any], room: int) -> Any:
         connection = self._opened()
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, room)
-        return connection.execute(statement, parameters).fetchone()
+        return question(lambda statement, parameters: connection.execute(statement, parameters).fetchone())
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -163,11 +171,11 @@ class SQLitePageThread:
             connection.close()
 
 
-def _settle(future: asyncio.Future[Row], row: Any, failure: BaseException | None) -> None:
+def _settle(future: asyncio.Future[Any], answer: Any, failure: BaseException | None) -> None:
     # Whoever was cancelled does not want it.
     if future.done():
         return
     if failure is None:
-        future.set_result(row)
+        future.set_result(answer)
     else:
         future.set_exception(failure)

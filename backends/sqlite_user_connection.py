@@ -17,6 +17,9 @@ from eventstore.errors import CapabilityError, EventStoreError, TransactionRefus
 
 _INTERRUPT_SECONDS = 0.01
 
+# Behind each of the user's statements: a comment in a line of its own.
+_OF_USER = "\n--"
+
 _READING = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
     | {sqlite3.SQLITE_SAVEPOINT, sqlite3.SQLITE_ANALYZE, sqlite3.SQLITE_REINDEX}
@@ -62,13 +65,13 @@ class UserConnection(sqlite3.Connection):
         self._gate = threading.RLock()
         self._is_ours = True
         self._is_for_checkpoints = False
+        self._functions: dict[tuple[str, int], tuple[Any, dict[str, Any]]] = {}
         self.tenure = Tenure()
         self._cursors: weakref.WeakSet[UserCursor] = weakref.WeakSet()
 
     def hand_over(self) -> Tenure:
         """From now on the statements are the user's, until the tenure ends."""
         self.tenure = Tenure()
-        self.set_authorizer(self._authorize)
         self._is_ours = False
         return self.tenure
 
@@ -106,12 +109,12 @@ class UserConnection(sqlite3.Connection):
         """Where the statements are the journal's for a moment. The user's wait meanwhile."""
         with self._gate:
             self._check()
-            self._is_ours = True
-            self.set_authorizer(None)
+            rows, texts = self.row_factory, self.text_factory
+            self._be_ours()
             try:
                 yield
             finally:
-                self.set_authorizer(self._authorize)
+                self.row_factory, self.text_factory = rows, texts
                 self._is_ours = False
 
     @contextmanager
@@ -128,11 +131,7 @@ class UserConnection(sqlite3.Connection):
                 self.interrupt()
                 is_interrupted = True
         try:
-            self._is_ours = True
-            self.set_authorizer(None)
-            # What the user may have set.
-            self.row_factory = None
-            self.text_factory = str
+            self._be_ours()
             # One that was not read to its end would go on reading what the file held then.
             for cursor in self._cursors:
                 cursor.close()
@@ -183,6 +182,39 @@ class UserConnection(sqlite3.Connection):
     # To set it is to commit, for the driver. The property hides the driver's own from SQLAlchemy.
     isolation_level: Any = _Ignored()
 
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        # The driver's own makes a cursor that nobody watches.
+        return super().execute(sql, parameters) if self._is_ours else self.cursor().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+        return super().executemany(sql, parameters) if self._is_ours else self.cursor().executemany(sql, parameters)
+
+    def create_function(self, name: str, narg: int, func: Any, **options: Any) -> None:
+        """SQLAlchemy makes the same ones for each transaction, and with each SQLite prepares every statement anew."""
+        key, made = (name.lower(), narg), (func, options)
+        if self._functions.get(key) != made:
+            super().create_function(name, narg, func, **options)
+            self._functions[key] = made
+
+    def set_authorizer(self, authorizer_callback: Any) -> None:
+        """Refused: there is one, and it stays. To set one makes SQLite prepare every statement anew."""
+        raise CapabilityError("nothing was done: this connection has an authorizer, which keeps the journal's tables")
+
+    def keep_journal(self) -> None:
+        """From now on statements that are prepared for the user change nothing of the journal."""
+        super().set_authorizer(self._authorize)
+
+    def prepared_as(self, sql: str) -> str:
+        """The text that a statement is prepared by. Statements are kept by their text, with what they may do: one of
+        the user's must not be taken for one of the journal's, though it says the same."""
+        return sql if self._is_ours or self._is_for_checkpoints else sql + _OF_USER
+
+    def _be_ours(self) -> None:
+        self._is_ours = True
+        # What the user may have set.
+        self.row_factory = None
+        self.text_factory = str
+
     def _check(self) -> None:
         if self._is_ours:
             return
@@ -215,11 +247,11 @@ class UserCursor(sqlite3.Cursor):
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         with self._statement():
-            return super().execute(sql, parameters)
+            return super().execute(self._connection.prepared_as(sql), parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
         with self._statement():
-            return super().executemany(sql, parameters)
+            return super().executemany(self._connection.prepared_as(sql), parameters)
 
     def executescript(self, sql_script: str, /) -> Self:
         raise CapabilityError("a script commits what is under way: nothing was done; execute its statements one by one")
@@ -241,7 +273,11 @@ class UserCursor(sqlite3.Cursor):
             return super().__next__()
 
     def _statement(self) -> AbstractContextManager[None]:
-        return cast("UserConnection", self.connection).statement()
+        return self._connection.statement()
+
+    @property
+    def _connection(self) -> UserConnection:
+        return cast("UserConnection", self.connection)
 
 
 class UserConnections:
@@ -293,6 +329,7 @@ class UserConnections:
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("PRAGMA foreign_keys = ON")
             SQLiteAppend(self._tenant).begin(connection)
+            connection.keep_journal()
             self._temporary = _temporary(connection)
         except BaseException:
             connection.close()

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiosqlite
 
@@ -16,6 +16,8 @@ from backends.sqlite_connection import thread_missing
 from backends.sqlite_user_connection import Tenure, UserConnection
 
 _Call = tuple["asyncio.Future[Any] | None", Callable[[], Any]]
+
+_T = TypeVar("_T")
 
 # Of aiosqlite's own rows: how many it fetches at a time where a program iterates over a cursor.
 _CHUNK = 64
@@ -102,9 +104,10 @@ class UserDriver(aiosqlite.Connection):
     def __del__(self) -> None:
         pass
 
-    async def run(self, function: Callable[[UserConnection], Any]) -> Any:
+    async def run(self, function: Callable[[UserConnection], _T]) -> _T:
         """Call a function in the thread."""
-        return await self._execute(function, self._user)
+        result: _T = await self._execute(function, self._user)
+        return result
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._running:

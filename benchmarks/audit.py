@@ -13,13 +13,13 @@ import asyncpg
 import orjson
 from uuid_utils import uuid7
 
-from backends.tables import sqlite_label
+from backends.tables import MAY_HAVE_LABEL, sqlite_label
 from benchmarks import servers
 from benchmarks.harness import MILLISECONDS, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventFilter, EventStore
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
 from eventstore.codec import checksum_of
+from eventstore.contract.audit_query import AuditQuery
 
 _GOAL = Goal(3, 2, is_upper_limit=True)
 _STREAMS = 2_000
@@ -67,9 +67,10 @@ def _questions(count: int) -> list[Question]:
 
 
 def _labelled(name: str, value: str) -> tuple[str, str]:
-    """By the indexes that the journal has, as our side does it: to look into each event's JSON takes 200 ms."""
-    expressions = sqlite_label(name).replace("metadata", "e.metadata"), f"journal_label(e.metadata, '{name}')"
-    on_sqlite, on_postgres = (f"{expression} = '{value}' AND e.metadata IS NOT NULL" for expression in expressions)
+    """By the indexes that the journal has, whose conditions are repeated, as our side does it: to look into each
+    event's JSON takes 200 ms."""
+    on_sqlite = f"{sqlite_label(name)} = '{value}' AND metadata IS NOT NULL"
+    on_postgres = f"journal_label(metadata, '{name}') = '{value}' AND ({MAY_HAVE_LABEL})"
     return on_sqlite, on_postgres
 
 

@@ -19,9 +19,9 @@ from benchmarks.databases import POSTGRES, SQLITE, Database, Journal
 from benchmarks.harness import EVENTS_PER_SECOND, READ_ONLY, Goal, Plan, Ratio, Side, compared, interleaved, progress
 from eventstore import EventBatch, EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
 from eventstore.backend import LogPage
-from eventstore.checkpoint import Checkpoint
-from eventstore.delivering import handle_events
-from eventstore.reading_ahead import ReadAhead
+from eventstore.contract.checkpoint import Checkpoint
+from eventstore.read_models.delivering import handle_events
+from eventstore.reading.reading_ahead import ReadAhead
 
 # What a projection that is behind comes to; the other side has as many.
 _PAGE = Projection.batch_size

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from eventstore.audit_query import AuditQuery
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.pages import checked_limit
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
@@ -28,7 +29,7 @@ async def find(
 
     Raises `JournalCorrupt` for an event that is damaged, and what reading the log raises.
     """
-    remaining, most = limit, _PAGE
+    remaining, most = checked_limit(limit), _PAGE
     while remaining is None or remaining > 0:
         wanted = most if remaining is None else min(most, remaining)
         page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)

@@ -11,19 +11,27 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from eventstore.append_outcome import Appended, AppendOutcome, stored_by
-from eventstore.archive import Archive
-from eventstore.audit_query import AuditPage, AuditQuery, AuditTotals
-from eventstore.capabilities import Capabilities, Durability
+from eventstore.contract.append_outcome import Appended, AppendOutcome, stored_by
+from eventstore.contract.archive import Archive
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
+from eventstore.contract.capabilities import Capabilities, Durability
+from eventstore.contract.event_filter import EventFilter
+from eventstore.contract.journal_facts import Removal, Statistics, StoredCheckpoint, StoredSeal, StreamInfo
+from eventstore.contract.loading import NO_EVENTS, EventPage, Load, Loaded, ReplayedEvent, StoredSnapshot
+from eventstore.contract.owner import Claim, Holder, Holding, Lease, Owner, OwnerInfo
+from eventstore.contract.pages import LogPage, Moved, StreamPage
+from eventstore.contract.remembered_command import CommandLookup, CommandsFound, StoredCommand
+from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.contract.writes import (
+    Batch,
+    CommandOutcome,
+    EncodedEvent,
+    Expected,
+    ReplicaFields,
+    StreamWrite,
+    refusal,
+)
 from eventstore.errors import JournalCorrupt
-from eventstore.event_filter import EventFilter
-from eventstore.journal_facts import Removal, Statistics, StoredCheckpoint, StoredSeal, StreamInfo
-from eventstore.loading import NO_EVENTS, EventPage, Load, Loaded, ReplayedEvent, StoredSnapshot
-from eventstore.owner import Claim, Holder, Holding, Lease, Owner, OwnerInfo
-from eventstore.pages import LogPage, Moved, StreamPage
-from eventstore.remembered_command import CommandLookup, CommandsFound, StoredCommand
-from eventstore.sql_transaction import SqlTransaction
-from eventstore.writes import Batch, CommandOutcome, EncodedEvent, Expected, ReplicaFields, StreamWrite, refusal
 
 __all__ = [
     "NO_EVENTS",

@@ -14,10 +14,10 @@ from pydantic_core import PydanticSerializationError
 from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent, ReplicaFields
+from eventstore.contract.record_page import RecordPage
 from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag, loss_of
 from eventstore.json_form import JsonForm, form_of_model, reader
-from eventstore.record_page import RecordPage
 from eventstore.upcasters import UPCASTERS
 
 DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024

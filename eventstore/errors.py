@@ -504,8 +504,9 @@ class PartitionsChanged(ProjectionError):
 
     def __init__(self, projection: str, stored: int, wanted: int) -> None:
         super().__init__(
-            f"projection {projection!r} is stored in {stored} partitions, and its class has {wanted}: nothing was "
-            f"done; make it anew with `eventstore rebuild projections`, or give the class partitions={stored}"
+            f"projection {projection!r} has partitions={stored} in the store, and partitions={wanted} in its class: "
+            "nothing was done; make it anew with `eventstore rebuild projections`, or give the class "
+            f"partitions={stored}"
         )
         self.projection = projection
         self.stored = stored

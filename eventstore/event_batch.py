@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
+from eventstore.contract.record_page import RecordPage
 from eventstore.events import Event, RecordedEvent
-from eventstore.record_page import RecordPage
 
 E = TypeVar("E", bound=Event)
 

@@ -15,6 +15,8 @@ from eventstore.json_form import Loss, survey_of
 
 MAX_STREAM_ID_BYTES = 1024
 MAX_EVENT_TYPE_CHARACTERS = 255
+MAX_SCHEMA_VERSION = 2**31 - 1
+"""What every database's column holds. A greater one would cost all that share a commit with it."""
 
 _event_classes: dict[str, type[Event]] = {}
 
@@ -84,8 +86,10 @@ class Event(BaseModel):
             raise DefinitionError(loss_of(cls, losses[0]))
         cls.__tags__ = tuple(dict.fromkeys((*cls.__tags__, *tags)))
         names = [_checked_type(cls, known) for known in (cls.__name__ if name is None else name, *aliases)]
-        if version < 1:
-            raise DefinitionError(f"{cls.__qualname__}: an event's schema version starts at 1, not {version}")
+        if not 1 <= version <= MAX_SCHEMA_VERSION:
+            raise DefinitionError(
+                f"{cls.__qualname__}: an event's schema version is 1 to {MAX_SCHEMA_VERSION}, not {version}"
+            )
         cls.__event_type__, *others = names
         cls.__aliases__ = tuple(others)
         cls.__schema_version__ = version

@@ -175,7 +175,9 @@ class Retention:
         """The cut, refused if a projection still has to come to an event that goes."""
         kind = stream_kind(cut.stream_id)
         needy: Sequence[tuple[str, int]] = [
-            (one.name, one.position) for one in await self._store.checkpoints() if not one.kinds or kind in one.kinds
+            (one.name, one.position)
+            for one in await self._store.checkpoints()
+            if one.has(cut.stream_id) and one.wants(self._store.tenant, kind)
         ]
         if not needy:
             return cut

@@ -11,8 +11,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
-from eventstore.archive import Archive
-from eventstore.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -40,9 +38,18 @@ from eventstore.backend import (
     StreamInfo,
     StreamWrite,
 )
-from eventstore.checkpoint import Checkpoint
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.finishing import finish_then_cancel
+from eventstore.calls.group_calls import GroupCalls
+from eventstore.calls.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
+from eventstore.calls.guarded_backend import GuardedBackend
+from eventstore.calls.guarded_sql import GuardedSqlTransaction
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
+from eventstore.contract.archive import Archive
+from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
+from eventstore.contract.checkpoint import Checkpoint
+from eventstore.contract.pages import checked_limit, checked_page_size
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     CapabilityError,
     CopyRefused,
@@ -55,18 +62,11 @@ from eventstore.errors import (
     StoreClosed,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
-from eventstore.finishing import finish_then_cancel
-from eventstore.group_calls import GroupCalls
-from eventstore.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
-from eventstore.guarded_backend import GuardedBackend
-from eventstore.guarded_sql import GuardedSqlTransaction
-from eventstore.log_reader import LogReader
-from eventstore.pages import checked_page_size
-from eventstore.paging import every
-from eventstore.reading_past import OnDamage
+from eventstore.reading.log_reader import LogReader
+from eventstore.reading.paging import every
+from eventstore.reading.reading_past import OnDamage
 from eventstore.schemes import backend_factory, imported
 from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.tenant import NO_TENANT, checked_tenant
 from eventstore.truncation import check_truncation
 from eventstore.upcasters import UPCASTERS
@@ -163,6 +163,9 @@ class EventStore:
         try:
             await self._backend.open()
         except SchemaMissing as error:
+            if not self._backend.capabilities.creates_schema:
+                # It says what to do, and nothing is ever created there.
+                raise
             if not self._creates:
                 raise SchemaMissing(
                     f"{self._url} holds no journal ({error}): nothing was created; to make one, run: "
@@ -170,8 +173,6 @@ class EventStore:
                     found=error.found,
                     expected=error.expected,
                 ) from error
-            if not self._backend.capabilities.creates_schema:
-                raise
             create_schema = cast("Callable[[StoreUrl], None]", imported(_CREATE_SCHEMA))
             await asyncio.to_thread(create_schema, self._url)
             await self._backend.open()
@@ -368,7 +369,7 @@ class EventStore:
         """Forget the outcomes of commands that are not among the newest `keep` and, with `before` (aware), were stored
         before that. Returns how many. From then on such a command is answered with `CommandForgotten` if its id is a
         UUIDv7, which tells its age; any other would be handled again."""
-        return await self._open.forget_commands(checked_stream_id(stream_id), keep=keep, before=before)
+        return await self._open.forget_commands(checked_stream_id(stream_id), keep=_held(keep), before=before)
 
     # Ownership
 
@@ -417,9 +418,8 @@ class EventStore:
         """
         checked_stream_id(stream_id)
         checked_page_size(page_size)
-        # No database holds more.
-        after, through = min(after, MAX_POSITION), None if through is None else min(through, MAX_POSITION)
-        remaining = limit
+        after, through = _held(after), None if through is None else _held(through)
+        remaining = checked_limit(limit)
         while remaining is None or remaining > 0:
             size = page_size if remaining is None else min(page_size, remaining)
             page = await self._open.read_stream(
@@ -462,8 +462,8 @@ class EventStore:
 
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
-        # No database holds more.
-        return await self._open.read_all(after=min(after, MAX_POSITION), limit=limit, where=where)
+        checked_limit(limit)
+        return await self._open.read_all(after=_held(after), limit=_held(limit), where=where)
 
     async def end(self) -> int:
         """Where the log ends, whosever the last event is: what is appended from now on stands behind it."""
@@ -484,7 +484,8 @@ class EventStore:
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
         """Which of the store's own streams got events in the next `limit` positions of the log, and how far they are:
         for those who want to know what to look at again, and not what happened."""
-        return await self._open.moved(after=after, limit=limit)
+        after = _held(after)
+        return await self._open.moved(after=after, limit=_held(min(limit, MAX_POSITION - after)))
 
     async def wait(self, after: int, timeout: float) -> None:
         """Return when an event after the position may exist, at the latest after `timeout` seconds. It is a hint."""
@@ -635,7 +636,9 @@ class EventStore:
         self, stream_id: str, *, through: int | None = None, limit: int = 10
     ) -> Sequence[Snapshot | SnapshotUnusable]:
         """The newest snapshots of at most version `through`, newest first. A damaged one is given as its error."""
-        stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=through, limit=limit)
+        checked_limit(limit)
+        newest = None if through is None else _held(through)
+        stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=newest, limit=_held(limit))
         found: list[Snapshot | SnapshotUnusable] = []
         for packed in stored:
             try:
@@ -646,7 +649,8 @@ class EventStore:
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None = None) -> int:
         """Remove snapshots of at most version `through`, all if None. Returns how many."""
-        return await self._open.delete_snapshots(checked_stream_id(stream_id), through=through)
+        newest = None if through is None else _held(through)
+        return await self._open.delete_snapshots(checked_stream_id(stream_id), through=newest)
 
     def archive(self) -> Archive:
         """The journal's records as they are stored, and its fence: for tools that copy whole journals. Raises
@@ -690,6 +694,11 @@ class EventStore:
         if self._commits is None:
             raise _closed()
         return self._commits
+
+
+def _held(number: int) -> int:
+    """A version, a position or a count as databases can be asked for it: they hold none below 0, and no greater one."""
+    return max(0, min(number, MAX_POSITION))
 
 
 def _closed() -> StoreClosed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eventstore.backend import Backend
-from eventstore.checkpoint import Checkpoint
+from eventstore.contract.checkpoint import Checkpoint
 from eventstore.errors import ProjectionBehind, TruncationRefused
 from eventstore.events import stream_kind
 

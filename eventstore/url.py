@@ -59,6 +59,8 @@ class StoreUrl:
             )
         if not text or text.endswith("/") or "\0" in text or not text.isprintable():
             raise InvalidStoreUrl(f"{self}: name a file, such as {self.scheme}:///bank.db")
+        if text == ":memory:":
+            raise InvalidStoreUrl(f"{self}: a journal in memory is memory://, and {self.scheme}:// is one in a file")
         if text.startswith((":", "file:")) or ".." in Path(text).parts:
             raise InvalidStoreUrl(f"{self}: the path cannot be a URI or climb with '..'; give an absolute path")
         unknown = sorted(self.parameters.keys() - parameters)

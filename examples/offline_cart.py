@@ -17,9 +17,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from actors import ActorSystem, Command, Conflict, ReplicatedActor, command_handler, event_handler
-from actors.conflict import Resolution
+from actors.replicas.conflict import Resolution
 from eventstore import Event
-from eventstore.cli import main as eventstore
+from eventstore.cli.app import main as eventstore
 
 DEVICES = ("laptop", "phone")
 

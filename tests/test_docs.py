@@ -14,7 +14,7 @@ import pytest
 from .starter import ROOT, Starter
 from .stories import DOCS, Command, Program, Teller, cells_of, story
 
-PAGES = ["idempotency", "ownership", "supervision", "tamper-evidence", "transactions"]
+PAGES = ["actors", "idempotency", "ownership", "supervision", "tamper-evidence", "transactions"]
 
 # Pages that tell a story: programs under the names that they begin with, and commands between them, all in one folder.
 STORIES = ["audit", "copying", "projections", "retention", "schema-evolution", "tenants", "time-travel"]

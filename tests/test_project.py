@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shutil
@@ -19,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import eventstore
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT: dict[str, Any] = PYPROJECT["project"]
@@ -31,6 +35,7 @@ DEV_LOCK = "requirements-dev.txt"
 # For every contract, by its name up to a colon: where which line breaks it, and no other one.
 BREAKS = {
     "Layers": ("actors/__init__.py", "import backends.sqlite"),
+    "Layers of the actors": ("actors/handlers.py", "import actors.cells.cell"),
     "No backend knows another": ("backends/sqlite.py", "import backends.memory"),
     "Database drivers stay in the backends and the schema tools": ("eventstore/store.py", "import sqlite3"),
 }
@@ -83,6 +88,38 @@ class TestVersions:
 
     def test_the_readme_names_the_distribution(self) -> None:
         assert PROJECT["name"] in (ROOT / PROJECT["readme"]).read_text("utf-8")
+
+
+THE_COMMAND = ("eventstore", "eventstore.cli", "eventstore.cli.command")
+
+
+class TestWhatEventstoreExports:
+    """`eventstore` imports what it exports when that is asked for: what it says of it to type checkers must be true."""
+
+    def test_every_name_comes_from_where_type_checkers_are_told(self) -> None:
+        tree = ast.parse((ROOT / "eventstore" / "__init__.py").read_text("utf-8"))
+        said = {
+            name.name: f"{node.module}.{name.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module != "importlib"
+            for name in node.names
+        }
+        assert sorted(said) == sorted(eventstore.__all__)
+        for name, place in said.items():
+            module, _, attribute = place.rpartition(".")
+            assert getattr(eventstore, name) is getattr(importlib.import_module(module), attribute), name
+        assert set(eventstore.__all__) <= set(dir(eventstore))
+
+    def test_what_it_does_not_export_it_does_not_have(self) -> None:
+        with pytest.raises(AttributeError, match="no attribute 'EventStoer'"):
+            importlib.import_module("eventstore").EventStoer  # noqa: B018 - not there, as type checkers say
+
+    def test_the_console_script_begins_with_nothing(self) -> None:
+        code = "import sys; before = set(sys.modules); import eventstore.cli.command; print(*set(sys.modules) - before)"
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        found = set(output.split())
+        assert {name for name in found if name.partition(".")[0] in PACKAGES} == set(THE_COMMAND)
+        assert len(found) < 20
 
 
 class TestImportContracts:

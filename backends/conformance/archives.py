@@ -13,9 +13,9 @@ import pytest_asyncio
 from backends.conformance.events import collect, happened, outcome, tagged, write
 from backends.conformance.fixtures import StoreFixtures, backend_of, reopened
 from backends.conformance.replicas import ODD, REPLICA, replicated
-from eventstore.archive import ArchivedEvent, ArchivePage, StreamRecords
 from eventstore.backend import NO_EVENTS, Appended, Backend, CommandLookup, Load, StreamWrite
-from eventstore.copying import Copy
+from eventstore.contract.archive import ArchivedEvent, ArchivePage, StreamRecords
+from eventstore.copies.copying import Copy
 from eventstore.errors import ConcurrencyError, CopyDiffers, CopyRefused, FencedError, JournalCorrupt, StoreFenced
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore

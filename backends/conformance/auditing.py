@@ -13,12 +13,12 @@ import pytest
 from backends.conformance.events import Happened, Noted, collect, happened, write
 from backends.conformance.fixtures import StoreFixtures
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
-from eventstore.audit_totals import totals
+from eventstore.auditing.audit_totals import totals
 from eventstore.backend import Backend, EventFilter, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event, new_event_id
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition, Operator
 from eventstore.events import Metadata, NewEvent, RecordedEvent
-from eventstore.json_condition import JsonCondition, Operator
 from eventstore.store import EventStore
 
 PAYLOADS = (

@@ -11,7 +11,7 @@ from backends.conformance.events import closing, collect, happened, numbers, tag
 from backends.conformance.fixtures import StoreFixtures
 from eventstore.backend import NO_EVENTS, Backend, EventFilter, Load, Loaded, StreamWrite
 from eventstore.codec import checksum_of
-from eventstore.errors import JournalCorrupt, StoreClosed
+from eventstore.errors import InvalidArgument, JournalCorrupt, StoreClosed
 from eventstore.store import Append, EventStore
 
 PATIENCE = 20.0
@@ -109,6 +109,20 @@ class Reading(StoreFixtures):
     async def test_a_range_may_reach_beyond_both_ends(self, store: EventStore) -> None:
         await _filled(store, 3)
         assert await versions(store.read("a", after=0, through=2**40)) == [1, 2, 3]
+
+    async def test_a_number_that_no_database_holds_counts_as_the_nearest_that_it_does(self, store: EventStore) -> None:
+        await _filled(store, 3)
+        below, above = -(2**70), 2**70
+        assert await versions(store.read("a", after=below, through=above)) == [1, 2, 3]
+        assert len((await store.read_page(after=below, limit=above)).events) == 3
+        assert dict((await store.moved(after=below, limit=above)).versions) == {"a": 3}
+        assert list(await store.snapshots("a", through=above, limit=above)) == []
+        assert await store.delete_snapshots("a", through=above) == 0
+        assert await store.forget_commands("a", keep=above) == 0
+
+    async def test_a_page_of_less_than_nothing_is_refused(self, store: EventStore) -> None:
+        with pytest.raises(InvalidArgument):
+            await store.read_page(limit=-1)
 
     @case("C081")
     @pytest.mark.parametrize(

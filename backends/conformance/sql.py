@@ -27,6 +27,7 @@ from eventstore.backend import (
     StreamWrite,
 )
 from eventstore.codec import new_event_id
+from eventstore.contract.sql_transaction import SqlTransaction, Unread
 from eventstore.errors import (
     CapabilityError,
     CommandForgotten,
@@ -35,10 +36,10 @@ from eventstore.errors import (
     DuplicateEventError,
     FencedError,
     StoreClosed,
+    TransactionConflict,
     TransactionExpired,
     TransactionRefused,
 )
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import EventStore
 
 TRANSFERS = Table(
@@ -50,6 +51,7 @@ SECONDS = 20.0
 PATIENCE = 20.0
 
 CHECKPOINT = StoredCheckpoint("reader", 1, 0, 7, 3, bytes(range(16)), b"{}")
+AT_THE_START = CHECKPOINT._replace(position=0)
 
 
 class SQLCapability(StoreFixtures):
@@ -409,13 +411,14 @@ class SQLTransactions(StoreFixtures):
     async def test_batches_that_are_stored_first_are_committed_with_the_statements_behind_them(
         self, store: EventStore, backend: Backend
     ) -> None:
+        await backend.save_checkpoint(AT_THE_START)
         await store.append("a", happened(1))
         async with transaction(store) as begun:
             late = write("a", b"9", expected=5)
             batches = [[write("a", b'{"number":2}', expected=1)], [late], [write("b", b'{"number":3}', expected=0)]]
-            outcomes = await begun.store(batches)
+            outcomes, ((checkpoint, page),) = await begun.store(batches, [unread()])
             assert [type(each) for each in outcomes] == [Appended, ConcurrencyError, Appended]
-            page = await begun.read_all(after=0, limit=10, where=EventFilter())
+            assert checkpoint == AT_THE_START._replace(revision=1)
             assert [recorded.json()["number"] for recorded in page.events] == [1, 2, 3]
             assert page.is_end
             last = outcomes[2]
@@ -439,7 +442,7 @@ class SQLTransactions(StoreFixtures):
         batch, command = [write("a", b"1")], [write("b", commands=[outcome("once")])]
         for is_duplicate in (False, True):
             async with transaction(store) as begun:
-                outcomes = await begun.store([batch, command])
+                outcomes, _ = await begun.store([batch, command])
                 assert [isinstance(each, Appended) and each.is_duplicate for each in outcomes] == [is_duplicate] * 2
                 await begun.commit(())
         assert len(await collect(store.read_all())) == 1
@@ -447,27 +450,65 @@ class SQLTransactions(StoreFixtures):
     async def test_nobody_appends_between_what_is_stored_first_and_the_commit(
         self, store: EventStore, other: EventStore
     ) -> None:
+        await backend_of(store).save_checkpoint(AT_THE_START)
         await other.append("c", happened(0))
         async with transaction(store) as begun:
-            await begun.store([[write("a", b'{"number":1}')]])
+            asked = unread(kinds=("a", "c", "d"))
+            _, ((_, page),) = await begun.store([[write("a", b'{"number":1}')]], [asked])
             late = [asyncio.create_task(other.append(stream_id, happened(2))) for stream_id in ("c", "d")]
             await asyncio.sleep(0.1)
             assert not any(task.done() for task in late)
-            page = await begun.read_all(after=0, limit=10, where=EventFilter(kinds=("a", "c", "d")))
             assert [recorded.stream_id for recorded in page.events] == ["c", "a"]
             await begun.commit(())
         await asyncio.gather(*late)
         assert await numbers(store.read_all()) == [0, 1, 2, 2]
 
-    async def test_what_is_stored_first_is_read_by_page_and_filter(self, store: EventStore) -> None:
+    async def test_what_is_stored_first_is_read_from_each_checkpoint_by_its_filter(self, store: EventStore) -> None:
+        first = await store.append("a", happened(0))
+        await store.append("b", happened(9))
+        for name, position in (("begins", 0), ("goes on", first.position)):
+            await backend_of(store).save_checkpoint(CHECKPOINT._replace(name=name, position=position))
+        batches = [[write("a", *(b'{"number":%d}' % n for n in range(1, 5)))], [write("b", b'{"number":9}')]]
+        asked = [
+            unread("begins", limit=3, kinds=("a",)),
+            unread("goes on", kinds=("a",)),
+            unread("goes on", tags=("x",)),
+        ]
         async with transaction(store) as begun:
-            await begun.store([[write("a", *(b'{"number":%d}' % n for n in range(5)))], [write("b", b"9")]])
-            page = await begun.read_all(after=0, limit=3, where=EventFilter(kinds=("a",)))
-            assert ([recorded.version for recorded in page.events], page.is_end) == ([1, 2, 3], False)
-            page = await begun.read_all(after=page.position, limit=3, where=EventFilter(kinds=("a",)))
-            assert ([recorded.version for recorded in page.events], page.is_end) == ([4, 5], True)
-            nothing = await begun.read_all(after=page.position, limit=3, where=EventFilter(tags=("x",)))
-            assert (list(nothing.events), nothing.position, nothing.is_end) == ([], page.position, True)
+            _, found = await begun.store(batches, asked)
+            assert [checkpoint.name for checkpoint, _ in found] == ["begins", "goes on", "goes on"]
+            full, rest, nothing = (page for _, page in found)
+            assert ([recorded.json()["number"] for recorded in full.events], full.is_end) == ([0, 1, 2], False)
+            assert ([recorded.json()["number"] for recorded in rest.events], rest.is_end) == ([1, 2, 3, 4], True)
+            assert [page.position for page in (full, rest)] == [page.events[-1].position for page in (full, rest)]
+            assert (list(nothing.events), nothing.position, nothing.is_end) == ([], first.position, True)
+
+    async def test_nothing_is_stored_where_a_checkpoint_is_not_there(self, store: EventStore) -> None:
+        await backend_of(store).save_checkpoint(CHECKPOINT)
+        for asked in ([unread(version=2)], [unread(), unread("nobody")]):
+            async with transaction(store) as begun:
+                with pytest.raises(TransactionConflict):
+                    await begun.store([[write("a", b"1")]], asked)
+        assert await collect(store.read_all()) == []
+        await store.append("a", happened(1), expected_version=0)
+
+    async def test_checkpoints_are_committed_with_the_batches_and_the_statements_or_none_of_it(
+        self, store: EventStore, other: EventStore
+    ) -> None:
+        backend, second = backend_of(store), CHECKPOINT._replace(name="second")
+        await backend.save_checkpoint(second)
+        seen = second._replace(revision=1)
+        async with transaction(store) as begun:
+            await transfer(begun, 1)
+            assert isinstance(await begun.commit([write("a", b"1")], [CHECKPOINT, seen]), Appended)
+        stored = [CHECKPOINT._replace(revision=1), seen._replace(revision=2)]
+        assert list(await backend.checkpoints()) == stored
+        async with transaction(other) as begun:
+            await transfer(begun, 2)
+            with pytest.raises(TransactionConflict):
+                await begun.commit([write("a", b"2")], [stored[0]._replace(position=9), seen])
+        assert (await transferred(store), await store.version("a")) == ([1], 1)
+        assert list(await backend.checkpoints()) == stored
 
     async def test_a_checkpoint_that_is_locked_is_changed_by_nobody_else(
         self, store: EventStore, other: EventStore
@@ -509,6 +550,10 @@ async def transaction(store: EventStore, seconds: float = SECONDS) -> AsyncGener
         yield begun
     finally:
         await begun.rollback()
+
+
+def unread(name: str = CHECKPOINT.name, version: int = 1, limit: int = 10, **fields: tuple[str, ...]) -> Unread:
+    return Unread(name, version, EventFilter(**fields), limit)
 
 
 async def transfer(begun: SqlTransaction, number: int) -> None:

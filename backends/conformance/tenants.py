@@ -25,7 +25,6 @@ from backends.conformance.events import (
 )
 from backends.conformance.fixtures import StoreFixtures, backend_of
 from backends.conformance.leases import HeldLease, Leases
-from eventstore.audit_query import AuditQuery
 from eventstore.backend import (
     Appended,
     Backend,
@@ -43,6 +42,7 @@ from eventstore.backend import (
     StreamWrite,
 )
 from eventstore.codec import new_event_id
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.errors import (
     CapabilityError,
     ConcurrencyError,

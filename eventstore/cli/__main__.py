@@ -2,6 +2,6 @@
 
 import sys
 
-from eventstore.cli.app import main
+from eventstore.cli.command import main
 
 sys.exit(main())

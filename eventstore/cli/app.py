@@ -15,6 +15,7 @@ import typer
 from eventstore.cli.audit import audit
 from eventstore.cli.bisect import bisect_
 from eventstore.cli.blame import blame_
+from eventstore.cli.completion import completion_mended
 from eventstore.cli.conflicts import conflicts
 from eventstore.cli.copy import copy
 from eventstore.cli.dead_letters import dead_letters
@@ -40,7 +41,14 @@ from eventstore.cli.streams import streams
 from eventstore.cli.tail import tail
 from eventstore.cli.verify import verify
 from eventstore.cli.whatif import whatif
-from eventstore.errors import EventStoreError, ImportRefused
+from eventstore.errors import (
+    EventStoreError,
+    ImportRefused,
+    InvalidArgument,
+    InvalidQuery,
+    InvalidStreamId,
+    InvalidTenant,
+)
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
 
@@ -138,8 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], messages: Messages) -> int:
     _prepare_streams(is_json=messages.is_json)
-    command = typer.main.get_command(app)
-    code = command.main(list(arguments), prog_name="eventstore", standalone_mode=False, obj=messages)
+    with completion_mended(arguments):
+        command = typer.main.get_command(app)
+        code = command.main(list(arguments), prog_name="eventstore", standalone_mode=False, obj=messages)
     return int(code or Exit.FINE)
 
 
@@ -151,6 +160,8 @@ def _failed(error: Exception, messages: Messages) -> int:
             code = error.code
         case ImportRefused():
             code = Exit.WRONG
+        case InvalidStreamId() | InvalidTenant() | InvalidQuery() | InvalidArgument():
+            code = Exit.USAGE
         case EventStoreError():
             code = Exit.STORE
         case TimeoutError():

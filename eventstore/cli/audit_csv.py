@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from io import StringIO, TextIOWrapper
 from typing import Any
 
 import orjson
 
+from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.output import flush, timestamp, write
 from eventstore.cli.recorded import checked_payload
 from eventstore.events import Metadata, RecordedEvent
@@ -19,23 +20,29 @@ COLUMNS = (
     "causation_id", "command_id", "tags", "values", "event_id", "batch_id", "epoch", "origin", "payload",
 )  # fmt: skip
 
+_JSON = frozenset({"tags", "values", "payload"})
+
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NOTHING = Metadata()
 
 
 class CsvRows:
-    """Rows of CSV with a header, in UTF-8. A text that a spreadsheet would run as a formula has a quote in front."""
+    """Rows of CSV with a header, in UTF-8. A text that a spreadsheet would run as a formula has a quote in front.
+
+    A file or a pipe gets every character as it is stored; on a terminal those are escaped that could command it.
+    """
 
     def __init__(self) -> None:
         self._has_header = False
+        self._is_shown = sys.stdout.isatty()
 
     def add(self, row: RecordedEvent) -> None:
         if not self._has_header:
             self._begin()
         cells = cells_of(row)
         tags = orjson.dumps(cells["tags"]).decode() if cells["tags"] else None
-        self._write({**cells, "recorded_at": timestamp(row.recorded_at), "tags": tags}.values())
+        self._write({**cells, "recorded_at": timestamp(row.recorded_at), "tags": tags})
 
     def flush(self) -> None:
         if not self._has_header:
@@ -47,11 +54,12 @@ class CsvRows:
         stream: object = sys.stdout
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", newline="")
-        self._write(COLUMNS)
+        self._write({column: column for column in COLUMNS})
 
-    def _write(self, cells: Iterable[Any]) -> None:
+    def _write(self, cells: Mapping[str, Any]) -> None:
+        shown = ((name, _printable(name, cell)) for name, cell in cells.items()) if self._is_shown else cells.items()
         line = StringIO(newline="")
-        csv.writer(line).writerow([_safe(cell) for cell in cells])
+        csv.writer(line, lineterminator="\n" if self._is_shown else "\r\n").writerow([_safe(cell) for _, cell in shown])
         write(line.getvalue())
 
 
@@ -86,6 +94,12 @@ def _values_json(metadata: Metadata) -> str | None:
     if not metadata.values:
         return None
     return metadata.model_dump_json(include={"values"})[len('{"values":') : -1]
+
+
+def _printable(column: str, cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    return printable_json(cell) if column in _JSON else escaped(cell)
 
 
 def _safe(cell: str | int | None) -> str | int:

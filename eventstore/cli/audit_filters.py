@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.audit_query import AuditQuery
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import MOST
 from eventstore.cli.exits import Exit, WrongUsage
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 from eventstore.errors import InvalidQuery
-from eventstore.json_condition import JsonCondition
 
 _AGO = re.compile(r"-(?P<count>[0-9]{1,9})(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -62,6 +62,11 @@ def _filters(
     ] = None,
 ) -> AuditQuery:
     now = datetime.now(UTC)
+    recorded_from, recorded_before = _moment(from_, "--from", now), _moment(to, "--to", now)
+    if recorded_from is not None and recorded_before is not None and recorded_from > recorded_before:
+        raise WrongUsage(f"--from {from_} is later than --to {to}: no event is in between")
+    if position_to is not None and position_from > position_to:
+        raise WrongUsage(f"--position-from {position_from} lies behind --position-to {position_to}: no event is there")
     try:
         return AuditQuery(
             EventFilter(_all(kind), _all(type), _all(tag), _all(stream), _all(tenant)),
@@ -71,8 +76,8 @@ def _filters(
             command_ids=_all(command),
             origins=_all(origin),
             epochs=tuple(epoch or ()),
-            recorded_from=_moment(from_, "--from", now),
-            recorded_before=_moment(to, "--to", now),
+            recorded_from=recorded_from,
+            recorded_before=recorded_before,
             after=position_from - 1,
             through=position_to,
             payload=tuple(JsonCondition.parse(text) for text in _all(where)),

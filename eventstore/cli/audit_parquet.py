@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from eventstore.cli.audit_csv import COLUMNS, cells_of
-from eventstore.cli.exits import CommandFailed, OutputFailed, WrongUsage
+from eventstore.cli.exits import CommandFailed, OutputFailed
+from eventstore.cli.files import check_is_new
 from eventstore.events import RecordedEvent
 
 _GROUP_ROWS = 10_000
@@ -32,8 +33,7 @@ class ParquetFile:
         self._writer: Any = None
 
     def __enter__(self) -> Self:
-        if self._path.exists():
-            raise WrongUsage(f"{self._path} exists: remove it, or write to another file")
+        check_is_new(self._path)
         self._begin_group()
         try:
             # Only this user reads it: events may be personal.

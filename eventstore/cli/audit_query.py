@@ -11,17 +11,18 @@ from typing import Annotated
 import typer
 
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
 from eventstore.cli.arguments import MOST, Json, Url
 from eventstore.cli.audit_csv import CsvRows
 from eventstore.cli.audit_filters import filtered
 from eventstore.cli.audit_parquet import ParquetFile
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import LOG_EVENTS
 from eventstore.cli.targets import imported_module
 from eventstore.codec import decode_parts, encode_event
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
@@ -95,7 +96,10 @@ async def _query(
                 last, count = recorded.position, count + 1
                 for shown in _decoded(recorded) if decoded else (recorded,):
                     rows.add(shown)
-    rows.flush()
+        rows.flush()
+        if last is None and limit != 0:
+            is_narrowed = query != AuditQuery() or after is not None
+            await note_nothing(messages, store, "event", kinds=query.where.kinds, is_narrowed=is_narrowed)
     if last is not None and count == limit:
         messages.note(f"there may be more: go on with --after {last}")
     return Exit.FINE

@@ -11,14 +11,15 @@ from typing import Annotated
 
 import typer
 
-from eventstore.audit_query import AuditQuery, AuditTotals, Count
-from eventstore.audit_totals import totals
+from eventstore.auditing.audit_totals import totals
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.audit_filters import filtered
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import Exit
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import flush, timestamp, write, write_fields, write_json, write_line
+from eventstore.cli.nothing import note_nothing
+from eventstore.cli.output import counted, drawn, flush, timestamp, write, write_fields, write_json, write_line
+from eventstore.contract.audit_query import AuditQuery, AuditTotals, Count
 from eventstore.store import EventStore
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,6 +54,8 @@ def stats(
 async def _stats(messages: Messages, url: str, query: AuditQuery, top: int, *, json: bool) -> Exit:
     async with EventStore.open(url, create=False) as store:
         found = await totals(store, query, top=top)
+        if not found.events:
+            await note_nothing(messages, store, "event", kinds=query.where.kinds, is_narrowed=query != AuditQuery())
     if json:
         write_json(_record(found))
     elif sys.stdout.isatty():
@@ -129,10 +132,10 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> None:
     write_line(("", ""))
     write_line((title, "bold"))
     for name, events in rows:
-        shown = name if cell_len(name) <= width else set_cell_size(name, width - 1) + "…"
+        shown = name if cell_len(name) <= width else set_cell_size(name, width - 1) + drawn("…")
         eighths = round(events / most * _BAR * 8)
         bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-        write_line((set_cell_size(shown, width), ""), (f"  {events:>{digits},}  ", ""), (bar, "cyan"))
+        write_line((set_cell_size(shown, width), ""), (f"  {events:>{digits},}  ", ""), (drawn(bar), "cyan"))
 
 
 def _named(counts: Iterable[Count]) -> list[tuple[str, int]]:
@@ -165,7 +168,7 @@ def _rate(found: AuditTotals, hours: int) -> float:
 
 
 def _size(size_bytes: int, events: int) -> str:
-    return f"{size_bytes:,} bytes" + (f", {size_bytes / events:,.0f} an event" if events else "")
+    return counted(size_bytes, "byte") + (f", {size_bytes / events:,.0f} an event" if events else "")
 
 
 stats_command = filtered(stats)

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.audit_trace import MOST_EVENTS, Trace, TraceNode, trace
+from eventstore.auditing.audit_trace import MOST_EVENTS, Trace, TraceNode, trace
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import View, flush, listing, timestamp, write_line
+from eventstore.cli.output import View, drawn, flush, listing, timestamp, write_line
 from eventstore.cli.recorded import event_record
 from eventstore.store import EventStore
 
@@ -56,7 +56,7 @@ async def _trace(messages: Messages, url: str, correlation: str, limit: int, *, 
             rows.add(node)
         rows.flush()
     if not found.is_complete:
-        messages.note(f"these are the first {limit} events: there are more (--limit)")
+        messages.note(f"there are more events than the first {limit:,}: --limit")
     return Exit.FINE
 
 
@@ -65,11 +65,11 @@ def _write_tree(found: Trace) -> None:
     for node, (stem, branch) in zip(nodes, _branches(nodes), strict=True):
         recorded = node.recorded
         if recorded is None:
-            write_line((stem + branch, "dim"), ("command ", ""), (escaped(node.id), "bold"))
+            write_line((drawn(stem + branch), "dim"), ("command ", ""), (escaped(node.id), "bold"))
             continue
         place = f"{escaped(recorded.stream_id)} {recorded.version}"
         when = f"  {timestamp(recorded.recorded_at)}  position {recorded.position}"
-        write_line((stem + branch, "dim"), (escaped(recorded.type), "bold"), (f"  {place}", ""), (when, "dim"))
+        write_line((drawn(stem + branch), "dim"), (escaped(recorded.type), "bold"), (f"  {place}", ""), (when, "dim"))
     flush()
 
 

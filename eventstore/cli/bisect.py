@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import fields, is_dataclass
 from types import CodeType
 from typing import Annotated, Any
@@ -12,12 +14,12 @@ import typer
 from pydantic import BaseModel
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.bisection import Bisected, BisectionRefused, Predicate, PredicateRaised, bisect
 from actors.canonical import is_object
+from actors.time_travel.bisection import Bisected, BisectionRefused, Predicate, PredicateRaised, bisect
 from eventstore.cli.arguments import Address, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
-from eventstore.cli.output import json_cell, timestamp, write_fields, write_json
+from eventstore.cli.output import counted, json_cell, timestamp, write_fields, write_json
 from eventstore.cli.recorded import event_record
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import event_at, head_of, parse_version, version_of
@@ -46,9 +48,10 @@ def bisect_(
     """Find the event after which something that held of an actor's state does not hold any more.
 
     EXPRESSION is Python, with the names `state`, `version`, and those of the state's fields. It is evaluated as code of
-    your own, in this process: it can do whatever you can. Few states are looked at: twenty of a million. Where the
-    expression fails and holds again in between, the event found is one of several. The exit code is 1 if it holds at
-    the end, does not hold at the beginning, or raises; the state that it raised for is named.
+    your own, in this process: it can do whatever you can. What it prints goes to stderr. Few states are looked at:
+    twenty of a million. Where the expression fails and holds again in between, the event found is one of several. The
+    exit code is 1 if it holds at the end, does not hold at the beginning, or raises; the state that it raised for is
+    named.
 
     \b
     Examples:
@@ -71,7 +74,13 @@ def predicate_of(expression: str) -> Predicate:
 
     def holds(state: Any, version: int) -> object:
         # One dictionary for all names, because what is nested in an expression does not see a second.
-        return eval(code, {**_fields_of(state), "state": state, "version": version})  # noqa: S307
+        names = {**_fields_of(state), "state": state, "version": version}
+        try:
+            # What it prints is not the command's output.
+            with redirect_stdout(sys.stderr):
+                return bool(eval(code, names))  # noqa: S307
+        except SystemExit as error:
+            raise WrongUsage(f"the expression {expression!r} ends the program: write what should hold") from error
 
     return holds
 
@@ -106,6 +115,8 @@ async def _bisect(
         except BisectionRefused as error:
             raise CommandFailed(str(error)) from error
         except PredicateRaised as error:
+            if isinstance(error.__cause__, WrongUsage):
+                raise error.__cause__ from None
             shown = printable_json(error.state.decode())
             shown = shown if len(shown) <= _LONGEST_STATE else f"{shown[:_LONGEST_STATE]}…"
             raise CommandFailed(f"{error}; the state there is {shown}") from error
@@ -131,5 +142,5 @@ def _described(stream_id: str, expression: str, found: Bisected, event: Recorded
         described["command"] = escaped(event.metadata.command_id)
     if event.metadata is not None and event.metadata.user is not None:
         described["user"] = escaped(event.metadata.user)
-    described["looked at"] = f"{tried} states, {folded:,} events folded"
+    described["looked at"] = f"{counted(tried, 'state')}, {counted(folded, 'event')} folded"
     return described

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.blame import Blamed, NeverSet, Setting, blame, history
-from actors.state_changes import InvalidPointer, names_of
+from actors.time_travel.blame import Blamed, NeverSet, Setting, blame, history
+from actors.time_travel.state_changes import InvalidPointer, names_of
 from eventstore.cli.arguments import Address, At, AtTime, Json, Key, Target, Tenant, Url
 from eventstore.cli.changes import json_of, record_of, text_of
 from eventstore.cli.escaping import escaped

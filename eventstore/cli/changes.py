@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from pydantic import JsonValue
 
-from actors.state_changes import StateChange
+from actors.time_travel.state_changes import StateChange
 from eventstore.cli.escaping import printable_json
 from eventstore.cli.output import json_fragment
 

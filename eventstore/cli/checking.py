@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
-from actors.determinism import Breach
-from actors.folding import snapshot_places
-from actors.state_changes import state_changes
+from actors.replaying.determinism import Breach
+from actors.time_travel.folding import snapshot_places
+from actors.time_travel.state_changes import state_changes
 from eventstore.backend import Load
 from eventstore.cli.arguments import Address
 from eventstore.cli.changes import short

@@ -9,14 +9,15 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.folding import fold
-from actors.replicated_actor import ReplicatedActor
-from actors.replicated_recovery import stamp_of
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_recovery import stamp_of
+from actors.time_travel.folding import fold
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import (
     View,
     json_cell,
@@ -116,9 +117,9 @@ async def _list(messages: Messages, address: Address, kind: str | None, *, json:
             async for conflict in conflicts_of(store, info.stream_id):
                 rows.add(conflict)
                 is_empty = False
-    rows.flush()
-    if is_empty:
-        messages.note("no event met another that it was written without")
+        rows.flush()
+        if is_empty:
+            await note_nothing(messages, store, "conflict", kinds=() if kind is None else (kind,), is_narrowed=False)
     return Exit.FINE
 
 
@@ -146,6 +147,8 @@ async def _show(
     async with address.store() as store:
         found = [each async for each in conflicts_of(store, stream_id, version) if _version(each) == version]
         if not found:
+            if version > (newest := await store.version(stream_id)):
+                raise CommandFailed(f"{stream_id!r} is at version {newest}: there is no version {version} yet")
             raise CommandFailed(f"the event at version {version} of {stream_id!r} met none that it was written without")
         states = [(target, await _state(store, cls, stream_id, version)) for target, cls in resolvers]
     (conflict,) = found

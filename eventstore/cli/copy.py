@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from eventstore.archive import Fence
 from eventstore.cli.arguments import Json
 from eventstore.cli.escaping import escaped, printable
 from eventstore.cli.exits import Exit, WrongUsage
-from eventstore.cli.output import timestamp, write_fields, write_json
+from eventstore.cli.output import counted, timestamp, write_fields, write_json
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.copying import Compared, Copy
+from eventstore.contract.archive import Fence
+from eventstore.copies.copying import Compared, Copy
 from eventstore.errors import CopyDiffers
 from eventstore.store import EventStore
 from eventstore.url import parse_store_url
@@ -128,17 +128,16 @@ def _report(
         )
         return
     fields = {name: printable(url) for name, url in shown.items()}
-    fields["copied"] = f"{copying.events:,} events now; TO is a copy up to position {copying.position:,}"
+    fields["copied"] = f"{counted(copying.events, 'event')} now; TO is a copy up to position {copying.position:,}"
     if fence is not None:
         fields["fenced"] = f"FROM takes no events any more since {timestamp(fence.fenced_at)}: {escaped(fence.reason)}"
     if compared is not None:
         counts = ", ".join(
-            f"{count:,} {noun}"
-            for count, noun in (
-                (compared.events, "events"),
-                (compared.streams, "streams"),
-                (compared.commands, "outcomes of commands"),
-                (compared.snapshots, "snapshots"),
+            (
+                counted(compared.events, "event"),
+                counted(compared.streams, "stream"),
+                counted(compared.commands, "outcome of a command", "outcomes of commands"),
+                counted(compared.snapshots, "snapshot"),
             )
         )
         fields["verified"] = f"{counts}: all the same"

@@ -8,18 +8,18 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eventstore.checkpoint import DeadLetter, Status
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import View, json_cell, listing, timestamp, write_fields, write_json, write_line
+from eventstore.cli.output import View, counted, json_cell, listing, timestamp, write_fields, write_json, write_line
 from eventstore.cli.projections import Name, Target
 from eventstore.cli.targets import projection_class
+from eventstore.contract.checkpoint import DeadLetter, Status
 from eventstore.errors import ProjectionError
-from eventstore.projection_control import letter_event, live_checkpoints, purge_letters, replay_letter
 from eventstore.projections import Projection
+from eventstore.read_models.projection_control import letter_event, live_checkpoints, purge_letters, replay_letter
 from eventstore.store import EventStore
 
 dead_letters = command_group("Events that projections could not apply.", "dead-letters list sqlite:///bank.db")
@@ -92,7 +92,7 @@ async def _show(address: Address, name: str, position: int, *, json: bool) -> Ex
         "projection": escaped(name),
         "event": f"{of_tenant(letter.stream_id, letter.tenant)} version {letter.version}, position {letter.position}",
         "type": printable(letter.type),
-        "parked": f"{letter.parked_at}, after {letter.attempts} attempts",
+        "parked": f"{letter.parked_at}, after {counted(letter.attempts, 'attempt')}",
         "error": one_line(letter.error),
     }
     if event is not None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.folding import canonical_at
-from actors.state_changes import StateChange, state_changes
+from actors.time_travel.folding import canonical_at
+from actors.time_travel.state_changes import StateChange, state_changes
 from eventstore.cli.arguments import Address, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.changes import record_of, text_of
 from eventstore.cli.escaping import escaped

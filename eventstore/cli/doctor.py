@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from eventstore.archive import Fence
 from eventstore.backend import Capabilities, Durability, OwnerInfo, Statistics
 from eventstore.cli.arguments import Json, Url
 from eventstore.cli.escaping import escaped, one_line, printable
 from eventstore.cli.exits import Exit
-from eventstore.cli.output import timestamp, write_fields, write_json, write_line
+from eventstore.cli.output import counted, timestamp, write_fields, write_json, write_line
 from eventstore.cli.processes import is_running, process_record, write_process
 from eventstore.cli.recorded import checked_payload
+from eventstore.contract.archive import Fence
 from eventstore.errors import EventStoreError, SchemaError
 from eventstore.store import EventStore
 from eventstore.url import StoreUrl, parse_store_url
@@ -107,9 +107,13 @@ def _write_report(diagnosis: Diagnosis) -> None:
         fields["streams"] = f"{streams:,}"
         fields["events"] = f"{events:,}, the last at position {last_position:,}"
         fields["snapshots"] = f"{snapshots:,}"
-        fields["size"] = f"{size_bytes:,} bytes"
+        fields["size"] = counted(size_bytes, "byte")
     if diagnosis.lag is not None:
-        fields["lag"] = f"{diagnosis.lag:,} positions are not settled yet" if diagnosis.lag else "none"
+        fields["lag"] = (
+            counted(diagnosis.lag, "position is not settled yet", "positions are not settled yet")
+            if diagnosis.lag
+            else "none"
+        )
     if diagnosis.copied is not None:
         fields["copy"] = f"of another journal, up to position {diagnosis.copied:,}"
     if diagnosis.fence is not None:

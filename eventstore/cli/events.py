@@ -9,8 +9,9 @@ import typer
 
 from eventstore.backend import Load
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
-from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import STREAM_EVENTS
 from eventstore.events import RecordedEvent, checked_stream_id
@@ -40,6 +41,8 @@ def events(
     """
     messages: Messages = context.obj
     checked_stream_id(stream)
+    if through is not None and after > through:
+        raise WrongUsage(f"--after {after} lies behind --through {through}: no event is in between")
     rows = listing(STREAM_EVENTS, json=json)
     return asyncio.run(
         _events(Address(url, tenant), stream, after, through, limit, reverse=reverse, rows=rows, messages=messages)
@@ -57,6 +60,7 @@ async def _events(
     rows: Listing[RecordedEvent],
     messages: Messages,
 ) -> Exit:
+    is_empty = True
     async with address.store() as store:
         head = await store.load(Load(stream, use_snapshot=False, limit=0))
         if head.version == 0:
@@ -65,5 +69,8 @@ async def _events(
             messages.note(f"the events of {stream!r} up to version {head.truncated} were removed")
         async for recorded in store.read(stream, after=after, through=through, limit=limit, backwards=reverse):
             rows.add(recorded)
-    rows.flush()
+            is_empty = False
+        rows.flush()
+        if is_empty and limit != 0:
+            await note_nothing(messages, store, "event", is_narrowed=True)
     return Exit.FINE

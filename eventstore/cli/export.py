@@ -11,12 +11,15 @@ import typer
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit, WrongUsage
+from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import flush, write_bytes
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
-from eventstore.cloud_events import DEFAULT_SOURCE, to_line
+from eventstore.copies.cloud_events import DEFAULT_SOURCE, to_line
 
 
 def export(
+    context: typer.Context,
     url: Url,
     kind: Annotated[list[str] | None, typer.Option(metavar="KIND", help="Only streams of this kind.")] = None,
     type: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="Only events with this stored name.")] = None,
@@ -46,10 +49,11 @@ def export(
     if not source.isascii() or not source.isprintable() or not source or " " in source:
         raise WrongUsage("--source is a URI, such as https://bank.example/ledger")
     where = EventFilter(tuple(kind or ()), tuple(type or ()), tuple(tag or ()), tuple(stream or ()))
-    return asyncio.run(_export(Address(url, tenant), where, after, source))
+    return asyncio.run(_export(context.obj, Address(url, tenant), where, after, source))
 
 
-async def _export(address: Address, where: EventFilter, after: int, source: str) -> Exit:
+async def _export(messages: Messages, address: Address, where: EventFilter, after: int, source: str) -> Exit:
+    is_empty = True
     async with address.store() as store:
         with ExitStack() as stack:
             progress: Progress = Silent()
@@ -58,6 +62,10 @@ async def _export(address: Address, where: EventFilter, after: int, source: str)
                 progress = stack.enter_context(bar("events", total))
             async for recorded in store.read_all(after=after, where=where):
                 write_bytes(to_line(recorded, source=source))
+                is_empty = False
                 progress.advance(1)
-    flush()
+        flush()
+        if is_empty:
+            is_narrowed = after > 0 or where != EventFilter()
+            await note_nothing(messages, store, "event", kinds=where.kinds, is_narrowed=is_narrowed)
     return Exit.FINE

@@ -20,6 +20,13 @@ def read_file(path: Path) -> bytes:
         raise WrongUsage(f"{path} cannot be read: {error.strerror}") from error
 
 
+def check_is_new(path: Path) -> None:
+    """Raise `WrongUsage` for a file that exists: it is not overwritten."""
+    # It does not raise where nobody may look: who writes there says so.
+    if os.path.lexists(path):
+        raise WrongUsage(f"{path} exists: remove it, or write to another file")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Put a file in the place of another one, on the disk. Raises `OutputFailed`: the other one is still there then."""
     try:

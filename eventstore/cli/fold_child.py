@@ -18,8 +18,8 @@ from typing import Any, TextIO, cast
 
 from actors.actor import PersistentActor
 from actors.canonical import digest_of
-from actors.determinism import breaches_noted
-from actors.folding import Fold
+from actors.replaying.determinism import breaches_noted
+from actors.time_travel.folding import Fold
 from eventstore.cli.arguments import Address
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit
 from eventstore.cli.targets import actor_class

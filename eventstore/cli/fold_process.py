@@ -41,7 +41,7 @@ class FoldError(NamedTuple):
 
 class FoldAnswer(NamedTuple):
     """What folding came to: digests of the state by version, up to the last one that was reached. `breaches` are
-    handler, event type, version and call (`actors.determinism.Breach`)."""
+    handler, event type, version and call (`actors.replaying.determinism.Breach`)."""
 
     digests: dict[int, str]
     breaches: Sequence[tuple[str, str, int, str]]

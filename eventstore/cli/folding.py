@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.folding import Fold, snapshot_places
-from actors.state_changes import state_changes
+from actors.time_travel.folding import Fold, snapshot_places
+from actors.time_travel.state_changes import state_changes
 from eventstore.cli.changes import difference_in_words
 from eventstore.cli.exits import STORE_TROUBLE
 from eventstore.errors import RecoveryError, SnapshotUnusable

@@ -15,7 +15,7 @@ from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.output import counted, write_json, write_line
 from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import head_of, parse_wanted, version_of
-from eventstore.forking import ForkRefused, fork
+from eventstore.copies.forking import ForkRefused, fork
 from eventstore.store import EventStore
 from eventstore.url import parse_store_url
 

@@ -8,16 +8,16 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from eventstore.cli.arguments import Address, Json, Tenant, Url
-from eventstore.cli.exits import Exit
-from eventstore.cli.output import write_fields, write_json
+from eventstore.cli.exits import Exit, WrongUsage
+from eventstore.cli.output import counted, write_fields, write_json
 from eventstore.cli.progress import bar, is_shown
+from eventstore.copies.importing import Import
 from eventstore.errors import EventStoreError, ImportRefused
-from eventstore.importing import Import
 from eventstore.url import parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -61,18 +61,25 @@ async def _import(address: Address, stream: str | None, *, renumber: bool, json:
             try:
                 await importing.run(_lines(longest=4 * store.max_payload_bytes))
             except EventStoreError:
+                if not importing.lines:
+                    raise
                 logger.warning("up to line %d all is stored; what is behind it is not", importing.lines)
                 raise
     if json:
         write_json({"url": str(parse_store_url(address.url)), "stored": importing.stored, "known": importing.known})
     else:
-        write_fields({"stored": f"{importing.stored:,} events", "known": f"{importing.known:,} were stored already"})
+        write_fields(
+            {
+                "stored": counted(importing.stored, "event"),
+                "known": counted(importing.known, "was stored already", "were stored already"),
+            }
+        )
     return Exit.FINE
 
 
 async def _lines(*, longest: int) -> AsyncGenerator[bytes]:
     """The lines of stdin, without ever waiting for it in the way of a Ctrl-C."""
-    source = sys.stdin.fileno()
+    source = _stdin()
     rest = b""
     number = 0
     while chunk := await _chunk(source):
@@ -84,6 +91,13 @@ async def _lines(*, longest: int) -> AsyncGenerator[bytes]:
             raise ImportRefused(number + 1, f"it is longer than {longest} bytes")
     if rest:
         yield rest
+
+
+def _stdin() -> int:
+    # Python has none where the program was started with it closed.
+    if cast("object", sys.stdin) is None:
+        raise WrongUsage("stdin is closed: give the events there, as in `eventstore import URL < events.jsonl`")
+    return sys.stdin.fileno()
 
 
 async def _chunk(source: int) -> bytes:

@@ -28,6 +28,8 @@ T_contra = TypeVar("T_contra", contravariant=True)
 _CHUNK = 100
 _WIDEST_COLUMN = 40
 
+_IN_ASCII = str.maketrans({"│": "|", "├": "|", "└": "`", "─": "-", "█": "#", "…": "~"} | dict.fromkeys("▏▎▍▌▋▊▉", ""))
+
 # JSON escapes these inside of strings, so where they stand as they are they only separate.
 _ON_ONE_LINE = bytes.maketrans(b"\r\n\t", b"   ")
 
@@ -200,6 +202,15 @@ class _TerminalTable(Generic[T]):
         write_line(("  ".join(parts).rstrip(), style))
 
 
-def counted(count: int, noun: str) -> str:
-    """So many of something, in words: `1 event`, `2,000 events`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def drawn(text: str) -> str:
+    """Bars and branches, with what else comes near where the terminal's encoding lacks them."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return text.translate(_IN_ASCII)
+    return text
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """So many of something, in words: `1 event`, `2,000 events`. `many` is for what does not only get an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

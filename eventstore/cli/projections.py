@@ -10,20 +10,20 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eventstore.checkpoint import Checkpoint
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import View, listing, write_fields, write_json, write_line
+from eventstore.cli.output import View, counted, listing, write_fields, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.targets import projection_class
-from eventstore.completeness import Completeness, check_completeness
+from eventstore.contract.checkpoint import Checkpoint
 from eventstore.errors import ProjectionError
-from eventstore.projection_control import live_checkpoints, pause, resume, seek
-from eventstore.projection_runner import ProjectionRunner
 from eventstore.projections import Projection
+from eventstore.read_models.completeness import Completeness, check_completeness
+from eventstore.read_models.projection_control import live_checkpoints, pause, resume, seek
+from eventstore.read_models.projection_runner import ProjectionRunner
 from eventstore.store import EventStore
 
 projections = command_group("Run read models, and look after them.", "projections list sqlite:///bank.db")
@@ -110,7 +110,7 @@ async def _status(address: Address, name: str, *, json: bool) -> Exit:
 def _partition(row: _Row) -> str:
     found = row.checkpoint
     runner = f" by {printable(found.runner_name)}" if found.runner else ""
-    return f"position {found.position:,}, {row.lag:,} behind, {found.events:,} events, {_state(found)}{runner}"
+    return f"position {found.position:,}, {row.lag:,} behind, {counted(found.events, 'event')}, {_state(found)}{runner}"
 
 
 @projections.command(short_help="Bring a projection forward.")
@@ -244,7 +244,9 @@ async def _check(address: Address, projection: type[Projection], *, json: bool) 
             }
         )
     else:
-        write_line((f"{found.applied:,} events applied, {found.expected:,} in the journal: ", ""), _verdict(found))
+        write_line(
+            (f"{counted(found.applied, 'event')} applied, {found.expected:,} in the journal: ", ""), _verdict(found)
+        )
     return Exit.FINE if found.is_complete else Exit.WRONG
 
 
@@ -277,13 +279,14 @@ async def say_where(store: EventStore, name: str, messages: Messages) -> None:
     """Tell how far a projection is, behind a command that moved it."""
     rows = await _rows(store, name)
     last = max(rows, key=lambda row: row.lag)
-    lag = f"{last.lag:,} positions behind the end of the log" if last.lag else "at the end of the log"
+    lag = f"{counted(last.lag, 'position')} behind the end of the log" if last.lag else "at the end of the log"
     events = sum(row.checkpoint.events for row in rows)
     write_line(
-        (f"{escaped(name)}: ", "bold"), (f"position {last.checkpoint.position:,}, {lag}, {events:,} events applied", "")
+        (f"{escaped(name)}: ", "bold"),
+        (f"position {last.checkpoint.position:,}, {lag}, {counted(events, 'event')} applied", ""),
     )
     if letters := sum(len(row.checkpoint.letters) for row in rows):
-        messages.note(f"{letters:,} events could not be applied: eventstore dead-letters list shows them")
+        messages.note(f"{counted(letters, 'event')} could not be applied: eventstore dead-letters list shows which")
 
 
 async def write_status(store: EventStore, name: str) -> None:

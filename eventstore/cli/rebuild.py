@@ -10,18 +10,19 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.folding import fold
-from actors.replicated_actor import ReplicatedActor
+from actors.replicas.replicated_actor import ReplicatedActor
+from actors.time_travel.folding import fold
 from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, View, listing
 from eventstore.cli.projections import projection_progress, projections, say_where, shown_on, write_status
 from eventstore.cli.targets import actor_class, actor_keys, projection_class
 from eventstore.projections import Projection
-from eventstore.rebuild import rebuild as rebuild_projection
+from eventstore.read_models.rebuild import rebuild as rebuild_projection
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
@@ -32,6 +33,7 @@ rebuild = command_group(
 
 @rebuild.command(short_help="Take snapshots of actors.")
 def snapshots(
+    context: typer.Context,
     url: Url,
     target: Target,
     keys: Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The actors' keys.")] = None,
@@ -58,7 +60,7 @@ def snapshots(
     cls = actor_class(target)
     if issubclass(cls, ReplicatedActor):
         raise WrongUsage(f"{target} is replicated: its replica takes snapshots, because it knows what the others have")
-    return asyncio.run(_take_all(Address(url, tenant), cls, keys or (), rows, full=full))
+    return asyncio.run(_take_all(context.obj, Address(url, tenant), cls, keys or (), rows, full=full))
 
 
 @rebuild.command("projections", short_help="Make read models anew, beside the live ones.")
@@ -122,16 +124,26 @@ class Outcome(NamedTuple):
 
 
 async def _take_all(
-    address: Address, cls: type[PersistentActor[Any]], keys: Sequence[str], rows: Listing[Outcome], *, full: bool
+    messages: Messages,
+    address: Address,
+    cls: type[PersistentActor[Any]],
+    keys: Sequence[str],
+    rows: Listing[Outcome],
+    *,
+    full: bool,
 ) -> Exit:
     exit_code = Exit.FINE
+    is_empty = True
     async with address.store() as store:
         async for key in actor_keys(store, cls, keys):
             outcome = await _take(store, cls, key, full=full)
             if outcome.problem is not None:
                 exit_code = Exit.WRONG
             rows.add(outcome)
-    rows.flush()
+            is_empty = False
+        rows.flush()
+        if is_empty:
+            await note_nothing(messages, store, "actor", kinds=(cls.kind,), is_narrowed=False)
     return exit_code
 
 

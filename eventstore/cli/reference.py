@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import typer
 
 from eventstore.cli.app import app
+from eventstore.cli.shapes import SHAPES, Shape, in_words
 
 MARK = "<!-- What follows is made of the commands: `make reference`. -->"
 
@@ -71,6 +72,8 @@ def _section(each: Described) -> str:
         parts.append("**Arguments**\n\n" + "\n".join(_parameter(each, argument) for argument in arguments))
     if options:
         parts.append("**Options**\n\n" + "\n".join(_parameter(each, option) for option in options))
+    if shapes := SHAPES.get(each.name.removeprefix("eventstore ")):
+        parts.append("**With `--json`**, an object a line\n\n" + "\n".join(map(_shape, shapes)))
     if not each.is_group:
         own = "1 as said above, the others " if re.search(r"exit code is 1|exits with 1", each.command.help) else ""
         parts.append(f"**Exit codes**: {own}[as everywhere](#exit-codes)")
@@ -127,6 +130,10 @@ def _commands(each: Described) -> Iterator[str]:
     for name, command in each.command.commands.items():
         summary = _plain(str(command.short_help or _description(command.help)[0][0]))
         yield f"* [`{each.name} {name}`](#{f'{each.name} {name}'.replace(' ', '-')}): {summary}"
+
+
+def _shape(shape: Shape) -> str:
+    return f"* {shape.of}: {in_words(shape.fields)}"
 
 
 def _plain(text: str) -> str:

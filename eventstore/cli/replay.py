@@ -21,6 +21,7 @@ from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.folding import Problem, Replayed, replay_actor
 from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.cli.resuming import ResumeFile
@@ -145,6 +146,8 @@ class _Replaying:
                             problems.flush()
                     if self.file is not None:
                         self.file.save(key, vars(summary))
+            if not summary.actors:
+                await note_nothing(messages, store, "actor", kinds=(self.cls.kind,), is_narrowed=False)
         if self.file is not None:
             self.file.remove()
         if self.is_json:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.members import CURSOR, CursorBegun, Members
-from actors.peer import MEMBERS, ReplicaNamed
+from actors.replicas.members import CURSOR, CursorBegun, Members
+from actors.replicas.peer import MEMBERS, ReplicaNamed
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line

@@ -15,7 +15,9 @@ from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.groups import command_group
-from eventstore.cli.output import View, listing, write_json, write_line
+from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
+from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import events_bar
 from eventstore.cli.targets import actor_class
 from eventstore.retention import Cut, Policy, Retention
@@ -47,6 +49,7 @@ retention = command_group(
 
 @retention.command()
 def plan(
+    context: typer.Context,
     url: Url,
     older_than: OlderThan = None,
     keep_versions: KeepVersions = None,
@@ -69,11 +72,12 @@ def plan(
       eventstore retention plan sqlite:///bank.db --older-than 365d --actor bank:Account
     """
     policy = _policy(older_than, keep_versions, kind, actor, no_snapshots=no_snapshots)
-    return asyncio.run(_run(Address(url, tenant), policy, None, json=json))
+    return asyncio.run(_run(context.obj, Address(url, tenant), policy, None, json=json))
 
 
 @retention.command()
 def apply(
+    context: typer.Context,
     url: Url,
     older_than: OlderThan = None,
     keep_versions: KeepVersions = None,
@@ -95,7 +99,8 @@ def apply(
       eventstore retention apply sqlite:///bank.db --older-than 365d --actor bank:Account
     """
     policy = _policy(older_than, keep_versions, kind, actor, no_snapshots=no_snapshots)
-    return asyncio.run(_run(Address(url, tenant), policy, reason or _described(older_than, keep_versions), json=json))
+    why = reason or _described(older_than, keep_versions)
+    return asyncio.run(_run(context.obj, Address(url, tenant), policy, why, json=json))
 
 
 def _policy(
@@ -159,7 +164,7 @@ class _Sum:
         self.replay += cut.replay
 
 
-async def _run(address: Address, policy: Policy, reason: str | None, *, json: bool) -> Exit:
+async def _run(messages: Messages, address: Address, policy: Policy, reason: str | None, *, json: bool) -> Exit:
     """Plan, or with a reason apply."""
     rows = listing(_APPLIED if reason is not None else _PLANNED, json=json)
     total = _Sum()
@@ -170,6 +175,9 @@ async def _run(address: Address, policy: Policy, reason: str | None, *, json: bo
             with progress.aside():
                 rows.add(cut)
                 rows.flush()
+        if not total.streams and not total.refused:
+            what = "event that may go"
+            await note_nothing(messages, store, what, kinds=policy.kinds, is_narrowed=False)
     if json:
         write_json({"summary": vars(total), "applied": reason is not None})
     else:
@@ -178,12 +186,12 @@ async def _run(address: Address, policy: Policy, reason: str | None, *, json: bo
 
 
 def _write_summary(total: _Sum, *, is_applied: bool) -> None:
-    verb = "were removed" if is_applied else "may go"
-    text = (
-        f"{total.events:,} events of {total.streams:,} streams, {total.bytes:,} bytes, {verb}; recovering these "
-        f"streams replays {total.replay:,} events"
-    )
-    refused = (f"; {total.refused:,} streams stay as they are", "bold red") if total.refused else ("", "")
+    verb = "may go" if not is_applied else "was removed" if total.events == 1 else "were removed"
+    which = "this stream" if total.streams == 1 else "these streams"
+    found = f"{counted(total.events, 'event')} of {counted(total.streams, 'stream')}, {counted(total.bytes, 'byte')}"
+    text = f"{found}, {verb}; recovering {which} replays {counted(total.replay, 'event')}"
+    stay = counted(total.refused, "stream stays as it is", "streams stay as they are")
+    refused = (f"; {stay}", "bold red") if total.refused else ("", "")
     write_line((text, "bold"), refused)
 
 

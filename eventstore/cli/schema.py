@@ -14,10 +14,10 @@ from eventstore.cli.compatibility import Change, Verdict, changes
 from eventstore.cli.decoding import Broken, JournalCheck
 from eventstore.cli.described import Modules, as_json, read_description
 from eventstore.cli.escaping import escaped, one_line, printable
-from eventstore.cli.exits import CommandFailed, Exit
+from eventstore.cli.exits import Exit, OutputFailed
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import View, listing, write, write_json, write_line
+from eventstore.cli.output import View, counted, listing, write, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.upcasters import UPCASTERS
 
@@ -36,7 +36,10 @@ ModuleNames = Annotated[
 @schema.command(short_help="Write the JSON Schema of every event, command and state.")
 def export(
     modules: ModuleNames,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to a file, in the place of what is there."),
+    ] = None,
 ) -> Exit:
     """Write the JSON Schema of every event, command and state that the modules define, as one JSON document.
 
@@ -53,7 +56,7 @@ def export(
     try:
         output.write_bytes(exported)
     except OSError as error:
-        raise CommandFailed(f"{output} cannot be written: {error.strerror}") from error
+        raise OutputFailed(f"{output} cannot be written: {error.strerror}") from error
     return Exit.FINE
 
 
@@ -100,7 +103,7 @@ async def _check(messages: Messages, address: Address, modules: Modules, sample:
         write_json({"summary": {"events": found.events, "of": total, "problems": len(found.broken)}})
     else:
         verdict = ("all can be read", "bold green") if not found.broken else ("not all can be read", "bold red")
-        write_line((f"{found.events:,} of {total:,} events decoded: ", ""), verdict)
+        write_line((f"{found.events:,} of {counted(total, 'event')} decoded: ", ""), verdict)
     return Exit.WRONG if found.broken else Exit.FINE
 
 

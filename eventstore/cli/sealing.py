@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from eventstore.cli.arguments import MOST, Json, Url
-from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
-from eventstore.cli.files import read_file, write_file
+from eventstore.cli.exits import CommandFailed, Exit, OutputFailed, WrongUsage
+from eventstore.cli.files import check_is_new, read_file, write_file
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, listing, write, write_fields, write_json
 from eventstore.errors import BackendUnavailable, KeyFileError, OutcomeUnknown, ProofInvalid, SealRefused
-from eventstore.inclusion import prove as prove_event
-from eventstore.sealing import DEFAULT_EVERY, MOST_EVENTS, Sealer
-from eventstore.seals import ANCHOR, Seal, export, imported
-from eventstore.signing import generate, private_key, public_file, public_key
+from eventstore.evidence.inclusion import prove as prove_event
+from eventstore.evidence.sealing import DEFAULT_EVERY, MOST_EVENTS, Sealer
+from eventstore.evidence.seals import ANCHOR, Seal, export, imported
+from eventstore.evidence.signing import generate, private_key, public_file, public_key
 from eventstore.store import EventStore
 
 # How often it is looked whether so much was appended that another seal is due.
@@ -45,7 +45,8 @@ def new(
     try:
         public = generate(file)
     except KeyFileError as error:
-        raise CommandFailed(str(error)) from error
+        is_there = isinstance(error.__cause__, FileExistsError)
+        raise (WrongUsage if is_there else OutputFailed)(str(error)) from error
     described = {"private_key": str(file), "public_key": str(public_file(file)), "key": public}
     if json:
         write_json(described)
@@ -115,7 +116,9 @@ def prove(
     position: Annotated[
         int, typer.Argument(metavar="POSITION", min=1, max=MOST, help="Where it stands in the log.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to put it, instead of on stdout.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new file to put it in, instead of stdout.")
+    ] = None,
 ) -> Exit:
     """Make a proof that the event at a position was sealed. It holds the event itself, payload and metadata.
 
@@ -125,6 +128,9 @@ def prove(
     Example:
       eventstore audit prove sqlite:///bank.db 17 --out event-17.proof
     """
+
+    if out is not None:
+        check_is_new(out)
 
     async def run() -> bytes:
         async with EventStore.open(url, create=False) as store:

@@ -15,11 +15,11 @@ from eventstore.cli.files import read_file
 from eventstore.cli.output import View, counted, listing, timestamp, write_fields, write_json, write_line
 from eventstore.cli.progress import events_bar
 from eventstore.errors import KeyFileError, ProofInvalid
-from eventstore.inclusion import check
-from eventstore.seal_findings import Finding
-from eventstore.seal_verification import SealVerification, Verified
-from eventstore.seals import ANCHOR, Seal, imported
-from eventstore.signing import public_key as key_in
+from eventstore.evidence.inclusion import check
+from eventstore.evidence.seal_findings import Finding
+from eventstore.evidence.seal_verification import SealVerification, Verified
+from eventstore.evidence.seals import ANCHOR, Seal, imported
+from eventstore.evidence.signing import public_key as key_in
 from eventstore.store import EventStore
 
 

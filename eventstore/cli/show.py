@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from actors.actor import PersistentActor, stream_id_of
-from actors.folding import fold
+from actors.time_travel.folding import fold
 from eventstore.cli.arguments import Address, At, AtTime, Full, Json, Key, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, printable_json
 from eventstore.cli.exits import Exit

@@ -11,10 +11,13 @@ from eventstore.backend import StreamInfo
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import of_tenant
 from eventstore.cli.exits import Exit
+from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import View, listing
 
 
 def streams(
+    context: typer.Context,
     url: Url,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only those whose ids have this before the first dash.")
@@ -32,16 +35,20 @@ def streams(
     Example:
       eventstore streams sqlite:///bank.db --kind Account
     """
-    return asyncio.run(_streams(Address(url, tenant), kind, json=json))
+    return asyncio.run(_streams(context.obj, Address(url, tenant), kind, json=json))
 
 
-async def _streams(address: Address, kind: str | None, *, json: bool) -> Exit:
+async def _streams(messages: Messages, address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_STREAMS, json=json)
+    is_empty = True
     async with address.store() as store:
         async for each in store.tenants():
             async for info in store.streams(kind=kind, tenants=(each,)):
                 rows.add(info)
-    rows.flush()
+                is_empty = False
+        rows.flush()
+        if is_empty:
+            await note_nothing(messages, store, "stream", kinds=() if kind is None else (kind,), is_narrowed=False)
     return Exit.FINE
 
 

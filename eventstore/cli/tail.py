@@ -15,12 +15,15 @@ import typer
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
 from eventstore.cli.exits import Exit, ReaderGone
+from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing, note_unknown_kinds
 from eventstore.cli.output import Listing, listing
 from eventstore.cli.recorded import LOG_EVENTS
 from eventstore.events import RecordedEvent
 
 
 def tail(
+    context: typer.Context,
     url: Url,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")] = False,
     count: Annotated[
@@ -44,19 +47,28 @@ def tail(
     """
     rows = listing(LOG_EVENTS, json=json)
     where = EventFilter(kinds=tuple(kind or ()), types=tuple(type or ()), tags=tuple(tag or ()))
-    return asyncio.run((_follow if follow else _tail)(Address(url, tenant), count, where, rows))
+    return asyncio.run((_follow if follow else _tail)(context.obj, Address(url, tenant), count, where, rows))
 
 
-async def _tail(address: Address, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
+async def _tail(
+    messages: Messages, address: Address, count: int, where: EventFilter, rows: Listing[RecordedEvent]
+) -> Exit:
+    is_empty = True
     async with address.store() as store:
         async for recorded in store.read_all(last=count, where=where):
             rows.add(recorded)
-    rows.flush()
+            is_empty = False
+        rows.flush()
+        if is_empty and count:
+            await note_nothing(messages, store, "event", kinds=where.kinds, is_narrowed=where != EventFilter())
     return Exit.FINE
 
 
-async def _follow(address: Address, count: int, where: EventFilter, rows: Listing[RecordedEvent]) -> Exit:
+async def _follow(
+    messages: Messages, address: Address, count: int, where: EventFilter, rows: Listing[RecordedEvent]
+) -> Exit:
     async with address.store() as store:
+        await note_unknown_kinds(messages, store, where.kinds)
         # Only the reading is cancelled, never the closing of the store.
         with _cancelled_when_nobody_reads():
             async for recorded in store.subscribe(last=count, where=where):

@@ -10,12 +10,15 @@ import typer
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.escaping import of_tenant, one_line
 from eventstore.cli.exits import Exit
+from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import events_bar
 from eventstore.verification import Damage, Verification, Verified
 
 
 def verify(
+    context: typer.Context,
     url: Url,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only streams whose ids have this before the first dash.")
@@ -34,10 +37,10 @@ def verify(
     Example:
       eventstore verify sqlite:///bank.db
     """
-    return asyncio.run(_verify(Address(url, tenant), kind, json=json))
+    return asyncio.run(_verify(context.obj, Address(url, tenant), kind, json=json))
 
 
-async def _verify(address: Address, kind: str | None, *, json: bool) -> Exit:
+async def _verify(messages: Messages, address: Address, kind: str | None, *, json: bool) -> Exit:
     rows = listing(_DAMAGE, json=json)
     async with address.store() as store, events_bar(store) as progress:
         verification = Verification(store, kind=kind, on_events=progress.advance)
@@ -45,7 +48,10 @@ async def _verify(address: Address, kind: str | None, *, json: bool) -> Exit:
             with progress.aside():
                 rows.add(damage)
                 rows.flush()
-    verified = verification.verified
+        verified = verification.verified
+        if not (verified.streams or verified.events or verified.problems):
+            kinds = () if kind is None else (kind,)
+            await note_nothing(messages, store, "stream", kinds=kinds, is_narrowed=kind is not None)
     if json:
         write_json({"summary": vars(verified)})
     else:

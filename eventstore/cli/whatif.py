@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.state_changes import StateChange, state_changes
+from actors.time_travel.state_changes import StateChange, state_changes
 from eventstore.backend import Load, StreamInfo
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.candidates import candidate
@@ -20,6 +20,8 @@ from eventstore.cli.changes import record_of, short
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.fold_process import FoldAnswer, FoldError, FoldProcess, fold_process
+from eventstore.cli.messages import Messages
+from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
 from eventstore.events import checked_stream_id
@@ -40,6 +42,7 @@ Code = Annotated[str, typer.Option(metavar="CODE", help="A folder, or a requirem
 
 
 def whatif(
+    context: typer.Context,
     url: Url,
     target: Annotated[
         str,
@@ -74,7 +77,7 @@ def whatif(
     """
     if not old or not new or Path(old).resolve() == Path(new).resolve():
         raise WrongUsage("--old and --new are the same code: give at least one of them, and another one than the other")
-    return asyncio.run(_whatif(Address(url, tenant), target, keys or (), old, new, json=json))
+    return asyncio.run(_whatif(context.obj, Address(url, tenant), target, keys or (), old, new, json=json))
 
 
 class Difference(NamedTuple):
@@ -116,7 +119,9 @@ class Summary:
         return not (self.differ or self.only_old_can_fold or self.only_new_can_fold)
 
 
-async def _whatif(address: Address, target: str, keys: Sequence[str], old: str, new: str, *, json: bool) -> Exit:
+async def _whatif(
+    messages: Messages, address: Address, target: str, keys: Sequence[str], old: str, new: str, *, json: bool
+) -> Exit:
     rows = listing(_DIFFERENCES, json=json)
     summary = Summary()
     async with address.store() as store, AsyncExitStack() as stack:
@@ -140,6 +145,8 @@ async def _whatif(address: Address, target: str, keys: Sequence[str], old: str, 
                     rows.add(difference)
                     rows.flush()
             progress.advance(1)
+        if not summary.actors:
+            await note_nothing(messages, store, "actor", kinds=(one.kind,), is_narrowed=False)
     if json:
         write_json({"summary": vars(summary)})
     else:

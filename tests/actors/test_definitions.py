@@ -251,6 +251,13 @@ async def test_two_classes_of_one_kind_in_two_systems_are_fine():
         another.ref(Other, "a")
 
 
+@pytest.mark.parametrize("version", [0, 2**31])
+def test_a_schema_version_that_no_database_holds(version: int):
+    with pytest.raises(DefinitionError, match=r"\bBad: an event's schema version is 1 to 2147483647"):
+
+        class Bad(Event, version=version): ...
+
+
 def test_two_events_of_one_name():
     class First(Event, name="tests.first"): ...
 

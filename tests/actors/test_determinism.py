@@ -24,7 +24,7 @@ import uuid_utils
 from pydantic import BaseModel, Field
 
 from actors import ActorSystem, Command, PersistentActor, RecoveryError, command_handler, event_handler
-from actors.determinism import breaches_noted
+from actors.replaying.determinism import breaches_noted
 from actors.testing import KitFailure, NotDeterministic, Scenario, deterministic
 from eventstore import Event
 

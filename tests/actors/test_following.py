@@ -96,7 +96,7 @@ async def test_an_actor_that_comes_to_life_as_the_last_one_has_gone_is_followed(
         # Without another turn of the loop in between.
         assert await notebook.ask(Read()) == ["1"]
         # It does not leave memory any more, which would make it learn, too.
-        runtime._sweeper.cancel()
+        runtime._passivation.end()
         await faults.direct.append("Notebook-a", [Written(text="2")])
         await learns(notebook, ["1", "2"])
 

@@ -98,7 +98,7 @@ async def test_a_reference_shows_its_class_and_stream(system: ActorSystem):
 
 @pytest.mark.parametrize("key", ["", 7, 0, None, b"x", (1, 2)])
 async def test_a_key_that_is_no_text_is_refused(system: ActorSystem, key: Any):
-    with pytest.raises(InvalidStreamId, match="the key of a Notebook is a text that is not empty"):
+    with pytest.raises(InvalidStreamId, match="the key of an actor is a text that is not empty: 'Notebook'"):
         system.ref(Notebook, key)
 
 

@@ -182,6 +182,27 @@ async def test_an_owner_that_was_overtaken_is_fenced_and_answers_everybody(store
     assert await texts(store, kind="Owned") == ["1", "2"]
 
 
+async def test_an_actor_that_was_fenced_or_could_not_recover_keeps_nothing_in_memory(store: EventStore):
+    class Breaking(Owned, kind="Owned"):
+        recoveries = 0
+
+        def recovered(self) -> None:
+            type(self).recoveries += 1
+            if type(self).recoveries > 1:
+                raise ValueError("broken")
+
+    async with owner(store) as one:
+        held = one.ref(Breaking, "a")
+        await held.ask(Write(text="1"))
+        await store.claim("Owned-a")
+        for error in (FencedError, RecoveryError):
+            with pytest.raises(error):
+                await held.ask(Write(text="2"))
+            # Who has the reference has the cell until it is asked again.
+            assert not hasattr(held._cell, "actor")
+        assert one.stats().live == 0
+
+
 async def test_when_the_lease_has_run_out_nothing_is_answered_from_memory(store: EventStore, other: EventStore):
     async with owner(store, lease_seconds=SECONDS) as one, owner(other, "two") as two:
         await one.ref(Owned, "a").ask(Write(text="1"))

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from actors.permits import Permits
 from eventstore import CircuitOpen, OutcomeUnknown
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
 
 
 @pytest_asyncio.fixture

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from actors import ActorSystem, Command, PersistentActor, command_handler, event_handler
-from actors.folding import fold
+from actors.time_travel.folding import fold
 from eventstore import BackendUnavailable, Event, EventStore, RecoveryError
 from eventstore.backend import EncodedEvent, EventPage, Expected, Load, StreamWrite
 from eventstore.codec import encoded_event, new_event_id

@@ -435,7 +435,7 @@ async def test_commands_that_wait_for_one_slow_append_are_bounded(faults: Faults
 async def test_the_queue_of_the_store_holds_up_an_actor_and_lets_it_go_on(
     faults: Faults, faulty: ActorSystem, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("eventstore.group_commit.MAX_WAITING_BYTES", 10_000)
+    monkeypatch.setattr("eventstore.calls.group_commit.MAX_WAITING_BYTES", 10_000)
     notebooks = [faulty.ref(Notebook, str(number)) for number in range(10)]
     await asyncio.gather(*(notebook.ask(Read()) for notebook in notebooks))
     faults.hold()
@@ -451,7 +451,7 @@ async def test_the_queue_of_the_store_holds_up_an_actor_and_lets_it_go_on(
 async def test_what_joins_a_commit_that_waits_counts_as_waiting_too(
     faults: Faults, faulty: ActorSystem, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("eventstore.group_commit.MAX_WAITING_BYTES", 10_000)
+    monkeypatch.setattr("eventstore.calls.group_commit.MAX_WAITING_BYTES", 10_000)
     notebook = faulty.ref(Notebook, "a")
     await notebook.ask(Read())
     faults.hold()

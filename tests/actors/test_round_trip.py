@@ -96,7 +96,7 @@ async def system() -> AsyncIterator[ActorSystem]:
 
 async def snapshots(system: ActorSystem, actor: type[PersistentActor[Any]]) -> list[int]:
     """The versions of those that were taken, once the last is stored."""
-    await until(lambda: not system._runtime._saving)
+    await until(lambda: not system._runtime._upkeep.saves)
     found = await system.store.snapshots(f"{actor.kind}-a")
     assert all(isinstance(each, Snapshot) for each in found)
     return sorted(each.version for each in found)

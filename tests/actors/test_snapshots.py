@@ -41,7 +41,7 @@ async def versions(store: EventStore, cls: type[PersistentActor[Any]], key: str 
 
 async def saved(system: ActorSystem) -> None:
     """Wait until no snapshot is on its way."""
-    await until(lambda: not system._runtime._saving)
+    await until(lambda: not system._runtime._upkeep.saves)
 
 
 async def write_one_by_one(system: ActorSystem, cls: type[Notebook], count: int, key: str = "a") -> None:

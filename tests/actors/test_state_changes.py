@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from actors.canonical import digest_of, without_order
 from actors.state import StateType
-from actors.state_changes import (
+from actors.time_travel.state_changes import (
     NOTHING,
     InvalidPointer,
     StateChange,

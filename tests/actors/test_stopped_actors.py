@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors import ActorStopped, ActorSystem, Stop, command_handler
-from actors.cell import Cell
+from actors.cells.cell import Cell
 from actors.stopped_actors import StoppedActors, stopped_after
 from tests.actors.notebook import Notebook, Read, Wait, WriteAndBreak
 

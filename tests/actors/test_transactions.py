@@ -18,7 +18,7 @@ from actors import (
     command_handler,
     fold,
 )
-from actors.transacting import RETRIES
+from actors.transactions.transacting import RETRIES
 from backends.conformance.cases import case
 from eventstore import EventStore, Metadata, RecordedEvent
 from tests.actors.faults import Faults
@@ -477,7 +477,14 @@ async def test_what_is_expected_must_hold_until_it_is_stored(system: ActorSystem
             await write_elsewhere(other, "b", "other")
     with pytest.raises(ConcurrencyError, match="Notebook-b"):
         async with system.transaction() as tx:
+            # Here nobody else has it, elsewhere everybody may.
+            await tx.hold(b)
             tx.expect(b, version=1)
+            await tx.ask(a, Write(text="1"))
+            await write_elsewhere(other, "b", "another")
+    with pytest.raises(ConcurrencyError, match="Notebook-b"):
+        async with system.transaction() as tx:
+            tx.expect(b, version=2)
             await tx.ask(a, Write(text="1"))
             # In this process as well: an actor that only is expected to be so is not held.
             await b.ask(Write(text="own"))

@@ -9,16 +9,19 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from backends import audit_sql
+from backends import audit_paging
+from backends.audit_paging import Part
 from backends.audit_shape import Shape, texts_of
-from backends.audit_sql import Part, PostgresAuditSQL, SQLiteAuditSQL
+from backends.audit_sql import AuditSQL
 from backends.conformance.auditing import paged, positions
 from backends.conformance.events import Happened, Noted, collect, happened
 from backends.conformance.fixtures import backend_of
+from backends.postgres_audit_sql import PostgresAuditSQL
+from backends.sqlite_audit_sql import SQLiteAuditSQL
 from eventstore import EventFilter, EventStore, Metadata, NewEvent, audit
 from eventstore.audit import find
-from eventstore.audit_query import AuditPage, AuditQuery
-from eventstore.json_condition import JsonCondition
+from eventstore.contract.audit_query import AuditPage, AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 
 from .postgres_help import PATIENCE, unfinished_append
 
@@ -36,7 +39,7 @@ def url(request: pytest.FixtureRequest, tmp_path) -> str:
 async def test_a_log_is_looked_through_part_by_part_and_nothing_is_lost_in_between(
     url: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_sql, "SCANNED_POSITIONS", size)
+    monkeypatch.setattr(audit_paging, "SCANNED_POSITIONS", size)
     async with EventStore.open(url) as store:
         await store.append("a", [NewEvent(each, metadata=Metadata(user="ann")) for each in happened(*range(20))])
         places = [recorded.position for recorded in await collect(store.read_all())]
@@ -122,7 +125,7 @@ async def test_metadata_that_comes_to_be_unreadable_later_is_found(postgres_url:
 
 
 @pytest.mark.parametrize("sql", [SQLiteAuditSQL(""), PostgresAuditSQL("journal", "")], ids=["sqlite", "postgres"])
-def test_no_value_is_part_of_a_statement(sql: audit_sql.AuditSQL) -> None:
+def test_no_value_is_part_of_a_statement(sql: AuditSQL) -> None:
     keys = ("plain", HOSTILE)
     conditions = (
         JsonCondition.parse(f"/plain={HOSTILE}"),

@@ -19,7 +19,7 @@ from backends.sqlite import SQLiteBackend
 from eventstore import EventStore, JournalCorrupt, Metadata
 from eventstore.backend import Claim, EncodedEvent, EventFilter, Expected, LogPage, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event, new_event_id
-from eventstore.record_page import RecordPage
+from eventstore.contract.record_page import RecordPage
 
 from .postgres_help import execute
 

@@ -414,6 +414,48 @@ async def test_a_version_that_another_store_removed_is_not_used_again(postgres_u
         assert (await one.append("a", happened(6))).versions == (5,)
 
 
+@pytest.mark.parametrize("payloads", [(b"2", b"3"), (b"3",)], ids=["one of two", "the only one"])
+async def test_an_event_that_a_trigger_leaves_out_is_not_acknowledged(
+    postgres_url: str, payloads: Sequence[bytes]
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        await execute(
+            postgres_url,
+            "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+            "CREATE TRIGGER meddling BEFORE INSERT ON journal_events FOR EACH ROW WHEN (NEW.payload = '3') "
+            "EXECUTE FUNCTION leave_out()",
+        )
+        with pytest.raises(OutcomeUnknown, match=f"{len(payloads) - 1} of {len(payloads)} events were stored"):
+            await backend_of(store).append([[write("a", *payloads, expected=1)]])
+
+
+@pytest.mark.parametrize("with_commands", [False, True])
+async def test_nothing_is_recorded_as_earlier_than_what_the_store_has_recorded(
+    postgres_url: str, with_commands: bool
+) -> None:
+    hour = 3_600_000_000
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        # As if the server's clock had been ahead then, and were set back now.
+        backend_of(store)._open.append._last_recorded_at += hour
+        for number in range(3):
+            commands = [outcome(f"c{number}")] if with_commands else []
+            await backend_of(store).append([[write("a", b"2", commands=commands), write(f"b-{number}", b"3")]])
+    times = [time for (time,) in await fetch(postgres_url, "SELECT recorded_at FROM journal_events ORDER BY position")]
+    assert times == sorted(times)
+    assert times[1] >= times[0] + hour
+
+
+async def test_of_streams_that_are_changed_and_not_appended_to_nothing_is_kept(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
+        for number in range(10):
+            await one.append(f"s-{number}", happened(1, 2))
+            await another.truncate(f"s-{number}", 1, reason="test")
+        assert not backend_of(another)._open.append._outdated
+        assert (await another.append("s-0", happened(3), expected_version=2)).versions == (3,)
+
+
 async def test_an_owner_that_was_fenced_elsewhere_is_fenced_where_no_claim_was_heard_of(postgres_url: str) -> None:
     async with EventStore.open(postgres_url) as one, EventStore.open(postgres_url) as another:
         await one.append("a", happened(1))

@@ -28,9 +28,9 @@ from backends.conformance.sql import TRANSFERS, SQLTransactions
 from backends.conformance.truncation import Truncation
 from eventstore import EventStore, SchemaError
 from eventstore.errors import CapabilityError
-from eventstore.seal_verification import SealVerification
-from eventstore.sealing import Sealer
-from eventstore.signing import generate, private_key
+from eventstore.evidence.seal_verification import SealVerification
+from eventstore.evidence.sealing import Sealer
+from eventstore.evidence.signing import generate, private_key
 from tests.servers.databases import Databases, asyncio_run
 
 from .conftest import empty

@@ -24,8 +24,8 @@ from eventstore import (
     TransactionExpired,
     TransactionRefused,
 )
+from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.schema import upgrade
-from eventstore.sql_transaction import SqlTransaction
 from eventstore.store import Append
 from eventstore.url import parse_store_url
 from tests.servers.postgres import Postgres

@@ -18,6 +18,7 @@ from backends.redis_url import parse_redis_url
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown, StorageFull
 from eventstore.backend import Appended, EventFilter, Load, Loaded
 from eventstore.errors import ConnectionsBusy, StoreBusy
+from eventstore.schema import upgrade
 from eventstore.url import parse_store_url
 from tests.backends.redis_help import KEY, admin, backend_of, journal_url, migrated, scripts_run
 from tests.patience import opened_patiently, patiently
@@ -343,6 +344,25 @@ async def test_an_append_by_another_store_wakes_a_waiter_without_polling(server:
             ack = await other.append("a", happened(n))
             async with asyncio.timeout(20):
                 await waiting
+
+
+async def test_news_of_a_journal_in_another_database_of_the_server_wakes_nobody(server: Redis, url: str):
+    elsewhere = server.dsn(database=1)
+    upgrade(parse_store_url(elsewhere))
+    async with EventStore.open(elsewhere) as store, EventStore.open(elsewhere) as other, EventStore.open(url) as busy:
+        waiting = asyncio.create_task(backend_of(store).wait(0, 3600))
+        await _listened(server)
+        # One channel tells both, in this order.
+        await busy.append("a", happened(*range(5)))
+        await other.append("a", happened(1))
+        async with asyncio.timeout(20):
+            await waiting
+        waiting = asyncio.create_task(backend_of(store).wait(1, 3600))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await other.append("a", happened(2))
+        async with asyncio.timeout(20):
+            await waiting
 
 
 async def test_a_listener_that_is_killed_comes_back(server: Redis, url: str):

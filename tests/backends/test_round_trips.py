@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import redis
 
 from actors import ActorSystem, Command, PersistentActor, SnapshotPolicy, command_handler, event_handler
 from eventstore import Event, EventStore
+from eventstore.backend import LogPage
+from eventstore.reading.reading_ahead import ReadAhead
 
 from .postgres_help import fetch
 
@@ -96,3 +100,32 @@ def scripts(url: str) -> int:
     with closing(redis.Redis.from_url(urlsplit(url)._replace(query="").geturl(), socket_timeout=60)) as client:
         statistics = client.info("commandstats")
     return sum(int(statistics[name]["calls"]) for name in ("cmdstat_evalsha", "cmdstat_eval") if name in statistics)
+
+
+async def test_the_server_works_at_the_next_page_of_the_log_before_this_one_is_used(postgres_url: str) -> None:
+    """Whoever uses a page may keep the event loop to himself meanwhile."""
+    asked: list[datetime] = []
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", [Grown() for _ in range(6)])
+
+        async def read(after: int) -> LogPage:
+            asked.append(datetime.now(UTC))
+            return await store.read_page(after=after, limit=2)
+
+        async with ReadAhead(read, after=0) as log:
+            # The first page finds out how far the log is final, which later ones rest on.
+            for number in (2, 3):
+                await log.page()
+                assert len(asked) == number
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asyncio.run, is_at_work(postgres_url, since=asked[-1])).result()
+
+
+async def is_at_work(url: str, *, since: datetime) -> None:
+    """Returns when the server has begun to look for a page."""
+    pages = (
+        "SELECT FROM pg_stat_activity WHERE query LIKE '%(p.payload%' AND query_start > $1 AND pid <> pg_backend_pid()"
+    )
+    async with asyncio.timeout(20):
+        while not await fetch(url, pages, since):
+            await asyncio.sleep(0.01)

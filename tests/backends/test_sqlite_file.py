@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import stat
@@ -26,6 +27,7 @@ from eventstore import (
     StoreClosed,
 )
 from eventstore.backend import Load
+from eventstore.errors import StoreBusy
 
 
 @pytest.fixture
@@ -202,6 +204,34 @@ async def test_what_was_remembered_is_forgotten_after_an_error(url: str, monkeyp
             with pytest.raises(BackendUnavailable, match="injected"):
                 await store.append("a", happened(2), expected_version=1)
         assert (await store.append("a", happened(3), expected_version=1)).versions == (2,)
+
+
+@pytest.mark.skipif(sqlite3.sqlite_version_info >= (3, 51, 3), reason="this SQLite keeps processes apart by itself")
+async def test_nothing_is_written_while_another_process_writes_or_checkpoints(path: Path, url: str):
+    async with EventStore.open(f"{url}?busy_timeout=0.1") as store:
+        await store.append("a", happened(1))
+        with Path(f"{path}-lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with pytest.raises(StoreBusy, match="another process has been writing"):
+                await store.append("a", happened(2))
+        assert (await store.append("a", happened(3))).versions == (2,)
+        assert await numbers(store.read("a")) == [1, 3]
+
+
+async def test_a_stream_that_a_refused_group_would_have_made_is_made_by_the_next(path: Path, url: str):
+    async with EventStore.open(url) as store:
+        await store.append("a", happened(1))
+        by_hand(
+            path,
+            "CREATE TRIGGER meddling BEFORE INSERT ON journal_events WHEN NEW.payload LIKE '%3%' "
+            "BEGIN SELECT RAISE(IGNORE); END",
+        )
+        with pytest.raises(JournalCorrupt, match="1 rows were stored instead of 2"):
+            await store.append("b", happened(2, 3))
+        by_hand(path, "DROP TRIGGER meddling")
+        # The row of "b" was taken back: what is remembered of it must be gone too.
+        assert (await store.append("b", happened(4), expected_version=0)).versions == (1,)
+        assert await numbers(store.read("b")) == [4]
 
 
 async def test_a_damaged_row_is_named_and_spoils_no_other_stream(path: Path, url: str):

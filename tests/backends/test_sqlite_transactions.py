@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import pytest
@@ -19,7 +20,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_transaction, sqlite_writer
+from backends import sqlite_append, sqlite_checkpoints, sqlite_transaction
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -36,7 +37,7 @@ from eventstore import (
     TransactionRefused,
 )
 from eventstore.backend import StoredCheckpoint
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.contract.sql_transaction import SqlTransaction
 
 from .sql_kills import survives_kills
 
@@ -96,7 +97,7 @@ class TestTheOneWriter:
                     await enter(begun, 1)
         assert len(await collect(store.read_all())) == 2
 
-    @pytest.mark.skipif(not sqlite_writer._NEEDS_LOCK, reason="this SQLite keeps processes apart by itself")
+    @pytest.mark.skipif(sqlite3.sqlite_version_info >= (3, 51, 3), reason="this SQLite keeps processes apart by itself")
     @pytest.mark.parametrize("end", ["commit", "rollback", "time"])
     async def test_it_holds_the_lock_that_keeps_processes_apart_to_its_end(
         self, path: Path, store: EventStore, end: str
@@ -257,6 +258,40 @@ class TestWhatTheUserMayNotDo:
         assert await numbers(store.read_all()) == [1, 2]
         assert entered(path) == [1]
 
+    async def test_what_the_journal_says_itself_is_refused_to_the_user_in_the_same_words(
+        self, store: EventStore
+    ) -> None:
+        """A connection keeps statements by their text, and does not look again at what these may do."""
+        checkpoint = StoredCheckpoint("a", 1, 0, 0, 0, bytes(16), b"{}")
+        async with transaction(store) as begun:
+            await begun.save_checkpoint(checkpoint)
+            await begun.store([[write("a", b"1")]])
+            await begun.commit([], [checkpoint._replace(revision=1)])
+        async with transaction(store) as begun:
+            await begun.save_checkpoint(checkpoint._replace(revision=2))
+            for sql in (
+                "BEGIN IMMEDIATE",
+                "COMMIT",
+                sqlite_append._EVENTS[1],
+                sqlite_checkpoints._INSERT,
+                sqlite_checkpoints._UPDATE,
+            ):
+                parameters = (1,) * sql.count("?")
+                with pytest.raises(CapabilityError):
+                    await begun.connection.exec_driver_sql(sql, parameters)
+                with pytest.raises(CapabilityError):
+                    await (await driver(begun)).execute(sql, parameters)
+            await enter(begun, 1)
+            await begun.commit([])
+        assert len(await collect(store.read_all())) == 1
+
+    async def test_the_authorizer_cannot_be_changed(self, store: EventStore) -> None:
+        async with transaction(store) as begun:
+            with pytest.raises(CapabilityError):
+                await (await driver(begun)).set_authorizer(None)
+            with pytest.raises(CapabilityError):
+                await begun.connection.exec_driver_sql("DELETE FROM journal_commands")
+
     async def test_a_temporary_table_cannot_take_the_place_of_one_of_the_journals(self, store: EventStore) -> None:
         async with transaction(store) as begun:
             await begun.connection.execute(text("CREATE TEMP TABLE mine (n)"))
@@ -326,6 +361,36 @@ class TestTheConnection:
             await begun.commit([])
         async with transaction(store) as begun:
             assert (await begun.connection.execute(text("SELECT 'a', 1"))).all() == [("a", 1)]
+
+    async def test_statements_are_prepared_once(self, store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """SQLite asks what a statement may do when it prepares it."""
+        asked: list[int] = []
+        authorize = UserConnection._authorize
+
+        def counting(connection: UserConnection, *what: Any) -> int:
+            asked[-1] += 1
+            return authorize(connection, *what)
+
+        monkeypatch.setattr(UserConnection, "_authorize", counting)
+        for number in range(4):
+            asked.append(0)
+            async with transaction(store) as begun:
+                await begun.store([[write("a", b"1")]])
+                await begun.connection.exec_driver_sql("INSERT INTO ledger VALUES (?, 0)", (number,))
+                await begun.commit([])
+        # One virtual table prepares a statement of its own each time.
+        assert asked[0] > 20
+        assert max(asked[2:]) <= 1
+
+    async def test_a_function_of_the_users_does_not_stand_for_the_usual_one(self, store: EventStore) -> None:
+        asked = "SELECT 'abc' REGEXP 'b'"
+        for is_replaced in (True, False, False):
+            async with transaction(store) as begun:
+                assert (await begun.connection.exec_driver_sql(asked)).scalar_one() == 1
+                if is_replaced:
+                    await (await driver(begun)).create_function("REGEXP", 2, lambda *_: 7)
+                    assert (await begun.connection.exec_driver_sql(asked)).scalar_one() == 7
+                await begun.commit([])
 
     async def test_rows_that_were_not_fetched_hold_nobody_up(self, path: Path, store: EventStore) -> None:
         await commit(store, [], "INSERT INTO ledger VALUES (1, 0), (2, 0), (3, 0)")

@@ -19,7 +19,8 @@ import pytest
 
 from actors import ActorSystem, fold
 from eventstore import EventStore, Metadata, NewEvent
-from eventstore.cli import main
+from eventstore.cli.app import main
+from eventstore.cli.shapes import SHAPES
 from eventstore.snapshots import new_snapshot
 
 PROJECT = Path(__file__).parent / "project"
@@ -40,7 +41,7 @@ class Result(NamedTuple):
 
     @property
     def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.lines]
+        return [json.loads(line) for line in self.out.split("\n") if line]
 
 
 Rewrite = Callable[[str], None]
@@ -65,9 +66,20 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Run:
 
     def run(*arguments: str) -> Result:
         code = main(arguments)
-        return Result(int(code), *capsys.readouterr())
+        result = Result(int(code), *capsys.readouterr())
+        if "--json" in arguments:
+            check_shapes(arguments, result)
+        return result
 
     return run
+
+
+def check_shapes(arguments: tuple[str, ...], result: Result) -> None:
+    """What is printed with `--json` is what the reference says."""
+    names = (" ".join(arguments[:count]) for count in (3, 2, 1))
+    shapes = next((SHAPES[name] for name in names if name in SHAPES), ())
+    for found in result.objects if shapes else ():
+        assert any(shape.fits(found) for shape in shapes), found
 
 
 @pytest.fixture

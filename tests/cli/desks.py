@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors import ActorSystem, with_metadata
-from actors.folding import fold
+from actors.time_travel.folding import fold
 from eventstore import EventStore, Metadata
 from eventstore.backend import EncodedEvent, StreamWrite
 from eventstore.codec import encoded_event, new_event_id

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from eventstore import Event, EventFilter, EventStore, Metadata, NewEvent
-from eventstore.audit_query import AuditQuery
-from eventstore.audit_totals import Frequent, totals
+from eventstore.auditing.audit_totals import Frequent, totals
+from eventstore.cli.escaping import escaped
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition
 from eventstore.errors import InvalidQuery
-from eventstore.json_condition import JsonCondition
 
 from .conftest import EVIL_ID, Run, start
-from .test_program import in_a_terminal
+from .test_program import CONTROL, in_a_terminal
 
 # What spreadsheets have run as formulas.
 FORMULAS = ["=1+1", "+1", "-1+2", "@SUM(1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")']
@@ -151,6 +152,18 @@ class TestQuery:
         (row,) = pyarrow.parquet.read_table(path).to_pylist()
         assert (row["stream_id"], row["version"]) == (EVIL_ID, 1)
 
+    def test_csv_on_a_terminal_commands_it_nothing(self, cli: Run, url: str) -> None:
+        shown = in_a_terminal("audit", "query", url, "--tag", "odd", "--csv")
+        assert (shown.code, CONTROL.findall(shown.out)) == (0, [])
+        names, *rows = list(csv.reader(shown.out.splitlines()))
+        assert (len(rows), set(map(len, rows))) == (2, {len(names)})
+        assert dict(zip(names, rows[0], strict=True))["stream_id"] == escaped(EVIL_ID)
+        in_file = csv.DictReader(io.StringIO(cli("audit", "query", url, "--tag", "odd", "--csv").out, newline=""))
+        for row, stored in zip(rows, in_file, strict=True):
+            for name in ("payload", "values"):
+                seen = dict(zip(names, row, strict=True))[name]
+                assert seen == stored[name] == "" or json.loads(seen) == json.loads(stored[name])
+
     def test_a_parquet_file_has_every_event_with_its_types(self, cli: Run, made: str, tmp_path: Path) -> None:
         import pyarrow.parquet
 
@@ -195,6 +208,18 @@ class TestQuery:
             done = cli("audit", command[0], f"sqlite:///{tmp_path}/none.db", *command[1:])
             assert done.code == 3
         assert not list(tmp_path.glob("none*"))
+
+
+def test_bars_and_branches_are_ascii_where_the_terminal_has_no_more(made: str) -> None:
+    plain = {"PYTHONIOENCODING": "ascii"}
+    stats = in_a_terminal("audit", "stats", made, **plain).out
+    assert "###" in stats
+    trace = in_a_terminal("audit", "trace", made, "r", **plain).out
+    assert "|- " in trace
+    assert "`- " in trace
+    assert "\\u25" not in stats + trace
+    assert "█" in in_a_terminal("audit", "stats", made).out
+    assert "├─ " in in_a_terminal("audit", "trace", made, "r").out
 
 
 class TestTrace:
@@ -350,7 +375,7 @@ class TestLongAnswers:
         options = [form, str(tmp_path / "all.parquet")] if form == "--parquet" else [form]
         code = (
             # What `getrusage` calls the most is at least what the process had that began this one.
-            "import re, sys; from eventstore.cli import main; code = main(sys.argv[1:]); "
+            "import re, sys; from eventstore.cli.app import main; code = main(sys.argv[1:]); "
             "sys.stderr.write(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(code)"
         )
         done = subprocess.run(

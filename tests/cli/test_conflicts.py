@@ -62,7 +62,7 @@ def test_conflicts_are_listed(cli: Run, urls: dict[str, str]) -> None:
     ]
     nothing = cli("conflicts", "list", urls["eu"], "--kind", "Other")
     assert (nothing.code, nothing.out) == (0, "")
-    assert "no event met another" in nothing.err
+    assert "no stream of kind 'Other'" in nothing.err
 
 
 def test_both_sides_are_shown_with_the_order_and_the_reason(cli: Run, urls: dict[str, str]) -> None:
@@ -146,3 +146,10 @@ def test_replicated_actors_are_shown_and_replayed(cli: Run, urls: dict[str, str]
     refused = cli("rebuild", "snapshots", urls["us"], "cli_shop:Shop", "--all")
     assert refused.code == 2
     assert "its replica takes snapshots" in refused.err
+
+
+def test_a_conflict_of_a_version_that_is_not_there(cli: Run, urls: dict[str, str]) -> None:
+    assert "'Shop-none' is at version 0" in cli("conflicts", "show", urls["eu"], "Shop-none", "1").err
+    assert (
+        "'Shop-x' is at version 5: there is no version 9 yet" in cli("conflicts", "show", urls["eu"], "Shop-x", "9").err
+    )

@@ -290,6 +290,33 @@ def test_after_ctrl_c_the_prompt_stands_on_a_line_of_its_own(long_journal: Path)
     os.close(controller)
 
 
+# Imported instead of the module of its name. Ctrl-C comes while that would be imported, or when the program ends.
+SHIM = """
+import atexit, os, signal, sys
+def strike():
+    os.kill(os.getpid(), signal.SIGINT)
+{when}
+sys.path.remove(os.path.dirname(__file__))
+del sys.modules[__name__]
+import typer
+"""
+
+
+@pytest.mark.parametrize("when", ["strike()", "atexit.register(strike)"], ids=["import", "exit"])
+@pytest.mark.parametrize(("begin", "code"), [("", 130), ("trap '' INT; ", 0)], ids=["ends", "ignored"])
+@pytest.mark.parametrize("program", ["eventstore", "python -P -m eventstore.cli"])
+def test_ctrl_c_while_python_imports_or_ends(when: str, begin: str, code: int, program: str, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(SHIM.format(when=when), "utf-8")
+    done = subprocess.run(
+        ["sh", "-c", f"{begin}exec {Path(sys.executable).parent}/{program} --version"],
+        env={**ENVIRONMENT, "PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}"},
+        capture_output=True,
+        timeout=180,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
 def _run(words: str, place: Place, starter: Starter) -> Done:
     return starter.run(_words(words), place.folder, place.folder / "lines")
 

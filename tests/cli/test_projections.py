@@ -177,7 +177,7 @@ def test_partitions_are_made_by_a_rebuild_and_each_is_shown(cli: Run, own_url: s
     before = amounts(own_journal)
     refused = cli("projections", "run", own_url, PARTS)
     assert refused.code == 3
-    assert "stored in 1 partitions, and its class has 2: nothing was done" in refused.err
+    assert "has partitions=1 in the store, and partitions=2 in its class: nothing was done" in refused.err
     assert "9 events applied" in cli("rebuild", "projections", own_url, PARTS).out
     assert amounts(own_journal) == before
     rows = [line.split("\t") for line in cli("projections", "list", own_url).lines]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.folding import fold
+from actors.time_travel.folding import fold
 from eventstore import EventStore
 from eventstore.snapshots import new_snapshot
 

@@ -173,7 +173,7 @@ def test_wrong_usage_is_said(cli: Run, own_url: str, keys: Keys, tmp_path: Path)
         assert result.code == 2, (arguments, result)
         assert text in result.err, (arguments, result)
     again = cli("audit", "keys", "new", keys.private)
-    assert again.code == 1
+    assert again.code == 2
     assert "exists" in again.err
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.bisection import bisect
-from actors.blame import blame
-from actors.folding import Fold
+from actors.time_travel.bisection import bisect
+from actors.time_travel.blame import blame
+from actors.time_travel.folding import Fold
 from eventstore import EventStore
 from eventstore.cli.targets import actor_class
 
@@ -431,3 +431,18 @@ def test_a_hole_in_the_journal_is_an_error_and_not_a_shorter_history(cli: Run, o
         result = cli(name, own_url, ACCOUNT, "alice", *rest)
         assert (result.code, result.out) == (3, "")
         assert "has no @event_handler for Stray" in result.err
+
+
+@pytest.mark.parametrize("expression", ["exit()", "__import__('sys').exit(0)", "quit(1)"])
+def test_an_expression_does_not_end_the_program(cli: Run, url: str, expression: str) -> None:
+    result = cli("bisect", url, "cli_ledger:Account", "alice", expression)
+    assert (result.code, result.out) == (2, "")
+    assert (
+        result.err.splitlines()[-1] == f"error: the expression {expression!r} ends the program: write what should hold"
+    )
+
+
+def test_what_an_expression_prints_is_no_output(cli: Run, url: str) -> None:
+    result = cli("bisect", url, "cli_ledger:Account", "alice", "print('seen') or amount < 60", "--json")
+    assert (result.code, [each["version"] for each in result.objects]) == (0, [3])
+    assert "seen" in result.err

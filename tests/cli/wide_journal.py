@@ -113,7 +113,7 @@ def peak(command: Command, url: str, directory: Path) -> tuple[int, int]:
     arguments = [part.format(url=url, dir=directory) for part in command.line.split()]
     code = (
         # What `getrusage` calls the most is at least what the process had that began this one.
-        "import re, resource, sys; from eventstore.cli import main; code = main(sys.argv[1:]); "
+        "import re, resource, sys; from eventstore.cli.app import main; code = main(sys.argv[1:]); "
         "own = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); "
         "most = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); "
         "sys.stderr.write(f'\\npeak {most}'); sys.exit(code)"
@@ -126,7 +126,8 @@ def peak(command: Command, url: str, directory: Path) -> tuple[int, int]:
             stdin=source,
             stdout=target,
             stderr=subprocess.PIPE,
-            timeout=1200,
+            # `retention apply` commits once for each of 20,000 streams.
+            timeout=3600,
             check=False,
         )
     found = re.search(rb"\npeak (\d+)$", done.stderr)

@@ -29,9 +29,9 @@ from eventstore import (
     RecordedEvent,
 )
 from eventstore.backend import StreamWrite
-from eventstore.cloud_events import from_line, to_line
 from eventstore.codec import encode_metadata, encoded_event, new_event_id
-from eventstore.importing import Import
+from eventstore.copies.cloud_events import from_line, to_line
+from eventstore.copies.importing import Import
 from tests.copying.conftest import Journals, command, environment, run
 
 LIMIT = 1024 * 1024

@@ -15,8 +15,11 @@ import pytest
 
 from backends.conformance.archives import dump
 from backends.conformance.archives import fill as fill_with_everything
-from backends.conformance.events import happened
+from backends.conformance.events import happened, write
 from eventstore import EventStore
+from eventstore.backend import CommandOutcome
+from eventstore.codec import new_event_id
+from eventstore.copies.copying import Copy
 from tests.copying.conftest import ROOT, Journals, environment, run
 from tests.examples.permit_log import make_rows, write_log
 
@@ -34,6 +37,24 @@ async def test_a_journal_is_copied_and_compared(old: str, new: str, journals: Jo
     assert b"11 events, 7 streams, 2 outcomes of commands, 2 snapshots: all the same" in done.stdout
     async with EventStore.open(source_url) as source, EventStore.open(target_url) as target:
         assert (await dump(source))[:2] == (await dump(target))[:2]
+
+
+async def test_more_outcomes_than_one_reply_holds_are_compared(journals: Journals) -> None:
+    # Redis gives 16 MiB of them at once, SQLite so many.
+    async with EventStore.open(journals("redis")) as source, EventStore.open(journals("sqlite")) as target:
+        for start in range(0, 200, 50):
+            commands = [
+                CommandOutcome(
+                    f"command-{number}", b"f" * 16, new_event_id(), False, b'"%b"' % (b"x" * 100_000), number
+                )
+                for number in range(start, start + 50)
+            ]
+            await source._backend.append([[write("s", b"{}", expected=start // 50, commands=commands)]])
+        copying = Copy(source, target)
+        await copying.begin()
+        await copying.catch_up()
+        await copying.bring_streams()
+        assert (await copying.compare()).commands == 200
 
 
 async def test_another_journal_is_refused(journals: Journals) -> None:

@@ -16,7 +16,7 @@ import pytest
 from backends.conformance.archives import everything
 from backends.conformance.events import collect, happened
 from eventstore import EventStore, StoreFenced
-from eventstore.copying import Copy
+from eventstore.copies.copying import Copy
 from tests.copying.conftest import Journals, environment
 
 WRITER = Path(__file__).with_name("writing.py")

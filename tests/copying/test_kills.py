@@ -63,7 +63,7 @@ async def test_following_goes_on_until_it_is_interrupted_and_can_be_taken_up(jou
         await source.append("a", happened(4))
         done = await asyncio.to_thread(run, "copy", source_url, target_url, "--cutover", "--verify")
         assert (done.returncode, done.stderr) == (0, b"")
-        assert b"1 events now" in done.stdout
+        assert b"1 event now" in done.stdout
         assert (await target.archive().copied(), await target.version("a")) == (4, 2)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from eventstore import EventFilter, EventStore
 from eventstore.audit import find
-from eventstore.audit_query import AuditQuery
-from eventstore.audit_totals import totals
-from eventstore.json_condition import JsonCondition, Operator
+from eventstore.auditing.audit_totals import totals
+from eventstore.contract.audit_query import AuditQuery
+from eventstore.contract.json_condition import JsonCondition, Operator
 
 from .conftest import Run
 from .permit_log import permit_log

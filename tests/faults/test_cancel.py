@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from actors import ActorRef, ActorSystem, fold
-from eventstore import Append, EventStore, group_commit
+from eventstore import Append, EventStore
+from eventstore.calls import group_commit
 
 from .cancelling import Moment, assert_nothing_pending, cancel_at, no_threads_or_files_left
 from .vault import Deposit, Deposited, GetTotal, SlowDeposit, Vault, parts_of

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from actors import ActorSystem, RecoveryError, fold
+from actors.cells.replies import read_reply
 from actors.command_identity import identify
-from actors.replies import read_reply
 from eventstore import DuplicateCommandMismatch, EventStore, EventStoreError, JournalCorrupt, ReplyDecodeError
 from eventstore.backend import CommandLookup, CommandsFound, Load, Loaded
 from eventstore.snapshots import new_snapshot

@@ -22,9 +22,9 @@ import pytest_asyncio
 from actors import ActorSystem
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown
 from eventstore.backend import AppendOutcome, Backend, Batch, Load, Loaded
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.group_commit import UNRESOLVED_SECONDS
 from eventstore.errors import JournalCorrupt
-from eventstore.group_commit import UNRESOLVED_SECONDS
 from eventstore.schema import upgrade
 from eventstore.url import parse_store_url
 from tests.faults.asking_again import Asking

@@ -17,7 +17,7 @@ import pytest
 
 from actors import ActorSystem
 from eventstore.backend import AppendOutcome, Backend, Batch
-from eventstore.group_commit import GroupCommit, PendingAppend
+from eventstore.calls.group_commit import GroupCommit, PendingAppend
 from tests.faults.broken import Wrapped, opened_with
 from tests.faults.journals import sqlite_url, stored_events
 from tests.faults.vault import Deposit, Vault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eventstore import EventStore, Projection, rebuild
-from eventstore.checkpoint import Checkpoint, Status
+from eventstore.contract.checkpoint import Checkpoint, Status
 
 
 async def rebuilt_in_part(store: EventStore, projection: type[Projection]) -> list[Checkpoint]:

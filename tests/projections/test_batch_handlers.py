@@ -19,8 +19,8 @@ from eventstore import (
     event_handler,
     upcaster,
 )
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint
 
 from .ledger import ENTRIES, Closed, Ledger, Paid, PartedLedger, amounts, pay, write_raw
 

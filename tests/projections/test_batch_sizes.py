@@ -10,9 +10,9 @@ import pytest
 
 from eventstore import Event, EventStore, Projection, ProjectionRunner, event_handler
 from eventstore.backend import LogPage
-from eventstore.checkpoint import NOTHING, added
-from eventstore.reading_ahead import ReadAhead
-from eventstore.record_page import RecordPage
+from eventstore.contract.checkpoint import NOTHING, added
+from eventstore.contract.record_page import RecordPage
+from eventstore.reading.reading_ahead import ReadAhead
 
 from .ledger import Paid
 

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 from eventstore import EventStore, ProjectionRunner
-from eventstore.checkpoint import Checkpoint, added
-from eventstore.completeness import Place, check_completeness, first_missing
-from eventstore.projection_control import live_checkpoint
+from eventstore.contract.checkpoint import Checkpoint, added
+from eventstore.read_models.completeness import Place, check_completeness, first_missing
+from eventstore.read_models.projection_control import live_checkpoint
 
 from .ledger import PlainLedger, pay
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
@@ -22,13 +22,13 @@ from eventstore import (
     ProjectionRunner,
     ProjectionStopped,
     caught_up,
-    inline,
     rebuild,
 )
-from eventstore.backend import AppendOutcome, Batch
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint, pause, resume
-from eventstore.sql_transaction import SqlTransaction
+from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
+from eventstore.contract.sql_transaction import SqlTransaction
+from eventstore.read_models import inline
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint, pause, resume
 
 from .bank import Account, Close, Other, Pay, PayLater
 from .ledger import ENTRIES, Ledger, Paid, PlainLedger, amounts, entries, pay
@@ -186,11 +186,11 @@ async def test_an_append_that_nobody_answered_is_applied_once(
         transaction = await begin(seconds=seconds)
         commit = transaction.commit
 
-        async def answer_lost(batch: Batch) -> AppendOutcome:
+        async def answer_lost(batch: Batch, checkpoints: Sequence[StoredCheckpoint] = ()) -> AppendOutcome:
             if not lost[0]:
-                return await commit(batch)
+                return await commit(batch, checkpoints)
             lost[0] -= 1
-            await (commit(batch) if is_stored else transaction.rollback())
+            await (commit(batch, checkpoints) if is_stored else transaction.rollback())
             raise OutcomeUnknown("the answer was lost")
 
         monkeypatch.setattr(transaction, "commit", answer_lost)
@@ -331,6 +331,23 @@ async def test_a_paused_one_refuses_commands_until_it_is_resumed(system: ActorSy
     await resume(store, "ledger")
     assert await ref.ask(Pay(amount=1)) == 1
     assert await amounts(store) == [1]
+
+
+async def test_a_paused_one_refuses_its_kinds_alone_whoever_they_share_a_commit_with(
+    system: ActorSystem, store: EventStore
+):
+    await pause(store, "ledger", "a look at it")
+    # All but the first wait for its commit, and share the next one.
+    commands = [system.ref(Other, "first").ask(Pay(amount=1))]
+    for number in range(3):
+        commands += [system.ref(actor, str(number)).ask(Pay(amount=1)) for actor in (Account, Other)]
+    answers = await asyncio.gather(*commands, return_exceptions=True)
+    refused = [isinstance(answer, ProjectionStopped) for answer in answers]
+    assert refused == [False, *[True, False] * 3]
+    assert [answer for answer in answers if not isinstance(answer, BaseException)] == [1] * 4
+    assert [recorded.stream_id async for recorded in store.read_all()] == [
+        "other-first", "other-0", "other-1", "other-2",
+    ]  # fmt: skip
 
 
 async def test_a_system_starts_while_one_is_paused(store: EventStore):

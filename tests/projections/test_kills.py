@@ -17,7 +17,7 @@ from typing import Self
 import pytest
 
 from eventstore import EventStore, caught_up, rebuild
-from eventstore.completeness import check_completeness
+from eventstore.read_models.completeness import check_completeness
 
 from .ledger import Ledger, PartedLedger, entries, pay
 

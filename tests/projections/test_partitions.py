@@ -25,9 +25,10 @@ from eventstore import (
     event_handler,
     rebuild,
 )
-from eventstore.checkpoint import partition_of
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import (
+from eventstore.contract.checkpoint import partition_of
+from eventstore.projections import Projection
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import (
     live_checkpoint,
     live_checkpoints,
     pause,
@@ -36,13 +37,12 @@ from eventstore.projection_control import (
     resume,
     seek,
 )
-from eventstore.projections import Projection
 
 from .broken_off import rebuilt_in_part
 from .ledger import Ledger, Paid, PartedLedger, PlainLedger, amounts, drop_tables, entries, pay
 
 # The module: the package has a function of that name.
-rebuilding = sys.modules["eventstore.rebuild"]
+rebuilding = sys.modules["eventstore.read_models.rebuild"]
 
 
 class Parted(PlainLedger, name="plain", kinds=("account",), partitions=4):

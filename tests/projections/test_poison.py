@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventstore import EventStore, ProjectionError, ProjectionRunner, ProjectionStopped
-from eventstore.projection_control import live_checkpoint, purge_letters, replay_letter, resume
+from eventstore.read_models.projection_control import live_checkpoint, purge_letters, replay_letter, resume
 
 from .ledger import Ledger, PlainLedger, amounts, pay, write_raw
 

@@ -21,8 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventstore import EventStore, Projection, ProjectionError, ProjectionRunner, RecordedEvent, event_handler, rebuild
-from eventstore.projection_control import live_checkpoint
-from eventstore.rebuild import give_up
+from eventstore.read_models.projection_control import live_checkpoint
+from eventstore.read_models.rebuild import give_up
 
 from .ledger import Paid, pay, table_names
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from eventstore import EventStore, Projection, ProjectionRunner, ProjectionStopped, caught_up, event_handler, rebuild
-from eventstore.checkpoint import Status
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint
-from eventstore.rebuild import give_up
+from eventstore.contract.checkpoint import Status
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint
+from eventstore.read_models.rebuild import give_up
 
 from .broken_off import rebuilt_in_part
 from .ledger import Ledger, Paid, amounts, entries, pay, table_names
@@ -66,6 +67,34 @@ async def test_one_that_is_not_there_yet_is_built_and_lives(store: EventStore):
     await rebuild(store, Ledger)
     assert await amounts(store) == [1, 2]
     assert (await live_checkpoint(store, "ledger")).version == 1
+
+
+@pytest.mark.sql_alone
+async def test_an_event_that_comes_at_the_end_and_cannot_be_applied_is_named(url: str, store: EventStore):
+    await pay(store, 1, 2, 3)
+    await run(store)
+    has_come = False
+
+    async def park() -> None:
+        async with EventStore.open(url) as other:
+            await pay(other, 13)
+            await run(other)
+            assert [letter.position for letter in (await live_checkpoint(other, "ledger")).letters] == [4]
+
+    def let_one_come(position: int, count: int, end: int) -> None:
+        nonlocal has_come
+        if not has_come:
+            has_come = True
+            # The live one has got it when the rebuild has come to what it took for the end.
+            parking = Thread(target=lambda: asyncio.run(park()))
+            parking.start()
+            parking.join(60)
+
+    Ledger.fails_on = 13
+    with pytest.raises(ProjectionStopped, match="position 4, .* could not be applied: ValueError: this amount cannot"):
+        await rebuild(store, Ledger, on_progress=let_one_come)
+    assert has_come
+    assert await amounts(store) == [1, 2, 3]
 
 
 @pytest.mark.sql_alone

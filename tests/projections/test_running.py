@@ -23,9 +23,9 @@ from eventstore import (
     event_handler,
     upcaster,
 )
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import live_checkpoint, pause, resume, seek
-from eventstore.projection_runner import apply_events
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import live_checkpoint, pause, resume, seek
+from eventstore.read_models.projection_runner import apply_events
 
 from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, entries, pay, write_raw
 
@@ -307,6 +307,21 @@ async def test_events_that_a_projection_still_needs_are_not_truncated(store: Eve
     assert await store.truncate("other-a", 1, reason="no projection wants that kind") == 1
     await run(store, PlainLedger)
     assert await store.truncate("account-a", 3, reason="test") == 1
+
+
+async def test_events_of_kinds_that_a_projection_wants_by_now_are_not_truncated(store: EventStore):
+    await pay(store, 1)
+    await run(store, PlainLedger)
+
+    class Wider(PlainLedger, name="plain", kinds=("account", "other")):
+        pass
+
+    await run(store, Wider)
+    await pay(store, 2, account="other-a")
+    with pytest.raises(ProjectionBehind, match="'other-a' cannot be truncated, nothing was removed"):
+        await store.truncate("other-a", 1, reason="test")
+    await run(store, Wider)
+    assert await store.truncate("other-a", 1, reason="test") == 1
 
 
 async def test_a_projection_that_was_never_run_is_waited_for_in_vain(store: EventStore):

@@ -18,8 +18,8 @@ from eventstore import (
     RecordedEvent,
     event_handler,
 )
-from eventstore.completeness import check_completeness
-from eventstore.projection_control import letter_event, live_checkpoint, replay_letter
+from eventstore.read_models.completeness import check_completeness
+from eventstore.read_models.projection_control import letter_event, live_checkpoint, replay_letter
 
 from .ledger import Ledger, Paid, amounts, pay
 

@@ -16,7 +16,7 @@ from actors import (
     command_handler,
     event_handler,
 )
-from actors.conflict import Resolution
+from actors.replicas.conflict import Resolution
 from eventstore import Event
 
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from actors import ActorSystem, ReplicatedActor
-from actors.peer import Peer
+from actors.replicas.peer import Peer
 from eventstore import EventStore
 from eventstore.stamp import parse_stamp
 from eventstore.vector_clock import VectorClock

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from actors import ActorSystem, Command, ReplicatedActor, fold
-from actors.peer import Pull, Pulled, ReplicaNamed, StorePeer
+from actors.replicas.peer import Pull, Pulled, ReplicaNamed, StorePeer
 from eventstore import EventStore, EventStoreError, RecordedEvent
 from tests.replication.ledger import Ledger, Note
 
@@ -213,8 +213,7 @@ def abandon(system: ActorSystem) -> None:
     runtime.is_shut = True
     for task in runtime._tasks:
         task.cancel()
-    if runtime._sweeper is not None:
-        runtime._sweeper.cancel()
+    runtime._passivation.end()
     for cell in list(runtime._cells.values()):
         cell.abandon()
     runtime._cells.clear()

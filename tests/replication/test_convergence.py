@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from actors import ActorError, Conflict, DefinitionError, ReplicatedActor, event_handler, last_writer_wins
-from actors.conflict import Resolution
-from actors.convergence import CHECKPOINT_EVERY, Base, History
-from actors.convergence_check import Site, converges, entry_of
+from actors.replicas.conflict import Resolution
+from actors.replicas.convergence import CHECKPOINT_EVERY, Base, History
+from actors.replicas.convergence_check import Site, converges, entry_of
 from actors.testing import KitFailure
 from backends.conformance.cases import case
 from eventstore import Event
@@ -77,7 +77,7 @@ def test_a_batch_is_not_torn() -> None:
 
 
 def test_every_schedule_of_four_replicas_ends_in_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.convergence.CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr("actors.replicas.convergence.CHECKPOINT_EVERY", 3)
     chance = random.Random(3)
     bases = 0
     for _ in range(60):
@@ -176,7 +176,7 @@ def test_the_journal_must_hold_what_is_let_go() -> None:
 @case("C264")
 def test_a_base_and_what_follows_it_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 7 of recovery: from every base that is ever taken, the rest leads to the same state."""
-    monkeypatch.setattr("actors.convergence.CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr("actors.replicas.convergence.CHECKPOINT_EVERY", 3)
     bases = 0
     chance = random.Random(5)
     for cls in (Ledger, Ruled):

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from actors import ReplicatedActor, event_handler
-from actors.convergence_check import converges
 from actors.crdt import GCounter, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+from actors.replicas.convergence_check import converges
 from backends.conformance.cases import case
 from eventstore import Event
 from eventstore.stamp import Stamp

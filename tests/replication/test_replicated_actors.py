@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors import ActorSystem, CommandRejected, DefinitionError, fold, with_metadata
-from actors.peer import Peer, Pull, Pulled, StorePeer
+from actors.replicas.peer import Peer, Pull, Pulled, StorePeer
 from backends.conformance.cases import case
 from eventstore import (
     AskTimeout,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from actors import Conflict, ReplicatedActor
-from actors.conflict import Resolution
+from actors.replicas.conflict import Resolution
 from eventstore import EventStore
 from tests.actors.journals import new_journal
 from tests.replication.ledger import KeptLedger, Ledger, Ruled

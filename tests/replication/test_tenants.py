@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from actors import ActorSystem
-from actors.peer import Pull, Pulled, ReplicaNamed, StorePeer
+from actors.replicas.peer import Pull, Pulled, ReplicaNamed, StorePeer
 from eventstore import DefinitionError, EventStore
 from eventstore.errors import ReplicationError
 from tests.replication.ledger import Ledger, Note, Read

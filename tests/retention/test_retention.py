@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +14,7 @@ import pytest_asyncio
 from backends.conformance.events import collect, happened, versions
 from backends.conformance.replicas import REPLICA, replicated
 from eventstore import EventStore, ProjectionBehind, RetentionRefused, StoreFenced, TruncationRefused
-from eventstore.checkpoint import Checkpoint
+from eventstore.contract.checkpoint import Checkpoint
 from eventstore.retention import Cut, Policy, Retention
 from eventstore.snapshots import new_snapshot
 
@@ -143,6 +144,18 @@ async def test_a_projection_that_has_not_come_so_far_keeps_it(store: EventStore)
     assert await versions(store.read("a-1")) == [1, 2, 3, 4]
     (planned,) = await cuts(store, keeping(2))
     assert planned.refusal is None
+
+
+async def test_only_a_projection_that_gets_its_events_keeps_a_stream(store: EventStore) -> None:
+    await store.append("a-1", happened(1, 2, 3, 4))
+    await snapshot(store, "a-1", 4)
+    parts = [Checkpoint("totals", 1, partition=number, partitions=2) for number in range(2)]
+    for part in parts:
+        await store.save_checkpoint(replace(part, position=4 if part.has("a-1") else 0))
+    await store.save_checkpoint(Checkpoint("theirs", 1, position=0, tenants=("somebody",)))
+    (planned,) = await collect(Retention(store, keeping(1)).apply(reason="test"))
+    assert planned.refusal is None
+    assert await versions(store.read("a-1")) == [4]
 
 
 async def test_replicated_events_stay_and_what_replicas_keep_too(store: EventStore) -> None:

@@ -11,9 +11,9 @@ from eventstore import EventStore, JournalCorrupt, Metadata
 from eventstore.backend import ReplicaFields, StreamWrite
 from eventstore.codec import checksum_of, encode_metadata
 from eventstore.events import RecordedEvent
-from eventstore.sealing import Sealer
-from eventstore.seals import Seal
-from eventstore.signing import SigningKey, generate, private_key
+from eventstore.evidence.sealing import Sealer
+from eventstore.evidence.seals import Seal
+from eventstore.evidence.signing import SigningKey, generate, private_key
 
 STREAMS = ("Account-a", "Account-b", "Order-1", "Order-é'2", "x")
 EVERY = 12

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from eventstore import EventStore
-from eventstore.sealing import Sealer
-from eventstore.signing import private_key
+from eventstore.evidence.sealing import Sealer
+from eventstore.evidence.signing import private_key
 
 
 async def main(url: str, key: Path) -> None:

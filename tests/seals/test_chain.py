@@ -12,13 +12,13 @@ import pytest_asyncio
 from backends.conformance.events import happened
 from eventstore import EventStore, SealRefused
 from eventstore.backend import StoredSeal
-from eventstore.leaves import leaf_of, pack_leaves, unpack_leaves
-from eventstore.merkle import MerkleTree
-from eventstore.seal_findings import Finding, Found
-from eventstore.seal_verification import SealVerification
-from eventstore.sealing import Sealer
-from eventstore.seals import Seal, Statement, pack_removals, parse_stored, sign, unpack_removals
-from eventstore.signing import SigningKey
+from eventstore.evidence.leaves import leaf_of, pack_leaves, unpack_leaves
+from eventstore.evidence.merkle import MerkleTree
+from eventstore.evidence.seal_findings import Finding, Found
+from eventstore.evidence.seal_verification import SealVerification
+from eventstore.evidence.sealing import Sealer
+from eventstore.evidence.seals import Seal, Statement, pack_removals, parse_stored, sign, unpack_removals
+from eventstore.evidence.signing import SigningKey
 
 from .attacker import SQLiteAttacker
 from .sealed_journal import fill, new_key, seal_all

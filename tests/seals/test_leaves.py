@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from backends.conformance.fixtures import backend_of
 from eventstore import EventStore
 from eventstore.events import RecordedEvent
-from eventstore.leaves import Leaf, content_digest, leaf_of, pack_leaves, unpack_leaves
+from eventstore.evidence.leaves import Leaf, content_digest, leaf_of, pack_leaves, unpack_leaves
 
 from .sealed_journal import STREAMS, full_write
 

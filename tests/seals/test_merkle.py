@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventstore.merkle import EMPTY_ROOT, MerkleTree, inclusion_path, leaf_hash, node_hash, root_of_path
+from eventstore.evidence.merkle import EMPTY_ROOT, MerkleTree, inclusion_path, leaf_hash, node_hash, root_of_path
 
 # Those of Certificate Transparency's reference implementation.
 INPUTS = [

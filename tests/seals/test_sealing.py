@@ -16,12 +16,12 @@ import pytest
 from backends.conformance.events import happened
 from eventstore import EventStore, JournalCorrupt
 from eventstore.errors import CapabilityError, ExtraMissing, KeyFileError
-from eventstore.inclusion import prove
-from eventstore.seal_findings import Finding, Found
-from eventstore.seal_verification import SealVerification
-from eventstore.sealing import Sealer
-from eventstore.seals import parse_stored
-from eventstore.signing import SigningKey, generate, private_key, public_file, public_key
+from eventstore.evidence.inclusion import prove
+from eventstore.evidence.seal_findings import Finding, Found
+from eventstore.evidence.seal_verification import SealVerification
+from eventstore.evidence.sealing import Sealer
+from eventstore.evidence.seals import parse_stored
+from eventstore.evidence.signing import SigningKey, generate, private_key, public_file, public_key
 from tests.backends.postgres_help import connected, execute
 
 from .attacker import attacker

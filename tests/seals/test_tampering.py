@@ -16,9 +16,9 @@ import pytest_asyncio
 from eventstore import EventStore
 from eventstore.backend import StoredSeal
 from eventstore.events import RecordedEvent
-from eventstore.seal_findings import Finding, Found
-from eventstore.seal_verification import SealVerification
-from eventstore.seals import parse_stored, sign
+from eventstore.evidence.seal_findings import Finding, Found
+from eventstore.evidence.seal_verification import SealVerification
+from eventstore.evidence.seals import parse_stored, sign
 
 from .attacker import FIELDS, Attacker, attacker
 from .sealed_journal import STREAMS, Sealed, build, everything, new_key

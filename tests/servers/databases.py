@@ -26,6 +26,7 @@ class Databases:
         self._dsn = dsn
         self._numbers = itertools.count(1)
         self._template: str | None = None
+        self._strategy = ""
         self._durability = ""
 
     @contextmanager
@@ -42,7 +43,10 @@ class Databases:
             self._run(f'CREATE DATABASE "{name}"')
             schema.upgrade(parse_store_url(self.url(name)))
             self._template = name
-        with self._database(f'TEMPLATE "{self._template}"') as url:
+            # Copied as files: the server's own way since 15 goes block by block through its log.
+            version = int(str(asyncio_run(self._execute("SHOW server_version_num"))))
+            self._strategy = "STRATEGY FILE_COPY" if version >= 150000 else ""
+        with self._database(f'TEMPLATE "{self._template}" {self._strategy}') as url:
             yield url
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ import pytest_asyncio
 from actors import ActorSystem, Command, DefinitionError, InvalidCommandId, PersistentActor, command_handler
 from actors.state import ReadAsAnother
 from eventstore import Event, EventStore, Expected, InvalidArgument, NewEvent, errors
+from eventstore.audit import find
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.errors import CommandRejected, EventStoreError, NotReplicated
 from eventstore.vector_clock import VectorClock
 
@@ -132,3 +134,26 @@ async def test_a_class_is_no_command(store: EventStore, command_id: str | None):
         await doing.ask(Do())
         with pytest.raises(DefinitionError, match="a command is an instance of"):
             await doing.ask(Do, command_id=command_id)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda store: store.read("o-1", limit=-1), "limit"),
+        (lambda store: store.read_all(limit=-1), "limit"),
+        (lambda store: store.read_all(last=-1), "last"),
+        (lambda store: store.subscribe(last=-1), "last"),
+        (lambda store: find(store, AuditQuery(), limit=-1), "limit"),
+    ],
+)
+async def test_fewer_than_none_are_refused(store: EventStore, read: Callable[[EventStore], Any], name: str):
+    await store.append("o-1", [Placed(item="x")])
+    with pytest.raises(InvalidArgument, match=f"{name} .* 0 or more, not -1"):
+        async for _ in read(store):
+            break
+
+
+async def test_a_page_and_snapshots_of_fewer_than_none_are_refused(store: EventStore):
+    for asked in (store.read_page(limit=-1), store.snapshots("o-1", limit=-1)):
+        with pytest.raises(InvalidArgument, match="limit .* 0 or more, not -1"):
+            await asked

@@ -1,4 +1,4 @@
-"""GroupCall while the database does not serve: nobody waits for an answer that does not come."""
+"""GroupCall while the database does not serve, or the backend is broken: nobody waits for what does not come."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from eventstore.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.calls.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.calls.group_call import GroupCall
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError
-from eventstore.group_call import GroupCall
 
 
 class Time:
@@ -104,3 +104,47 @@ async def test_those_that_ask_in_the_same_turn_are_the_probe_together(bench: Ben
     assert await asyncio.gather(*crowd) == [str(number) for number in range(50)]
     assert len(bench.database.groups) == 1
     assert bench.breaker.is_closed
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_a_backend_that_gives_another_number_of_answers_leaves_nobody_waiting(count: int):
+    is_broken = True
+
+    async def answer(questions: Sequence[str]) -> Sequence[str | EventStoreError]:
+        return ["?"] * count if is_broken else questions
+
+    calls: GroupCall[str, str] = GroupCall(answer, CircuitBreaker())
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(calls.ask("one"), calls.ask("two"), return_exceptions=True)
+        assert [type(each) for each in found] == [BackendUnavailable] * 2
+        is_broken = False
+        assert await calls.ask("afterwards") == "afterwards"
+        await calls.close()
+
+
+async def test_a_call_that_was_cancelled_within_the_backend_leaves_nobody_waiting():
+    is_broken = True
+
+    async def answer(questions: Sequence[str]) -> Sequence[str | EventStoreError]:
+        if is_broken:
+            raise asyncio.CancelledError
+        return questions
+
+    calls: GroupCall[str, str] = GroupCall(answer, CircuitBreaker())
+    async with asyncio.timeout(20):
+        with pytest.raises(BackendUnavailable):
+            await calls.ask("one")
+        is_broken = False
+        assert await calls.ask("afterwards") == "afterwards"
+        await calls.close()
+
+
+async def test_a_call_under_way_does_not_hold_up_a_loop_that_ends(bench: Bench):
+    asker = await bench.ask("under way")
+    caller = bench.calls._caller
+    assert caller is not None
+    asker.cancel()
+    caller.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([asker, caller])
+    assert caller.cancelled()

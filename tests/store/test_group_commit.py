@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
-from eventstore.circuit_breaker import CircuitBreaker
+from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.group_commit import MIN_HALVED, Append, GroupCommit, PendingAppend
 from eventstore.codec import encoded_event
-from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError
-from eventstore.group_commit import MIN_HALVED, GroupCommit, PendingAppend
+from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError, OutcomeUnknown
 
 CALLERS = 2 * MIN_HALVED
 QUICK, SLOW = 0.0, 0.05
@@ -150,14 +150,57 @@ async def test_after_a_refusal_nothing_is_taken_before_everyone_has_heard(journa
     assert sum(write.stream_id == "loser" for group in journal.groups for [write] in group) == 1
 
 
-async def test_an_append_that_cannot_even_start_fails_those_that_are_in_it(callers: Callers):
+async def test_an_append_that_cannot_even_start_fails_those_that_are_in_it():
     def closed(_: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
         raise BackendUnavailable("not today")
 
-    commits = GroupCommit(closed, CircuitBreaker())
+    assert [str(outcome) for outcome in await outcomes_by(closed)] == ["not today"] * 4
+
+
+async def test_an_append_that_breaks_at_its_start_leaves_the_outcome_unknown():
+    def broken(_: Sequence[Batch]) -> asyncio.Future[Sequence[AppendOutcome]]:
+        raise TypeError("a slip in a backend")
+
+    assert [type(outcome) for outcome in await outcomes_by(broken)] == [OutcomeUnknown] * 4
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+async def test_a_backend_that_gives_another_number_of_outcomes_leaves_nobody_waiting(count: int):
+    async def miscounting(batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        return [Appended(1, (1,))] * (count if len(batches) > 1 else 1)
+
+    assert [type(outcome) for outcome in await outcomes_by(miscounting)] == [Appended] + [OutcomeUnknown] * 3
+
+
+async def outcomes_by(append: Append) -> list[object]:
+    """What four appends hear: one that goes alone, and three behind it in one group."""
+    commits = GroupCommit(append, CircuitBreaker())
     heard: list[object] = []
-    for _ in range(3):
+    for _ in range(4):
         write = StreamWrite("a", 0, [encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))])
         commits.submit(PendingAppend([write], 1, lambda _, outcome: heard.append(outcome)))
-    await commits.close()
-    assert [str(outcome) for outcome in heard] == ["not today"] * 3
+    async with asyncio.timeout(20):
+        await commits.close()
+    return heard
+
+
+async def test_neither_a_loser_nor_an_owner_that_fails_to_take_its_outcome_costs_the_others_theirs(journal: Journal):
+    commits = GroupCommit(journal.append, CircuitBreaker())
+    journal.refused = {"loser"}
+    heard: dict[str, object] = {}
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
+
+    def hear(pending: PendingAppend, outcome: AppendOutcome | EventStoreError) -> None:
+        heard[pending.writes[0].stream_id] = type(outcome)
+        if pending.writes[0].stream_id == "broken":
+            raise ValueError("a slip in an owner")
+
+    for stream_id in ("alone", "first", "broken", "loser", "last"):
+        event = encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))
+        commits.submit(PendingAppend([StreamWrite(stream_id, 0, [event])], 1, hear))
+    async with asyncio.timeout(20):
+        await commits.close()
+    assert sizes(journal.groups) == [1, 4]
+    assert heard == dict.fromkeys(("alone", "first", "broken", "last"), Appended) | {"loser": ConcurrencyError}
+    assert reported == ["a slip in an owner"]

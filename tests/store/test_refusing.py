@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import pytest
 
-from eventstore import group_commit
 from eventstore.backend import Appended, AppendOutcome, Batch, Expected, StreamWrite
-from eventstore.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.calls import group_commit
+from eventstore.calls.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, CircuitBreaker
+from eventstore.calls.group_commit import MAX_GROUP_EVENTS, MAX_WAITING_BYTES, GroupCommit, PendingAppend
 from eventstore.codec import encoded_event
 from eventstore.errors import (
     BackendUnavailable,
@@ -25,7 +26,6 @@ from eventstore.errors import (
     StorageFull,
     StoreBusy,
 )
-from eventstore.group_commit import MAX_GROUP_EVENTS, MAX_WAITING_BYTES, GroupCommit, PendingAppend
 
 GONE = BackendUnavailable("gone")
 LOST = OutcomeUnknown("the answer was lost")

@@ -26,8 +26,8 @@ from eventstore import (
     StoreBusy,
     schema,
 )
-from eventstore.audit_query import AuditQuery
 from eventstore.backend import Claim, CommandLookup, Load
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.url import parse_store_url
 from tests.backends.postgres_help import connected, fetch, proxy_to, until, via
 from tests.backends.redis_help import admin, migrated

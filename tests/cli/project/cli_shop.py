@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from actors import Command, Conflict, ReplicatedActor, command_handler, event_handler
-from actors.conflict import Resolution
+from actors.replicas.conflict import Resolution
 from eventstore import Event
 
 

@@ -1,0 +1,1 @@
+"""Stored events through the event handlers of an actor."""

@@ -1,0 +1,1 @@
+"""Actors that several replicas change at the same time."""

@@ -1,0 +1,1 @@
+"""Commands to several actors, stored together or not at all."""

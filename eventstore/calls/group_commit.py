@@ -1,0 +1,414 @@
+"""GroupCommit: many appends, one durable commit.
+
+One append is in flight; what arrives meanwhile is the next group. There is no timer: a lone append starts at once,
+and under load a group is as large as what came in during the commit before it.
+
+Callers who wait for their outcome and then append again would all meet in one group, and the event loop and the
+database would take turns. Where a commit takes no longer than the loop's own work for it, they are kept in two halves:
+while one is committed, the other decides.
+
+While the database does not serve, nothing waits here: what is submitted is refused, and so is what was waiting, except
+for what must stay behind an append whose outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
+from eventstore.calls.appending import Appending
+from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.resolving import RETRY_SECONDS, resolve
+from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
+
+MAX_GROUP_EVENTS = 512
+MAX_GROUP_BYTES = 4 * 1024 * 1024
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+RESOLVE_WITHIN_SECONDS = 30.0
+
+# Everybody waits so long for an append whose outcome is unknown. Then those who need not are refused.
+UNRESOLVED_SECONDS = 1.0
+
+# Fewer batches are not worth two commits.
+MIN_HALVED = 16
+
+# A fixed cost per event beside its payload, so that many tiny events fill the queue too.
+EVENT_OVERHEAD_BYTES = 256
+
+
+_Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
+
+
+Append = Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]]
+"""What stores a group: each batch with an outcome of its own, as `Backend.append` does. That may be any error that says
+for certain that nothing of the batch was stored."""
+
+
+class PendingAppend:
+    """One atomic batch on its way. Its owner may extend `writes` until `is_taken`; then it belongs to the group.
+
+    `on_outcome` is called once, from the event loop, with the batch and its outcome, unless the owner sets
+    `is_withdrawn` before it is taken. `on_taken`, if set, is called when a group takes it. Batches with the same
+    `on_outcome` have the same owner: a later one was decided on an earlier one, and its outcome comes after that.
+    """
+
+    __slots__ = ("is_taken", "is_withdrawn", "on_outcome", "on_taken", "size_bytes", "writes")
+
+    def __init__(
+        self, writes: Batch, size_bytes: int, on_outcome: Callable[[Any, AppendOutcome | EventStoreError], None]
+    ) -> None:
+        self.writes = writes
+        self.size_bytes = size_bytes
+        self.on_outcome = on_outcome
+        self.on_taken: Callable[[], None] | None = None
+        self.is_taken = False
+        self.is_withdrawn = False
+
+
+def size_of(writes: Sequence[StreamWrite]) -> int:
+    """The bytes a batch counts for in the queue."""
+    size = 0
+    for write in writes:
+        size += sum(len(event.payload) + EVENT_OVERHEAD_BYTES for event in write.events)
+        size += sum(len(command.payload) + EVENT_OVERHEAD_BYTES for command in write.commands)
+    return size
+
+
+class GroupCommit:
+    """The queue in front of `Backend.append`. It belongs to one event loop and owns every append given to it.
+
+    An unknown outcome is resolved by appending the identical group again until `resolve_within` seconds have passed:
+    the ids of events and commands decide, so nothing is stored twice. What is unknown then is `OutcomeUnknown` for all.
+    """
+
+    def __init__(
+        self,
+        append: Append,
+        breaker: CircuitBreaker,
+        *,
+        resolve_within: float = RESOLVE_WITHIN_SECONDS,
+    ) -> None:
+        self._append = append
+        self._breaker = breaker
+        self._resolve_within = resolve_within
+        self._waiting: deque[PendingAppend] = deque()
+        self._waiting_bytes = 0
+        self._last_group_events = 0
+        self._started_at = 0.0
+        self._worked_seconds: float | None = None
+        self._halves_pay = False
+        self._group: list[PendingAppend] = []
+        self._untold: list[PendingAppend] = []
+        self._in_flight: asyncio.Future[Any] | None = None
+        self._flush_scheduled = False
+        self._on_room: deque[Callable[[], None]] = deque()
+        self._drained: list[asyncio.Future[None]] = []
+        self._is_closed = False
+        # Whether the breaker is open, or an outcome has been unknown for long: all that a submission looks at.
+        self.is_refusing = False
+        self._is_unresolved = False
+        self._unresolved_timer: asyncio.TimerHandle | None = None
+        self._refusal_scheduled = False
+        self._loop = asyncio.get_running_loop()
+        breaker.on_change.append(self._on_breaker)
+
+    def append_by(self, append: Append) -> None:
+        """Have the groups that are not under way yet stored by something else."""
+        self._append = append
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        """What is known of the database."""
+        return self._breaker
+
+    def refusal(self) -> BackendUnavailable | None:
+        """What a batch would be refused with if it were submitted now. It costs next to nothing while all is well."""
+        if not self.is_refusing:
+            return None
+        # What is in flight already is the probe.
+        return self._breaker.refusal() if self._in_flight is None else self._refused()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is waiting as may: callers then wait for `when_room` before they submit."""
+        return self._waiting_bytes >= MAX_WAITING_BYTES
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the queue has room again."""
+        self._on_room.append(callback)
+
+    async def room(self) -> None:
+        """Wait until the queue has room again."""
+        room: asyncio.Future[None] = self._loop.create_future()
+
+        def settle() -> None:
+            if not room.done():
+                room.set_result(None)
+
+        self.when_room(settle)
+        await room
+
+    def submit(self, pending: PendingAppend) -> None:
+        """Queue a batch. Its outcome comes by callback, after those of every batch its owner submitted before it.
+
+        While the database does not serve, that is `CircuitOpen`: nothing was stored.
+        """
+        if self._is_closed:
+            closed = StoreClosed("the store is closed: nothing was stored")
+            self._loop.call_soon(pending.on_outcome, pending, closed)
+            return
+        self._waiting.append(pending)
+        self._waiting_bytes += pending.size_bytes
+        if self._in_flight is not None or self._flush_scheduled:
+            if self.is_refusing:
+                self._refuse_soon()
+            return
+        if self._last_group_events <= 1 and not self.is_refusing:
+            # Nobody else was there the last time: whoever is alone need not wait for company.
+            self._flush()
+        else:
+            # One turn of the loop later, so that everything decided in this turn shares the commit.
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def grow(self, pending: PendingAppend, size_bytes: int) -> None:
+        """Count what the owner added to a batch that is still waiting."""
+        pending.size_bytes += size_bytes
+        self._waiting_bytes += size_bytes
+
+    def drained(self) -> asyncio.Future[None]:
+        """A future that is done once the outcome of every batch here is known."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        if self._in_flight is None and not self._waiting:
+            future.set_result(None)
+        else:
+            self._drained.append(future)
+        return future
+
+    async def close(self) -> None:
+        """Refuse new batches and wait for the outcome of those already here."""
+        self._is_closed = True
+        await self.drained()
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self.is_refusing and not self._breaker.admits():
+            self._refuse_waiting()
+            return
+        count = len(self._waiting)
+        self._start((count + 1) // 2 if self._halves_pay and count >= MIN_HALVED else count)
+        if not self._group:
+            self._notify_drained()
+
+    def _start(self, count: int) -> None:
+        """Append the first batches that wait, so many at most."""
+        self._group = self._take_group(count)
+        if not self._group:
+            return
+        batches = [pending.writes for pending in self._group]
+        self._started_at = time.perf_counter()
+        try:
+            appending = self._append(batches)
+        except Exception as error:
+            self._in_flight = self._loop.create_future()
+            self._in_flight.set_exception(error)
+            self._in_flight.add_done_callback(self._on_done)
+            return
+        if isinstance(appending, Appending):
+            self._in_flight = appending
+            appending.on_end = self._on_done
+        else:
+            self._in_flight = asyncio.ensure_future(appending)
+            self._in_flight.add_done_callback(self._on_done)
+
+    def _take_group(self, at_most: int) -> list[PendingAppend]:
+        waiting, group = self._waiting, list[PendingAppend]()
+        events = size = 0
+        while waiting and len(group) < at_most:
+            pending = waiting[0]
+            size_bytes = pending.size_bytes
+            count = 0
+            for _, _, new, _, commands in pending.writes:
+                count += len(new) + len(commands)
+            too_large = events + count > MAX_GROUP_EVENTS or size + size_bytes > MAX_GROUP_BYTES
+            if group and too_large and not pending.is_withdrawn:
+                break
+            waiting.popleft()
+            self._waiting_bytes -= size_bytes
+            if pending.is_withdrawn:
+                continue
+            pending.is_taken = True
+            if pending.on_taken is not None:
+                self._loop.call_soon(pending.on_taken)
+            group.append(pending)
+            events += count
+            size += size_bytes
+        self._last_group_events = events
+        return group
+
+    def _on_done(self, future: asyncio.Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, OutcomeUnknown):
+            self._breaker.failed(error)
+            self._unresolved_timer = self._loop.call_later(UNRESOLVED_SECONDS, self._on_unresolved, error)
+            batches = [pending.writes for pending in self._group]
+            resolving = asyncio.ensure_future(resolve(self._append, batches, within=self._resolve_within))
+            resolving.add_done_callback(self._on_resolved)
+            self._in_flight = resolving
+            return
+        if isinstance(error, EventStoreError):
+            self._breaker.failed(error)
+        self._deliver(self._outcomes(future))
+
+    def _on_resolved(self, future: asyncio.Future[Sequence[AppendOutcome | EventStoreError]]) -> None:
+        if self._unresolved_timer is not None:
+            self._unresolved_timer.cancel()
+        self._is_unresolved = False
+        self.is_refusing = not self._breaker.is_closed
+        self._deliver(self._outcomes(future))
+
+    def _outcomes(self, future: asyncio.Future[Sequence[_Outcome]]) -> Sequence[AppendOutcome | EventStoreError]:
+        if future.cancelled():
+            error: BaseException | None = OutcomeUnknown("the append was cancelled: its outcome is unknown")
+        else:
+            error = future.exception()
+        if error is not None:
+            return [_as_outcome(error)] * len(self._group)
+        self._breaker.answered()
+        outcomes = future.result()
+        if len(outcomes) != len(self._group):
+            # Nobody knows whose they are. Without this, whoever has none would wait for ever.
+            error = OutcomeUnknown(f"the backend gave {len(outcomes)} outcomes for {len(self._group)} batches")
+            return [error] * len(self._group)
+        return outcomes
+
+    def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
+        group, self._group, self._in_flight = self._group, [], None
+        self._measure(len(group))
+        # After a refusal no batch may be taken before every outcome is delivered: its owner withdraws the next.
+        if self._halves_pay and self._waiting and set(map(type, outcomes)) == {Appended}:
+            self._start(len(self._waiting))
+        if self._in_flight is not None:
+            # A turn later: a backend that works in a task sends the group first.
+            self._untold = group
+            self._loop.call_soon(self._tell_all, group, outcomes)
+            return
+        self._flush_scheduled = True
+        self._tell_all(group, outcomes)
+        if self._waiting:
+            self._loop.call_soon(self._flush)
+        else:
+            self._flush_scheduled = False
+            self._notify_drained()
+
+    def _tell_all(self, group: Sequence[PendingAppend], outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
+        self._untold = []
+        for pending, outcome in zip(group, outcomes, strict=True):
+            try:
+                pending.on_outcome(pending, outcome)
+            except Exception as error:
+                self._callback_failed(error)
+        self._notify_room()
+
+    def _measure(self, count: int) -> None:
+        """Find out whether the next commit should begin before the callers of this one have decided what follows it.
+
+        With halves, commits and decisions go on at the same time, but what a commit costs whatever is in it is paid
+        twice as often. So that fixed part must be less than the loop's work for both halves; and a commit takes that
+        part and about as long for its rows as the loop does.
+        """
+        if count < MIN_HALVED // 2:
+            self._halves_pay, self._worked_seconds = False, None
+            return
+        committed = time.perf_counter() - self._started_at
+        before, self._worked_seconds = self._worked_seconds, time.thread_time()
+        self._halves_pay = before is not None and committed < 3 * (self._worked_seconds - before)
+
+    # While the database does not serve
+
+    def _on_breaker(self) -> None:
+        self.is_refusing = self._is_unresolved or not self._breaker.is_closed
+        if self.is_refusing:
+            self._refuse_soon()
+
+    def _on_unresolved(self, error: OutcomeUnknown) -> None:
+        """An outcome has been unknown for so long that the others should know."""
+        self._is_unresolved = True
+        self._breaker.give_up(error)
+        # It may have been open before.
+        self._on_breaker()
+
+    def _refuse_soon(self) -> None:
+        # Not now: whoever submits does not expect its callback before that is done.
+        if not self._refusal_scheduled and self._waiting:
+            self._refusal_scheduled = True
+            self._loop.call_soon(self._refuse_in_flight)
+
+    def _refuse_in_flight(self) -> None:
+        self._refusal_scheduled = False
+        # With nothing in flight, the next group may be the probe.
+        if self.is_refusing and self._in_flight is not None:
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        """Refuse every batch that waits, unless its owner has one in flight: that one's outcome comes first."""
+        ahead = {pending.on_outcome for pending in (*self._group, *self._untold)}
+        waiting, self._waiting = self._waiting, deque()
+        refused: list[PendingAppend] = []
+        for pending in waiting:
+            if pending.on_outcome in ahead:
+                self._waiting.append(pending)
+            else:
+                pending.is_taken = True
+                self._waiting_bytes -= pending.size_bytes
+                refused.append(pending)
+        for pending in refused:
+            if not pending.is_withdrawn:
+                # An error for each: raised by many, one would collect the tracebacks of all.
+                self._tell(pending, self._refused())
+        self._notify_room()
+        if self._in_flight is None and not self._waiting:
+            self._notify_drained()
+
+    def _refused(self) -> CircuitOpen:
+        if not self._is_unresolved:
+            return self._breaker.error()
+        return CircuitOpen(
+            "nothing was stored: what became of an earlier append has been unknown for more than "
+            f"{UNRESOLVED_SECONDS:g} s, and that is found out first; try again",
+            retry_after=RETRY_SECONDS,
+        )
+
+    # Telling
+
+    def _tell(self, pending: PendingAppend, outcome: AppendOutcome | EventStoreError) -> None:
+        try:
+            pending.on_outcome(pending, outcome)
+        except Exception as error:
+            self._callback_failed(error)
+
+    def _callback_failed(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "an append's callback failed", "exception": error})
+
+    def _notify_room(self) -> None:
+        while self._on_room and not self.is_full:
+            self._on_room.popleft()()
+
+    def _notify_drained(self) -> None:
+        drained, self._drained = self._drained, []
+        for future in drained:
+            if not future.done():
+                future.set_result(None)
+
+
+def _as_outcome(error: BaseException) -> EventStoreError:
+    if isinstance(error, EventStoreError):
+        return error
+    unknown = OutcomeUnknown(f"the backend failed unexpectedly ({type(error).__name__}): the outcome is unknown")
+    unknown.__cause__ = error
+    return unknown

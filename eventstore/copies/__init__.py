@@ -1,0 +1,1 @@
+"""Journals and streams into other stores, and as files."""

@@ -1,0 +1,1 @@
+"""Tamper evidence: what was stored is sealed, compared with its seals, and proven."""

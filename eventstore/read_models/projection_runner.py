@@ -1,0 +1,454 @@
+"""ProjectionRunner: brings a projection forward through the log, alone among all that would."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from uuid import uuid4
+
+from eventstore import read_model_tables
+from eventstore.backend import Appended, LogPage
+from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
+from eventstore.contract.record_page import RecordPage
+from eventstore.errors import (
+    CapabilityError,
+    DefinitionError,
+    JournalCorrupt,
+    PartitionsChanged,
+    ProjectionError,
+    ProjectionStopped,
+)
+from eventstore.events import RecordedEvent
+from eventstore.projections import Projection
+from eventstore.read_models.delivering import TROUBLE, Poison, handle_events, new
+from eventstore.reading.reading_ahead import ReadAhead
+from eventstore.store import EventStore
+
+logger = logging.getLogger(__name__)
+
+TRANSACTION_SECONDS = 30.0
+
+# How many events the first batch has, if the projection does not say fewer: nobody knows yet how long they take.
+FIRST_BATCH = 500
+
+# Into so many parts a batch is divided that holds an event that cannot be applied, and so is that part in turn.
+_PARTS = 16
+
+# How far a projection has come although none of its events was there is stored this often.
+_SAVE_EVERY_SECONDS = 1.0
+
+
+class ProjectionRunner:
+    """Runs one projection. Any number of runners may be started, in any number of processes: one of them works, the
+    others wait until it has not been heard of for `lease_seconds`, by their own clocks, or was seen to have ended.
+
+    That two never apply the same does not rest on the lease: whoever stores how far the projection has come names the
+    revision that it has seen, and stores nothing, its read model neither, if somebody else has changed it.
+
+    The partitions of a projection are run each by itself, and at the same time. A runner works on all that are free. Of
+    several, whoever has at least two less than another takes one over from that, until they are spread evenly.
+
+    `on_progress` is told after each batch to which position all is applied here, how many events the batch had, and
+    where the log ended when it was read.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        projection: type[Projection],
+        *,
+        lease_seconds: float = 10.0,
+        poll_seconds: float = 0.5,
+        version: int | None = None,
+        on_progress: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        if projection.needs_connection() and not store.capabilities.user_sql:
+            raise CapabilityError(
+                f"projection {projection.name!r} has tables, or handlers that take a connection, and "
+                f"{store.url.scheme}:// has no SQL: nothing was done; keep its read model elsewhere"
+            )
+        _check_tenant(store, projection)
+        self._store = store
+        self._projection = projection
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._version = version
+        self._on_progress = on_progress
+        self._id = uuid4().hex
+        self._name = f"{platform.node()}:{os.getpid()}"
+        self._where = projection.where()
+        self._partition = 0
+        self._size = min(FIRST_BATCH, projection.batch_size)
+        self._handlers_seconds = 0.0
+        # Of several partitions one at a time looks for what it may take over: each counts what the others have.
+        self._taking = asyncio.Lock()
+        self._saved_at = 0.0
+
+    async def run(self, *, follow: bool = True) -> None:
+        """Apply what the log has, and with `follow` what comes then, until it is cancelled. While the database cannot
+        be reached it waits.
+
+        Without `follow` it ends when it has reached the end that the log had when it began; also if another runner has.
+        Raises `ProjectionStopped` if the projection is paused, or was while it worked (with `follow` it waits for
+        `resume` instead), `PartitionsChanged`, `JournalCorrupt` for a damaged event, `StoreClosed` when the store is
+        closed.
+        """
+        if self._projection.partitions == 1:
+            await self._run(follow=follow)
+            return
+        positions: dict[int, int] = {}
+        parts = [self._part(number, positions) for number in range(self._projection.partitions)]
+        tasks = [asyncio.create_task(part._run(follow=follow)) for part in parts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _part(self, number: int, positions: dict[int, int]) -> ProjectionRunner:
+        """The runner of one partition. It counts as this one where others look at who has what."""
+        part = copy(self)
+        part._partition = number
+        on_progress = self._on_progress
+        if on_progress is not None:
+
+            def told(position: int, count: int, end: int) -> None:
+                positions[number] = position
+                on_progress(min(positions.values()), count, end)
+
+            part._on_progress = told
+        return part
+
+    async def _run(self, *, follow: bool) -> None:
+        failures = 0
+        end: int | None = None
+        while True:
+            try:
+                if not follow and end is None:
+                    end = await self._store.end()
+                checkpoint = await self._take(end)
+                failures = 0
+                if checkpoint is None or await self._work(checkpoint, end):
+                    return
+            except Lost:
+                continue
+            except TROUBLE as error:
+                failures += 1
+                pause = min(5.0, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
+                logger.warning("projection %s waits %.1f s: %s", self._projection.name, pause, error)
+                await asyncio.sleep(pause)
+
+    # Whose turn it is
+
+    async def _take(self, end: int | None) -> Checkpoint | None:
+        """The checkpoint, once it is this runner's. None if another has come to the end in the meantime."""
+        seen, since = -1, time.monotonic()
+        while True:
+            async with self._taking:
+                checkpoint, parts = await self._current()
+                if checkpoint is None:
+                    if await begin(self._store, self._projection, 1, Status.LIVE):
+                        continue
+                    # Another runner makes it in this moment, or it is being rebuilt before it was ever run.
+                elif checkpoint.pause is not None:
+                    if end is not None:
+                        raise ProjectionStopped(checkpoint.name, checkpoint.pause)
+                elif checkpoint.runner == self._id:
+                    # An inline projection, or a command, has changed it: it is this runner's as before.
+                    return checkpoint
+                else:
+                    if checkpoint.revision != seen:
+                        seen, since = checkpoint.revision, time.monotonic()
+                    is_silent = time.monotonic() - since >= self._lease_seconds
+                    is_free = checkpoint.runner == "" or is_silent or _has_ended(checkpoint.runner_name)
+                    if is_free:
+                        return await self._save(self._mine(checkpoint))
+                    if end is None and self._has_less(checkpoint.runner, parts):
+                        return await self._take_over(checkpoint)
+                    if end is not None and checkpoint.position >= end:
+                        return None
+            await asyncio.sleep(min(self._poll_seconds, self._lease_seconds / 4))
+
+    async def _current(self) -> tuple[Checkpoint | None, Sequence[Checkpoint]]:
+        """The checkpoint of this runner's partition, and of all partitions. Raises `PartitionsChanged`."""
+        found = await self._store.checkpoints()
+        name = self._projection.name
+        if self._version is None:
+            parts = version_of(found, name, Status.LIVE)
+        else:
+            parts = [one for one in found if (one.name, one.version) == (name, self._version)]
+            if not parts:
+                raise ProjectionStopped(name, f"its version {self._version} is gone")
+        check_partitions(self._projection, parts)
+        return next((one for one in parts if one.partition == self._partition), None), parts
+
+    def _mine(self, checkpoint: Checkpoint) -> Checkpoint:
+        # What it wants is the class's to say, which may have changed: truncation goes by the checkpoint.
+        wanted = self._projection
+        return replace(checkpoint, runner=self._id, runner_name=self._name, kinds=wanted.kinds, tenants=wanted.tenants)
+
+    def _has_less(self, runner: str, parts: Sequence[Checkpoint]) -> bool:
+        """Whether another has so many partitions more that one of them should be taken over."""
+        mine = sum(one.runner == self._id for one in parts)
+        return sum(one.runner == runner for one in parts) >= mine + 2
+
+    async def _take_over(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Take a partition from one who works on it, and notices at the end of the batch."""
+        if not self._store.capabilities.user_sql:
+            return await self._save(self._mine(checkpoint))
+        # Who has seen a revision would be too late again and again: one batch follows the other.
+        transaction = await self._store.begin_sql(seconds=TRANSACTION_SECONDS)
+        try:
+            stored = await transaction.lock_checkpoint(checkpoint.stored_name, checkpoint.version)
+            found = None if stored is None else Checkpoint.of(stored)
+            if found is None or (found.runner, found.pause) != (checkpoint.runner, None):
+                raise Lost
+            if not await transaction.save_checkpoint(self._mine(found).stored()):
+                raise Lost
+            await transaction.commit(())
+        finally:
+            await transaction.rollback()
+        self._saved_at = time.monotonic()
+        return self._mine(found).saved()
+
+    async def _save(self, checkpoint: Checkpoint) -> Checkpoint:
+        if not await self._store.save_checkpoint(checkpoint):
+            raise Lost
+        self._saved_at = time.monotonic()
+        return checkpoint.saved()
+
+    # Working
+
+    async def _work(self, checkpoint: Checkpoint, end: int | None) -> bool:
+        """Apply page after page. Returns True when there is nothing more to do up to an end, if there is one."""
+        async with ReadAhead(self._read, after=checkpoint.position) as log:
+            while True:
+                page = await log.page()
+                if page.events:
+                    checkpoint = await self._apply(checkpoint, page.events, log.position)
+                    self._adapt(is_behind=not page.is_end)
+                    if checkpoint.pause is not None:
+                        if end is None and checkpoint.status is Status.LIVE:
+                            return False
+                        raise ProjectionStopped(checkpoint.name, checkpoint.pause)
+                    if self._on_progress is not None:
+                        self._on_progress(log.position, len(page.events), max(page.end, log.position))
+                elif self._is_to_be_saved(checkpoint, log.position):
+                    checkpoint = await self._save(replace(checkpoint, position=log.position))
+                # Who writes faster than this reads would keep it from ending.
+                if end is not None and (page.is_end or log.position >= end):
+                    await self._save(replace(checkpoint, position=log.position, runner=""))
+                    return True
+                if page.is_end:
+                    await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
+
+    async def _read(self, after: int) -> LogPage:
+        page = await self._store.read_page(after=after, limit=self._size, where=self._where)
+        return page if self._projection.partitions == 1 else page._replace(events=self._own(page.events))
+
+    def _own(self, events: Sequence[RecordedEvent]) -> Sequence[RecordedEvent]:
+        """Those of this runner's partition."""
+        page, partitions = RecordPage.of(events), self._projection.partitions
+        return page.only([partition_of(stream_id, partitions) == self._partition for stream_id in page.stream_ids])
+
+    def _adapt(self, *, is_behind: bool) -> None:
+        """Choose how many events the next batches have, by how long the handlers took for the last one. How long the
+        database took says nothing: it has others to serve."""
+        seconds, wanted = self._handlers_seconds, self._projection.batch_seconds
+        if seconds > wanted:
+            self._size = max(1, int(self._size * wanted / seconds))
+        elif is_behind and seconds < wanted / 2:
+            self._size = min(2 * self._size, self._projection.batch_size)
+
+    def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
+        """Whether it is time to tell the others that this runner is there, or where it is."""
+        quiet = time.monotonic() - self._saved_at
+        return quiet >= self._lease_seconds / 3 or (position > checkpoint.position and quiet >= _SAVE_EVERY_SECONDS)
+
+    async def _apply(self, checkpoint: Checkpoint, events: Sequence[RecordedEvent], position: int) -> Checkpoint:
+        try:
+            return await self._batch(checkpoint, events, position)
+        except Poison:
+            # It is found out which one it is: alone, each is to blame for itself. The others go by in larger parts.
+            size = -(-len(events) // _PARTS)
+            for start in range(0, len(events), size):
+                part = events[start : start + size]
+                if size == 1:
+                    checkpoint = await self._apply_one(checkpoint, part[0])
+                else:
+                    checkpoint = await self._apply(checkpoint, part, part[-1].position)
+                if checkpoint.pause is not None:
+                    return checkpoint
+            return checkpoint
+
+    async def _apply_one(self, checkpoint: Checkpoint, recorded: RecordedEvent) -> Checkpoint:
+        projection = self._projection
+        pause = projection.first_pause_seconds
+        for attempt in range(1, projection.retries + 2):
+            try:
+                return await self._batch(checkpoint, [recorded], recorded.position)
+            except Poison as poison:
+                error = poison.__cause__ or poison
+                logger.warning(
+                    "projection %s, attempt %d at position %d (%s): %s",
+                    projection.name, attempt, recorded.position, recorded.type, _said(error),
+                )  # fmt: skip
+                if attempt > projection.retries:
+                    return await self._give_up(checkpoint, recorded, error, attempt)
+            await asyncio.sleep(pause)
+            pause *= 2
+            if time.monotonic() - self._saved_at >= self._lease_seconds / 3:
+                checkpoint = await self._save(checkpoint)
+        raise AssertionError("the last attempt gives up")
+
+    async def _give_up(
+        self, checkpoint: Checkpoint, recorded: RecordedEvent, error: BaseException, attempts: int
+    ) -> Checkpoint:
+        projection = self._projection
+        at = f"position {recorded.position}, {recorded.type!r} in {recorded.stream_id!r} version {recorded.version}"
+        is_full = len(checkpoint.letters) >= projection.max_dead_letters
+        if checkpoint.status is Status.BUILDING or projection.on_poison == "pause" or is_full:
+            why = f"{at}, could not be applied: {_said(error)}"
+            return await self._save(replace(checkpoint, pause=why, runner=""))
+        letter = DeadLetter(
+            recorded.position,
+            recorded.stream_id,
+            recorded.version,
+            recorded.type,
+            _said(error),
+            attempts,
+            now(),
+            recorded.tenant,
+        )
+        behind = checkpoint.advanced(recorded.position, [recorded.event_id])
+        return await self._save(replace(behind, letters=(*checkpoint.letters, letter)))
+
+    async def _batch(self, checkpoint: Checkpoint, events: Sequence[RecordedEvent], position: int) -> Checkpoint:
+        """Apply events, and store that they were. Raises `Poison` if they cannot be applied, `Lost` if another
+        runner, or a command, has changed the checkpoint."""
+        page = RecordPage.of(events)
+        behind = checkpoint.behind(position, len(page), page.checksum)
+        self._handlers_seconds = await apply_events(self._store, self._projection, behind, page)
+        self._saved_at = time.monotonic()
+        return behind.saved()
+
+
+def _check_tenant(store: EventStore, projection: type[Projection]) -> None:
+    if not store.tenant:
+        return
+    if projection.tenants and store.tenant not in projection.tenants:
+        raise DefinitionError(
+            f"projection {projection.name!r} is of the tenants {', '.join(projection.tenants)}, and the store is "
+            f"{store.tenant}'s: nothing was done"
+        )
+    if projection.tables:
+        # Each tenant would have a checkpoint of its own, and all the same tables: one's rebuild drops what others have.
+        raise DefinitionError(
+            f"projection {projection.name!r} has tables, which all tenants would share: run it on a store that was "
+            f'opened without a tenant, of tenants=("{store.tenant}",) if it is to have no others\' events'
+        )
+
+
+def check_partitions(projection: type[Projection], found: Sequence[Checkpoint]) -> None:
+    """Raises `PartitionsChanged` where a version has other partitions than the class."""
+    for one in found:
+        if one.partitions != projection.partitions:
+            raise PartitionsChanged(projection.name, one.partitions, projection.partitions)
+
+
+async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
+    """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already."""
+    _check_tenant(store, projection)
+    count = projection.partitions
+    whole = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
+    parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
+    made = new(projection, parts[0])
+    building = version if made.is_building else None
+    if not store.capabilities.user_sql:
+        await made.prepare(None)
+        # One that was killed here has left some of them out.
+        return any([await store.save_checkpoint(part) for part in parts])
+    transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
+    try:
+        # First of all: of two who begin at once the second waits here, and finds that it is there.
+        for part in parts:
+            if not await transaction.save_checkpoint(part.stored()):
+                return False
+        await transaction.connection.run_sync(read_model_tables.create, projection.tables, building=building)
+        await made.prepare(transaction.connection)
+        await transaction.commit(())
+        return True
+    finally:
+        await transaction.rollback()
+
+
+async def apply_events(
+    store: EventStore, projection: type[Projection], checkpoint: Checkpoint, events: Sequence[RecordedEvent]
+) -> float:
+    """Apply events, and save the checkpoint that is behind them, in one transaction where the store has such. Returns
+    how many seconds the handlers took.
+
+    Raises `Poison` and `Lost`; then nothing was done. Without a transaction the events were applied, and come again.
+    """
+    if not store.capabilities.user_sql:
+        # What the handlers do cannot be undone. So who has lost his turn had better see it before.
+        key = (checkpoint.stored_name, checkpoint.version)
+        stored = [one for one in await store.checkpoints() if (one.stored_name, one.version) == key]
+        if [one.revision for one in stored] != [checkpoint.revision]:
+            raise Lost
+        start = time.monotonic()
+        await handle_events(projection, checkpoint, events, None)
+        taken = time.monotonic() - start
+        if not await store.save_checkpoint(checkpoint):
+            raise Lost
+        return taken
+    transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
+    try:
+        # Before anything else. Another runner that has done so already is waited for, and then nothing is done here.
+        if not await transaction.save_checkpoint(checkpoint.stored()):
+            raise Lost
+        start = time.monotonic()
+        await handle_events(projection, checkpoint, events, transaction.connection)
+        taken = time.monotonic() - start
+        try:
+            outcome = await transaction.commit(())
+        except TROUBLE:
+            raise
+        except Exception as error:
+            # A constraint that is looked at when it is committed, or handlers that took too long.
+            raise Poison from error
+        if not isinstance(outcome, Appended):
+            raise JournalCorrupt(f"a transaction without events was answered with {outcome!r}")
+        return taken
+    finally:
+        await transaction.rollback()
+
+
+def _has_ended(runner_name: str) -> bool:
+    """Whether a runner was a process of this machine that is there no more: then its lease need not be waited for."""
+    node, _, pid = runner_name.rpartition(":")
+    if node != platform.node() or not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+class Lost(ProjectionError):
+    """Somebody else has changed the checkpoint: nothing was done."""

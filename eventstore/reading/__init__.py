@@ -1,0 +1,1 @@
+"""How the log is read: page after page, ahead of its reader, and past what is damaged."""
