@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from eventstore.backend import Lease
+from eventstore.calls.finishing import thread_ended
 from eventstore.errors import LeaseLost
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ class LeaseKeeper:
         self._stopping.set()
         with suppress(RuntimeError):  # The thread's loop may have been closed just now.
             self._wake()
-        await asyncio.to_thread(self._thread.join, self._seconds + _END_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds + _END_SECONDS):
+                await thread_ended(self._thread)
         self.ends_at = 0.0
 
     def _run(self) -> None:

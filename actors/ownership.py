@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from actors.lease_keeper import LeaseKeeper
 from eventstore.backend import Claim, Holder, Owner
-from eventstore.errors import EventStoreError, LeaseLost, OwnedElsewhere
+from eventstore.errors import LeaseLost, OwnedElsewhere
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class Ownership:
             released, self._released = self._released, {}
             try:
                 await self._store.release(self._owner.id, released)
-            except EventStoreError as error:
+            except Exception as error:
+                # Whatever it is: what was noted meanwhile is let go of all the same.
                 logger.warning("%d streams are not released before this process ends: %s", len(released), error)
 
     async def close(self) -> None:

@@ -376,10 +376,13 @@ class Runtime:
             case Restart():
                 try:
                     cell.actor.before_restart(error)
-                except Exception:
+                except ENDS_THE_PROGRAM:
+                    raise
+                except BaseException:
                     logger.exception("%s.before_restart failed for %r", cell.cls.__qualname__, cell.stream_id)
-                self._restarting[cell.stream_id] = error
-                cell.activate(verdict.pause)
+                finally:
+                    self._restarting[cell.stream_id] = error
+                    cell.activate(verdict.pause)
 
     def tell_failed(self, cell: LivingCell, envelope: Envelope, error: BaseException) -> None:
         """Nobody waits for the reply: the log is told, and the dead letters."""

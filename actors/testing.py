@@ -14,6 +14,7 @@ from copy import deepcopy
 from typing import Any, Generic, TypeVar, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
+from actors.cells.detaching import detached
 from actors.command import Command, without_handler
 from actors.kit_failure import KitFailure
 from actors.replaying.determinism import NotDeterministic, breaches_noted, deterministic
@@ -101,6 +102,7 @@ class Scenario(Generic[S]):
             reply = route.handle(live.actor, command)
             if route.is_async:
                 reply = await reply
+            reply = detached(reply)
         except Exception as error:
             rejection = error
         rejection = live.end(rejection)

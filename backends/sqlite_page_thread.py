@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
+from eventstore.calls.finishing import thread_ended
 from eventstore.errors import EventStoreError, JournalCorrupt, StoreClosed
 
 # What one answer may hold: more is asked for in parts. Nobody knows how large events are before they are read; SQLite
@@ -101,7 +102,7 @@ class SQLitePageThread:
         self._is_closed = True
         if self._thread is not None:
             self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
+            await thread_ended(self._thread)
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._path.name}", daemon=True)

@@ -14,6 +14,7 @@ import aiosqlite
 
 from backends.sqlite_connection import thread_missing
 from backends.sqlite_user_connection import Tenure, UserConnection
+from eventstore.calls.finishing import thread_ended
 
 _Call = tuple["asyncio.Future[Any] | None", Callable[[], Any]]
 
@@ -50,7 +51,7 @@ class UserThread:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._calls.put(None)
-            await asyncio.to_thread(thread.join)
+            await thread_ended(thread)
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:

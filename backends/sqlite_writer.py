@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from backends.sqlite_connection import check_schema, connect_writer, translated
+from eventstore.calls.finishing import thread_ended
 from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
 
 _T = TypeVar("_T")
@@ -90,7 +91,7 @@ class SQLiteWriter:
             return
         self._is_closed = True
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await thread_ended(self._thread)
         while self._wake_out != -1:
             self._on_wake()
 

@@ -205,7 +205,7 @@ def seek_(
 def check(url: Url, target: Target, tenant: Tenant = None, json: Json = False) -> Exit:
     """Read the journal up to where the projection is, and compare: how many events it was given, and a checksum of
     their ids. The exit code is 1 if that is not what it should have been given; the first event that is missing is
-    named.
+    named, in what the projection was given or in the journal itself.
 
     \b
     Example:
@@ -238,6 +238,7 @@ async def _check(address: Address, projection: type[Projection], *, json: bool) 
                     "tenant": found.first.tenant,
                     "version": found.first.version,
                 },
+                "first_gone": None if found.gone is None else found.gone._asdict(),
                 "after": found.after,
                 "through": found.through,
             }
@@ -256,6 +257,9 @@ def _verdict(found: Completeness) -> tuple[str, str]:
         place = found.first
         where = f"{of_tenant(place.stream_id, place.tenant)} version {place.version}, position {place.position}"
         return f"the first that is missing is {where}", "bold red"
+    if found.gone is not None:
+        where = f"{of_tenant(found.gone.stream_id, found.gone.tenant)} version {found.gone.version}"
+        return f"the journal itself has lost some, the first of which is {where}: eventstore verify", "bold red"
     if found.truncated:
         return "they cannot be compared, for events were removed from the journal; rebuild it to have new sums", "bold"
     return f"they are not the same ones behind position {found.after} and up to {found.through}", "bold red"

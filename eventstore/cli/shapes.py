@@ -468,6 +468,7 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
                 "applied": "",
                 "expected": "",
                 "first_missing": {"position": "", "stream_id": "", "tenant": _TENANT, "version": ""},
+                "first_gone": {"stream_id": "", "version": "", "tenant": _TENANT},
                 "after": "a position",
                 "through": "a position",
             },

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import NamedTuple
 
+from eventstore.backend import EventFilter, StreamInfo
 from eventstore.contract.checkpoint import NOTHING, Checkpoint, Mark, Status, partition_of, version_of
 from eventstore.errors import ProjectionError
 from eventstore.events import RecordedEvent, stream_kind
@@ -23,13 +24,21 @@ class Place(NamedTuple):
     tenant: str
 
 
+class Gone(NamedTuple):
+    """An event that stood in the journal once: the stream's versions have a hole there, and nobody truncated it."""
+
+    stream_id: str
+    version: int
+    tenant: str
+
+
 class Completeness(NamedTuple):
     """What the comparison gave.
 
     `applied` events of the projection, in all its partitions, stand against `expected` of the journal. If they are not
     the same ones, `first` is the first that the projection has not got, where the sums tell that, and in any case it
     lies behind `after` and not behind `through`. `truncated`: events were removed from the journal, so that the two
-    cannot be compared.
+    cannot be compared. `gone` is the first event that the journal itself has lost, if more were applied than it has.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +49,7 @@ class Completeness(NamedTuple):
     first: Place | None = None
     after: int = 0
     through: int = 0
+    gone: Gone | None = None
 
 
 async def check_completeness(
@@ -68,7 +78,8 @@ async def check_completeness(
     # The first that is missing of all partitions, where one of them can name it.
     first = min(found, key=lambda one: (one.first is None, one.first.position if one.first else one.through))
     truncated = await _is_truncated(store, projection)
-    return first._replace(applied=applied, expected=expected, truncated=truncated)
+    gone = await _first_gone(store, projection) if applied > expected else None
+    return first._replace(applied=applied, expected=expected, truncated=truncated, gone=gone)
 
 
 class _Comparison:
@@ -138,13 +149,40 @@ def first_missing(part: Sequence[Place], count: int, difference: int) -> Place |
 
 
 async def _is_truncated(store: EventStore, projection: type[Projection]) -> bool:
+    async for info in _streams(store, projection):
+        if info.truncated:
+            return True
+    return False
+
+
+async def _first_gone(store: EventStore, projection: type[Projection]) -> Gone | None:
+    """The first hole in the versions of the projection's streams: one in the order of the log, or else one at the end
+    of a stream. Reads their events once more, of whatever type: versions tell nothing where some are left out."""
+    ends: dict[tuple[str, str], int] = {}
+    heads: dict[tuple[str, str], int] = {}
+    async for info in _streams(store, projection):
+        stream = (info.tenant, info.stream_id)
+        ends[stream], heads[stream] = info.version, info.truncated
+    async for recorded in store.read_all(where=EventFilter(kinds=projection.kinds, tenants=projection.tenants)):
+        stream = (recorded.tenant, recorded.stream_id)
+        version = heads.get(stream, 0) + 1
+        if recorded.version > version:
+            return Gone(recorded.stream_id, version, recorded.tenant)
+        heads[stream] = recorded.version
+    for (tenant, stream_id), end in ends.items():
+        if (head := heads[tenant, stream_id]) < end:
+            return Gone(stream_id, head + 1, tenant)
+    return None
+
+
+async def _streams(store: EventStore, projection: type[Projection]) -> AsyncGenerator[StreamInfo, None]:
+    """The streams whose events may be the projection's."""
     async for tenant in store.tenants():
         if projection.tenants and tenant not in projection.tenants:
             continue
         async for info in store.streams(tenants=(tenant,)):
-            if info.truncated and (not projection.kinds or stream_kind(info.stream_id) in projection.kinds):
-                return True
-    return False
+            if not projection.kinds or stream_kind(info.stream_id) in projection.kinds:
+                yield info
 
 
 def _place(recorded: RecordedEvent) -> Place:

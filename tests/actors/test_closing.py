@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +150,20 @@ async def test_the_appends_of_others_on_the_same_store_are_not_waited_for(
     await asyncio.gather(*others)
     assert [snapshot.version for snapshot in await store.snapshots("Leaving-a")] == [1]
     assert "unfinished" not in caplog.text
+
+
+async def test_threads_that_are_all_busy_with_something_else_hold_no_end_up(tmp_path: Path):
+    done = threading.Event()
+    try:
+        async with asyncio.timeout(60), ActorSystem(f"sqlite:///{tmp_path}/a.db", ownership="exclusive") as system:
+            await system.ref(Notebook, "a").ask(Write(text="1"))
+            assert await texts(system.store) == ["1"]
+            await (await system.store.begin_sql(seconds=1)).rollback()
+            loop = asyncio.get_running_loop()
+            # More than the loop's own executor has threads.
+            busy = [loop.run_in_executor(None, done.wait) for _ in range(64)]
+            await asyncio.sleep(0)
+        assert not any(work.done() for work in busy)
+    finally:
+        done.set()
+    await asyncio.gather(*busy)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors import ActorRef, ActorSystem, follower
 from eventstore.backend import Load
-from eventstore.errors import BackendUnavailable, JournalCorrupt
+from eventstore.errors import BackendUnavailable, JournalCorrupt, RecoveryError
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Read, Write, Written
 from tests.loop_clock import LoopClock
@@ -143,3 +146,16 @@ async def test_it_goes_on_after_an_error_and_misses_nothing(
     warned = [record for record in caplog.records if "tried again" in record.getMessage()]
     assert len(warned) == (0 if isinstance(error, BackendUnavailable) else 3)
     assert all(record.levelno == logging.WARNING for record in warned)
+
+
+async def test_an_actor_that_has_seen_more_than_its_journal_holds_does_not_answer_from_memory(tmp_path: Path):
+    path = tmp_path / "journal.db"
+    async with ActorSystem(f"sqlite:///{path}") as system:
+        notebook = system.ref(Notebook, "a")
+        await notebook.ask(Write(text="1"))
+        await notebook.ask(Write(text="2"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as by_hand:
+            by_hand.execute("DROP TRIGGER journal_events_no_delete")
+            by_hand.execute("DELETE FROM journal_events WHERE version = 2")
+        with pytest.raises(RecoveryError, match="its actor has seen version 2: events are missing"):
+            await notebook.ask(Read(), fresh=True)

@@ -468,6 +468,18 @@ async def test_a_set_is_the_same_in_whatever_order_it_is_written():
     scenario.check_determinism()
 
 
+async def test_a_reply_is_a_copy_as_it_is_in_a_system():
+    class Lending(Notebook):
+        @command_handler
+        def read(self, command: Read) -> list[str]:
+            return self.state.lines
+
+    scenario = Scenario(Lending).given(Written(text="1"))
+    lines = (await scenario.when(Read())).reply
+    lines.append("not a line")
+    assert (await scenario.when(Read())).reply == ["1"]
+
+
 async def test_an_outcome_shows_what_it_is_about():
     outcome = await Scenario(Notebook).when(Write(text="x"))
     assert repr(outcome) == "Outcome(reply=1, events=(Written(text='x'),), state=Page(lines=['x']))"

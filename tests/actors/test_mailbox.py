@@ -154,6 +154,26 @@ async def test_a_handler_does_not_wait_for_room_in_its_own_mailbox(url: str, gat
             assert "its own handler cannot wait for room" in await told
 
 
+async def test_who_waits_for_room_gets_in_with_the_first_command_that_leaves(url: str, gate: asyncio.Event):
+    async with ActorSystem(url, mailbox_size=2, mailbox_overflow="wait", ask_timeout=60) as system:
+        notebook = system.ref(Gated, "a")
+        asks = [await occupied(system)]
+        for text in ("second", "third"):
+            asks.append(asyncio.create_task(notebook.ask(Wait(text=text))))
+            await asyncio.sleep(0)
+        asks.append(asyncio.create_task(notebook.ask(Write(text="fourth"))))
+        cell: Any = notebook._live_cell()  # pyright: ignore[reportPrivateUsage]
+        await until(lambda: bool(cell._mailbox._waiters))
+        # The second is handled now, and the mailbox is not empty before the third is.
+        original, Gated.gate = Gated.gate, asyncio.Event()
+        original.set()
+        await until(lambda: not cell._mailbox._waiters)
+        await until(lambda: len(cell._mailbox) == 2)
+        Gated.gate.set()
+        await asyncio.gather(*asks)
+        assert await notebook.ask(Read()) == ["first", "second", "third", "fourth"]
+
+
 async def test_room_that_someone_gave_up_waiting_for_goes_to_the_next(url: str, gate: asyncio.Event):
     async with ActorSystem(url, mailbox_size=1, mailbox_overflow="wait", ask_timeout=20.0) as system:
         first = await occupied(system)

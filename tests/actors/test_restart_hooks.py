@@ -154,6 +154,27 @@ async def test_a_hook_before_the_restart_that_raises_is_logged_and_changes_nothi
     assert await texts(system.store, kind="Failing") == ["1"]
 
 
+async def test_a_hook_before_the_restart_that_ends_the_program_leaves_an_actor_that_can_serve(
+    system: ActorSystem, caplog: pytest.LogCaptureFixture
+):
+    class Ending(Hooked):
+        error: ClassVar[type[BaseException]] = SystemExit
+
+        def before_restart(self, error: BaseException) -> None:
+            raise self.error
+
+    notebook = system.ref(Ending, "a")
+    with pytest.raises(SystemExit):
+        # Decided in this very turn, as the actor is ready: so it is raised here, as out of the loop otherwise.
+        await notebook.ask(Write(text="1"))
+        await notebook.ask(WriteAndBreak(text="x"))
+    assert await notebook.ask(Read()) == ["1"]
+    Ending.error = asyncio.CancelledError
+    await fail(system, Ending)
+    assert await notebook.ask(Read()) == ["1"]
+    assert "Ending.before_restart failed for 'Ending-a'" in caplog.text
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_hook_after_the_restart_that_raises_is_a_failure_of_its_own(system: ActorSystem, is_async: bool):
     class Failing(Hooked):

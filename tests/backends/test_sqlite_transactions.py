@@ -371,6 +371,7 @@ class TestTheConnection:
             asked[-1] += 1
             return authorize(connection, *what)
 
+        await let_go_of_the_connection(store)
         monkeypatch.setattr(UserConnection, "_authorize", counting)
         for number in range(4):
             asked.append(0)

@@ -82,6 +82,24 @@ def test_a_missing_event_is_named(cli: Run, own_url: str, own_journal: Path) -> 
     assert found["first_missing"] == {"position": position, "stream_id": "Account-alice", "version": 3, "tenant": ""}
 
 
+def test_an_event_that_the_journal_has_lost_is_named(cli: Run, own_url: str, own_journal: Path) -> None:
+    cli("projections", "run", own_url, TARGET)
+    with closing(sqlite3.connect(own_journal)) as connection:
+        (guard,) = connection.execute(
+            "SELECT sql FROM sqlite_master WHERE name = 'journal_events_no_delete'"
+        ).fetchone()
+        connection.execute("DROP TRIGGER journal_events_no_delete")
+        connection.execute("DELETE FROM journal_events WHERE stream = 1 AND version = 3")
+        connection.execute(guard)
+        connection.commit()
+    done = cli("projections", "check", own_url, TARGET)
+    assert done.code == 1
+    assert "9 events applied, 8 in the journal: the journal itself has lost some, the first of which is" in done.out
+    assert "Account-alice version 3: eventstore verify" in done.out
+    found = json.loads(cli("projections", "check", own_url, TARGET, "--json").out)
+    assert found["first_gone"] == {"stream_id": "Account-alice", "version": 3, "tenant": ""}
+
+
 def test_it_is_paused_resumed_and_set_back(cli: Run, own_url: str, own_journal: Path) -> None:
     cli("projections", "run", own_url, TARGET)
     assert cli("projections", "pause", own_url, "amounts", "--reason", "moving house").code == 0

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors import ActorSystem
-from eventstore import EventStore
+from eventstore import EventStore, JournalCorrupt
 from eventstore.url import parse_store_url
 
 from .conftest import PROJECT, Run
@@ -177,6 +177,21 @@ def test_verify_says_whose_the_damaged_event_is(cli: Run, tenants_journal: Path,
         ]
         assert summary["summary"]["problems"] == 2
     assert cli("verify", url, "--tenant", "bolt").code == 0
+
+
+async def test_of_several_damaged_events_the_one_is_named_that_was_to_be_read(
+    tenants_journal: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "damaged.db"
+    with closing(sqlite3.connect(tenants_journal)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    with unprotected(f"sqlite:///{copy}") as connection:
+        connection.execute("UPDATE journal_events SET payload = x'ff' WHERE position IN (2, 3)")
+    async with EventStore.open(f"sqlite:///{copy}", tenant="acme") as store:
+        for after, damaged in ((0, 2), (2, 3)):
+            with pytest.raises(JournalCorrupt) as error:
+                await store.read_page(after=after, limit=10)
+            assert error.value.position == damaged
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 65])

@@ -94,3 +94,11 @@ def test_the_page_names_every_method_of_a_backend() -> None:
     names = [name for name in vars(Backend) if not name.startswith("_")]
     in_one_row = {"read_snapshots", "delete_snapshots"}
     assert [name for name in names if name not in in_one_row and f"`{name}`" not in table] == []
+
+
+def test_a_tenants_store_is_not_opened_where_a_backend_would_mix_tenants_up(own_backend: OwnBackend) -> None:
+    program = PROGRAM.replace('jsonl"', 'jsonl", tenant="acme"').replace("shop.jsonl", "acme.jsonl")
+    done = own_backend.python("-c", program)
+
+    assert done.returncode == 1
+    assert "CapabilityError: jsonl:// knows no tenants: nothing was opened" in done.stderr

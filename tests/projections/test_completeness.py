@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from eventstore import EventStore, ProjectionRunner
@@ -98,3 +100,30 @@ def test_the_marks_are_bounded_and_end_where_the_sums_are():
     assert checkpoint.events - checkpoint.marks[-1].events <= checkpoint.events // 32
     again = Checkpoint.of(checkpoint.stored())
     assert again == replace(checkpoint, updated_at=again.updated_at)
+
+
+@pytest.mark.parametrize("lost", [1, 3, 5])
+async def test_an_event_that_the_journal_itself_has_lost_is_named(emptied_postgres_url: str, lost: int):
+    async with EventStore.open(emptied_postgres_url) as store:
+        await pay(store, 1, 2, 3, 4, 5)
+        await pay(store, 1, account="account-b")
+        await ProjectionRunner(store, PlainLedger).run(follow=False)
+        await lose(emptied_postgres_url, "account-a", lost)
+        found = await check_completeness(store, PlainLedger)
+    assert (found.is_complete, found.applied, found.expected, found.first) == (False, 6, 5, None)
+    assert found.gone == ("account-a", lost, "")
+
+
+async def lose(url: str, stream_id: str, version: int) -> None:
+    """Remove an event past all that keeps it there, as a superuser can."""
+    connection = await asyncpg.connect(urlsplit(url)._replace(query="").geturl())
+    try:
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(
+            "DELETE FROM journal_events WHERE version = $2 "
+            "AND stream = (SELECT id FROM journal_streams WHERE stream_id = $1)",
+            stream_id,
+            version,
+        )
+    finally:
+        await connection.close()
