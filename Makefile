@@ -7,9 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-# What the machine's owner has set for other projects must not reach into this one.
+# What the machine's owner has set for other projects must not reach into this one. Without byte code each program that
+# the tests start would compile all that it imports.
 unexport PYTHONPATH
 unexport PYTHONHOME
+unexport PYTHONDONTWRITEBYTECODE
 
 # The lock names every package, so pip need not resolve anything, and every hash, so nothing else gets in. Wheels
 # only: a source package would be built with tools that no lock holds. Byte code is left to the first import, because

@@ -31,7 +31,7 @@ from eventstore.cli.migrate import migrate
 from eventstore.cli.output import flush, write
 from eventstore.cli.owners import owners
 from eventstore.cli.projections import projections
-from eventstore.cli.rebuild import rebuild
+from eventstore.cli.rebuild import rebuild, snapshots
 from eventstore.cli.replay import replay
 from eventstore.cli.replication import replication
 from eventstore.cli.retention import retention
@@ -96,6 +96,12 @@ for _name, _command, _summary in (
     ("doctor", doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(_name, short_help=_summary)(_command)
+# One command under two names: beside `show` and `replay` it is looked for as well.
+app.command(
+    "snapshot",
+    short_help="Take snapshots of actors.",
+    help=(snapshots.__doc__ or "").replace("rebuild snapshots", "snapshot"),
+)(snapshots)
 app.add_typer(rebuild, name="rebuild", short_help="Make anew what is made of the events.")
 app.add_typer(audit, name="audit", short_help="Questions to the whole journal.")
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")

@@ -123,6 +123,13 @@ _PROJECTION: Fields = {
     "runner": "",
     "updated_at": "",
 }
+_SNAPSHOTS = (
+    Shape(
+        "for each actor",
+        {"stream_id": "", "version": "", "saved": "false: failed, or there was one of it", "problem": ""},
+    ),
+)
+
 _PROJECTION_STATUS = (
     Shape("for the projection", _PROJECTION),
     Shape(
@@ -340,12 +347,8 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
             },
         ),
     ),
-    "rebuild snapshots": (
-        Shape(
-            "for each actor",
-            {"stream_id": "", "version": "", "saved": "false: failed, or there was one of it", "problem": ""},
-        ),
-    ),
+    "rebuild snapshots": _SNAPSHOTS,
+    "snapshot": _SNAPSHOTS,
     "rebuild projections": _PROJECTION_STATUS,
     "projections rebuild": _PROJECTION_STATUS,
     "audit query": (Shape("for each event", _EVENT),),

@@ -229,8 +229,8 @@ SHORT = """owners, migrate, doctor, audit trace, audit prove, audit keys new, re
 def test_no_command_is_left_out() -> None:
     lasting = {each.words.partition(" {")[0].partition(" sqlite")[0] for each in TABLE}
     short = {" ".join(name.split()) for name in SHORT.split(",")}
-    # Another name of `rebuild projections`.
-    lasting.add("projections rebuild")
+    # Other names of `rebuild projections` and `rebuild snapshots`.
+    lasting |= {"projections rebuild", "snapshot"}
     assert lasting | short == {each.name.removeprefix("eventstore ") for each in described() if not each.is_group}
     assert not lasting & short
 

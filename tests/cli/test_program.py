@@ -26,7 +26,7 @@ from .conftest import EVIL_ID, PROJECT, Result, Run, command, environment, start
 
 ACCOUNT = "cli_ledger:Account"
 COMMANDS = [
-    *("streams", "events", "tail", "show", "diff", "blame", "bisect", "fork", "replay", "verify", "owners"),
+    *("streams", "events", "tail", "show", "diff", "blame", "bisect", "fork", "replay", "snapshot", "verify", "owners"),
     *("copy", "export", "import", "migrate", "doctor"),
 ]
 GROUPS = {

@@ -48,6 +48,7 @@ doctor {url}
 doctor {eu}
 doctor sqlite:///{dir}/none.db
 rebuild snapshots {url} {account} alice
+snapshot {url} {account} alice
 projections run {url} cli_ledger:Amounts
 dead-letters list {url}
 dead-letters show {url} amounts 4
