@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator
 from itertools import pairwise
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import pytest_asyncio
 
 from backends.conformance.events import happened
-from eventstore import EventStore, SealRefused
+from eventstore import EventStore, ProofInvalid, SealRefused
 from eventstore.backend import StoredSeal
+from eventstore.evidence.inclusion import prove
 from eventstore.evidence.leaves import leaf_of, pack_leaves, unpack_leaves
 from eventstore.evidence.merkle import MerkleTree
 from eventstore.evidence.seal_findings import Finding, Found
@@ -284,3 +286,21 @@ async def test_what_is_not_sealed_yet_is_not_protected(
     await fill(store, first=5, count=2)
     await mallory.run("DELETE FROM journal_events WHERE position > (SELECT max(position) - 1 FROM journal_events)")
     assert await problems(store, key) == []
+
+
+async def test_a_changed_event_is_proven_by_no_list_that_was_changed_with_it(
+    store: EventStore, key: SigningKey, mallory: SQLiteAttacker
+) -> None:
+    await fill(store, count=3)
+    await seal_all(Sealer(store, key))
+    assert parse_stored((await mallory.seals())[0]).statement.count > 2
+    await prove(store, 2)
+
+    await mallory.change(2, "payload", random.Random(1), clever=True)
+    (seal,) = await mallory.seals()
+    changed = [recorded async for recorded in store.read_all(after=1, limit=1)]
+    leaves = list(unpack_leaves(seal.leaves))
+    leaves[1] = leaf_of(changed[0])
+    await mallory.replace_seal(1, seal._replace(leaves=pack_leaves(leaves)))
+    with pytest.raises(ProofInvalid, match="the list of leaves of seal 1 was changed"):
+        await prove(store, 2)
