@@ -10,7 +10,7 @@ from eventstore.contract.checkpoint import NOTHING, Checkpoint, Mark, Status, pa
 from eventstore.errors import ProjectionError
 from eventstore.events import RecordedEvent, stream_kind
 from eventstore.projections import Projection
-from eventstore.read_models.projection_runner import check_partitions
+from eventstore.read_models.beginning import check_partitions
 from eventstore.store import EventStore
 
 

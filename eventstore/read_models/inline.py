@@ -25,8 +25,9 @@ from eventstore.errors import (
 )
 from eventstore.events import RecordedEvent, stream_kind
 from eventstore.projections import Projection
+from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.delivering import Poison, handle_events
-from eventstore.read_models.projection_runner import TRANSACTION_SECONDS, ProjectionRunner
+from eventstore.read_models.projection_runner import ProjectionRunner
 from eventstore.store import EventStore
 
 # So many positions that others have stored are looked through while everybody who appends waits. More are caught up

@@ -11,8 +11,9 @@ from eventstore.contract.checkpoint import NOTHING, Checkpoint, DeadLetter, Mark
 from eventstore.errors import ProjectionBehind, ProjectionError
 from eventstore.events import RecordedEvent
 from eventstore.projections import Projection
+from eventstore.read_models.applying import Lost, apply_events
+from eventstore.read_models.beginning import check_partitions
 from eventstore.read_models.delivering import Poison
-from eventstore.read_models.projection_runner import Lost, apply_events, check_partitions
 from eventstore.store import EventStore
 
 

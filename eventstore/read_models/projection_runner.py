@@ -13,27 +13,22 @@ from copy import copy
 from dataclasses import replace
 from uuid import uuid4
 
-from eventstore import read_model_tables
-from eventstore.backend import Appended, LogPage
+from eventstore.backend import LogPage
 from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
 from eventstore.contract.record_page import RecordPage
 from eventstore.errors import (
     CapabilityError,
-    DefinitionError,
-    JournalCorrupt,
-    PartitionsChanged,
-    ProjectionError,
     ProjectionStopped,
 )
 from eventstore.events import RecordedEvent
 from eventstore.projections import Projection
-from eventstore.read_models.delivering import TROUBLE, Poison, handle_events, new
+from eventstore.read_models.applying import TRANSACTION_SECONDS, Lost, apply_events
+from eventstore.read_models.beginning import begin, check_partitions, check_tenant
+from eventstore.read_models.delivering import TROUBLE, Poison
 from eventstore.reading.reading_ahead import ReadAhead
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
-
-TRANSACTION_SECONDS = 30.0
 
 # How many events the first batch has, if the projection does not say fewer: nobody knows yet how long they take.
 FIRST_BATCH = 500
@@ -74,7 +69,7 @@ class ProjectionRunner:
                 f"projection {projection.name!r} has tables, or handlers that take a connection, and "
                 f"{store.url.scheme}:// has no SQL: nothing was done; keep its read model elsewhere"
             )
-        _check_tenant(store, projection)
+        check_tenant(store, projection)
         self._store = store
         self._projection = projection
         self._lease_seconds = lease_seconds
@@ -341,97 +336,6 @@ class ProjectionRunner:
         return behind.saved()
 
 
-def _check_tenant(store: EventStore, projection: type[Projection]) -> None:
-    if not store.tenant:
-        return
-    if projection.tenants and store.tenant not in projection.tenants:
-        raise DefinitionError(
-            f"projection {projection.name!r} is of the tenants {', '.join(projection.tenants)}, and the store is "
-            f"{store.tenant}'s: nothing was done"
-        )
-    if projection.tables:
-        # Each tenant would have a checkpoint of its own, and all the same tables: one's rebuild drops what others have.
-        raise DefinitionError(
-            f"projection {projection.name!r} has tables, which all tenants would share: run it on a store that was "
-            f'opened without a tenant, of tenants=("{store.tenant}",) if it is to have no others\' events'
-        )
-
-
-def check_partitions(projection: type[Projection], found: Sequence[Checkpoint]) -> None:
-    """Raises `PartitionsChanged` where a version has other partitions than the class."""
-    for one in found:
-        if one.partitions != projection.partitions:
-            raise PartitionsChanged(projection.name, one.partitions, projection.partitions)
-
-
-async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
-    """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already."""
-    _check_tenant(store, projection)
-    count = projection.partitions
-    whole = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
-    parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
-    made = new(projection, parts[0])
-    building = version if made.is_building else None
-    if not store.capabilities.user_sql:
-        await made.prepare(None)
-        # One that was killed here has left some of them out.
-        return any([await store.save_checkpoint(part) for part in parts])
-    transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
-    try:
-        # First of all: of two who begin at once the second waits here, and finds that it is there.
-        for part in parts:
-            if not await transaction.save_checkpoint(part.stored()):
-                return False
-        await transaction.connection.run_sync(read_model_tables.create, projection.tables, building=building)
-        await made.prepare(transaction.connection)
-        await transaction.commit(())
-        return True
-    finally:
-        await transaction.rollback()
-
-
-async def apply_events(
-    store: EventStore, projection: type[Projection], checkpoint: Checkpoint, events: Sequence[RecordedEvent]
-) -> float:
-    """Apply events, and save the checkpoint that is behind them, in one transaction where the store has such. Returns
-    how many seconds the handlers took.
-
-    Raises `Poison` and `Lost`; then nothing was done. Without a transaction the events were applied, and come again.
-    """
-    if not store.capabilities.user_sql:
-        # What the handlers do cannot be undone. So who has lost his turn had better see it before.
-        key = (checkpoint.stored_name, checkpoint.version)
-        stored = [one for one in await store.checkpoints() if (one.stored_name, one.version) == key]
-        if [one.revision for one in stored] != [checkpoint.revision]:
-            raise Lost
-        start = time.monotonic()
-        await handle_events(projection, checkpoint, events, None)
-        taken = time.monotonic() - start
-        if not await store.save_checkpoint(checkpoint):
-            raise Lost
-        return taken
-    transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
-    try:
-        # Before anything else. Another runner that has done so already is waited for, and then nothing is done here.
-        if not await transaction.save_checkpoint(checkpoint.stored()):
-            raise Lost
-        start = time.monotonic()
-        await handle_events(projection, checkpoint, events, transaction.connection)
-        taken = time.monotonic() - start
-        try:
-            outcome = await transaction.commit(())
-        except TROUBLE:
-            raise
-        except Exception as error:
-            # A constraint that is looked at when it is committed, or handlers that took too long.
-            raise Poison from error
-        if not isinstance(outcome, Appended):
-            raise JournalCorrupt(f"a transaction without events was answered with {outcome!r}")
-        return taken
-    finally:
-        await transaction.rollback()
-
-
 def _has_ended(runner_name: str) -> bool:
     """Whether a runner was a process of this machine that is there no more: then its lease need not be waited for."""
     node, _, pid = runner_name.rpartition(":")
@@ -448,7 +352,3 @@ def _has_ended(runner_name: str) -> bool:
 
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:500]
-
-
-class Lost(ProjectionError):
-    """Somebody else has changed the checkpoint: nothing was done."""

@@ -13,8 +13,10 @@ from eventstore.contract.checkpoint import Checkpoint, Status, version_of
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import BackendUnavailable, EventStoreError, ProjectionError, TransactionExpired
 from eventstore.projections import Projection
+from eventstore.read_models.applying import TRANSACTION_SECONDS
+from eventstore.read_models.beginning import begin
 from eventstore.read_models.delivering import Poison, handle_events, new
-from eventstore.read_models.projection_runner import FIRST_BATCH, TRANSACTION_SECONDS, ProjectionRunner, begin
+from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)

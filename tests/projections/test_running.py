@@ -23,9 +23,9 @@ from eventstore import (
     event_handler,
     upcaster,
 )
+from eventstore.read_models.applying import apply_events
 from eventstore.read_models.completeness import check_completeness
 from eventstore.read_models.projection_control import live_checkpoint, pause, resume, seek
-from eventstore.read_models.projection_runner import apply_events
 
 from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, entries, pay, write_raw
 

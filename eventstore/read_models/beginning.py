@@ -1,0 +1,64 @@
+"""Beginning: a version of a read model is made, with nothing in it, if the store and the class allow that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from eventstore import read_model_tables
+from eventstore.contract.checkpoint import Checkpoint, Status
+from eventstore.errors import DefinitionError, PartitionsChanged
+from eventstore.projections import Projection
+from eventstore.read_models.applying import TRANSACTION_SECONDS
+from eventstore.read_models.delivering import new
+from eventstore.store import EventStore
+
+
+async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
+    """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already."""
+    check_tenant(store, projection)
+    count = projection.partitions
+    whole = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
+    parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
+    made = new(projection, parts[0])
+    building = version if made.is_building else None
+    if not store.capabilities.user_sql:
+        await made.prepare(None)
+        # One that was killed here has left some of them out.
+        return any([await store.save_checkpoint(part) for part in parts])
+    transaction = await store.begin_sql(seconds=TRANSACTION_SECONDS)
+    try:
+        # First of all: of two who begin at once the second waits here, and finds that it is there.
+        for part in parts:
+            if not await transaction.save_checkpoint(part.stored()):
+                return False
+        await transaction.connection.run_sync(read_model_tables.create, projection.tables, building=building)
+        await made.prepare(transaction.connection)
+        await transaction.commit(())
+        return True
+    finally:
+        await transaction.rollback()
+
+
+def check_partitions(projection: type[Projection], found: Sequence[Checkpoint]) -> None:
+    """Raises `PartitionsChanged` where a version has other partitions than the class."""
+    for one in found:
+        if one.partitions != projection.partitions:
+            raise PartitionsChanged(projection.name, one.partitions, projection.partitions)
+
+
+def check_tenant(store: EventStore, projection: type[Projection]) -> None:
+    """Raises `DefinitionError` for a store of a tenant that the projection cannot be run on."""
+    if not store.tenant:
+        return
+    if projection.tenants and store.tenant not in projection.tenants:
+        raise DefinitionError(
+            f"projection {projection.name!r} is of the tenants {', '.join(projection.tenants)}, and the store is "
+            f"{store.tenant}'s: nothing was done"
+        )
+    if projection.tables:
+        # Each tenant would have a checkpoint of its own, and all the same tables: one's rebuild drops what others have.
+        raise DefinitionError(
+            f"projection {projection.name!r} has tables, which all tenants would share: run it on a store that was "
+            f'opened without a tenant, of tenants=("{store.tenant}",) if it is to have no others\' events'
+        )
