@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -21,6 +22,11 @@ _AServer = TypeVar("_AServer", bound=Server)
 # What tells Postgres's clients about another server (PGHOST, PGSSLMODE, …) is not meant for these.
 for _name in [name for name in os.environ if name.startswith("PG") and not name.startswith("PG_")]:
     del os.environ[_name]
+
+
+# Behind `&` in a script the tests are not to be ended by a Ctrl-C, and what they start would not be either.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[1]
+_SECONDS = 180
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": ""}
 
 
@@ -79,7 +82,12 @@ def _serve() -> None:
             ended = os.waitid(os.P_PID, order["process"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
             answer = int(ended is not None)
         elif "process" in order:
+            # Whatever it hangs in, the tests go on.
+            end = threading.Timer(_SECONDS, os.kill, (order["process"], signal.SIGKILL))
+            end.start()
             _, status = os.waitpid(order["process"], 0)
+            end.cancel()
+            end.join()
             answer = os.waitstatus_to_exitcode(status)
         else:
             answer = os.fork()
