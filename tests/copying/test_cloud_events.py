@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import signal
 import subprocess
 import time
@@ -295,9 +296,16 @@ def test_a_wrong_line_ends_with_1_and_says_what_is_stored(journals: Journals) ->
     url = journals("redis")
     done = run("import", url, given=b"\n" + line_of() + b"\nnonsense\n")
     assert done.returncode == 1
-    warning, error = done.stderr.decode().splitlines()
-    assert warning == "warning: up to line 0 all is stored; what is behind it is not"
+    (error,) = done.stderr.decode().splitlines()
     assert error.startswith("error: line 3: it is no JSON object")
+    many = b"".join(line_of(id=f"many {number}") + b"\n" for number in range(3000))
+    done = run("import", url, given=many + b"nonsense\n")
+    assert done.returncode == 1
+    warning, error = done.stderr.decode().splitlines()
+    stored = re.fullmatch(r"warning: up to line (\d+) all is stored; what is behind it is not", warning)
+    assert stored is not None
+    assert 0 < int(stored[1]) <= 3000
+    assert error.startswith("error: line 3001: it is no JSON object")
     done = run("import", url, "--json", given=b"x" * (17 * 1024 * 1024))
     assert done.returncode == 1
     assert json.loads(done.stderr.splitlines()[-1])["error"] == "ImportRefused"

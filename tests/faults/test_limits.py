@@ -154,7 +154,7 @@ import asyncio, sys
 from tests.faults.slow_reader import most_memory
 from tests.faults.test_limits import Echo, Note, Noted, Notes, Size
 from actors import ActorSystem
-from actors import staging_cell
+from actors.cells import staging_cell
 from eventstore import EventStore, PayloadTooLarge, codec
 
 BYTES = 100_000_000

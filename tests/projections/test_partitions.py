@@ -97,10 +97,12 @@ async def test_each_partition_gets_its_streams_in_their_order_and_all_get_everyt
 async def test_another_number_of_partitions_is_refused_and_a_rebuild_changes_it(store: EventStore):
     await fill(store)
     await run(store)
-    message = "stored in 4 partitions, and its class has 3: nothing was done; make it anew .* or give .*partitions=4"
+    message = (
+        "has partitions=4 in the store, and partitions=3 in its class: nothing was done; make it anew .* partitions=4"
+    )
     with pytest.raises(PartitionsChanged, match=message):
         await run(store, PartedAnew)
-    with pytest.raises(PartitionsChanged, match="stored in 4 partitions, and its class has 1"):
+    with pytest.raises(PartitionsChanged, match="has partitions=4 in the store, and partitions=1 in its class"):
         await run(store, PlainLedger)
     for work in (seek(store, PartedAnew, 0), check_completeness(store, PartedAnew)):
         with pytest.raises(PartitionsChanged):
