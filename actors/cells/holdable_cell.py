@@ -12,7 +12,6 @@ from actors.cells.living_cell import LivingCell
 from actors.cells.mailbox import Hold
 from actors.cells.phase import Phase
 from actors.handling import Handling
-from actors.snapshotting import due_snapshot
 from eventstore.backend import CommandOutcome
 
 
@@ -71,14 +70,7 @@ class HoldableCell(LivingCell):
     def stored(self, before: int, outcome: CommandOutcome | None) -> None:
         """The journal has what the transaction decided on a version, and the outcome of it under its id."""
         self._pipeline.sent_version = self.version
-        snapshot = due_snapshot(
-            self.cls.snapshot_policy,
-            self.cls.state_type,
-            self.actor.state,
-            stream_id=self.stream_id,
-            before=before,
-            version=self.version,
-        )
+        snapshot = self._pipeline.due_snapshot(before)
         if snapshot is not None:
             self._runtime.save_snapshot(self, self.version, snapshot)
         if outcome is not None:

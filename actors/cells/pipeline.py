@@ -84,6 +84,18 @@ class Pipeline:
         commits = [self.head] if self.head is self.tail else [self.head, self.tail]
         return [envelope for commit in commits if commit is not None for envelope in commit.envelopes]
 
+    def due_snapshot(self, before: int) -> bytes | None:
+        """The state written out, if the events after version `before` make a snapshot due."""
+        decider = self._decider
+        return due_snapshot(
+            decider.cls.snapshot_policy,
+            decider.cls.state_type,
+            decider.actor.state,
+            stream_id=decider.stream_id,
+            before=before,
+            version=decider.version,
+        )
+
     def _send(self, staged: list[EncodedEvent], outcome: CommandOutcome | None) -> Commit:
         decider = self._decider
         before, self.sent_version = self.sent_version, decider.version
@@ -98,14 +110,7 @@ class Pipeline:
             self._commits.grow(tail, tail.join(staged, outcome))
         policy = decider.cls.snapshot_policy
         if (policy.every is not None or policy.when is not None) and staged:
-            data = due_snapshot(
-                policy,
-                decider.cls.state_type,
-                decider.actor.state,
-                stream_id=decider.stream_id,
-                before=before,
-                version=decider.version,
-            )
+            data = self.due_snapshot(before)
             if data is not None:
                 tail.snapshot = (decider.version, data)
         return tail

@@ -25,6 +25,7 @@ from eventstore.cli.events import events
 from eventstore.cli.exits import CommandFailed, Exit, ReaderGone
 from eventstore.cli.export import export
 from eventstore.cli.fork import fork_
+from eventstore.cli.groups import other_name
 from eventstore.cli.import_ import import_
 from eventstore.cli.messages import Messages, logged_to
 from eventstore.cli.migrate import migrate
@@ -96,12 +97,8 @@ for _name, _command, _summary in (
     ("doctor", doctor, "Report what a store is, and what is wrong."),
 ):
     app.command(_name, short_help=_summary)(_command)
-# One command under two names: beside `show` and `replay` it is looked for as well.
-app.command(
-    "snapshot",
-    short_help="Take snapshots of actors.",
-    help=(snapshots.__doc__ or "").replace("rebuild snapshots", "snapshot"),
-)(snapshots)
+# Beside `show` and `replay` it is looked for as well.
+other_name(app, "snapshot", snapshots, known_as="rebuild snapshots", short_help="Take snapshots of actors.")
 app.add_typer(rebuild, name="rebuild", short_help="Make anew what is made of the events.")
 app.add_typer(audit, name="audit", short_help="Questions to the whole journal.")
 app.add_typer(replication, name="replication", short_help="How replicas are getting on with each other.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -19,6 +20,12 @@ def command_group(summary: str, example: str) -> typer.Typer:
     text = f"{summary}\n\n\b\nExample:\n  eventstore {example}"
     group.callback(invoke_without_command=True, help=text)(_show_help)
     return group
+
+
+def other_name(group: typer.Typer, name: str, command: Callable[..., Exit], *, known_as: str, short_help: str) -> None:
+    """Let a command have another name, in a group where it is looked for, too. Both are as typed behind the program."""
+    text = (command.__doc__ or "").replace(known_as, name)
+    group.command(name.rpartition(" ")[2], short_help=short_help, help=text)(command)
 
 
 def _show_help(context: typer.Context) -> None:

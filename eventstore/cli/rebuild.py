@@ -15,7 +15,7 @@ from actors.time_travel.folding import fold
 from eventstore.cli.arguments import Address, Full, Json, Target, Tenant, Url
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import STORE_TROUBLE, CommandFailed, Exit, WrongUsage
-from eventstore.cli.groups import command_group
+from eventstore.cli.groups import command_group, other_name
 from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, View, listing
@@ -87,12 +87,14 @@ def projections_(
     return asyncio.run(_rebuild_projections(context.obj, Address(url, tenant), classes, json=json))
 
 
-# Whoever has projections looks for it beside `projections run`: it is one command under two names.
-projections.command(
-    "rebuild",
+# Whoever has projections looks for it beside `projections run`.
+other_name(
+    projections,
+    "projections rebuild",
+    projections_,
+    known_as="rebuild projections",
     short_help="Make read models anew, beside the live ones.",
-    help=(projections_.__doc__ or "").replace("rebuild projections", "projections rebuild"),
-)(projections_)
+)
 
 
 async def _rebuild_projections(
