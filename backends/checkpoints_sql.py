@@ -16,7 +16,6 @@ CHECKPOINT_SECONDS = 10.0
 
 _T = TypeVar("_T", bound=SqlTransaction)
 
-_SELECT = select(_c.c.name, _c.c.version, _c.c.revision, _c.c.position, _c.c.events, _c.c.checksum, _c.c.state)
 
 # The statements as text, made once: a projection saves a checkpoint with every batch, and SQLAlchemy would spend as
 # much on it as on applying a hundred events. What is there already stays: two that begin at the same moment must not
@@ -27,7 +26,7 @@ _COLUMNS = ("tenant", "name", "version", "revision", "position", "events", "chec
 
 def selected(tenant: str) -> Executable:
     """The tenant's checkpoints."""
-    return _SELECT.where(_c.c.tenant == tenant).order_by(_c.c.name, _c.c.version)
+    return select(*(_c.c[name] for name in _COLUMNS[1:])).where(_c.c.tenant == tenant).order_by(_c.c.name, _c.c.version)
 
 
 def insert_text(table: str, parameters: Sequence[str]) -> str:
