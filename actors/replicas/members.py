@@ -72,10 +72,6 @@ class Members:
         """Whether no other replica that takes part stands before this one by name."""
         return all(self.replica < name for name in self.others)
 
-    def has_left(self, name: str) -> bool:
-        """Whether a replica takes no part any more."""
-        return name in self._left
-
     async def open(self) -> None:
         """Read who takes part, and name the journal if it is new. Raises `ReplicaRefused` if it is another's."""
         await self.read()
