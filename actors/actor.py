@@ -11,6 +11,7 @@ from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.state import StateType
 from actors.supervision import Escalate, Supervision, check_supervision
+from eventstore.class_options import refusing_unknown_options
 from eventstore.errors import DefinitionError, InvalidStreamId
 from eventstore.events import Event, checked_stream_id
 
@@ -54,7 +55,8 @@ class PersistentActor(Generic[S]):
     _stage: Stage
 
     def __init_subclass__(cls, *, kind: str | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        with refusing_unknown_options(cls, kwargs, known="kind"):
+            super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             raise DefinitionError(
                 f"{cls.__qualname__}.__init__: an actor is made by the runtime; set up its state in initial_state, "
@@ -65,6 +67,15 @@ class PersistentActor(Generic[S]):
                 f"{cls.__qualname__}.ownership is 'shared', 'exclusive' or None, not {cls.ownership!r}"
             )
         check_supervision(cls.supervision, f"{cls.__qualname__}.supervision")
+        # Whoever has no type checker gives anything.
+        policy, retention = cast("object", cls.snapshot_policy), cast("object", cls.command_retention)
+        if not isinstance(policy, SnapshotPolicy):
+            raise DefinitionError(f"{cls.__qualname__}.snapshot_policy is a SnapshotPolicy(every=…), not {policy!r}")
+        if retention is not None and not isinstance(retention, CommandRetention):
+            raise DefinitionError(
+                f"{cls.__qualname__}.command_retention is a CommandRetention(count=…, seconds=…) or None, not "
+                f"{retention!r}"
+            )
         if inspect.iscoroutinefunction(cls.before_restart):
             raise DefinitionError(f"{cls.__qualname__}.before_restart cannot be async; after_restart can")
         annotation = _state_annotation(cls)

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from actors.command import Command
 from actors.supervisor import described
@@ -35,8 +35,10 @@ class DeadLetters:
     """The newest `limit` dead letters of a system, and the count of all. They live in memory only."""
 
     def __init__(self, limit: int, on_dead_letter: Callable[[DeadLetter], object] | None = None) -> None:
-        if limit < 0:
+        if not isinstance(cast("object", limit), int) or limit < 0:
             raise DefinitionError(f"ActorSystem: dead_letters is how many are kept, 0 or more, not {limit!r}")
+        if on_dead_letter is not None and not callable(cast("object", on_dead_letter)):
+            raise DefinitionError(f"ActorSystem: on_dead_letter is a function, not {on_dead_letter!r}")
         if inspect.iscoroutinefunction(on_dead_letter):
             raise DefinitionError("ActorSystem: on_dead_letter is a plain function; let it start a task of your own")
         self._kept: deque[DeadLetter] = deque(maxlen=limit)

@@ -120,6 +120,8 @@ def unhandled(cls: type, event: object) -> DefinitionError:
         why = f"persists a {wrong}: give it the events one by one, as in self.persist(*events)"
     elif isinstance(event, Command):
         why = f"persists {wrong}, which is a command: persist an event that says what has happened"
+    elif isinstance(event, type):
+        why = f"persists the class {event.__qualname__}: persist an instance, {event.__qualname__}(…)"
     elif not isinstance(event, Event):
         why = f"persists {wrong}, which is no Event"
     else:

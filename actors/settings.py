@@ -39,6 +39,9 @@ class Settings:
             "catch_up_seconds",
             "transaction_timeout",
         )
+        for name in (*above_zero, "recovery_timeout", "shutdown_timeout"):
+            if not isinstance(getattr(self, name), int | float):
+                raise DefinitionError(f"ActorSystem: {name} is a number, not {getattr(self, name)!r}")
         for name in above_zero:
             if getattr(self, name) <= 0:
                 raise DefinitionError(f"ActorSystem: {name} must be above zero, not {getattr(self, name)!r}")

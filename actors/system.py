@@ -96,8 +96,9 @@ class ActorSystem:
         dead_letters: int = 1000,
         on_dead_letter: Callable[[DeadLetter], object] | None = None,
     ) -> None:
-        self._owns_store = isinstance(store, str)
-        self._store = EventStore.open(store, tenant=tenant) if isinstance(store, str) else store
+        # What is neither is refused as a URL.
+        self._owns_store = not isinstance(store, EventStore)
+        self._store = store if isinstance(store, EventStore) else EventStore.open(store, tenant=tenant)
         if tenant is not None and self._store.tenant != tenant:
             raise InvalidTenant(
                 f"ActorSystem: the store was opened for {self._store.tenant or 'no tenant'}, not for {tenant}: open it "
@@ -119,6 +120,8 @@ class ActorSystem:
             transaction_timeout,
             f"{gethostname()}:{os.getpid()}" if name is None else name,
         )
+        if isinstance(inline, type):
+            raise DefinitionError(f"ActorSystem: inline are several projections: inline=({inline.__qualname__},)")
         classes = tuple(inline)
         self._inline = InlineProjections(self._store, classes) if classes else None
         self._dead_letters = DeadLetters(dead_letters, on_dead_letter)

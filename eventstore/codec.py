@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 
 from eventstore.backend import EncodedEvent, ReplicaFields
 from eventstore.contract.record_page import RecordPage
-from eventstore.errors import EventDecodeError, EventEncodeError, JournalCorrupt, PayloadTooLarge
+from eventstore.errors import EventDecodeError, EventEncodeError, InvalidArgument, JournalCorrupt, PayloadTooLarge
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag, loss_of
 from eventstore.json_form import JsonForm, form_of_model, reader
 from eventstore.upcasters import UPCASTERS
@@ -232,7 +232,14 @@ def encode_batch(
     """
     encoded: list[EncodedEvent] = []
     for item in events:
-        event, event_id, metadata = (item, None, None) if isinstance(item, Event) else item
+        if isinstance(item, Event):
+            event, event_id, metadata = item, None, None
+        elif isinstance(cast("object", item), NewEvent):
+            event, event_id, metadata = item
+        else:
+            raise InvalidArgument(
+                f"{_shortly(item)} is no event: give instances of Event or of NewEvent; nothing was stored"
+            )
         encoded.append(
             encode_event(
                 event,
@@ -244,6 +251,11 @@ def encode_batch(
         )
         batch_id = encoded[0].batch_id
     return tuple(encoded)
+
+
+def _shortly(item: object) -> str:
+    """What somebody took for an event, without what it holds."""
+    return f"the class {item.__qualname__}" if isinstance(item, type) else f"a {type(item).__qualname__}"
 
 
 def decode_metadata(encoded: str | bytes | None) -> Metadata | None:

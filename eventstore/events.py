@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic_core import from_json
 
+from eventstore.class_options import refusing_unknown_options
 from eventstore.errors import DefinitionError, InvalidStreamId
 from eventstore.json_form import Loss, survey_of
 
@@ -64,7 +65,10 @@ class Event(BaseModel):
         tags: Sequence[str] = (),
         **config: Any,
     ) -> None:
-        super().__init_subclass__(**config)
+        with refusing_unknown_options(
+            cls, config, known="name, version, aliases, tags, and those of pydantic's models"
+        ):
+            super().__init_subclass__(**config)
 
     @classmethod
     def __pydantic_init_subclass__(
@@ -86,9 +90,9 @@ class Event(BaseModel):
             raise DefinitionError(loss_of(cls, losses[0]))
         cls.__tags__ = tuple(dict.fromkeys((*cls.__tags__, *tags)))
         names = [_checked_type(cls, known) for known in (cls.__name__ if name is None else name, *aliases)]
-        if not 1 <= version <= MAX_SCHEMA_VERSION:
+        if not isinstance(cast("object", version), int) or not 1 <= version <= MAX_SCHEMA_VERSION:
             raise DefinitionError(
-                f"{cls.__qualname__}: an event's schema version is 1 to {MAX_SCHEMA_VERSION}, not {version}"
+                f"{cls.__qualname__}: an event's schema version is 1 to {MAX_SCHEMA_VERSION}, not {version!r}"
             )
         cls.__event_type__, *others = names
         cls.__aliases__ = tuple(others)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from eventstore.backend import EventFilter
+from eventstore.class_options import refusing_unknown_options
 from eventstore.errors import DefinitionError
 from eventstore.event_batch import EventBatch
 from eventstore.event_handlers import EVENT, ROLE
@@ -103,7 +104,8 @@ class Projection:
         partitions: int = 1,
         **options: Any,
     ) -> None:
-        super().__init_subclass__(**options)
+        with refusing_unknown_options(cls, options, known="name, kinds, tags, tenants, partitions"):
+            super().__init_subclass__(**options)
         if isinstance(kinds, str) or isinstance(tags, str) or isinstance(tenants, str):
             raise DefinitionError(
                 f'{cls.__qualname__}: kinds, tags and tenants are several names, such as kinds=("Account",)'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from eventstore.errors import InvalidTenant
 
@@ -17,6 +18,8 @@ _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@-]{{0,{MAX_TENANT_CHARACTERS - 1}
 
 def checked_tenant(tenant: str) -> str:
     """Return the name, or raise `InvalidTenant`. Names are compared byte for byte: `acme` and `Acme` are two."""
+    if not isinstance(cast("object", tenant), str):
+        raise InvalidTenant(f"a tenant's name is text, not {tenant!r}: give tenant=str(…), the same text every time")
     if _NAME.fullmatch(tenant):
         return tenant
     if not tenant:

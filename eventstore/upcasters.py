@@ -63,7 +63,7 @@ class Upcasters:
 
     def add(self, step: Step) -> None:
         """Raises `UpcasterError` if the version has another upcaster."""
-        if step.source.version < 1:
+        if not isinstance(cast("object", step.source.version), int) or step.source.version < 1:
             raise UpcasterError(f"{step.place}: schema versions start at 1, not {step.source.version!r}")
         if step.into is not None and not step.into:
             raise UpcasterError(f"{step.place}: an event becomes at least one: name what in `into`")

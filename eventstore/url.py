@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from eventstore.errors import InvalidStoreUrl
@@ -81,6 +82,12 @@ class StoreUrl:
 
 def parse_store_url(url: str) -> StoreUrl:
     """Take a store URL apart. Raises `InvalidStoreUrl` for what is no URL, or sets a parameter twice."""
+    if not isinstance(cast("object", url), str):
+        # A setting that is not there, or a path.
+        raise InvalidStoreUrl(
+            "a store is named by a URL, such as sqlite:///bank.db or memory://, which is text and not a "
+            f"{type(url).__name__}"
+        )
     if not url.isprintable():
         raise InvalidStoreUrl("a store URL cannot hold control characters")
     scheme, separator, _ = url.partition("://")

@@ -63,9 +63,11 @@ async def bisect(
     if low >= high:
         raise BisectionRefused(f"{name} has no events behind version {low} and up to {high}: there is nothing to find")
     if not await search.holds(low):
-        raise BisectionRefused(f"{name}: it does not hold at version {low} already, where the search begins")
+        raise BisectionRefused(
+            f"{name}: it does not hold at version {low} already, where the search begins: choose a later beginning"
+        )
     if await search.holds(high):
-        raise BisectionRefused(f"{name}: it holds at version {high} too, where the search ends")
+        raise BisectionRefused(f"{name}: it holds at version {high} too, where the search ends: choose another end")
     while high - low > 1:
         middle = (low + high) // 2
         if await search.holds(middle):

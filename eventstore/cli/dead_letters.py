@@ -14,12 +14,11 @@ from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, counted, json_cell, listing, timestamp, write_fields, write_json, write_line
-from eventstore.cli.projections import Name, Target
+from eventstore.cli.projections import Name, Target, live_checkpoints_named
 from eventstore.cli.targets import projection_class
 from eventstore.contract.checkpoint import DeadLetter, Status
-from eventstore.errors import ProjectionError
 from eventstore.projections import Projection
-from eventstore.read_models.projection_control import letter_event, live_checkpoints, purge_letters, replay_letter
+from eventstore.read_models.projection_control import letter_event, purge_letters, replay_letter
 from eventstore.store import EventStore
 
 dead_letters = command_group("Events that projections could not apply.", "dead-letters list sqlite:///bank.db")
@@ -150,11 +149,8 @@ async def _purge(address: Address, name: str, positions: list[int]) -> Exit:
 
 
 async def _letters(store: EventStore, name: str) -> list[DeadLetter]:
-    try:
-        parts = await live_checkpoints(store, name)
-        return sorted((letter for part in parts for letter in part.letters), key=lambda letter: letter.position)
-    except ProjectionError as error:
-        raise CommandFailed(str(error)) from error
+    parts = await live_checkpoints_named(store, name)
+    return sorted((letter for part in parts for letter in part.letters), key=lambda letter: letter.position)
 
 
 def _chosen(letters: Sequence[DeadLetter], positions: list[int], name: str) -> list[DeadLetter]:

@@ -217,7 +217,7 @@ def check(url: Url, target: Target, tenant: Tenant = None, json: Json = False) -
 async def _check(address: Address, projection: type[Projection], *, json: bool) -> Exit:
     async with address.store() as store:
         with ExitStack() as stack:
-            parts = await _found(store, projection.name)
+            parts = await live_checkpoints_named(store, projection.name)
             progress: Progress = Silent()
             if is_shown():
                 progress = stack.enter_context(bar("events", sum(part.events for part in parts)))
@@ -269,7 +269,7 @@ async def _change(
     messages: Messages, address: Address, name: str, work: Callable[[EventStore], Awaitable[Any]]
 ) -> Exit:
     async with address.store() as store:
-        await _found(store, name)
+        await live_checkpoints_named(store, name)
         await work(store)
         await say_where(store, name, messages)
     return Exit.FINE
@@ -318,7 +318,8 @@ async def projection_progress(
     return stack.enter_context(bar("events", max(0, (await store.statistics()).events - done)))
 
 
-async def _found(store: EventStore, name: str) -> list[Checkpoint]:
+async def live_checkpoints_named(store: EventStore, name: str) -> list[Checkpoint]:
+    """Those of a projection's live version. Raises `CommandFailed`, with the names that there are."""
     try:
         return await live_checkpoints(store, name)
     except ProjectionError as error:
@@ -333,7 +334,7 @@ class _Row(NamedTuple):
 
 async def _rows(store: EventStore, name: str) -> list[_Row]:
     """The live version, a row for each partition."""
-    parts = await _found(store, name)
+    parts = await live_checkpoints_named(store, name)
     end = await store.end()
     return [_Row(part, max(0, end - part.position)) for part in parts]
 

@@ -19,6 +19,7 @@ _MAX_POINTER = 64
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 # The longer operators first: `<=` is not `<` and a value that begins with `=`.
 _SPLIT = re.compile(r"(?P<pointer>[^=!<>*]*)(?P<operator>=|!=|<=|>=|<|>|\*=)(?P<value>.*)", re.DOTALL)
+_SLIP = re.compile(r"\s*[=<>]\s*(?P<value>.*)", re.DOTALL)
 _MISSING = object()
 
 
@@ -98,6 +99,12 @@ class JsonCondition:
         if parts is None:
             return cls(_pointer(text, text))
         value = _value(parts["value"], text)
+        # `=>5` and `== 5` are slips: texts such as these would be looked for in vain, and nobody would know why.
+        slip = _SLIP.fullmatch(parts["value"]) if parts["operator"] == "=" else None
+        if slip is not None and _value(slip["value"], text) != slip["value"].strip():
+            raise InvalidQuery(
+                f"{text!r}: the operators are =, !=, <, <=, >, >= and *=; a text that looks like one has quotes"
+            )
         return cls(_pointer(parts["pointer"], text), Operator(parts["operator"]), value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, StoredCheckpoint
 from eventstore.calls.wrapped_transaction import WrappedTransaction
@@ -55,6 +56,10 @@ class InlineProjections:
                 f"{store.url.scheme}:// has no SQL, so no read model can be written together with events: run "
                 "projections beside it (ProjectionRunner), or use Postgres or SQLite"
             )
+        for projection in projections:
+            given = cast("object", projection)
+            if not (isinstance(given, type) and issubclass(given, Projection)):
+                raise DefinitionError(f"an inline projection is a subclass of Projection, not {given!r}")
         names = [projection.name for projection in projections]
         if len(set(names)) < len(names):
             raise DefinitionError(f"inline projections with one name would share a read model: {', '.join(names)}")

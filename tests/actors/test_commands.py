@@ -347,6 +347,7 @@ class Persisting(Notebook, kind="persisting"):
         ([Written(text="x")], r"persists a list: give it the events one by one, as in self\.persist\(\*events\)"),
         (Wait(), "persists Wait, which is a command: persist an event that says what has happened"),
         ("text", "persists str, which is no Event"),
+        (Written, r"persists the class Written: persist an instance, Written\(…\)"),
     ],
 )
 async def test_what_is_no_event_is_refused(

@@ -230,6 +230,8 @@ async def _async(_: DeadLetter) -> None: ...
     ("options", "message"),
     [
         ({"dead_letters": -1}, "dead_letters is how many are kept, 0 or more, not -1"),
+        ({"dead_letters": "x"}, "dead_letters is how many are kept, 0 or more, not 'x'"),
+        ({"on_dead_letter": 5}, "on_dead_letter is a function, not 5"),
         ({"on_dead_letter": _async}, "on_dead_letter is a plain function"),
     ],
 )

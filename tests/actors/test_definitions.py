@@ -19,7 +19,7 @@ from actors import (
     command_handler,
     event_handler,
 )
-from eventstore import Event
+from eventstore import Event, Projection
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, Written
 
 S = TypeVar("S")
@@ -332,6 +332,49 @@ def test_a_reply_that_type_checkers_accept(command: type[Command[Any]], returned
 def test_a_policy_that_makes_no_sense(make: Callable[[], object]):
     with pytest.raises(DefinitionError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("base", "option", "known"),
+    [(PersistentActor[Page], "name", "kind"), (Event, "kind", "name, version"), (Projection, "kind", "name, kinds")],
+)
+def test_an_option_that_no_class_has_is_named_with_those_that_there_are(base: Any, option: str, known: str):
+    with pytest.raises(DefinitionError, match=rf"Bad: {option}=… is no option of such a class; there are: {known}"):
+        types.new_class("Bad", (base,), {option: "x"})
+
+
+def test_a_mixin_gets_the_options_that_it_takes():
+    class Mixin:
+        def __init_subclass__(cls, *, colour: str, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            cls.colour = colour
+
+    class Red(Notebook, Mixin, colour="red"): ...
+
+    assert (Red.colour, Red.kind) == ("red", "Red")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"snapshot_policy": 100}, r"Bad\.snapshot_policy is a SnapshotPolicy\(every=…\), not 100"),
+        ({"snapshot_policy": SnapshotPolicy}, r"not <class .*SnapshotPolicy"),
+        (
+            {"command_retention": 5},
+            r"Bad\.command_retention is a CommandRetention\(count=…, seconds=…\) or None, not 5",
+        ),
+    ],
+)
+def test_a_policy_of_another_type(body: dict[str, Any], message: str):
+    with pytest.raises(DefinitionError, match=message):
+        types.new_class("Bad", (PersistentActor[Page],), exec_body=lambda given: given.update(body))
+
+
+@pytest.mark.parametrize("name", ["ask_timeout", "max_live", "recovery_timeout", "shutdown_timeout"])
+def test_a_setting_that_is_no_number(name: str):
+    options: dict[str, Any] = {name: "5"}
+    with pytest.raises(DefinitionError, match=f"ActorSystem: {name} is a number, not '5'"):
+        ActorSystem("memory://", **options)
 
 
 # What must work

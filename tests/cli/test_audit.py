@@ -338,9 +338,13 @@ def test_what_no_event_can_match_is_refused() -> None:
         lambda: AuditQuery(EventFilter(kinds=("\udfff",))),
         lambda: JsonCondition(("a",) * 65),
         lambda: JsonCondition.parse("/a>=true"),
+        lambda: JsonCondition.parse("/a=>5"),
+        lambda: JsonCondition.parse("/a == 5"),
+        lambda: JsonCondition.parse('/a=="x"'),
     ):
         with pytest.raises(InvalidQuery):
             make()
+    assert [JsonCondition.parse(text).value for text in ('/a=">5"', "/a==cmd()")] == [">5", "=cmd()"]
 
 
 @pytest.fixture(scope="module")

@@ -142,6 +142,8 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(cli: Run, own_url: st
 def test_a_name_that_is_not_there_and_a_class_that_is_no_projection_are_told(cli: Run, own_url: str) -> None:
     done = cli("projections", "status", own_url, "nobody")
     assert (done.code, "has never been run on this store; there are: none" in done.err) == (1, True)
+    letters = cli("dead-letters", "list", own_url, "nobody")
+    assert (letters.code, letters.err) == (1, done.err)
     wrong = cli("projections", "run", own_url, "cli_ledger:Account")
     assert wrong.code == 2
     assert "not a projection's class; its projections: Amounts" in wrong.err

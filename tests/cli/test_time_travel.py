@@ -280,8 +280,8 @@ class TestBisect:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("open >= 0",), "it holds at version 6 too, where the search ends"),
-            (("open > 0",), "it does not hold at version 0 already, where the search begins"),
+            (("open >= 0",), "it holds at version 6 too, where the search ends: choose another end"),
+            (("open > 0",), "it does not hold at version 0 already, where the search begins: choose a later beginning"),
             (("open < 3", "--after", "3", "--through", "3"), "no events behind version 3 and up to 3"),
             (("tickets['t0']",), "at version 0: it raises KeyError: 't0'; the state there is {"),
             (("opne",), "at version 0: it raises NameError"),

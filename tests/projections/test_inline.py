@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -380,6 +381,15 @@ async def test_one_store_has_its_inline_projections_from_one_place(system: Actor
         await InlineProjections(store, (PlainLedger,)).open()
     with pytest.raises(DefinitionError, match="inline projections with one name would share a read model: ledger"):
         InlineProjections(store, (Ledger, Ledger))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [((Account,), "a subclass of Projection, not .*Account"), ("x", "not 'x'"), (Ledger, r"inline=\(Ledger,\)")],
+)
+async def test_what_is_no_projection_cannot_be_inline(store: EventStore, given: Any, message: str):
+    with pytest.raises(DefinitionError, match=message):
+        ActorSystem(store, inline=given)
 
 
 @pytest.mark.parametrize("url_", ["memory://", "redis://localhost:1/0"])

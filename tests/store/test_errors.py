@@ -91,6 +91,15 @@ async def test_one_event_without_a_list_is_told_to_be_given_in_one(store: EventS
     assert await store.version("o-1") == 0
 
 
+@pytest.mark.parametrize("events", [["text"], [{"item": "x"}], "text", [Placed], [None], [(Placed(item="x"), None)]])
+async def test_what_is_no_event_is_not_appended(store: EventStore, events: Any):
+    with pytest.raises(
+        InvalidArgument, match="is no event: give instances of Event or of NewEvent; nothing was stored"
+    ):
+        await store.append("o-1", events)
+    assert await store.version("o-1") == 0
+
+
 async def test_no_version_is_expected_that_cannot_be(store: EventStore):
     wrong: Any
     for wrong in (-7, -1, "0", 1.5, None):

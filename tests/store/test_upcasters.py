@@ -194,6 +194,14 @@ def test_two_upcasters_from_one_version_are_an_error_when_the_second_is_defined(
             return data
 
 
+@pytest.mark.parametrize("version", [0, "1", None])
+def test_a_schema_version_is_a_number_above_zero(version: Any):
+    with pytest.raises(UpcasterError, match=f"schema versions start at 1, not {version!r}"):
+        upcaster("upcast.paid", from_version=version)(lambda data: data)
+    with pytest.raises(DefinitionError, match=f"schema version is 1 to 2147483647, not {version!r}"):
+        type("Versioned", (Event,), {"__module__": __name__}, name="upcast.versioned", version=version)
+
+
 def test_an_upcaster_that_is_loaded_again_takes_the_place_of_itself():
     def define() -> Callable[..., Any]:
         @upcaster("upcast.reloaded", from_version=1, into={"upcast.current": 1})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from eventstore import InvalidStoreUrl
+from eventstore import EventStore, InvalidStoreUrl
 from eventstore.url import parse_store_url
 
 CANARY = "s3cr3t"
@@ -36,6 +38,12 @@ def test_a_password_with_a_slash_is_refused_without_being_shown(url: str):
     with pytest.raises(InvalidStoreUrl, match="%2F") as refused:
         parse_store_url(url)
     assert CANARY not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [None, Path("bank.db")])
+def test_what_is_no_text_is_no_url(given: Any):
+    with pytest.raises(InvalidStoreUrl, match=f"text and not a {type(given).__name__}"):
+        EventStore.open(given)
 
 
 def test_a_file_may_have_an_at_sign_in_its_name():
