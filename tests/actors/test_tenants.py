@@ -88,3 +88,5 @@ async def test_a_system_is_of_the_tenant_of_its_store(url: str):
             ActorSystem(store, tenant="bolt")
     with pytest.raises(InvalidTenant):
         ActorSystem(url, tenant="no/tenant")
+    with pytest.raises(InvalidTenant, match="name is text, not 7"):
+        ActorSystem(url, tenant=7)  # type: ignore[arg-type]
