@@ -77,7 +77,7 @@ class ProjectionRunner:
         self._version = version
         self._on_progress = on_progress
         self._id = uuid4().hex
-        self._name = f"{platform.node()}:{os.getpid()}"
+        self._name = this_process()
         self._where = projection.where()
         self._partition = 0
         self._size = min(FIRST_BATCH, projection.batch_size)
@@ -334,6 +334,11 @@ class ProjectionRunner:
         self._handlers_seconds = await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
+
+
+def this_process() -> str:
+    """What runners of this process are called, so that others on this machine can see whether it is there."""
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def _has_ended(runner_name: str) -> bool:

@@ -204,6 +204,52 @@ async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other
     assert await entries(store) == before
 
 
+@pytest.mark.without_sql
+async def test_it_takes_the_place_of_one_that_always_gets_ahead_of_it(store: EventStore, other: EventStore):
+    class Chased(Projection, name="chased"):
+        retries = 0
+
+        @event_handler
+        async def paid(self, event: Paid) -> None:
+            if self.is_building:
+                await get_ahead()
+
+    async def get_ahead() -> None:
+        held = await live_checkpoint(other, "chased")
+        position = await pay(other, 1)
+        assert position < 200, "it chases the live one without an end"
+        while held.runner == runner and (await live_checkpoint(other, "chased")).position < position:
+            await asyncio.sleep(0.001)
+
+    await pay(store, 1, 2)
+    live = asyncio.create_task(ProjectionRunner(other, Chased, poll_seconds=0.01, lease_seconds=60.0).run())
+    await caught_up(store, Chased, timeout=60)
+    runner = (await live_checkpoint(store, "chased")).runner
+    async with asyncio.timeout(60):
+        assert (await rebuild(store, Chased)).version == 2
+    await caught_up(store, Chased, timeout=60)
+    assert (await check_completeness(store, Chased)).is_complete
+    live.cancel()
+    await asyncio.wait([live])
+
+
+@pytest.mark.sql_alone
+async def test_it_takes_the_place_of_one_that_never_stands_still(store: EventStore, other: EventStore):
+    await pay(store, 1, 2)
+    await run(store)
+
+    async def never_stand_still() -> None:
+        while True:
+            await other.save_checkpoint(await live_checkpoint(other, "ledger"))
+
+    live = asyncio.create_task(never_stand_still())
+    for version in range(2, 12):
+        assert (await rebuild(store, Ledger)).version == version
+    live.cancel()
+    await asyncio.wait([live])
+    assert await amounts(store) == [1, 2]
+
+
 async def test_without_sql_the_hooks_are_called_and_effects_can_be_left_out(store: EventStore):
     told: list[Any] = []
 
