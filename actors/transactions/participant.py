@@ -97,7 +97,7 @@ class Participant:
         self.version = cell.version
 
     async def refresh(self) -> None:
-        """Bring the state, on which nothing was decided yet, up to the journal, although nothing says that it is not."""
+        """Bring the state, on which nothing was decided yet, up to the journal, where it may be behind unknowingly."""
         await self.cell.catch_up(is_fresh=True)
         self.version = self.cell.version
 
