@@ -299,8 +299,9 @@ def _check_end(end: int, known: int) -> None:
 
 def _lost(how: str) -> JournalLost:
     return JournalLost(
-        "the server has lost events that it had stored: it was restored from an older copy, or a standby that lagged has "
-        f"taken over ({how}); nothing was read. Restore the newer data, or open a new store to go on without those events"
+        "the server has lost events that it had stored: it was restored from an older copy, or a standby that lagged "
+        f"has taken over ({how}); nothing was read. Restore the newer data, or open a new store to go on without those "
+        "events"
     )
 
 

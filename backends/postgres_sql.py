@@ -35,8 +35,8 @@ JOIN {schema}.journal_commands c ON c.stream = s.id AND c.command_id = w.command
 
 # The sequence is read first: the inner query is run for its row. Whoever has taken a position up to it holds the lock
 # from before, and gives it back only after its events can be seen. What a sequence and the locks hold does not depend
-# on a snapshot, so transactions that run long and append nothing do not matter. By the event at a position that was seen
-# before, a server is told that has lost it and has given its position to another one; the newest is seen for next time.
+# on a snapshot, so transactions that run long and append nothing do not matter. By the event at a position that was
+# seen before, a server is told that has lost it and has given its position to another; the newest is for next time.
 _SETTLE = """
 SELECT h.position, (
     SELECT array_agg(l.virtualtransaction) FROM pg_catalog.pg_locks l

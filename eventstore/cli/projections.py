@@ -125,8 +125,8 @@ def run(
     ] = 10,
     tenant: Tenant = None,
 ) -> Exit:
-    """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C or SIGTERM, at which it lets
-    another go on at once.
+    """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C or SIGTERM. Then another
+    can go on at once.
 
     It may be started several times, on several machines: one works, the others wait until that one is gone. The
     partitions of a projection are spread evenly over all that follow it.

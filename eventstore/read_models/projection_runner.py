@@ -92,8 +92,8 @@ class ProjectionRunner:
         self._saved_at = 0.0
 
     async def run(self, *, follow: bool = True) -> None:
-        """Apply what the log has, and with `follow` what comes then, until it is cancelled: then it gives its lease back.
-        While the database cannot be reached it waits.
+        """Apply what the log has, and with `follow` what comes then, until it is cancelled. It gives its lease
+        back then. While the database cannot be reached it waits.
 
         Without `follow` it ends when it has reached the end that the log had when it began; also if another runner has.
         Raises `ProjectionStopped` if the projection is paused, or was while it worked (with `follow` it waits for

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MOST_LEFT = 2000
 _ROUNDS = 5
 
-# So often it is tried to take the live one's place. Where there are no transactions that one is held up after `_ROUNDS`.
+# So often it is tried to take the live one's place. Without transactions that one is held up after `_ROUNDS`.
 _MOST_ROUNDS = 20
 
 
@@ -36,9 +36,9 @@ async def rebuild(
     too. Returns the new version's checkpoint, that of the first partition if there are several.
 
     On SQL stores the places are changed in one transaction, in which the new version also gets what the live one had
-    got ahead of it: nobody who reads sees it go back. Elsewhere the live one is held up at last, for less than the lease
-    of its runner, if it stays ahead. Raises `ProjectionStopped` for an event that cannot be applied; the live one is not
-    touched by that, and the next rebuild begins anew. Raises `ProjectionError` if it can never take the place.
+    got ahead of it: nobody who reads sees it go back. Elsewhere the live one is held up at last if it stays ahead, for
+    less than the lease of its runner. Raises `ProjectionStopped` for an event that cannot be applied; the live one is
+    not touched by that, and the next rebuild begins anew. Raises `ProjectionError` if it can never take the place.
     """
     version = await _begin(store, projection)
     runner = ProjectionRunner(store, projection, version=version, on_progress=on_progress)
@@ -65,8 +65,8 @@ async def rebuild(
             raise error
         logger.warning("projection %s: the rebuild tries again: %s", projection.name, error)
     raise ProjectionError(
-        f"the rebuild of projection {projection.name!r} does not come to where the live one is, which has got ahead of it "
-        f"{_MOST_ROUNDS} times; pause the live one, or stop its runners, and rebuild: it goes on where it is"
+        f"the rebuild of projection {projection.name!r} does not come to where the live one is, which has got ahead of "
+        f"it {_MOST_ROUNDS} times; pause the live one, or stop its runners, and rebuild: it goes on where it is"
     )
 
 
@@ -74,8 +74,8 @@ async def _hold_up(store: EventStore, projection: type[Projection]) -> None:
     """Let the live one stand still until its runner takes it back, which it does after its lease."""
     live, _ = await _versions(store, projection)
     for part in live:
-        # Each has a holder of its own: of one that has several, a runner would take some over. Where this is too late the
-        # next round tries again.
+        # Each has a holder of its own: of one that has several, a runner would take some over. Where this is too late
+        # the next round tries again.
         await store.save_checkpoint(replace(part, runner=uuid4().hex, runner_name=this_process()))
 
 
@@ -122,7 +122,7 @@ async def _delete(transaction: SqlTransaction, parts: Sequence[Checkpoint]) -> b
 
 
 async def _locked(transaction: SqlTransaction, parts: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Those that are still there, as they are now. One that is brought forward without a pause is never as it was seen."""
+    """Those that are still there, as they are now: a moment later, one that is brought forward is another."""
     found = [await transaction.lock_checkpoint(part.stored_name, part.version) for part in parts]
     return [Checkpoint.of(each) for each in found if each is not None]
 
