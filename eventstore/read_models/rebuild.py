@@ -156,7 +156,21 @@ async def _switch(store: EventStore, projection: type[Projection], version: int)
                 "live one is as it was, and the next rebuild goes on from here"
             ) from error
         await transaction.commit(())
-        return [part.saved() for part in behind]
+    _tell_what_stays(projection, live)
+    return [part.saved() for part in behind]
+
+
+def _tell_what_stays(projection: type[Projection], live: Sequence[Checkpoint]) -> None:
+    """Name the tables that the version before had, and this one has not. They are not dropped: another projection may
+    have them now, and somebody may still read them."""
+    kept = {table.fullname for table in projection.tables}
+    stay = sorted({name for part in live for name in part.tables} - kept)
+    if stay:
+        logger.warning(
+            "projection %s: %s: no longer among its tables, and left in the database as of position %d; drop what "
+            "nobody reads",
+            projection.name, ", ".join(stay), _most(live),
+        )  # fmt: skip
 
 
 async def _caught_up(

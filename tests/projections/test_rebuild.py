@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, Integer, MetaData, Table, text
 
 from eventstore import EventStore, Projection, ProjectionRunner, ProjectionStopped, caught_up, event_handler, rebuild
 from eventstore.contract.checkpoint import Status
@@ -202,6 +202,25 @@ async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other
     assert (await check_completeness(store, Ledger)).is_complete
     await rebuild(store, Ledger)
     assert await entries(store) == before
+
+
+@pytest.mark.sql_alone
+async def test_a_table_that_is_left_out_stays_and_is_named(store: EventStore, caplog: pytest.LogCaptureFixture):
+    totals = Table("ledger_totals", MetaData(), Column("amount", Integer))
+
+    class WithTotals(Ledger, name="ledger", kinds=("account",)):
+        tables = (*Ledger.tables, totals)
+
+    await pay(store, 1, 2)
+    await run(store, WithTotals)
+    await rebuild(store, WithTotals)
+    assert caplog.messages == []
+    await rebuild(store, Ledger)
+    assert await names(store) == {"ledger_entries", "ledger_totals"}
+    (message,) = caplog.messages
+    assert "ledger_totals: no longer among its tables, and left in the database as of position 2" in message
+    await rebuild(store, Ledger)
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.without_sql
