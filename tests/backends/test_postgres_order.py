@@ -297,3 +297,19 @@ async def test_positions_that_a_breakdown_takes_back_are_final_no_more(postgres_
             async with asyncio.timeout(PATIENCE):
                 seen = [(recorded.stream_id, recorded.position) for recorded in await reading]
     assert seen == [("a", 1), ("held", 2), ("later", later.position)]
+
+
+async def test_truncations_are_recorded_in_the_order_in_which_they_can_be_seen(postgres_url: str) -> None:
+    # Who has sealed what is recorded up to a number never looks below it again.
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:
+        await store.append("a", happened(1, 2))
+        await store.append("b", happened(1, 2))
+        await holder.execute("BEGIN")
+        await holder.fetch("SELECT 1 FROM journal_events WHERE position = 1 FOR UPDATE")
+        first = asyncio.create_task(store.truncate("a", 1, reason="test"))
+        await waiting_for_locks(postgres_url, 1)
+        second = asyncio.create_task(store.truncate("b", 1, reason="test"))
+        await waiting_for_locks(postgres_url, 2)
+        await holder.execute("COMMIT")
+        assert [await first, await second] == [1, 1]
+        assert [removal.stream_id async for removal in store.removals()] == ["a", "b"]
