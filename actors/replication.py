@@ -330,9 +330,8 @@ class Replication:
         while (after := cursor.held_back[stream_id]) < cursor.position:
             wish = Pull(cursor.kind, after, None, _PAGE, (stream_id,))
             pulled = await source.peer.pull(wish)
-            missed = [
-                one for one in in_order(wish, pulled) if one.stream_id == stream_id and one.position <= cursor.position
-            ]
+            # What is behind where all are comes again with what others get, and is known then.
+            missed = [one for one in in_order(wish, pulled) if one.stream_id == stream_id]
             failed = await self._merge(source, actor, missed)
             if failed:
                 self._hold_back(source, cursor, failed, after=after)
@@ -340,7 +339,7 @@ class Replication:
             if pulled.through <= after:
                 # It has not come there yet, such as a copy that is behind.
                 return []
-            cursor.held_back[stream_id] = min(pulled.through, cursor.position)
+            cursor.held_back[stream_id] = pulled.through
             await self._members.keep(cursor)
         del cursor.held_back[stream_id]
         source.held_back.pop(stream_id, None)

@@ -299,6 +299,19 @@ async def test_positions_that_a_breakdown_takes_back_are_final_no_more(postgres_
     assert seen == [("a", 1), ("held", 2), ("later", later.position)]
 
 
+async def test_positions_that_a_breakdown_takes_back_are_not_waited_for(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        async with unfinished_append(postgres_url, "held") as held:
+            reading = asyncio.create_task(store.read_page())
+            await asyncio.wait([reading], timeout=0.3)
+            assert not reading.done()
+            await fetch(postgres_url, "SELECT setval('journal_events_position_seq', 1)")
+            await held.execute("ROLLBACK")
+            async with asyncio.timeout(PATIENCE):
+                assert (await reading).position == 1
+
+
 async def test_truncations_are_recorded_in_the_order_in_which_they_can_be_seen(postgres_url: str) -> None:
     # Who has sealed what is recorded up to a number never looks below it again.
     async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:

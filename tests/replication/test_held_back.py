@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from actors import ActorSystem, event_handler
+from actors.replicas.peer import Peer, Pull, Pulled, StorePeer
 from eventstore import RecoveryError
 from tests.replication.ledger import Ledger, Note, Noted, Read
 from tests.replication.replicas import Replicas, journaled
@@ -23,6 +24,13 @@ class Stubborn(Ledger, kind="Ledger"):
         if event.text in type(self).refuses:
             raise LookupError(f"{event.text} cannot be")
         self.state.lines.append(event.text)
+
+
+class Careless(StorePeer):
+    """Gives everything of a kind, whichever streams were asked for."""
+
+    async def pull(self, wish: Pull) -> Pulled:
+        return (await super().pull(wish._replace(stream_ids=())))._replace(wish=wish)
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +60,16 @@ async def read_on(system: ActorSystem, *, limit: int = 2) -> int:
     return failures
 
 
-async def test_the_others_go_on_and_it_gets_all_in_its_order_when_it_can(replicas: Replicas) -> None:
+@pytest.mark.parametrize("is_careless", [False, True])
+async def test_the_others_go_on_and_it_gets_all_in_its_order_when_it_can(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch, is_careless: bool
+) -> None:
+    # What it has missed is more than one page.
+    monkeypatch.setattr("actors.replication._PAGE", 2)
     (us,) = await replicas.start("us", actors=[Ledger])
-    peers = {"eu": {"us": us.store}}
-    (eu,) = await replicas.start("eu", actors=[Stubborn], peers=peers)  # type: ignore[arg-type]
+    peer = Careless("us", us.store) if is_careless else StorePeer("us", us.store)
+    peers: dict[str, dict[str, Peer]] = {"eu": {"us": peer}}
+    (eu,) = await replicas.start("eu", actors=[Stubborn], peers=peers)
     Stubborn.refuses = ("b",)
     await note(us, "x", "a", "b")
     await note(us, "y", "1")
@@ -69,7 +83,7 @@ async def test_the_others_go_on_and_it_gets_all_in_its_order_when_it_can(replica
 
     # Nor does it matter where it is when the process ends.
     await eu.close()
-    (eu,) = await replicas.start("eu", actors=[Stubborn], peers=peers)  # type: ignore[arg-type]
+    (eu,) = await replicas.start("eu", actors=[Stubborn], peers=peers)
     await note(us, "x", "d")
     await note(us, "y", "4")
     assert await read_on(eu)
