@@ -11,7 +11,7 @@ import pytest
 
 from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.postgres_session import PostgresSession
-from eventstore import BackendUnavailable, EventStore, JournalLost, schema
+from eventstore import BackendUnavailable, EventStore, EventStoreError, JournalLost, schema
 from eventstore.backend import EventFilter
 from eventstore.url import parse_store_url
 
@@ -310,6 +310,32 @@ async def test_positions_that_a_breakdown_takes_back_are_not_waited_for(postgres
             await held.execute("ROLLBACK")
             async with asyncio.timeout(PATIENCE):
                 assert (await reading).position == 1
+
+
+async def test_a_position_that_was_not_committed_is_none_that_was_stored(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the last resort an append locks its streams, and commits behind its statement.
+    monkeypatch.setattr("backends.postgres_append._OPTIMISTIC_ROUNDS", 0)
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1))
+        await other.append("a", happened(2))
+        async with connected(postgres_url) as owner:
+            await owner.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN RAISE EXCEPTION ''not this one''; END'; "
+                "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON journal_events DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+            with pytest.raises(EventStoreError):
+                await store.append("a", happened(3))
+            await owner.execute("DROP TRIGGER refuse ON journal_events")
+            # The server breaks down before it has written down that the position was taken.
+            assert (await fetch(postgres_url, "SELECT last_value FROM journal_events_position_seq"))[0][0] > 2
+            await owner.fetch("SELECT setval('journal_events_position_seq', 2)")
+        assert await numbers(store.read_all()) == [1, 2]
+        assert (await store.append("a", happened(3))).position == 3
+        assert await numbers(store.read_all()) == [1, 2, 3]
 
 
 async def test_truncations_are_recorded_in_the_order_in_which_they_can_be_seen(postgres_url: str) -> None:

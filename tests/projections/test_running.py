@@ -202,6 +202,22 @@ async def test_with_follow_it_gets_what_comes_until_it_is_cancelled(store: Event
         await task
 
 
+async def test_a_runner_that_is_cancelled_while_it_waits_takes_nothing_from_the_one_that_works(
+    store: EventStore, other: EventStore
+):
+    await pay(store, 1)
+    works = asyncio.create_task(ProjectionRunner(store, PlainLedger, lease_seconds=600.0).run())
+    await caught_up(store, PlainLedger, timeout=60)
+    before = await live_checkpoint(store, "plain")
+    waits = asyncio.create_task(ProjectionRunner(other, PlainLedger, lease_seconds=600.0).run())
+    await asyncio.sleep(0)
+    waits.cancel()
+    await asyncio.wait([waits])
+    assert (await live_checkpoint(store, "plain")).runner == before.runner != ""
+    works.cancel()
+    await asyncio.wait([works])
+
+
 @pytest.mark.parametrize("projection", [PlainLedger, PlainPartedLedger])
 async def test_a_runner_that_is_cancelled_lets_another_go_on_at_once(
     store: EventStore, other: EventStore, projection: type[Projection]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import ClassVar
 
@@ -11,7 +11,8 @@ import pytest
 
 from actors import ActorSystem, event_handler
 from actors.replicas.peer import Peer, Pull, Pulled, StorePeer
-from eventstore import RecoveryError
+from eventstore import RecoveryError, StorageFull
+from eventstore.backend import AppendOutcome, Backend, Batch
 from tests.replication.ledger import Ledger, Note, Noted, Read
 from tests.replication.replicas import Replicas, journaled
 
@@ -124,7 +125,7 @@ async def test_of_too_many_it_is_not_taken_for_the_actors_fault(
 ) -> None:
     monkeypatch.setattr("actors.replication._MOST_HELD_BACK", 2)
     (us,) = await replicas.start("us", actors=[Ledger])
-    (eu,) = await replicas.start("eu", actors=[Stubborn], peers={"eu": {"us": us.store}})  # type: ignore[arg-type]
+    (eu,) = await replicas.start("eu", actors=[Stubborn], peers={"eu": {"us": StorePeer("us", us.store)}})
     Stubborn.refuses = ("no",)
     for key in "abcdef":
         await note(us, key, "no")
@@ -136,3 +137,23 @@ async def test_of_too_many_it_is_not_taken_for_the_actors_fault(
     with suppress(RecoveryError):
         await read_on(eu)
     assert [await lines(eu, key) for key in "abcdefy"] == [*[["no"]] * 6, ["1"]]
+
+
+async def test_what_is_no_actors_fault_holds_none_of_them_back(replicas: Replicas) -> None:
+    (us,) = await replicas.start("us", actors=[Ledger])
+    (eu,) = await replicas.start("eu", actors=[Stubborn], peers={"eu": {"us": StorePeer("us", us.store)}})
+    await note(us, "x", "a")
+    is_full = True
+
+    async def append(backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+        if is_full and any(write.stream_id == "Ledger-x" for batch in batches for write in batch):
+            raise StorageFull("no room")
+        return await backend.append(batches)
+
+    eu.store.append_through(append)
+    with pytest.raises(StorageFull):
+        await eu.replication.pull_from("us")
+    assert eu.replication.status()[0].held_back == {}
+    is_full = False
+    assert await read_on(eu) == 0
+    assert await lines(eu, "x") == ["a"]
