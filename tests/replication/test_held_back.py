@@ -11,6 +11,7 @@ import pytest
 
 from actors import ActorSystem, event_handler
 from actors.replicas.peer import Peer, Pull, Pulled, StorePeer
+from actors.replicas.source import Source
 from eventstore import RecoveryError, StorageFull
 from eventstore.backend import AppendOutcome, Backend, Batch
 from tests.replication.ledger import Ledger, Note, Noted, Read
@@ -118,6 +119,17 @@ async def test_it_is_tried_again_by_itself(replicas: Replicas) -> None:
     Stubborn.refuses = ()
     while await lines(eu, "x") != ["a", "b", "c"]:
         await asyncio.sleep(0.001)
+
+
+async def test_it_is_tried_later_each_time(replicas: Replicas) -> None:
+    source = Source("us", StorePeer("us", await replicas.store("us")))
+    assert source.is_due("Ledger-x", 100.0), "after a restart nothing is known of it"
+    for failures in range(1, 20):
+        source.hold_back("Ledger-x", LookupError("no"), now=100.0, seconds=0.5)
+        longest = min(10.0, 0.5 * 2**failures)
+        assert not source.is_due("Ledger-x", 100.0 + longest * 0.4)
+        assert source.is_due("Ledger-x", 100.0 + longest)
+        assert source.is_due("Ledger-y", 100.0)
 
 
 async def test_of_too_many_it_is_not_taken_for_the_actors_fault(
