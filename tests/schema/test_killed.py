@@ -16,8 +16,8 @@ from eventstore import schema
 from eventstore.url import StoreUrl, parse_store_url
 
 # Upgrades file after file, each in a child that dies before statement 1, 2, … until one lives to the end. The trace
-# callback comes before SQLite runs a statement, and sees every one: PRAGMA, BEGIN and COMMIT too. The first upgrade, which
-# lives, imports for all children what takes longer than an upgrade.
+# callback comes before SQLite runs a statement, and sees every one: PRAGMA, BEGIN and COMMIT too. The first upgrade,
+# which lives, imports for all children what takes longer than an upgrade.
 KILLER = """
 import json, os, sqlite3, sys
 from eventstore import schema
