@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, cast
@@ -12,10 +11,22 @@ from typing import Any, NamedTuple, cast
 from actors.replicas.members import Cursor, Members
 from actors.replicas.peer import Peer, Pull, StorePeer, in_order
 from actors.replicas.replicated_actor import ReplicatedActor
-from actors.replicas.replicated_cell import ReplicatedCell
+from actors.replicas.replicated_cell import Gap, ReplicatedCell
 from actors.replicas.replicated_recovery import stamp_of
+from actors.replicas.source import Source, pause_after
 from actors.runtime import Runtime
-from eventstore.errors import ConcurrencyError, DefinitionError, ReplicaRefused, ReplicationError, StoreClosed
+from eventstore.errors import (
+    BackendUnavailable,
+    ConcurrencyError,
+    DefinitionError,
+    JournalLost,
+    OutcomeUnknown,
+    ReplicaRefused,
+    ReplicationError,
+    SchemaError,
+    StoreClosed,
+    StoreFenced,
+)
 from eventstore.events import RecordedEvent, stream_kind
 from eventstore.stamp import WallClock, wall_clock
 from eventstore.store import EventStore
@@ -24,6 +35,11 @@ from eventstore.vector_clock import EMPTY, VectorClock
 logger = logging.getLogger(__name__)
 
 _PAGE = 500
+
+# Where nothing is read in the background this only says how long an actor that was held back is said to wait.
+_MANUAL_SECONDS = 1.0
+
+_LEFT = "it has left for good"
 
 # So many actors have something merged at the same time.
 _ACTORS_AT_ONCE = 32
@@ -34,32 +50,32 @@ _NEWEST = 20
 # So often is something merged again that another process of this replica has overtaken.
 _TRIES = 3
 
-_LONGEST_PAUSE = 10.0
+# Of more than so many actors of a kind that cannot be merged, it is not the actors that are at fault.
+_MOST_HELD_BACK = 100
+
+# Why nothing can be merged at all, by whichever actor it shows.
+_OF_THE_STORE = (
+    BackendUnavailable,
+    JournalLost,
+    OutcomeUnknown,
+    ReplicaRefused,
+    SchemaError,
+    StoreClosed,
+    StoreFenced,
+)
 
 
 class PeerStatus(NamedTuple):
     """What is known of another replica. `behind` is how many positions of its log are still to be read, None if that is
-    not known; `trouble` why it cannot be read now, or is refused."""
+    not known; `trouble` why it cannot be read now, or is refused. `held_back` are the actors, by their streams, whose
+    events could not be merged, and why: each is tried again by itself, while the others go on."""
 
     replica: str
     is_refused: bool
     trouble: str | None
     behind: int | None
     merged: int
-
-
-class _Source:
-    """One other replica, and how it is going with it."""
-
-    def __init__(self, name: str, peer: Peer) -> None:
-        self.name = name
-        self.peer = peer
-        self.cursors: dict[str, Cursor] = {}
-        self.ends: dict[str, int] = {}
-        self.has_joined = False
-        self.is_refused = False
-        self.trouble: str | None = None
-        self.merged = 0
+    held_back: Mapping[str, str]
 
 
 class Replication:
@@ -67,7 +83,8 @@ class Replication:
 
     Each log of another replica is read to its end, then again when there may be more, at the latest after `seconds`;
     without `seconds`, only when `pull_from` is called.
-    What was read is stored here before it is noted how far that was: after a crash some comes twice, and is known.
+    What was read is stored here before it is noted how far that was: after a crash some comes twice, and is known. An
+    actor that cannot have its events merged is noted with it, with where they begin, and holds up nobody else.
     """
 
     def __init__(
@@ -91,7 +108,7 @@ class Replication:
         self._seconds = seconds
         self._members = Members(store, replica, peers)
         self._kinds: dict[str, type[ReplicatedActor[Any]]] = {}
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._has_kinds = asyncio.Event()
@@ -102,7 +119,7 @@ class Replication:
         """Find out whose journal it is, and open what the peers are reached by. Raises `ReplicaRefused`."""
         await self._members.open()
         for name, given in self._peers.items():
-            self._sources[name] = _Source(name, await self._reached(name, given))
+            self._sources[name] = Source(name, await self._reached(name, given))
 
     async def _reached(self, name: str, given: str | EventStore | Peer) -> Peer:
         if isinstance(given, str):
@@ -121,6 +138,7 @@ class Replication:
         """Begin to read what others have, in the background."""
         if self._seconds is not None:
             follow = [self._follow(source, self._seconds) for source in self._sources.values()]
+            follow.append(self._keep_learning(self._seconds))
             self._tasks = [asyncio.create_task(each, name="eventstore-replication") for each in follow]
 
     async def close(self) -> None:
@@ -155,13 +173,37 @@ class Replication:
         back. Each replica that stays is told so by itself.
         """
         await self._members.remove(replica)
-        source = self._sources.get(replica)
-        if source is not None:
-            source.is_refused = True
-            source.trouble = "it has left for good"
+        self._membership_changed()
+
+    async def _learn(self) -> None:
+        """Find out what other processes of this replica have noted of who takes part."""
+        before = self.others
+        await self._members.read()
+        if self.others != before:
+            self._membership_changed()
+
+    def _membership_changed(self) -> None:
+        for replica in self._members.left:
+            source = self._sources.get(replica)
+            if source is not None:
+                source.refuse(_LEFT)
         for cell in self._runtime.live_cells():
             if isinstance(cell, ReplicatedCell):
                 cell.heard_more()
+
+    async def _keep_learning(self, seconds: float) -> None:
+        is_said = False
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self._learn()
+                is_said = False
+            except Exception as error:
+                if isinstance(error, StoreClosed) and not self._runtime.is_open:
+                    return
+                if not is_said:
+                    logger.warning("replica %r: it cannot be read who takes part: %s", self.replica, error)
+                is_said = True
 
     def status(self) -> list[PeerStatus]:
         """How it is going with each peer."""
@@ -174,18 +216,20 @@ class Replication:
                 if source.ends
                 else None,
                 source.merged,
+                {stream_id: held.trouble for stream_id, held in sorted(source.held_back.items())},
             )
             for source in self._sources.values()
         ]
 
     # Reading
 
-    async def _follow(self, source: _Source, seconds: float) -> None:
+    async def _follow(self, source: Source, seconds: float) -> None:
         failures = 0
         while not source.is_refused:
             await self._has_kinds.wait()
             try:
-                if not await self.pull_from(source.name):
+                is_more, _ = await self._pull_or_refuse(source, _PAGE, is_told=False)
+                if not is_more:
                     position = min(cursor.position for cursor in source.cursors.values())
                     await source.peer.wait(max(position, *source.ends.values()), seconds)
                 failures = 0
@@ -201,49 +245,112 @@ class Replication:
                 if source.trouble is None or failures == 1:
                     logger.warning("replica %r: nothing could be merged from %r: %s", self.replica, source.name, error)
                 source.trouble = str(error)
-                pause = min(_LONGEST_PAUSE, seconds * 2 ** min(failures, 10))
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
+                await asyncio.sleep(pause_after(failures, seconds))
 
-    def _refuse(self, source: _Source, error: ReplicaRefused) -> None:
+    def _refuse(self, source: Source, error: ReplicaRefused) -> None:
         logger.error("replica %r: %s", self.replica, error)
-        source.trouble = str(error)
-        source.is_refused = True
+        source.refuse(str(error))
         if error.replica == self.replica:
             self.refusal = error
 
     async def pull_from(self, name: str, *, limit: int = _PAGE) -> bool:
-        """Read one part of another replica's log for each kind. Returns whether there may be more at once."""
+        """Read one part of another replica's log for each kind. Returns whether there may be more at once.
+
+        An actor whose events cannot be merged is held back, and tried again each time. When all else is done, this
+        raises why it could not.
+        """
         source = self._sources[name]
+        await self._learn()
         if source.is_refused:
             raise ReplicaRefused(name, source.trouble or "it was refused before")
+        is_more, failures = await self._pull_or_refuse(source, limit, is_told=True)
+        for failure in failures:
+            raise failure
+        return is_more
+
+    async def _pull_or_refuse(self, source: Source, limit: int, *, is_told: bool) -> tuple[bool, Sequence[Exception]]:
         try:
-            return await self._pull(source, limit)
+            return await self._pull(source, limit, is_told=is_told)
         except ReplicaRefused as error:
             self._refuse(source, error)
             raise
 
-    async def _pull(self, source: _Source, limit: int) -> bool:
+    async def _pull(self, source: Source, limit: int, *, is_told: bool) -> tuple[bool, Sequence[Exception]]:
+        """Whether there may be more, and why actors were held back. Who `is_told` to do it does not wait for a try."""
         name = source.name
         if not source.has_joined:
             await self._members.join(name, source.peer)
             source.has_joined = True
         is_more = False
+        failures: list[Exception] = []
         for kind, actor in list(self._kinds.items()):
             cursor = source.cursors.get(kind)
             if cursor is None:
                 cursor = source.cursors[kind] = await self._members.cursor(name, kind)
+            waiting = list(cursor.held_back)
             wish = Pull(kind, cursor.position, cursor.mark, limit)
             pulled = await source.peer.pull(wish)
             events = in_order(wish, pulled)
-            await self._merge(source, actor, events)
+            # Those of one that is held back come after what it has missed.
+            failed = await self._merge(source, actor, [one for one in events if one.stream_id not in cursor.held_back])
+            self._hold_back(source, cursor, failed, after=cursor.position)
+            failures += failed.values()
             source.ends[kind] = pulled.end
             if pulled.through > cursor.position:
                 await self._members.advance(cursor, pulled.through, events)
                 is_more = is_more or pulled.through < pulled.end
+            for stream_id in waiting:
+                if is_told or source.is_due(stream_id, self._runtime.loop.time()):
+                    failures += await self._try_again(source, actor, cursor, stream_id)
         source.trouble = None
-        return is_more
+        return is_more, failures
 
-    async def _merge(self, source: _Source, actor: type[ReplicatedActor[Any]], events: Sequence[RecordedEvent]) -> None:
+    def _hold_back(self, source: Source, cursor: Cursor, failed: Mapping[str, Exception], *, after: int) -> None:
+        """Note which actors' events are to be read again, and behind which position. Raises if they are too many."""
+        if failed and len({*failed, *cursor.held_back}) > _MOST_HELD_BACK:
+            raise next(iter(failed.values()))
+        for stream_id, error in failed.items():
+            cursor.held_back.setdefault(stream_id, after)
+            is_new = source.hold_back(
+                stream_id, error, now=self._runtime.loop.time(), seconds=self._seconds or _MANUAL_SECONDS
+            )
+            # Often one replica is read before another that has what it rests on.
+            level = logging.WARNING if is_new and not isinstance(error, Gap) else logging.DEBUG
+            logger.log(
+                level,
+                "replica %r: %r is held back, whose events of %r could not be merged: %s",
+                self.replica, stream_id, source.name, error,
+            )  # fmt: skip
+
+    async def _try_again(
+        self, source: Source, actor: type[ReplicatedActor[Any]], cursor: Cursor, stream_id: str
+    ) -> Sequence[Exception]:
+        """Read what an actor that was held back has missed, up to where all others are. Returns why it could not be
+        merged this time either."""
+        while (after := cursor.held_back[stream_id]) < cursor.position:
+            wish = Pull(cursor.kind, after, None, _PAGE, (stream_id,))
+            pulled = await source.peer.pull(wish)
+            # What is behind where all are comes again with what others get, and is known then.
+            missed = [one for one in in_order(wish, pulled) if one.stream_id == stream_id]
+            failed = await self._merge(source, actor, missed)
+            if failed:
+                self._hold_back(source, cursor, failed, after=after)
+                return list(failed.values())
+            if pulled.through <= after:
+                # It has not come there yet, such as a copy that is behind.
+                return []
+            cursor.held_back[stream_id] = pulled.through
+            await self._members.keep(cursor)
+        del cursor.held_back[stream_id]
+        source.held_back.pop(stream_id, None)
+        await self._members.keep(cursor)
+        logger.info("replica %r: %r is held back no more", self.replica, stream_id)
+        return []
+
+    async def _merge(
+        self, source: Source, actor: type[ReplicatedActor[Any]], events: Sequence[RecordedEvent]
+    ) -> Mapping[str, Exception]:
+        """Have events merged by their actors. Returns by which they could not be. Raises what is no single actor's."""
         streams: dict[str, list[RecordedEvent]] = {}
         for recorded in events:
             if stream_kind(recorded.stream_id) != actor.kind:
@@ -261,9 +368,20 @@ class Replication:
         results = await asyncio.gather(
             *(merge_one(stream_id, new) for stream_id, new in streams.items()), return_exceptions=True
         )
-        failures = [result for result in results if isinstance(result, BaseException)]
-        for failure in sorted(failures, key=lambda each: not isinstance(each, ReplicaRefused)):
+        by_stream = dict(zip(streams, results, strict=True))
+        failed = {
+            stream_id: result
+            for stream_id, result in by_stream.items()
+            if isinstance(result, Exception) and not isinstance(result, _OF_THE_STORE) and self._runtime.is_open
+        }
+        rest = [
+            result
+            for stream_id, result in by_stream.items()
+            if isinstance(result, BaseException) and stream_id not in failed
+        ]
+        for failure in sorted(rest, key=lambda each: not isinstance(each, ReplicaRefused)):
             raise failure
+        return failed
 
     async def _merge_stream(
         self, source: str, actor: type[ReplicatedActor[Any]], stream_id: str, events: Sequence[RecordedEvent]

@@ -276,7 +276,12 @@ class _Parts:
         self.changes = PostgresChanges(sql, self.pool)
         self.commands = PostgresCommands(sql, self.pool)
         self.ownership = PostgresOwnership(sql, self.pool)
-        self.reader = PostgresAudit(sql, self.pool, settle_seconds=target.command_timeout)
+        self.reader = PostgresAudit(
+            sql,
+            self.pool,
+            settle_seconds=target.command_timeout,
+            stored_through=lambda: self.append.stored_through,
+        )
         # A proxy that pools connections gives the one that listens to somebody else.
         self.wakeup = PostgresWakeUp(sql.channel, sql.listeners_lock, self.pool, session, listens=not server.is_pooled)
         self.transactions = PostgresTransactions(

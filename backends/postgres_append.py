@@ -48,6 +48,8 @@ class PostgresAppend:
         self._is_careful_until = 0.0
         self.last_position = 0
         """The end of the log as far as it was stored here; the log may be further."""
+        self.stored_through = 0
+        """The same, and certainly committed."""
 
     def forget(self, stream_id: str) -> None:
         """Look the stream up before the next append: something else than an append has changed it."""
@@ -78,10 +80,14 @@ class PostgresAppend:
             while self._outdated:
                 self._streams.pop(self._outdated.pop(), None)
             try:
-                return await self._append(batches)
+                outcomes = await self._append(batches)
             except BaseException:
                 self._streams.clear()
+                # A position that was taken and not committed is given to another event if the server breaks down.
+                self.last_position = self.stored_through
                 raise
+            self.stored_through = self.last_position
+            return outcomes
 
     async def append_within(self, session: PostgresSession, batches: Sequence[Batch]) -> Sequence[AppendOutcome] | None:
         """Store batches in the transaction that somebody else's session is in, and that keeps other appends away by
@@ -100,6 +106,7 @@ class PostgresAppend:
         for write in batch:
             self.forget(write.stream_id)
         self.last_position = max(self.last_position, outcome.position)
+        self.stored_through = max(self.stored_through, outcome.position)
 
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         stream_ids = {write.stream_id for batch in batches for write in batch}

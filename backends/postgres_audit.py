@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -52,8 +52,10 @@ class _Statement(NamedTuple):
 class PostgresAudit(PostgresReader):
     """A page is a few statements, all of them about what is final."""
 
-    def __init__(self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float) -> None:
-        super().__init__(sql, pool, settle_seconds=settle_seconds)
+    def __init__(
+        self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float, stored_through: Callable[[], int]
+    ) -> None:
+        super().__init__(sql, pool, settle_seconds=settle_seconds, stored_through=stored_through)
         self._audit = PostgresAuditSQL(sql.schema, sql.tenant)
         self._readable_through = 0
         e, s = self._audit.events.c, self._audit.streams.c

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -39,7 +39,7 @@ from eventstore.backend import (
 )
 from eventstore.codec import decode_metadata
 from eventstore.contract.record_page import RecordPage
-from eventstore.errors import JournalCorrupt, StoreBusy
+from eventstore.errors import JournalCorrupt, JournalLost, StoreBusy
 from eventstore.events import RecordedEvent
 from eventstore.tenant import NO_TENANT
 
@@ -67,14 +67,28 @@ class _Part(NamedTuple):
     rows: int = 0
 
 
-class PostgresReader:
-    """Reads through the pool. One statement is one moment; a call that takes several says why."""
+class _Seen(NamedTuple):
+    """An event that was there."""
 
-    def __init__(self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float) -> None:
+    position: int
+    event_id: bytes
+
+
+class PostgresReader:
+    """Reads through the pool. One statement is one moment; a call that takes several says why.
+
+    `stored_through` tells up to which position events are known to be stored that this store has appended.
+    """
+
+    def __init__(
+        self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float, stored_through: Callable[[], int]
+    ) -> None:
         self._sql = sql
         self._pool = pool
         self._settle_seconds = settle_seconds
+        self._stored_through = stored_through
         self._settled = 0
+        self._newest = _Seen(0, b"")
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         if not loads:
@@ -206,9 +220,11 @@ class PostgresReader:
     async def _page(self, after: int, through: int, limit: int, where: EventFilter) -> _Part:
         """The matching events of a settled part: fewer than the limit if they are too large for one answer."""
         parameters = [*_matches(where), after, through, limit]
+        known = self._known_end
         while (row := await self._pool.run(lambda session: self._columns(session, parameters))) is None:
             parameters[-1] = limit = max(1, limit // 8)
         end, count = row[0], row[1]
+        _check_end(end, known)
         if not count:
             return _Part((), after, is_full=not limit, end=end)
         try:
@@ -222,6 +238,11 @@ class PostgresReader:
         if where.tags:
             events = [event for event in events if event.metadata and set(event.metadata.tags) & set(where.tags)]
         return _Part(events, last, count == limit, end, count)
+
+    @property
+    def _known_end(self) -> int:
+        """The log does not end before this position: it has an event there."""
+        return max(self._newest.position, self._stored_through())
 
     async def _columns(self, session: PostgresSession, parameters: Sequence[object]) -> Any:
         """The one row of a page. None if it would be too large."""
@@ -239,8 +260,14 @@ class PostgresReader:
         Positions are taken before they can be seen, and a later one may be seen first. So the sequence is read, then
         the appends that are under way: once these have ended, whatever they stored up to there can be seen. No
         connection is kept while they are waited for: others may have work for it.
+
+        Raises `JournalLost` for a server that has lost events, whose positions it gives to others.
         """
-        ((end, appends),) = await self._rows(self._sql.settle)
+        known, newest = self._known_end, self._newest
+        ((end, appends, event_id, *last),) = await self._rows(self._sql.settle, newest.position)
+        _check_end(end, known)
+        if event_id is not None and event_id != newest.event_id:
+            raise _lost(f"another event is at position {newest.position} now")
         deadline = time.monotonic() + self._settle_seconds
         pause = _FIRST_LOOK_SECONDS
         while appends:
@@ -253,9 +280,29 @@ class PostgresReader:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
-            ((appends,),) = await self._rows(self._sql.still_appending, appends)
-        self._settled = max(self._settled, end)
+            ((now, appends),) = await self._rows(self._sql.still_appending, appends)
+            if now < end:
+                # The server broke down, and those appends are gone with their positions, which others will get.
+                return await self.settle()
+        if last[0] is not None and last[0] > self._newest.position:
+            # Behind an event that is stored, and not behind positions that were taken and hold none: when a server
+            # breaks down these may be given to others.
+            self._newest = _Seen(*last)
+            self._settled = last[0]
         return int(end)
+
+
+def _check_end(end: int, known: int) -> None:
+    if end < known:
+        raise _lost(f"its log ends at position {end}, and has had an event at {known}")
+
+
+def _lost(how: str) -> JournalLost:
+    return JournalLost(
+        "the server has lost events that it had stored: it was restored from an older copy, or a standby that lagged "
+        f"has taken over ({how}); nothing was read. Restore the newer data, or open a new store to go on without those "
+        "events"
+    )
 
 
 async def log_within(

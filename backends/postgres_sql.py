@@ -35,16 +35,18 @@ JOIN {schema}.journal_commands c ON c.stream = s.id AND c.command_id = w.command
 
 # The sequence is read first: the inner query is run for its row. Whoever has taken a position up to it holds the lock
 # from before, and gives it back only after its events can be seen. What a sequence and the locks hold does not depend
-# on a snapshot, so transactions that run long and append nothing do not matter.
+# on a snapshot, so transactions that run long and append nothing do not matter. By the event at a position that was
+# seen before, a server is told that has lost it and has given its position to another; the newest is for next time.
 _SETTLE = """
 SELECT h.position, (
     SELECT array_agg(l.virtualtransaction) FROM pg_catalog.pg_locks l
     WHERE h.position IS NOT NULL AND {is_append}
-)
+), (SELECT e.event_id FROM {schema}.journal_events e WHERE e.position = $1), n.position, n.event_id
 FROM (SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS position FROM {schema}.journal_events_position_seq) h
+LEFT JOIN (SELECT e.position, e.event_id FROM {schema}.journal_events e ORDER BY e.position DESC LIMIT 1) n ON true
 """
 _STILL_APPENDING = """
-SELECT array_agg(l.virtualtransaction) FROM pg_catalog.pg_locks l
+SELECT {end}, array_agg(l.virtualtransaction) FROM pg_catalog.pg_locks l
 WHERE l.virtualtransaction = ANY ($1::text[]) AND {is_append}
 """
 _IS_APPEND = """l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -229,7 +231,7 @@ class PostgresSQL:
         self.places = self.named(_PLACES)
         self.remembered = self.named(_REMEMBERED)
         self.settle = self.named(_SETTLE, is_append=is_append)
-        self.still_appending = self.named(_STILL_APPENDING, is_append=is_append)
+        self.still_appending = self.named(_STILL_APPENDING, is_append=is_append, end=_LOG_END)
         # The store without a tenant sees everybody's events.
         matches = {"matches": _MATCHES, "seen": "s.tenant = {tenant}" if tenant else "true"}
         self.log = self.named(_LOG, record=_RECORD, **matches)

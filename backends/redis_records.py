@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -50,7 +51,7 @@ _PLACE = struct.Struct(">QQ")
 _GIVEN = struct.Struct(">16sQQIHI")
 _REPLAYED = struct.Struct(">IHI")
 _SIZES = slice(_HEADER.size - _REPLAYED.size, _HEADER.size)
-_CHECKSUM = slice(_SIZES.start - 8, _SIZES.start)
+_CHECKSUM_OF = itemgetter(slice(_SIZES.start - 8, _SIZES.start))
 _WRITE = struct.Struct(">IqqII?")
 _HAS_BATCH = 0x8000
 _HAS_REPLICA = 0x4000
@@ -215,24 +216,26 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPag
     types: list[str] = []
     schema_versions: list[int] = []
     payloads: list[bytes] = []
-    sizes = name = b""
-    start = payload = end = schema_version = 0
+    layouts: dict[bytes, _Layout] = {}
+    names: dict[bytes, str] = {}
+    first = _SIZES.start
+    head = b""
+    end = payload = schema_version = 0
     type_ = ""
     try:
         for record in records:
-            # Most have the type of the one before, and all else at the same place.
-            if record[_SIZES] != sizes or record[start:end] != name:
+            # Most are like the one before: alone in a batch as that was, or of the same batch.
+            if record[first:end] != head or not head:
                 sizes = record[_SIZES]
-                schema_version, type_bytes, metadata_bytes = _REPLAYED.unpack(sizes)
-                start = _HEADER.size + (_ID_BYTES if type_bytes & _HAS_BATCH else 0)
-                if type_bytes & _HAS_REPLICA:
-                    _, start = _replica(record, start)
-                    # The next one may have it in another place.
-                    sizes = b""
-                end = start + (type_bytes & _MAX_TYPE_BYTES)
-                payload = end + metadata_bytes - 1 if metadata_bytes else end
+                layout = layouts.get(sizes)
+                if layout is None:
+                    layout = _layout(record, *_REPLAYED.unpack(sizes))
+                    if layout.is_of_all:
+                        layouts[sizes] = layout
+                start, end, payload, schema_version, is_of_all = layout
+                head = record[first:end] if is_of_all else b""
                 name = record[start:end]
-                type_ = name.decode()
+                type_ = names.get(name) or names.setdefault(name, name.decode())
             if payload > len(record):
                 raise ValueError("it is cut off")
             types.append(type_)
@@ -241,8 +244,27 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPag
     except (struct.error, ValueError) as error:
         raise damaged(error, stream_id=stream_id, version=version + len(payloads)) from error
     count = len(records)
-    checksums = struct.unpack(f">{count}Q", b"".join([record[_CHECKSUM] for record in records]))
+    checksums = struct.unpack(f">{count}Q", b"".join(map(_CHECKSUM_OF, records)))
     return EventPage(list(range(version, version + count)), types, schema_versions, payloads, list(checksums))
+
+
+class _Layout(NamedTuple):
+    """Where a record has its name and its payload. With a replica's part in it, that says nothing of others."""
+
+    start: int
+    end: int
+    payload: int
+    schema_version: int
+    is_of_all: bool
+
+
+def _layout(record: bytes, schema_version: int, type_bytes: int, metadata_bytes: int) -> _Layout:
+    start = _HEADER.size + (_ID_BYTES if type_bytes & _HAS_BATCH else 0)
+    if type_bytes & _HAS_REPLICA:
+        _, start = _replica(record, start)
+    end = start + (type_bytes & _MAX_TYPE_BYTES)
+    payload = end + metadata_bytes - 1 if metadata_bytes else end
+    return _Layout(start, end, payload, schema_version, not type_bytes & _HAS_REPLICA)
 
 
 def microseconds(time: datetime) -> int:

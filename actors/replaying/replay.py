@@ -29,7 +29,7 @@ _LARGEST_PAGE = 2000
 _PAGE_BYTES = 4 * 1024 * 1024
 
 # So many are applied without giving the event loop a turn.
-_EVENTS_AT_ONCE = 160
+_EVENTS_AT_ONCE = 200
 
 
 class Replay:

@@ -28,15 +28,19 @@ class CursorBegun(Event, name="replication.cursor_begun"):
 
 
 class Cursor:
-    """How far one kind of events was read in another replica's log, and the last event that was there."""
+    """How far one kind of events was read in another replica's log, and the last event that was there.
 
-    __slots__ = ("kind", "mark", "position", "replica")
+    All of it is stored here but for the events of the streams that are `held_back`, each from a position of its own on.
+    """
+
+    __slots__ = ("held_back", "kind", "mark", "position", "replica")
 
     def __init__(self, replica: str, kind: str, position: int = 0, mark: Mark | None = None) -> None:
         self.replica = replica
         self.kind = kind
         self.position = position
         self.mark = mark
+        self.held_back: dict[str, int] = {}
 
     @property
     def stream_id(self) -> str:
@@ -153,14 +157,19 @@ class Members:
                     mark = data["mark"]
                     cursor.mark = None if mark is None else Mark(mark[0], bytes.fromhex(mark[1]))
                     cursor.position = data["position"]
+                    cursor.held_back = data.get("held_back", {})
                     return cursor
         return None
 
     async def advance(self, cursor: Cursor, position: int, events: Sequence[RecordedEvent]) -> None:
-        """Keep that a log was read up to a position, once all of it is stored here."""
+        """Keep that a log was read up to a position, once all of it is stored here that is not held back."""
         if events:
             cursor.mark = Mark(events[-1].position, events[-1].event_id.bytes)
         cursor.position = position
+        await self.keep(cursor)
+
+    async def keep(self, cursor: Cursor) -> None:
+        """Keep a cursor as it is."""
         mark = None if cursor.mark is None else (cursor.mark.position, cursor.mark.event_id.hex())
-        data = orjson.dumps({"position": position, "mark": mark})
+        data = orjson.dumps({"position": cursor.position, "mark": mark, "held_back": cursor.held_back})
         await self._store.save_snapshot(new_snapshot(cursor.stream_id, 1, CURSOR, data), keep=1)

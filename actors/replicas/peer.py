@@ -43,12 +43,16 @@ class Mark(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """A wish for the events of one kind behind a position; `mark` is the last that was had before."""
+    """A wish for the events of one kind behind a position; `mark` is the last that was had before.
+
+    With `stream_ids`, only those of these streams are wanted; whoever gives all of the kind does no harm.
+    """
 
     kind: str
     after: int
     mark: Mark | None
     limit: int
+    stream_ids: tuple[str, ...] = ()
 
 
 class Pulled(NamedTuple):
@@ -92,9 +96,9 @@ class StorePeer:
         return None
 
     async def pull(self, wish: Pull) -> Pulled:
-        kind, after, mark, limit = wish
+        kind, after, mark, limit, stream_ids = wish
         # A store without a tenant shows those of all.
-        where = EventFilter(kinds=(kind,), tenants=(self._store.tenant,))
+        where = EventFilter(kinds=(kind,), stream_ids=stream_ids, tenants=(self._store.tenant,))
         start = after
         if mark is not None:
             # One trip for both: the marked event, and what is behind.

@@ -96,6 +96,11 @@ class Participant:
         await cell.catch_up()
         self.version = cell.version
 
+    async def refresh(self) -> None:
+        """Bring the state, on which nothing was decided yet, up to the journal, where it may be behind unknowingly."""
+        await self.cell.catch_up(is_fresh=True)
+        self.version = self.cell.version
+
     async def remembers_by_now(self, command_id: str) -> bool:
         """Whether the journal has an outcome of the transaction; then the next run is told of it."""
         found = await self.cell.memory().look_up(command_id)

@@ -246,6 +246,9 @@ class Transaction:
         else:
             found = participant.version
         if found != version and not self.is_repeated:
+            if participant is not None:
+                # It was decided on what is known here, which may be behind: the next transaction looks.
+                participant.cell.is_doubtful = True
             raise self._ended(ConcurrencyError(ref.stream_id, version, found))
 
     @property
@@ -328,6 +331,9 @@ class Transaction:
             error = await self._in_time(finding_out) if participant.remembered is not None else await finding_out
         if error is None and not self.is_repeated:
             expected = self._expected.pop(participant.stream_id, participant.version)
+            if expected != participant.version:
+                # Whoever expects it may have read the journal, where another process was ahead of what is known here.
+                await self._in_time(participant.refresh())
             if expected != participant.version:
                 error = ConcurrencyError(participant.stream_id, expected, participant.version)
         if error is not None:

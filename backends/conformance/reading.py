@@ -9,8 +9,8 @@ import pytest
 from backends.conformance.cases import case
 from backends.conformance.events import closing, collect, happened, numbers, tagged, versions, write
 from backends.conformance.fixtures import StoreFixtures
-from eventstore.backend import NO_EVENTS, Backend, EventFilter, Load, Loaded, StreamWrite
-from eventstore.codec import checksum_of
+from eventstore.backend import NO_EVENTS, Backend, EncodedEvent, EventFilter, Load, Loaded, StreamWrite
+from eventstore.codec import checksum_of, encoded_event, new_event_id
 from eventstore.errors import InvalidArgument, JournalCorrupt, StoreClosed
 from eventstore.store import Append, EventStore
 
@@ -198,6 +198,26 @@ class Reading(StoreFixtures):
         assert (loaded.snapshot, loaded.version, loaded.truncated) == (None, 2, 0)
         expected = checksum_of("conformance.happened", 1, b'{"number":2}', None)
         assert list(loaded.events)[1:] == [(2, "conformance.happened", 1, b'{"number":2}', expected)]
+
+    async def test_a_load_gives_each_event_what_is_its_own_whatever_stands_beside_it(
+        self, store: EventStore, backend: Backend
+    ) -> None:
+        # One type as long as another, then a shorter one; alone and in batches; with and without metadata.
+        kinds = [("one.kind", 1, None), ("two.kind", 1, None), ("two.kind", 2, b'{"user":"u"}'), ("short", 1, None)]
+        order = [0, 0, 1, 1, 0, 1, 2, 2, 1, 3, 3, 0, 2, 0, 3]
+        sizes = [1, 1, 2, 1, 3, 2, 4, 1]
+        stored: list[tuple[int, str, int, bytes, int]] = []
+        for size in (*sizes, *sizes):
+            events: list[EncodedEvent] = []
+            for version in range(len(stored) + 1, len(stored) + size + 1):
+                type_, schema_version, metadata = kinds[order[(version - 1) % len(order)]]
+                own, payload = new_event_id(), b'{"number":%d}' % version
+                batch_id = events[0].event_id if events else own
+                events.append(encoded_event(own, type_, schema_version, payload, metadata, batch_id))
+                stored.append((version, type_, schema_version, payload, events[-1].checksum))
+            await backend.append([[StreamWrite("a", stored[-1][0] - size, events)]])
+        for after in (0, 1, 4, 11, 29):
+            assert list((await store.load(Load("a", after))).events) == stored[after:]
 
     async def test_the_checksum_of_an_event_is_stored_with_it(self, store: EventStore) -> None:
         await store.append("a", [tagged(7, "x"), *happened(8)])

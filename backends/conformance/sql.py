@@ -309,6 +309,7 @@ class SQLTransactions(StoreFixtures):
         assert await store.version("a") == 1
 
     async def test_a_cancelled_commit_is_finished(self, store: EventStore) -> None:
+        cancelled = 0
         for turns in range(12):
             begun = await store.begin_sql(seconds=SECONDS)
             await transfer(begun, turns)
@@ -317,10 +318,13 @@ class SQLTransactions(StoreFixtures):
                 await asyncio.sleep(0)
             committing.cancel()
             await asyncio.wait([committing])
-            assert committing.cancelled()
+            # One that is quick was at its end before it was to be cancelled.
+            assert committing.cancelled() or isinstance(committing.result(), Appended)
+            cancelled += committing.cancelled()
             # Where it was cancelled before it began, it was never asked for.
             await begun.rollback()
             assert len(await transferred(store)) == await store.version("a")
+        assert cancelled >= 2
         assert await store.version("a") >= 8
 
     async def test_a_cancelled_begin_leaves_nothing_open(self, store: EventStore) -> None:

@@ -49,6 +49,7 @@ from eventstore.errors import (
     InvalidQuery,
     InvalidStreamId,
     InvalidTenant,
+    UpcasterError,
 )
 
 _TRACEBACK = "EVENTSTORE_TRACEBACK"
@@ -56,7 +57,7 @@ _TRACEBACK = "EVENTSTORE_TRACEBACK"
 _EXIT_CODES = f"""\b
 Exit codes:
     0  fine
-    1  something is wrong: a difference, a store that is not healthy, nothing by that name
+    1  something is wrong: a difference, a store that is not healthy, upcasters that lead nowhere, nothing by that name
     2  wrong usage
     3  the store cannot be opened, or cannot serve
    70  an unexpected error ({_TRACEBACK}=1 shows where)
@@ -161,7 +162,7 @@ def _failed(error: Exception, messages: Messages) -> int:
     match error:
         case CommandFailed():
             code = error.code
-        case ImportRefused():
+        case ImportRefused() | UpcasterError():
             code = Exit.WRONG
         case InvalidStreamId() | InvalidTenant() | InvalidQuery() | InvalidArgument():
             code = Exit.USAGE

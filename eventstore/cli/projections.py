@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -124,7 +125,8 @@ def run(
     ] = 10,
     tenant: Tenant = None,
 ) -> Exit:
-    """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C.
+    """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C or SIGTERM. Then another
+    can go on at once.
 
     It may be started several times, on several machines: one works, the others wait until that one is gone. The
     partitions of a projection are spread evenly over all that follow it.
@@ -144,9 +146,32 @@ async def _run(
         with ExitStack() as stack:
             progress = await projection_progress(store, projection, stack, follow=follow)
             runner = ProjectionRunner(store, projection, lease_seconds=lease, on_progress=shown_on(progress))
-            await runner.run(follow=follow)
+            await _run_until_told(runner, follow=follow)
         await say_where(store, projection.name, messages)
     return Exit.FINE
+
+
+async def _run_until_told(runner: ProjectionRunner, *, follow: bool) -> None:
+    """Run, and come back at a SIGTERM once it has let go of the projection. That is how a service is ended."""
+    loop = asyncio.get_running_loop()
+    running = asyncio.ensure_future(runner.run(follow=follow))
+    is_told = False
+
+    def tell() -> None:
+        nonlocal is_told
+        # A second one ends the program at once.
+        loop.remove_signal_handler(signal.SIGTERM)
+        is_told = True
+        running.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, tell)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not is_told:
+            raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 @projections.command("pause", short_help="Let nobody bring a projection forward.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from actors.replicas.members import CURSOR, CursorBegun, Members
+from actors.replicas.members import CURSOR, Cursor, CursorBegun, Members
 from actors.replicas.peer import MEMBERS, ReplicaNamed
 from eventstore.backend import EventFilter
 from eventstore.cli.arguments import Address, Json, Tenant, Url
@@ -50,7 +50,8 @@ def status(
     """Show which replicas take part, as one of them knows it, and how far each has read the other's log.
 
     Columns: who reads, whose log, the kind of events, the position that was read up to, how many positions are left to
-    read (only where the other's store was given with --peer), and whether the other has left or cannot be reached.
+    read (only where the other's store was given with --peer), and whether the other has left, cannot be reached, or has
+    actors whose events could not be merged: these are tried again by themselves.
 
     \b
     Example:
@@ -82,14 +83,15 @@ async def _status(address: Address, urls: dict[str, str], *, json: bool) -> Exit
                     ends[other] = await other_store.end()
                     theirs = Members(other_store, await replica_of(other_store), ())
                     await theirs.read()
-                    cursors += [each for each in await _cursors(other_store, theirs) if each[1] == name]
+                    cursors += [each for each in await _cursors(other_store, theirs) if each[1].replica == name]
             except EventStoreError as error:
                 notes[other] = f"cannot be read: {error}"
-        for reader, source, kind, position in cursors:
-            end = ends.get(source)
-            note = notes.get(source, "") or notes.get(reader, "")
-            rows.add(_Seen(reader, source, kind, position, None if end is None else max(0, end - position), note))
-        known = {source for _, source, _, _ in cursors}
+        for reader, cursor in cursors:
+            end = ends.get(cursor.replica)
+            behind = None if end is None else max(0, end - cursor.position)
+            note = notes.get(cursor.replica, "") or notes.get(reader, "") or _held_back(cursor)
+            rows.add(_Seen(reader, cursor.replica, cursor.kind, cursor.position, behind, note))
+        known = {cursor.replica for _, cursor in cursors}
         for other in sorted({*members.others, *members.left, *urls} - known):
             rows.add(_Seen(name, other, "", 0, None, notes.get(other, "nothing was read yet")))
     rows.flush()
@@ -105,14 +107,23 @@ async def replica_of(store: EventStore) -> str:
     raise CommandFailed(f"{store.url} is no replica's journal")
 
 
-async def _cursors(store: EventStore, members: Members) -> list[tuple[str, str, str, int]]:
-    found: list[tuple[str, str, str, int]] = []
+async def _cursors(store: EventStore, members: Members) -> list[tuple[str, Cursor]]:
+    """How far the store's replica has read others, each with its name."""
+    found: list[Cursor] = []
     async for recorded in store.read_all(where=EventFilter(kinds=(CURSOR,), tenants=(store.tenant,))):
         begun = store.decode(recorded)
         if isinstance(begun, CursorBegun):
             cursor = await members.kept_cursor(begun.replica, begun.kind)
-            found.append((members.replica, begun.replica, begun.kind, cursor.position if cursor else 0))
-    return sorted(found)
+            found.append(cursor or Cursor(begun.replica, begun.kind))
+    return [(members.replica, cursor) for cursor in sorted(found, key=lambda each: (each.replica, each.kind))]
+
+
+def _held_back(cursor: Cursor) -> str:
+    count = len(cursor.held_back)
+    if not count:
+        return ""
+    first = min(cursor.held_back)
+    return f"{first}{f' and {count - 1} more are' if count > 1 else ' is'} held back: the reader's log says why"
 
 
 def _cells(seen: _Seen) -> tuple[str, ...]:

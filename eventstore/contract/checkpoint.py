@@ -84,6 +84,8 @@ class Checkpoint:
     updated_at: str = field(default_factory=now)
     partition: int = 0
     partitions: int = 1
+    tables: tuple[str, ...] = ()
+    """Which tables were made for this version; none where that was before it was noted."""
 
     @property
     def stored_name(self) -> str:
@@ -119,6 +121,7 @@ class Checkpoint:
                 fields["updated_at"],
                 int(partition or 0),
                 fields["partitions"],
+                tuple(fields.get("tables", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise JournalCorrupt(f"the checkpoint of projection {name!r} version {version} is damaged") from error
@@ -133,6 +136,7 @@ class Checkpoint:
             "kinds": self.kinds,
             "tenants": self.tenants,
             "partitions": self.partitions,
+            "tables": self.tables,
             "letters": [list(letter) for letter in self.letters],
             "marks": [[mark.position, mark.events, mark.checksum.hex()] for mark in self.marks],
             "updated_at": now(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -38,6 +38,8 @@ _LARGEST_PAGE = 1000
 _COMPARED_PAGE = 500
 
 _STREAMS = 200
+# Of outcomes, which may each be as large as an event, a page has as many as are likely to take `_RECORDS_BYTES`.
+_FIRST_COMMANDS = 16
 _COMMANDS = 500
 # So much is given to the target in one commit, of streams' outcomes and snapshots.
 _RECORDS_BYTES = 4 * 1024 * 1024
@@ -222,14 +224,13 @@ class Copy:
                 records = records._replace(replaces=True)
                 is_changed = True
         if head.commands and (after, 0 if mine is None else mine.commands) != (head.newest, head.commands):
-            while page := await self._source.commands(head.number, after=after, limit=_COMMANDS):
+            async for page in _outcomes(self._source, head.number, after=after):
                 commands = [each for each in page if each.version <= known]
-                if commands:
-                    yield records._replace(commands=commands)
+                for portion in _portions(commands):
+                    yield records._replace(commands=portion)
                     records, is_changed = records._replace(replaces=False, snapshots=None), False
                 if len(commands) < len(page):
                     break
-                after = page[-1].outcome.command_id
         if is_changed:
             yield records
 
@@ -328,14 +329,12 @@ class _Comparison:
             self._compared.commands += 1
 
     async def _outcomes(self, archive: Archive, number: int, version: int) -> AsyncGenerator[ArchivedCommand]:
-        """What a stream remembers up to a version. Of large ones a backend may give fewer at once than asked for."""
-        after = ""
-        while page := await archive.commands(number, after=after, limit=_COMMANDS):
+        """What a stream remembers up to a version."""
+        async for page in _outcomes(archive, number):
             for each in page:
                 if each.version > version:
                     return
                 yield each
-            after = page[-1].outcome.command_id
 
     async def _strangers(self) -> None:
         after = 0
@@ -377,7 +376,34 @@ def _event_difference(one: ArchivedEvent | None, other: ArchivedEvent | None) ->
     return f"the events at position {one.position} (stream {one.stream_id!r}) differ in: {names}"
 
 
+async def _outcomes(archive: Archive, number: int, *, after: str = "") -> AsyncGenerator[Sequence[ArchivedCommand]]:
+    """What a stream remembers behind a command, in pages. Of large ones a backend may give fewer than asked for."""
+    limit = _FIRST_COMMANDS
+    while page := await archive.commands(number, after=after, limit=limit):
+        yield page
+        after = page[-1].outcome.command_id
+        limit = max(1, min(_COMMANDS, 2 * limit, _RECORDS_BYTES * len(page) // sum(map(_size_of_outcome, page))))
+
+
+def _portions(commands: Sequence[ArchivedCommand]) -> Iterator[Sequence[ArchivedCommand]]:
+    """What is given to a target at once: on Redis that is one script, which keeps everybody waiting."""
+    portion: list[ArchivedCommand] = []
+    size = 0
+    for command in commands:
+        more = _size_of_outcome(command)
+        if portion and size + more > _RECORDS_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(command)
+        size += more
+    if portion:
+        yield portion
+
+
 def _size_of(records: StreamRecords) -> int:
-    commands: Sequence[ArchivedCommand] = records.commands
-    size = sum(len(command.outcome.payload) + 200 for command in commands)
+    size = sum(map(_size_of_outcome, records.commands))
     return size + sum(len(snapshot.payload) + 200 for snapshot in records.snapshots or ()) + 200
+
+
+def _size_of_outcome(command: ArchivedCommand) -> int:
+    return len(command.outcome.payload) + 200

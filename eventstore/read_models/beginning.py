@@ -18,7 +18,10 @@ async def begin(store: EventStore, projection: type[Projection], version: int, s
     """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already."""
     check_tenant(store, projection)
     count = projection.partitions
-    whole = Checkpoint(projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants)
+    names = tuple(table.fullname for table in projection.tables)
+    whole = Checkpoint(
+        projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants, tables=names
+    )
     parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
     made = new(projection, parts[0])
     building = version if made.is_building else None

@@ -9,6 +9,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from uuid import uuid4
@@ -18,6 +19,7 @@ from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, 
 from eventstore.contract.record_page import RecordPage
 from eventstore.errors import (
     CapabilityError,
+    EventStoreError,
     ProjectionStopped,
 )
 from eventstore.events import RecordedEvent
@@ -38,6 +40,9 @@ _PARTS = 16
 
 # How far a projection has come although none of its events was there is stored this often.
 _SAVE_EVERY_SECONDS = 1.0
+
+# Who ends a runner waits for no database that does not answer.
+_LET_GO_SECONDS = 2.0
 
 
 class ProjectionRunner:
@@ -77,7 +82,7 @@ class ProjectionRunner:
         self._version = version
         self._on_progress = on_progress
         self._id = uuid4().hex
-        self._name = f"{platform.node()}:{os.getpid()}"
+        self._name = this_process()
         self._where = projection.where()
         self._partition = 0
         self._size = min(FIRST_BATCH, projection.batch_size)
@@ -87,8 +92,8 @@ class ProjectionRunner:
         self._saved_at = 0.0
 
     async def run(self, *, follow: bool = True) -> None:
-        """Apply what the log has, and with `follow` what comes then, until it is cancelled. While the database cannot
-        be reached it waits.
+        """Apply what the log has, and with `follow` what comes then, until it is cancelled. It gives its lease
+        back then. While the database cannot be reached it waits.
 
         Without `follow` it ends when it has reached the end that the log had when it began; also if another runner has.
         Raises `ProjectionStopped` if the projection is paused, or was while it worked (with `follow` it waits for
@@ -105,7 +110,9 @@ class ProjectionRunner:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                task.cancel()
+                # One that is cancelled already gives its lease back.
+                if not task.cancelling():
+                    task.cancel()
             await asyncio.wait(tasks)
 
     def _part(self, number: int, positions: dict[int, int]) -> ProjectionRunner:
@@ -123,6 +130,22 @@ class ProjectionRunner:
         return part
 
     async def _run(self, *, follow: bool) -> None:
+        try:
+            await self._bring_forward(follow=follow)
+        except BaseException:
+            await self._let_go()
+            raise
+
+    async def _let_go(self) -> None:
+        """Give the lease back, if it is this runner's and the database answers: so nobody has to wait until it ends."""
+        with suppress(EventStoreError, TimeoutError):
+            async with asyncio.timeout(_LET_GO_SECONDS):
+                checkpoint, _ = await self._current()
+                if checkpoint is not None and checkpoint.runner == self._id:
+                    # Where a batch of this runner is being stored in this moment, one of the two comes too late.
+                    await self._store.save_checkpoint(replace(checkpoint, runner=""))
+
+    async def _bring_forward(self, *, follow: bool) -> None:
         failures = 0
         end: int | None = None
         while True:
@@ -334,6 +357,11 @@ class ProjectionRunner:
         self._handlers_seconds = await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
+
+
+def this_process() -> str:
+    """What runners of this process are called, so that others on this machine can see whether it is there."""
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def _has_ended(runner_name: str) -> bool:

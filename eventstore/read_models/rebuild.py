@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from itertools import count
+from uuid import uuid4
 
 from eventstore import read_model_tables
 from eventstore.contract.checkpoint import Checkpoint, Status, version_of
@@ -16,13 +16,16 @@ from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.beginning import begin
 from eventstore.read_models.delivering import Poison, handle_events, new
-from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner
+from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner, this_process
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
 _MOST_LEFT = 2000
 _ROUNDS = 5
+
+# So often it is tried to take the live one's place. Without transactions that one is held up after `_ROUNDS`.
+_MOST_ROUNDS = 20
 
 
 async def rebuild(
@@ -33,12 +36,15 @@ async def rebuild(
     too. Returns the new version's checkpoint, that of the first partition if there are several.
 
     On SQL stores the places are changed in one transaction, in which the new version also gets what the live one had
-    got ahead of it: nobody who reads sees it go back. Raises `ProjectionStopped` for an event that cannot be applied;
-    the live one is not touched by that, and the next rebuild begins anew.
+    got ahead of it: nobody who reads sees it go back. Elsewhere the live one is held up at last if it stays ahead, for
+    less than the lease of its runner. Raises `ProjectionStopped` for an event that cannot be applied; the live one is
+    not touched by that, and the next rebuild begins anew. Raises `ProjectionError` if it can never take the place.
     """
     version = await _begin(store, projection)
     runner = ProjectionRunner(store, projection, version=version, on_progress=on_progress)
-    for round_ in count():
+    for round_ in range(_MOST_ROUNDS):
+        if round_ >= _ROUNDS and not store.capabilities.user_sql:
+            await _hold_up(store, projection)
         await runner.run(follow=False)
         live, building = await _versions(store, projection)
         positions = [part.position for part in building]
@@ -58,7 +64,19 @@ async def rebuild(
         if round_ >= _ROUNDS:
             raise error
         logger.warning("projection %s: the rebuild tries again: %s", projection.name, error)
-    raise AssertionError("it is counted without an end")
+    raise ProjectionError(
+        f"the rebuild of projection {projection.name!r} does not come to where the live one is, which has got ahead of "
+        f"it {_MOST_ROUNDS} times; pause the live one, or stop its runners, and rebuild: it goes on where it is"
+    )
+
+
+async def _hold_up(store: EventStore, projection: type[Projection]) -> None:
+    """Let the live one stand still until its runner takes it back, which it does after its lease."""
+    live, _ = await _versions(store, projection)
+    for part in live:
+        # Each has a holder of its own: of one that has several, a runner would take some over. Where this is too late
+        # the next round tries again.
+        await store.save_checkpoint(replace(part, runner=uuid4().hex, runner_name=this_process()))
 
 
 async def _begin(store: EventStore, projection: type[Projection]) -> int:
@@ -103,6 +121,12 @@ async def _delete(transaction: SqlTransaction, parts: Sequence[Checkpoint]) -> b
     return True
 
 
+async def _locked(transaction: SqlTransaction, parts: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Those that are still there, as they are now: a moment later, one that is brought forward is another."""
+    found = [await transaction.lock_checkpoint(part.stored_name, part.version) for part in parts]
+    return [Checkpoint.of(each) for each in found if each is not None]
+
+
 async def _switch(store: EventStore, projection: type[Projection], version: int) -> list[Checkpoint] | None:
     """Put a version in its place. None if something has changed meanwhile."""
     live, building = await _versions(store, projection)
@@ -112,9 +136,10 @@ async def _switch(store: EventStore, projection: type[Projection], version: int)
         return await _switch_without_transaction(store, projection, building)
     async with _transaction(store) as transaction:
         # From here on the live one stands still: whoever brings it forward waits, and finds it gone.
-        if not await _delete(transaction, live):
+        locked = await _locked(transaction, live)
+        if len(locked) < len(live) or not await _delete(transaction, locked):
             return None
-        behind = [await _caught_up(store, projection, transaction, part, _most(live)) for part in building]
+        behind = [await _caught_up(store, projection, transaction, part, _most(locked)) for part in building]
         for part in behind:
             if not await transaction.save_checkpoint(part.stored()):
                 return None
@@ -131,7 +156,21 @@ async def _switch(store: EventStore, projection: type[Projection], version: int)
                 "live one is as it was, and the next rebuild goes on from here"
             ) from error
         await transaction.commit(())
-        return [part.saved() for part in behind]
+    _tell_what_stays(projection, live)
+    return [part.saved() for part in behind]
+
+
+def _tell_what_stays(projection: type[Projection], live: Sequence[Checkpoint]) -> None:
+    """Name the tables that the version before had, and this one has not. They are not dropped: another projection may
+    have them now, and somebody may still read them."""
+    kept = {table.fullname for table in projection.tables}
+    stay = sorted({name for part in live for name in part.tables} - kept)
+    if stay:
+        logger.warning(
+            "projection %s: %s: no longer among its tables, and left in the database as of position %d; drop what "
+            "nobody reads",
+            projection.name, ", ".join(stay), _most(live),
+        )  # fmt: skip
 
 
 async def _caught_up(

@@ -524,6 +524,26 @@ async def test_an_expectation_that_failed_cannot_be_passed_over(
     assert await asyncio.gather(a.ask(Read()), b.ask(Read())) == [["before"], []]
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+async def test_an_actor_that_is_behind_what_is_expected_of_it_catches_up(
+    system: ActorSystem, other: EventStore, is_before: bool
+):
+    a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+    await a.ask(Write(text="before"))
+    await write_elsewhere(other, "a", "other")
+
+    async def work(tx: Transaction) -> list[str]:
+        if is_before:
+            tx.expect(a, version=2)
+        found = await tx.ask(a, Read())
+        tx.expect(a, version=2)
+        await tx.ask(b, Write(text="1"))
+        return found
+
+    assert await system.transact(work, retries=0 if is_before else 1) == ["before", "other"]
+    assert await texts(system.store, "b") == ["1"]
+
+
 async def test_two_expectations_of_one_actor_must_agree(system: ActorSystem):
     with pytest.raises(ConcurrencyError):
         async with system.transaction() as tx:

@@ -11,7 +11,7 @@ import pytest
 
 from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.postgres_session import PostgresSession
-from eventstore import BackendUnavailable, EventStore, schema
+from eventstore import BackendUnavailable, EventStore, EventStoreError, JournalLost, schema
 from eventstore.backend import EventFilter
 from eventstore.url import parse_store_url
 
@@ -236,3 +236,119 @@ async def test_where_the_log_ends_is_told_to_who_reads_none_of_it(postgres_url: 
             page = await store.read_page(limit=0)
             assert (len(page.events), page.position, page.is_end, page.end) == (0, 0, False, 3)
             await collect(store.read_all())
+
+
+async def set_back(url: str, position: int) -> None:
+    """As after a fail-over to a standby that lagged, or from a backup: the newest events are not there."""
+    async with connected(url) as owner:
+        await owner.execute("SET session_replication_role = replica")
+        await owner.execute("DELETE FROM journal_events WHERE position > $1", position)
+        await owner.execute("UPDATE journal_streams SET version = $1 WHERE stream_id = 'a'", position)
+        await owner.fetch("SELECT setval('journal_events_position_seq', $1)", position)
+
+
+@pytest.mark.parametrize("is_writer", [False, True])
+@pytest.mark.parametrize("others", [0, 1, 3, 5])
+async def test_a_server_that_has_lost_what_was_seen_of_it_is_refused(
+    postgres_url: str, others: int, is_writer: bool
+) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1, 2, 3))
+        if not is_writer:
+            store = other
+            assert len(await collect(store.read_all())) == 3
+        await set_back(postgres_url, 1)
+        async with EventStore.open(postgres_url) as another:
+            if others:
+                await another.append("others", happened(*range(others)))
+            if is_writer and others > 1:
+                # It has only stored, and reads for the first time: it knows positions, and not what was there.
+                assert len(await collect(store.read_all())) == 1 + others
+            else:
+                for after in (0, 2, 3):
+                    with pytest.raises(JournalLost, match="at position 3 now|ends at position"):
+                        await collect(store.read_all(after=after))
+            assert len(await collect(another.read_all())) == 1 + others
+
+
+async def test_a_page_that_was_final_is_refused_too_where_the_log_has_ended_before(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(*range(9)))
+        await collect(store.read_all())
+        await set_back(postgres_url, 5)
+        with pytest.raises(JournalLost, match="ends at position 5, and has had an event at 9"):
+            await store.read_page(limit=2)
+
+
+async def test_positions_that_a_breakdown_takes_back_are_final_no_more(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1))
+        async with unfinished_append(postgres_url, "held") as held:
+            await held.execute("ROLLBACK")
+        assert (await store.read_page()).position == 2
+        # No event was lost: the server had not yet written down that the second position was taken.
+        await set_back(postgres_url, 1)
+        async with unfinished_append(postgres_url, "held") as held:
+            later = await other.append("later", happened(3))
+            reading = asyncio.create_task(collect(store.read_all()))
+            await asyncio.wait([reading], timeout=0.3)
+            assert not reading.done()
+            await held.execute("COMMIT")
+            async with asyncio.timeout(PATIENCE):
+                seen = [(recorded.stream_id, recorded.position) for recorded in await reading]
+    assert seen == [("a", 1), ("held", 2), ("later", later.position)]
+
+
+async def test_positions_that_a_breakdown_takes_back_are_not_waited_for(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1))
+        async with unfinished_append(postgres_url, "held") as held:
+            reading = asyncio.create_task(store.read_page())
+            await asyncio.wait([reading], timeout=0.3)
+            assert not reading.done()
+            await fetch(postgres_url, "SELECT setval('journal_events_position_seq', 1)")
+            await held.execute("ROLLBACK")
+            async with asyncio.timeout(PATIENCE):
+                assert (await reading).position == 1
+
+
+async def test_a_position_that_was_not_committed_is_none_that_was_stored(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the last resort an append locks its streams, and commits behind its statement.
+    monkeypatch.setattr("backends.postgres_append._OPTIMISTIC_ROUNDS", 0)
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a", happened(1))
+        await other.append("a", happened(2))
+        async with connected(postgres_url) as owner:
+            await owner.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN RAISE EXCEPTION ''not this one''; END'; "
+                "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON journal_events DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+            with pytest.raises(EventStoreError):
+                await store.append("a", happened(3))
+            await owner.execute("DROP TRIGGER refuse ON journal_events")
+            # The server breaks down before it has written down that the position was taken.
+            assert (await fetch(postgres_url, "SELECT last_value FROM journal_events_position_seq"))[0][0] > 2
+            await owner.fetch("SELECT setval('journal_events_position_seq', 2)")
+        assert await numbers(store.read_all()) == [1, 2]
+        assert (await store.append("a", happened(3))).position == 3
+        assert await numbers(store.read_all()) == [1, 2, 3]
+
+
+async def test_truncations_are_recorded_in_the_order_in_which_they_can_be_seen(postgres_url: str) -> None:
+    # Who has sealed what is recorded up to a number never looks below it again.
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:
+        await store.append("a", happened(1, 2))
+        await store.append("b", happened(1, 2))
+        await holder.execute("BEGIN")
+        await holder.fetch("SELECT 1 FROM journal_events WHERE position = 1 FOR UPDATE")
+        first = asyncio.create_task(store.truncate("a", 1, reason="test"))
+        await waiting_for_locks(postgres_url, 1)
+        second = asyncio.create_task(store.truncate("b", 1, reason="test"))
+        await waiting_for_locks(postgres_url, 2)
+        await holder.execute("COMMIT")
+        assert [await first, await second] == [1, 1]
+        assert [removal.stream_id async for removal in store.removals()] == ["a", "b"]

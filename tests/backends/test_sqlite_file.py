@@ -7,6 +7,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -342,3 +343,23 @@ async def test_a_snapshot_that_holds_text_instead_of_bytes_is_unusable_and_named
         [found] = await store.snapshots("a")
     assert isinstance(found, SnapshotUnusable)
     assert (found.stream_id, found.version) == ("a", 1)
+
+
+async def test_one_file_by_two_names_is_one_journal(tmp_path: Path) -> None:
+    # Links to the file itself are refused; its directory may have several names.
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    urls = [f"sqlite:///{tmp_path}/{name}/journal.db" for name in ("real", "link")]
+    async with EventStore.open(urls[0]) as one, EventStore.open(urls[1]) as other:
+        stores = (one, other)
+        epochs = [await store.claim("owned") for store in stores]
+        assert epochs == [1, 2]
+        await asyncio.gather(*(store.append("a", happened(number)) for number in range(50) for store in stores))
+        for store in stores:
+            assert [event.version async for event in store.read("a")] == list(range(1, 101))
+            assert sorted(await numbers(store.read_all())) == sorted([*range(50)] * 2)
+        # What keeps the writers apart where SQLite itself does not do it well enough is one file, too.
+        kept = [path.stat().st_ino for name in ("real", "link") for path in (tmp_path / name).glob("*-lock")]
+        assert len(set(kept)) * 2 == len(kept)
+    with closing(sqlite3.connect(tmp_path / "real" / "journal.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

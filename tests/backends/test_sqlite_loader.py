@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -17,6 +19,7 @@ from backends.sqlite import SQLiteBackend
 from backends.sqlite_loader import SQLiteLoader
 from eventstore import EventStore
 from eventstore.backend import Load, Loaded, StoredSnapshot
+from eventstore.errors import JournalCorrupt
 
 MIB = 1024 * 1024
 
@@ -44,6 +47,33 @@ async def loaded(backend: SQLiteBackend, *loads: Load) -> list[Loaded]:
     answers = [answer for answer in await backend.load(loads) if isinstance(answer, Loaded)]
     assert len(answers) == len(loads)
     return answers
+
+
+async def test_a_payload_that_is_a_blob_is_damage_of_its_own_stream(tmp_path: Path, backend: SQLiteBackend):
+    await backend.append([[write("a", b"1", b"2", b"3")]])
+    await backend.append([[write("b", b"4")]])
+    with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as connection:
+        connection.execute("DROP TRIGGER journal_events_no_update")
+        connection.execute("UPDATE journal_events SET payload = CAST(payload AS BLOB) WHERE payload = '2'")
+    (alone,) = await backend.load([Load("a")])
+    damaged, other, _ = await backend.load([Load("a"), Load("b"), Load("nobody")])
+    for answer in (alone, damaged):
+        assert isinstance(answer, JournalCorrupt)
+        assert (answer.stream_id, answer.version) == ("a", 2)
+    assert isinstance(other, Loaded)
+    assert other.events.payloads == [b"4"]
+
+
+@pytest.mark.parametrize("others", [(), ("b", "nobody")], ids=["alone", "with others"])
+async def test_a_page_holds_each_event_of_its_part_in_order(backend: SQLiteBackend, others: tuple[str, ...]):
+    # As the events come to the file, those of one stream do not stand beside each other.
+    for number in range(50):
+        await backend.append([[write(stream_id, b"%d" % number, expected=number)] for stream_id in ("b", "a")])
+    page = (await loaded(backend, Load("a", after=20, limit=15), *map(Load, others)))[0].events
+    assert page.versions == list(range(21, 36))
+    assert page.payloads == [b"%d" % number for number in range(20, 35)]
+    assert set(page.types) == {"conformance.happened"}
+    assert set(page.schema_versions) == {1}
 
 
 @pytest.mark.usefixtures("held_lock")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from actors import ActorSystem
+from actors.replicas.members import Members
 from eventstore import EventStore
 
 from .conftest import PROJECT, Run
@@ -153,3 +156,27 @@ def test_a_conflict_of_a_version_that_is_not_there(cli: Run, urls: dict[str, str
     assert (
         "'Shop-x' is at version 5: there is no version 9 yet" in cli("conflicts", "show", urls["eu"], "Shop-x", "9").err
     )
+
+
+@pytest.mark.parametrize(
+    ("held_back", "note"),
+    [
+        ({"Shop-b": 1}, "Shop-b is held back: the reader's log says why"),
+        ({"Shop-b": 1, "Shop-a": 2, "Shop-c": 2}, "Shop-a and 2 more are held back: the reader's log says why"),
+    ],
+)
+def test_actors_that_could_not_be_merged_are_named(
+    cli: Run, urls: dict[str, str], tmp_path: Path, held_back: dict[str, int], note: str
+) -> None:
+    path = shutil.copy(urls["eu"].removeprefix("sqlite:///"), tmp_path / "own.db")
+
+    async def hold_back() -> None:
+        async with EventStore.open(f"sqlite:///{path}") as store:
+            members = Members(store, "eu", ())
+            cursor = await members.cursor("us", "Shop")
+            cursor.held_back = held_back
+            await members.keep(cursor)
+
+    asyncio.run(hold_back())
+    (line,) = cli("replication", "status", f"sqlite:///{path}").lines
+    assert line.split("\t")[5] == note

@@ -9,6 +9,7 @@ import pty
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from eventstore import EventStore
 
-from .conftest import Run
+from .conftest import Run, start
 
 ROOT = Path(__file__).parents[2]
 TARGET = "cli_ledger:Amounts"
@@ -39,6 +40,27 @@ def fail_on(amount: int | None) -> None:
 def amounts(path: Path) -> list[tuple[str, int]]:
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute("SELECT account, amount FROM amounts ORDER BY account").fetchall()
+
+
+@pytest.mark.parametrize("target", [TARGET, "cli_parts:Parts"])
+def test_a_runner_that_a_service_manager_ends_leaves_nobody_waiting_for_its_lease(
+    own_url: str, own_journal: Path, target: str
+) -> None:
+    def states() -> list[dict[str, object]]:
+        with closing(sqlite3.connect(own_journal)) as connection:
+            rows = connection.execute("SELECT position, state FROM journal_checkpoints").fetchall()
+        return [{"position": position, **json.loads(state)} for position, state in rows]
+
+    with start("projections", "run", own_url, target, "--follow", "--lease", "600") as process:
+        deadline = time.monotonic() + 60
+        while not (found := states()) or not all(one["position"] and one["runner"] for one in found):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        assert b"at the end of the log, 9 events applied" in process.stdout.read()
+    assert {one["runner"] for one in states()} == {""}
 
 
 def test_a_projection_is_run_listed_and_found_complete(cli: Run, own_url: str, own_journal: Path) -> None:

@@ -57,6 +57,17 @@ def test_an_export_is_written_to_a_file_and_compared_with_the_code(cli: Run, tmp
     assert cli("schema", "diff", str(path), LEDGER) == (0, "", "")
 
 
+def test_upcasters_that_lead_nowhere_are_a_fault_of_the_code_and_not_of_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    assert alone("schema", "export", "cli_orders_v1", "-o", path)[0] == 0
+    url = f"sqlite:///{tmp_path}/journal.db"
+    assert alone("migrate", url)[0] == 0
+    for command in (("check", url), ("diff", path)):
+        code, lines, said = alone("schema", *command, "cli_gap")
+        assert (code, lines) == (1, [])
+        assert "cli-gap.paid" in said
+
+
 def test_changes_are_classified(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     assert alone("schema", "export", "cli_orders_v1", "-o", path)[0] == 0

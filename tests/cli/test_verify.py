@@ -115,15 +115,13 @@ PLACES: dict[str, tuple[str, Callable[[Any], Any], Callable[[bytes], bytes]]] = 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_one_flipped_bit_is_listed_and_named_and_stops_no_other_actor(
-    cli: Run, program: Run, any_url: str, place: str
-) -> None:
+def test_one_flipped_bit_is_listed_and_named_and_stops_no_other_actor(cli: Run, any_url: str, place: str) -> None:
     column, in_row, in_record = PLACES[place]
     if any_url.startswith("redis"):
         change_record(any_url, in_record)
     else:
         asyncio.run(change_row(any_url, "journal_events", column, EVENT, in_row))
-    result = program("verify", any_url)
+    result = cli("verify", any_url)
     assert result.code == 1, result
     damage, summary = result.lines
     assert damage.split("\t")[:3] == ["Notebook-a", "2", "3"]
@@ -151,17 +149,17 @@ async def assert_others_serve(url: str, *, is_replayed: bool) -> None:
             assert await system.ref(Notebook, "b").ask(Read()) == ["line 1", "line 2", "line 3", "more"]
 
 
-def test_a_whole_journal_is_fine(cli: Run, program: Run, any_url: str) -> None:
+def test_a_whole_journal_is_fine(program: Run, any_url: str) -> None:
     result = program("verify", any_url)
     assert (result.code, result.out) == (0, "2 streams, 6 events, 1 snapshot read: no damage\n")
 
 
-def test_json_names_each_place(program: Run, any_url: str) -> None:
+def test_json_names_each_place(cli: Run, any_url: str) -> None:
     if any_url.startswith("redis"):
         change_record(any_url, at(b"line 2"))
     else:
         asyncio.run(change_row(any_url, "journal_events", "payload", EVENT, of_text))
-    result = program("verify", any_url, "--json")
+    result = cli("verify", any_url, "--json")
     assert result.code == 1
     damage, summary = result.objects
     assert {name: damage[name] for name in ("stream_id", "version", "position")} == {
@@ -172,12 +170,12 @@ def test_json_names_each_place(program: Run, any_url: str) -> None:
     assert summary == {"summary": {"streams": 2, "events": 6, "snapshots": 1, "problems": 1}}
 
 
-def test_a_damaged_snapshot_is_listed(program: Run, any_url: str) -> None:
+def test_a_damaged_snapshot_is_listed(cli: Run, any_url: str) -> None:
     if any_url.startswith("redis"):
         change_record(any_url, lambda record: flip(record, len(record) - 3), snapshot=True)
     else:
         asyncio.run(change_row(any_url, "journal_snapshots", "payload", "STREAM", flip))
-    result = program("verify", any_url)
+    result = cli("verify", any_url)
     assert result.code == 1, result
     damage, summary = result.lines
     assert damage.split("\t")[:3] == ["Notebook-a", "2", ""]
@@ -185,10 +183,10 @@ def test_a_damaged_snapshot_is_listed(program: Run, any_url: str) -> None:
     assert summary == "2 streams, 6 events, 1 snapshot read: 1 problem"
 
 
-def test_only_streams_of_a_kind_are_looked_at_if_one_is_named(program: Run, any_url: str) -> None:
-    result = program("verify", any_url, "--kind", "Other")
+def test_only_streams_of_a_kind_are_looked_at_if_one_is_named(cli: Run, any_url: str) -> None:
+    result = cli("verify", any_url, "--kind", "Other")
     assert (result.code, result.out) == (0, "0 streams, 0 events, 0 snapshots read: no damage\n")
-    result = program("verify", any_url, "--kind", "Notebook")
+    result = cli("verify", any_url, "--kind", "Notebook")
     assert (result.code, result.out) == (0, "2 streams, 6 events, 1 snapshot read: no damage\n")
 
 

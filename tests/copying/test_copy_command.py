@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,40 @@ async def test_more_outcomes_than_one_reply_holds_are_compared(journals: Journal
         await copying.catch_up()
         await copying.bring_streams()
         assert (await copying.compare()).commands == 200
+
+
+async def test_large_outcomes_are_read_and_stored_a_few_at_a_time(
+    journals: Journals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EventStore.open(journals("sqlite")) as source, EventStore.open(journals("redis")) as target:
+        commands = [
+            CommandOutcome(f"command-{number}", b"f" * 16, new_event_id(), False, b'"%b"' % (b"x" * size), number)
+            # The first ones are small, so that more of the others are read at once than should be stored at once.
+            for number, size in enumerate([10] * 16 + [300_000] * 60)
+        ]
+        await source._backend.append([[write("s", b"{}", commands=commands)]])
+        copying = Copy(source, target)
+        pages: list[int] = []
+        scripts: list[int] = []
+        read, store = copying._source.commands, copying._target._write  # type: ignore[attr-defined]
+
+        async def noted_read(number: int, *, after: str, limit: int) -> Any:
+            pages.append(len(page := await read(number, after=after, limit=limit)))
+            return page
+
+        async def noted_store(script: Any, arguments: list[Any]) -> Any:
+            scripts.append(sum(len(each) for each in arguments if isinstance(each, bytes)))
+            return await store(script, arguments)
+
+        monkeypatch.setattr(copying._source, "commands", noted_read)
+        monkeypatch.setattr(copying._target, "_write", noted_store)
+        await copying.begin()
+        await copying.catch_up()
+        await copying.bring_streams()
+        assert sum(pages) == 76
+        assert max(pages) == 32
+        assert max(scripts) < 5 * 1024 * 1024
+        assert (await copying.compare()).commands == 76
 
 
 async def test_another_journal_is_refused(journals: Journals) -> None:

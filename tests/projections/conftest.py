@@ -15,13 +15,15 @@ from tests.projections.ledger import drop_tables
 from tests.servers.databases import Databases, asyncio_run
 
 SQL = ["sqlite", "postgres"]
-EVERYWHERE = [*SQL, "memory", "redis"]
+WITHOUT_SQL = ["memory", "redis"]
+EVERYWHERE = [*SQL, *WITHOUT_SQL]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "url" in metafunc.fixturenames:
-        sql_alone = metafunc.definition.get_closest_marker("sql_alone") is not None
-        metafunc.parametrize("url", SQL if sql_alone else EVERYWHERE, indirect=True)
+        marked = metafunc.definition.get_closest_marker
+        stores = SQL if marked("sql_alone") else WITHOUT_SQL if marked("without_sql") else EVERYWHERE
+        metafunc.parametrize("url", stores, indirect=True)
 
 
 @pytest.fixture

@@ -74,6 +74,10 @@ class PlainLedger(Projection, name="plain", kinds=("account",)):
         self.got.append((recorded.stream_id, event.amount))
 
 
+class PlainPartedLedger(PlainLedger, name="plain-parted", kinds=("account",), partitions=2):
+    pass
+
+
 async def pay(store: EventStore, *amounts: int, account: str = "account-a", tags: tuple[str, ...] = ()) -> int:
     """Returns the position of the last."""
     position = 0

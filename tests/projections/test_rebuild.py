@@ -9,12 +9,21 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, Integer, MetaData, Table, text
 
-from eventstore import EventStore, Projection, ProjectionRunner, ProjectionStopped, caught_up, event_handler, rebuild
+from eventstore import (
+    EventStore,
+    Projection,
+    ProjectionError,
+    ProjectionRunner,
+    ProjectionStopped,
+    caught_up,
+    event_handler,
+    rebuild,
+)
 from eventstore.contract.checkpoint import Status
 from eventstore.read_models.completeness import check_completeness
-from eventstore.read_models.projection_control import live_checkpoint
+from eventstore.read_models.projection_control import live_checkpoint, pause
 from eventstore.read_models.rebuild import give_up
 
 from .broken_off import rebuilt_in_part
@@ -202,6 +211,95 @@ async def test_under_load_it_ends_equal_to_the_live_one(store: EventStore, other
     assert (await check_completeness(store, Ledger)).is_complete
     await rebuild(store, Ledger)
     assert await entries(store) == before
+
+
+@pytest.mark.sql_alone
+async def test_a_table_that_is_left_out_stays_and_is_named(store: EventStore, caplog: pytest.LogCaptureFixture):
+    totals = Table("ledger_totals", MetaData(), Column("amount", Integer))
+
+    class WithTotals(Ledger, name="ledger", kinds=("account",)):
+        tables = (*Ledger.tables, totals)
+
+    await pay(store, 1, 2)
+    await run(store, WithTotals)
+    await rebuild(store, WithTotals)
+    assert caplog.messages == []
+    await rebuild(store, Ledger)
+    assert await names(store) == {"ledger_entries", "ledger_totals"}
+    (message,) = caplog.messages
+    assert "ledger_totals: no longer among its tables, and left in the database as of position 2" in message
+    await rebuild(store, Ledger)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.without_sql
+async def test_it_takes_the_place_of_one_that_always_gets_ahead_of_it(store: EventStore, other: EventStore):
+    class Chased(Projection, name="chased"):
+        retries = 0
+
+        @event_handler
+        async def paid(self, event: Paid) -> None:
+            if self.is_building:
+                await get_ahead()
+
+    async def get_ahead() -> None:
+        held = await live_checkpoint(other, "chased")
+        position = await pay(other, 1)
+        assert position < 200, "it chases the live one without an end"
+        while held.runner == runner and (await live_checkpoint(other, "chased")).position < position:
+            await asyncio.sleep(0.001)
+
+    await pay(store, 1, 2)
+    live = asyncio.create_task(ProjectionRunner(other, Chased, poll_seconds=0.01, lease_seconds=60.0).run())
+    await caught_up(store, Chased, timeout=60)
+    runner = (await live_checkpoint(store, "chased")).runner
+    async with asyncio.timeout(60):
+        assert (await rebuild(store, Chased)).version == 2
+    await caught_up(store, Chased, timeout=60)
+    assert (await check_completeness(store, Chased)).is_complete
+    live.cancel()
+    await asyncio.wait([live])
+
+
+@pytest.mark.without_sql
+async def test_it_says_what_to_do_where_it_can_never_take_the_place(store: EventStore, other: EventStore):
+    class Unheld(Projection, name="unheld"):
+        @event_handler
+        async def paid(self, event: Paid) -> None:
+            if self.is_building:
+                position = await pay(other, 1)
+                while (await live_checkpoint(other, "unheld")).position < position:
+                    await asyncio.sleep(0.001)
+
+    await pay(store, 1)
+    # Who holds up the live one has a lease, too: here it is over at once.
+    live = asyncio.create_task(ProjectionRunner(other, Unheld, poll_seconds=0.01, lease_seconds=0.0).run())
+    await caught_up(store, Unheld, timeout=60)
+    with pytest.raises(ProjectionError, match="pause the live one, or stop its runners, and rebuild"):
+        await rebuild(store, Unheld)
+    await pause(store, "unheld", "a rebuild")
+    Unheld.handlers = {}
+    assert (await rebuild(store, Unheld)).version == 2
+    live.cancel()
+    await asyncio.wait([live])
+
+
+@pytest.mark.sql_alone
+async def test_it_takes_the_place_of_one_that_never_stands_still(
+    store: EventStore, other: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    await pay(store, 1, 2)
+    await run(store)
+    begin = store.begin_sql
+
+    async def begin_late(*, seconds: float) -> Any:
+        # Whatever was seen of the live one, it is further by now.
+        await other.save_checkpoint(await live_checkpoint(other, "ledger"))
+        return await begin(seconds=seconds)
+
+    monkeypatch.setattr(store, "begin_sql", begin_late)
+    assert (await rebuild(store, Ledger)).version == 2
+    assert await amounts(other) == [1, 2]
 
 
 async def test_without_sql_the_hooks_are_called_and_effects_can_be_left_out(store: EventStore):

@@ -27,7 +27,7 @@ from eventstore.read_models.applying import apply_events
 from eventstore.read_models.completeness import check_completeness
 from eventstore.read_models.projection_control import live_checkpoint, pause, resume, seek
 
-from .ledger import Closed, Ledger, Paid, PlainLedger, amounts, entries, pay, write_raw
+from .ledger import Closed, Ledger, Paid, PlainLedger, PlainPartedLedger, amounts, entries, pay, write_raw
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +200,39 @@ async def test_with_follow_it_gets_what_comes_until_it_is_cancelled(store: Event
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_runner_that_is_cancelled_while_it_waits_takes_nothing_from_the_one_that_works(
+    store: EventStore, other: EventStore
+):
+    await pay(store, 1)
+    works = asyncio.create_task(ProjectionRunner(store, PlainLedger, lease_seconds=600.0).run())
+    await caught_up(store, PlainLedger, timeout=60)
+    before = await live_checkpoint(store, "plain")
+    waits = asyncio.create_task(ProjectionRunner(other, PlainLedger, lease_seconds=600.0).run())
+    await asyncio.sleep(0)
+    waits.cancel()
+    await asyncio.wait([waits])
+    assert (await live_checkpoint(store, "plain")).runner == before.runner != ""
+    works.cancel()
+    await asyncio.wait([works])
+
+
+@pytest.mark.parametrize("projection", [PlainLedger, PlainPartedLedger])
+async def test_a_runner_that_is_cancelled_lets_another_go_on_at_once(
+    store: EventStore, other: EventStore, projection: type[Projection]
+):
+    await pay(store, 1)
+    runner = asyncio.create_task(ProjectionRunner(store, projection, lease_seconds=600.0).run())
+    await caught_up(other, projection, timeout=60)
+    runner.cancel()
+    await asyncio.wait([runner])
+    assert runner.cancelled()
+    assert {one.runner for one in await other.checkpoints()} == {""}
+    await pay(store, 2)
+    async with asyncio.timeout(60):
+        await ProjectionRunner(other, projection, lease_seconds=600.0).run(follow=False)
+    assert {one.position for one in await other.checkpoints()} == {2}
 
 
 @pytest.mark.sql_alone

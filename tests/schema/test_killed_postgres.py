@@ -20,7 +20,8 @@ from eventstore.schema.postgres import PostgresSchema
 
 from .postgres_database import PostgresDatabase
 
-# Upgrades schema after schema, each in a child that dies before statement 1, 2, … until one lives to the end.
+# Upgrades schema after schema, each in a child that dies before statement 1, 2, … until one lives to the end. The first
+# upgrade, which lives, imports for all children what takes longer than an upgrade.
 KILLER = """
 import json, os, sys
 from sqlalchemy import Engine, event
@@ -29,6 +30,7 @@ from eventstore.schema.postgres import PostgresSchema
 from eventstore.url import parse_store_url
 
 raw_url, folder = sys.argv[1:]
+PostgresSchema(parse_store_url(f"{raw_url}first")).upgrade("0001")
 seen = []
 
 def reached(statement):
