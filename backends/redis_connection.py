@@ -206,6 +206,13 @@ def translated(error: BaseException, *, writing: bool) -> EventStoreError:
             )
         case "NOAUTH" | "WRONGPASS":
             return BackendUnavailable(f"the server refuses the user or the password of the URL; Redis: {text}")
+        case _ if isinstance(error, driver.AuthenticationError):
+            # A server that knows no password at all tells it without a code.
+            return BackendUnavailable(f"the server refuses the user or the password of the URL; Redis: {text}")
+        case _ if "DB index" in text:
+            return BackendUnavailable(
+                f"the server has no database of the number in the URL, and as a rule it has 0 to 15; Redis: {text}"
+            )
         case _:
             return BackendUnavailable(f"Redis: {text}")
 

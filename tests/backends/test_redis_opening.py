@@ -239,6 +239,16 @@ async def test_a_wrong_password_is_refused_and_not_shown(server: Redis, user: st
     assert "wrong" not in str(refused.value)
 
 
+async def test_a_password_that_the_server_does_not_want_is_told_as_a_wrong_one(shared: Redis):
+    with pytest.raises(BackendUnavailable, match=r"refuses the user or the password of the URL; Redis: .*AUTH"):
+        await EventStore.open(f"redis://:any@{shared.host}:{shared.port}/0").__aenter__()
+
+
+async def test_a_database_that_the_server_does_not_have_is_told(shared: Redis):
+    with pytest.raises(BackendUnavailable, match="no database of the number in the URL, and as a rule it has 0 to 15"):
+        await EventStore.open(shared.dsn(99)).__aenter__()
+
+
 # The journal
 
 
