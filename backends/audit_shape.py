@@ -12,6 +12,8 @@ from eventstore.contract.json_condition import JsonCondition
 LABELS_WITH_INDEX = frozenset(INDEXED_LABELS)
 """The texts in the metadata that have an index of their own."""
 
+_WITH_INDEX = LABELS_WITH_INDEX | {"kinds", "stream_ids", "tenants"}
+
 
 class Shape(NamedTuple):
     """A query without the values that are parameters: those of one shape have one statement.
@@ -58,6 +60,12 @@ class Shape(NamedTuple):
         """Whether one value of a text in the metadata that has an index is all of the columns that is asked for."""
         others = (self.several, self.has_epochs, self.has_start, self.has_end)
         return len(self.one) == 1 and self.one <= LABELS_WITH_INDEX and not any(others)
+
+    @property
+    def has_one_plan(self) -> bool:
+        """Whether one way of finding the events is the best whatever the values are: there is no other, or the index of
+        a label has them in the order of the log."""
+        return self.is_label or self.asked.isdisjoint(_WITH_INDEX)
 
 
 def texts_of(query: AuditQuery) -> Mapping[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import orjson
 from pydantic import ValidationError
 
 from backends.checkpoints_sql import stored_checkpoint
-from backends.log_columns import LogColumns, rare_of
+from backends.log_columns import LogColumns, optional_texts, rare_of
 from backends.page_texts import SEPARATOR, names_of
 from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
@@ -241,6 +241,10 @@ class PostgresReader:
         connection is kept while they are waited for: others may have work for it.
         """
         ((end, appends),) = await self._rows(self._sql.settle)
+        return await self._settled_at(end, appends)
+
+    async def _settled_at(self, end: int, appends: Sequence[str] | None) -> int:
+        """The same, out of what the statement told: where the log ends, and which appends were under way then."""
         deadline = time.monotonic() + self._settle_seconds
         pause = _FIRST_LOOK_SECONDS
         while appends:
@@ -295,7 +299,8 @@ def log_page(
     types: str,
     schema_versions: list[int],
     payloads: str,
-    metadata: list[str | None] | None,
+    with_metadata: int,
+    metadata: str | None,
     event_ids: bytes,
     batch_ids: bytes | None,
     recorded_at: list[int],
@@ -310,7 +315,7 @@ def log_page(
         names_of(types, count),
         schema_versions,
         payloads.encode().split(SEPARATOR.encode()),
-        None if metadata is None else [None if notes is None else notes.encode() for notes in metadata],
+        None if metadata is None else optional_texts(metadata.encode(), count, with_metadata),
         event_ids,
         batch_ids,
         recorded_at,

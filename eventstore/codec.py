@@ -191,11 +191,12 @@ def are_sound(
     """Whether events match their checksums, all of them. Without `metadata` none has any. `kinds` are every type with
     every schema version that it has here: most pages are of few."""
     seeds = {kind: checksum_seed(*kind) for kind in kinds}
-    if len(seeds) == 1:
-        found = list(map(crc32, payloads, repeat(next(iter(seeds.values())))))
-    else:
-        each = zip(types, schema_versions, strict=True)
-        found = [crc32(payload, seeds[kind]) for payload, kind in zip(payloads, each, strict=True)]
+    each = (
+        repeat(next(iter(seeds.values())))
+        if len(seeds) == 1
+        else map(seeds.__getitem__, zip(types, schema_versions, strict=True))
+    )
+    found = list(map(crc32, payloads, each))
     if metadata is not None:
         found = [
             checksum if notes is None else checksum | (crc32(notes) & _METADATA_BITS) << 32
