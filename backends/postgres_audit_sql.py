@@ -95,10 +95,14 @@ class PostgresAuditSQL(AuditSQL):
         first: ColumnElement[Any] = null()
         last: ColumnElement[Any] = null()
         places = self.positions()
+        # No index serves a sum.
+        place = position + _NOTHING
+        low, high = (bindparam(name, type_=BigInteger) for name in ("low", "high"))
+        if shape.is_stream:
+            # Whoever plans for all values takes it that few events are between two positions, and would look them up.
+            places = [place > low, position <= high] if backwards else [position > low, place <= high]
         if not is_located:
-            # The sums keep the planner from walking through the log, and from looking up all positions in an index.
-            place = position + _NOTHING
-            low, high = (bindparam(name, type_=BigInteger) for name in ("low", "high"))
+            # Nor would he walk through the log then, until he meets the first and the last.
             is_here = (place > low, place <= high, *self.in_time(shape), is_final)
             span = select(func.min(place).label("first"), func.max(place).label("last")).where(*is_here).cte("span")
             first, last = (select(bound).scalar_subquery() for bound in span.prefix_with("MATERIALIZED").c)
