@@ -22,7 +22,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from backends.audit_paging import Part
 from backends.audit_shape import Shape, texts_of
 from backends.tables import LABEL_CHARACTERS
 from eventstore.contract.audit_query import MAX_POSITION, AuditQuery
@@ -93,13 +92,11 @@ class AuditSQL:
         found = [recorded_at >= bindparam("start", type_=BigInteger)] if shape.has_start else []
         return [*found, recorded_at < bindparam("end", type_=BigInteger)] if shape.has_end else found
 
-    def parameters(self, query: AuditQuery, shape: Shape, part: Part) -> dict[str, Any]:
-        """The values of the parameters that have names."""
+    def parameters(self, query: AuditQuery, shape: Shape) -> dict[str, Any]:
+        """The values of the parameters that have names, but for the bounds of a part."""
         start, end = query.recorded_us
         # Beyond what a database holds, every event is before or behind it.
         values: dict[str, Any] = {
-            "low": part.low,
-            "high": part.high,
             "start": None if start is None else max(start, -MAX_POSITION),
             "end": None if end is None else min(end, MAX_POSITION),
             "epochs": self.listed(query.epochs),

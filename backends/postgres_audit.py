@@ -78,8 +78,10 @@ class PostgresAudit(PostgresReader):
             # The times will leave less of it.
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk and is_located)
             asked = {"known": known, "limit": limit, "scanned": audit_paging.SCANNED_POSITIONS}
-            values = {**self._audit.parameters(query, shape, part), **asked}
-            ((log_end, appends, is_unreadable, first, last, size, *columns),) = await self._asked(question, values, shape)
+            values = {**self._audit.parameters(query, shape), **part.bounds, **asked}
+            ((log_end, appends, is_unreadable, first, last, size, *columns),) = await self._asked(
+                question, values, shape
+            )
             is_final = known in (None, log_end)
             if not is_final:
                 end, known = await self._settled_at(log_end, appends), None
@@ -94,8 +96,7 @@ class PostgresAudit(PostgresReader):
             found: Sequence[RecordedEvent] = log_page(self._sql.tenant, *columns) if columns[0] else ()
         except ValueError:
             # Something is wrong with an event: it is found out what, and with which.
-            values |= self._audit.parameters(query, shape, part)
-            rows = await self._asked(self._rows_of(shape, backwards), values, shape)
+            rows = await self._asked(self._rows_of(shape, backwards), {**values, **part.bounds}, shape)
             found = [recorded(*row[:-1]) for row in rows]
         is_full = len(found) >= limit or size > PAGE_BYTES
         return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
@@ -103,9 +104,7 @@ class PostgresAudit(PostgresReader):
     async def _asked(self, statement: _Statement, values: Mapping[str, Any], shape: Shape) -> Sequence[Any]:
         return await self._planned(lambda session: statement.fetch(session, values), is_anew=not shape.has_one_plan)
 
-    async def _planned(
-        self, work: Callable[[PostgresSession], Coroutine[Any, Any, _T]], *, is_anew: bool = True
-    ) -> _T:
+    async def _planned(self, work: Callable[[PostgresSession], Coroutine[Any, Any, _T]], *, is_anew: bool = True) -> _T:
         """Do some work on a session that plans its statements `is_anew`, for the values that they have."""
         if not is_anew:
             return await self._pool.run(work)
@@ -155,7 +154,7 @@ class PostgresAudit(PostgresReader):
             .where(*self._audit.conditions(shape))
         ).subquery()
         grouped = _Statement.of(_grouped(chosen, top))
-        rows = await grouped.fetch(session, self._audit.parameters(query, shape, part))
+        rows = await grouped.fetch(session, {**self._audit.parameters(query, shape), **part.bounds})
         found: dict[int, list[Any]] = {}
         for group, *row in rows:
             found.setdefault(group, []).append(row)

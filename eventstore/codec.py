@@ -264,6 +264,8 @@ def decode_all_metadata(encoded: Sequence[bytes | None]) -> list[Metadata | None
     decoded = _many(Metadata)(b"[%b]" % b",".join(there))
     if len(decoded) != len(there):
         raise ValueError("what is stored as metadata is no JSON object")
+    if len(there) == len(encoded):
+        return decoded
     one_by_one = iter(decoded)
     return [None if notes is None else next(one_by_one) for notes in encoded]
 

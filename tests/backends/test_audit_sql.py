@@ -10,7 +10,6 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from backends import audit_paging
-from backends.audit_paging import Part
 from backends.audit_shape import Shape, texts_of
 from backends.audit_sql import AuditSQL
 from backends.conformance.auditing import paged, positions
@@ -150,6 +149,6 @@ def test_no_value_is_part_of_a_statement(sql: AuditSQL) -> None:
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert "DROP" not in str(compiled)
     assert HOSTILE in str(compiled.params)
-    values = sql.parameters(query, shape, Part(0, 1, is_last=True))
+    values = sql.parameters(query, shape)
     asked = {name for name, texts in texts_of(query).items() if texts}
     assert {name for name, value in values.items() if HOSTILE[2:] in str(value)} == asked
