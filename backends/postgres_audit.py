@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,8 +19,8 @@ from backends.postgres_reading import PostgresReader, log_page
 from backends.postgres_session import PLANNING_ANEW, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.sql_records import recorded
+from eventstore.collector import collector_paused
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
-from eventstore.events import RecordedEvent
 
 # What `grouping` tells of a row: a bit for each column that it is not grouped by.
 _ALL, _BY_TYPE, _BY_STREAM, _BY_USER, _BY_HOUR = 0b1111, 0b0111, 0b1011, 0b1101, 0b1110
@@ -92,14 +93,15 @@ class PostgresAudit(PostgresReader):
         if not is_located:
             query = located(query, first, last)
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
-        try:
-            found: Sequence[RecordedEvent] = log_page(self._sql.tenant, *columns) if columns[0] else ()
-        except ValueError:
-            # Something is wrong with an event: it is found out what, and with which.
-            rows = await self._asked(self._rows_of(shape, backwards), {**values, **part.bounds}, shape)
-            found = [recorded(*row[:-1]) for row in rows]
-        is_full = len(found) >= limit or size > PAGE_BYTES
-        return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
+        with collector_paused(), suppress(ValueError):
+            found = log_page(self._sql.tenant, *columns) if columns[0] else ()
+            is_full = columns[0] >= limit or size > PAGE_BYTES
+            return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
+        # Something is wrong with an event: it is found out what, and with which.
+        rows = await self._asked(self._rows_of(shape, backwards), {**values, **part.bounds}, shape)
+        events = [recorded(*row[:-1]) for row in rows]
+        is_full = len(events) >= limit or size > PAGE_BYTES
+        return part.page(query, events, is_full=is_full, backwards=backwards, end=end)
 
     async def _asked(self, statement: _Statement, values: Mapping[str, Any], shape: Shape) -> Sequence[Any]:
         return await self._planned(lambda session: statement.fetch(session, values), is_anew=not shape.has_one_plan)

@@ -18,6 +18,7 @@ from backends.sqlite_join import InOrder
 from backends.sqlite_page_thread import LARGEST, ROOM, Ask, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
+from eventstore.collector import collector_paused
 from eventstore.contract.record_page import RecordPage
 from eventstore.events import RecordedEvent
 
@@ -142,8 +143,9 @@ class SQLiteLog:
             asked = choose(ask)
             row = self._row(ask, asked, most)
             count = row[1]
-            found = _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else ()
-            return finish(asked, found, count >= most)
+            with collector_paused():
+                found = _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else ()
+                return finish(asked, found, count >= most)
 
         return await self._within(work, limit, room=room, expected=0)
 
