@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from redis import exceptions as driver
 
@@ -15,7 +15,9 @@ from eventstore.errors import EventStoreError
 
 logger = logging.getLogger(__name__)
 
+# The server is asked so often whether it is there. One that has said nothing for so long is not.
 _QUIET_SECONDS = 15.0
+_SILENT_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -48,18 +50,21 @@ class RedisListener:
             await asyncio.wait([task])
 
     async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE_SECONDS
         while True:
             connection = RedisConnection(self._target)
             try:
-                await connection.send(b"SUBSCRIBE", self._channel)
-                while True:
-                    message = await _message(connection)
-                    pause = _FIRST_PAUSE_SECONDS
-                    if message[0] == b"message":
-                        position, _, identity = message[2].partition(b" ")
-                        if identity == self._identity:
-                            self._on_news(int(position))
+                async with asyncio.timeout(_SILENT_SECONDS) as silence, _asked_again(connection):
+                    await connection.send(b"SUBSCRIBE", self._channel)
+                    while True:
+                        message: Sequence[bytes] = await connection.receive()
+                        silence.reschedule(loop.time() + _SILENT_SECONDS)
+                        pause = _FIRST_PAUSE_SECONDS
+                        if message[0] == b"message":
+                            position, _, identity = message[2].partition(b" ")
+                            if identity == self._identity:
+                                self._on_news(int(position))
             except driver.NoPermissionError:
                 logger.info("this user may not subscribe to %r: new events are found by polling", self._channel)
                 return
@@ -72,18 +77,20 @@ class RedisListener:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-async def _message(connection: RedisConnection) -> Sequence[bytes]:
-    """The next message. After a while of silence the server is asked whether it is still there."""
-    reading: asyncio.Task[Sequence[bytes]] = asyncio.create_task(connection.receive())
+@asynccontextmanager
+async def _asked_again(connection: RedisConnection) -> AsyncGenerator[None, None]:
+    """Ask the server now and then whether it is still there, so that it is never silent for long."""
+
+    async def ask() -> None:
+        # A connection that cannot be written to is one that says nothing more, either.
+        with suppress(EventStoreError, driver.RedisError, OSError):
+            while True:
+                await asyncio.sleep(_QUIET_SECONDS)
+                await connection.send(b"PING")
+
+    asking = asyncio.create_task(ask())
     try:
-        await asyncio.wait([reading], timeout=_QUIET_SECONDS)
-        if not reading.done():
-            await connection.send(b"PING")
-            await asyncio.wait([reading], timeout=_QUIET_SECONDS)
-        if not reading.done():
-            raise ReplyLost("the server does not answer")
-        return reading.result()
+        yield
     finally:
-        if not reading.done():
-            reading.cancel()
-            await asyncio.wait([reading])
+        asking.cancel()
+        await asyncio.wait([asking])

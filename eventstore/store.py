@@ -41,9 +41,10 @@ from eventstore.backend import (
 from eventstore.calls.circuit_breaker import CircuitBreaker
 from eventstore.calls.finishing import finish_then_cancel
 from eventstore.calls.group_calls import GroupCalls
-from eventstore.calls.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit, PendingAppend, size_of
+from eventstore.calls.group_commit import RESOLVE_WITHIN_SECONDS, GroupCommit
 from eventstore.calls.guarded_backend import GuardedBackend
 from eventstore.calls.guarded_sql import GuardedSqlTransaction
+from eventstore.calls.pending_append import PendingAppend, size_of
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.contract.archive import Archive
 from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from actors.cells.mailbox import Envelope
 from eventstore.backend import AppendOutcome, CommandOutcome, EncodedEvent, StreamWrite
-from eventstore.calls.group_commit import EVENT_OVERHEAD_BYTES, PendingAppend
+from eventstore.calls.pending_append import EVENT_OVERHEAD_BYTES, PendingAppend
 from eventstore.errors import EventStoreError
 
 # What may join one commit before the actor waits for it: more would only make the reply of the first wait longer.

@@ -23,7 +23,8 @@ from actors.transactions.repetition import Repetition
 from actors.transactions.transaction_run import TransactionRun
 from eventstore.backend import Appended, AppendOutcome, StreamWrite
 from eventstore.calls.finishing import finish_then_cancel
-from eventstore.calls.group_commit import GroupCommit, PendingAppend, size_of
+from eventstore.calls.group_commit import GroupCommit
+from eventstore.calls.pending_append import PendingAppend, size_of
 from eventstore.calls.sql_connection import SqlConnection
 from eventstore.codec import encode_metadata
 from eventstore.contract.sql_transaction import SqlTransaction

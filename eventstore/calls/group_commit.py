@@ -4,8 +4,8 @@ One append is in flight; what arrives meanwhile is the next group. There is no t
 and under load a group is as large as what came in during the commit before it.
 
 Callers who wait for their outcome and then append again would all meet in one group, and the event loop and the
-database would take turns. Where a commit takes no longer than the loop's own work for it, they are kept in two halves:
-while one is committed, the other decides.
+database would take turns. Where it pays (`Halving`), they are kept in two halves: while one is committed, the other
+decides.
 
 While the database does not serve, nothing waits here: what is submitted is refused, and so is what was waiting, except
 for what must stay behind an append whose outcome is unknown.
@@ -19,9 +19,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
+from eventstore.backend import Appended, AppendOutcome, Batch
 from eventstore.calls.appending import Appending
 from eventstore.calls.circuit_breaker import CircuitBreaker
+from eventstore.calls.halving import Halving
+from eventstore.calls.pending_append import PendingAppend
 from eventstore.calls.resolving import RETRY_SECONDS, resolve
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
 
@@ -34,49 +36,12 @@ RESOLVE_WITHIN_SECONDS = 30.0
 # Everybody waits so long for an append whose outcome is unknown. Then those who need not are refused.
 UNRESOLVED_SECONDS = 1.0
 
-# Fewer batches are not worth two commits.
-MIN_HALVED = 16
-
-# A fixed cost per event beside its payload, so that many tiny events fill the queue too.
-EVENT_OVERHEAD_BYTES = 256
-
-
 _Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
 
 
 Append = Callable[[Sequence[Batch]], Awaitable[Sequence[AppendOutcome | EventStoreError]]]
 """What stores a group: each batch with an outcome of its own, as `Backend.append` does. That may be any error that says
 for certain that nothing of the batch was stored."""
-
-
-class PendingAppend:
-    """One atomic batch on its way. Its owner may extend `writes` until `is_taken`; then it belongs to the group.
-
-    `on_outcome` is called once, from the event loop, with the batch and its outcome, unless the owner sets
-    `is_withdrawn` before it is taken. `on_taken`, if set, is called when a group takes it. Batches with the same
-    `on_outcome` have the same owner: a later one was decided on an earlier one, and its outcome comes after that.
-    """
-
-    __slots__ = ("is_taken", "is_withdrawn", "on_outcome", "on_taken", "size_bytes", "writes")
-
-    def __init__(
-        self, writes: Batch, size_bytes: int, on_outcome: Callable[[Any, AppendOutcome | EventStoreError], None]
-    ) -> None:
-        self.writes = writes
-        self.size_bytes = size_bytes
-        self.on_outcome = on_outcome
-        self.on_taken: Callable[[], None] | None = None
-        self.is_taken = False
-        self.is_withdrawn = False
-
-
-def size_of(writes: Sequence[StreamWrite]) -> int:
-    """The bytes a batch counts for in the queue."""
-    size = 0
-    for write in writes:
-        size += sum(len(event.payload) + EVENT_OVERHEAD_BYTES for event in write.events)
-        size += sum(len(command.payload) + EVENT_OVERHEAD_BYTES for command in write.commands)
-    return size
 
 
 class GroupCommit:
@@ -100,8 +65,7 @@ class GroupCommit:
         self._waiting_bytes = 0
         self._last_group_events = 0
         self._started_at = 0.0
-        self._worked_seconds: float | None = None
-        self._halves_pay = False
+        self._halving = Halving()
         self._group: list[PendingAppend] = []
         self._untold: list[PendingAppend] = []
         self._in_flight: asyncio.Future[Any] | None = None
@@ -200,8 +164,7 @@ class GroupCommit:
         if self.is_refusing and not self._breaker.admits():
             self._refuse_waiting()
             return
-        count = len(self._waiting)
-        self._start((count + 1) // 2 if self._halves_pay and count >= MIN_HALVED else count)
+        self._start(self._halving.portion(len(self._waiting)))
         if not self._group:
             self._notify_drained()
 
@@ -289,9 +252,9 @@ class GroupCommit:
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None
-        self._measure(len(group))
+        self._halving.measure(len(group), time.perf_counter() - self._started_at)
         # After a refusal no batch may be taken before every outcome is delivered: its owner withdraws the next.
-        if self._halves_pay and self._waiting and set(map(type, outcomes)) == {Appended}:
+        if self._halving.pays and self._waiting and set(map(type, outcomes)) == {Appended}:
             self._start(len(self._waiting))
         if self._in_flight is not None:
             # A turn later: a backend that works in a task sends the group first.
@@ -314,20 +277,6 @@ class GroupCommit:
             except Exception as error:
                 self._callback_failed(error)
         self._notify_room()
-
-    def _measure(self, count: int) -> None:
-        """Find out whether the next commit should begin before the callers of this one have decided what follows it.
-
-        With halves, commits and decisions go on at the same time, but what a commit costs whatever is in it is paid
-        twice as often. So that fixed part must be less than the loop's work for both halves; and a commit takes that
-        part and about as long for its rows as the loop does.
-        """
-        if count < MIN_HALVED // 2:
-            self._halves_pay, self._worked_seconds = False, None
-            return
-        committed = time.perf_counter() - self._started_at
-        before, self._worked_seconds = self._worked_seconds, time.thread_time()
-        self._halves_pay = before is not None and committed < 3 * (self._worked_seconds - before)
 
     # While the database does not serve
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
+from backends import redis_listener
 from backends.conformance.events import collect, happened, numbers, write
 from backends.redis_connection import RedisConnection
 from backends.redis_url import parse_redis_url
@@ -374,6 +375,33 @@ async def test_a_listener_that_is_killed_comes_back(server: Redis, url: str):
             assert client.execute_command("CLIENT KILL TYPE pubsub") == 1
         await _listened(server)
         await other.append("a", happened(2))
+        async with asyncio.timeout(20):
+            await waiting
+
+
+async def test_a_listener_whose_network_swallows_everything_begins_anew(
+    server: Redis, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redis_listener, "_QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(redis_listener, "_SILENT_SECONDS", 0.5)
+    async with (
+        FaultProxy(server.host, server.port) as proxy,
+        EventStore.open(journal_url(server, port=proxy.port)) as store,
+    ):
+        waiting = asyncio.create_task(backend_of(store).wait(0, 3600))
+        await _listened(server)
+        # It is quiet for longer than silence may last, but the server answers when it is asked.
+        accepted = proxy.accepted
+        await asyncio.sleep(1.0)
+        assert proxy.accepted == accepted
+        proxy.stall()
+        async with asyncio.timeout(20):
+            while proxy.accepted == accepted:
+                await asyncio.sleep(0.005)
+        proxy.resume()
+        await _listened(server)
+        async with EventStore.open(url) as other:
+            await other.append("a", happened(1))
         async with asyncio.timeout(20):
             await waiting
 

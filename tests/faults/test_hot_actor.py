@@ -17,7 +17,8 @@ import pytest
 
 from actors import ActorSystem
 from eventstore.backend import AppendOutcome, Backend, Batch
-from eventstore.calls.group_commit import GroupCommit, PendingAppend
+from eventstore.calls.group_commit import GroupCommit
+from eventstore.calls.pending_append import PendingAppend
 from tests.faults.broken import Wrapped, opened_with
 from tests.faults.journals import sqlite_url, stored_events
 from tests.faults.vault import Deposit, Vault

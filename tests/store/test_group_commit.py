@@ -10,7 +10,9 @@ import pytest
 
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
 from eventstore.calls.circuit_breaker import CircuitBreaker
-from eventstore.calls.group_commit import MIN_HALVED, Append, GroupCommit, PendingAppend
+from eventstore.calls.group_commit import Append, GroupCommit
+from eventstore.calls.halving import MIN_HALVED
+from eventstore.calls.pending_append import PendingAppend
 from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError, OutcomeUnknown
 

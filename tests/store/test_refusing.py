@@ -11,7 +11,8 @@ import pytest
 from eventstore.backend import Appended, AppendOutcome, Batch, Expected, StreamWrite
 from eventstore.calls import group_commit
 from eventstore.calls.circuit_breaker import FAILURES, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, CircuitBreaker
-from eventstore.calls.group_commit import MAX_GROUP_EVENTS, MAX_WAITING_BYTES, GroupCommit, PendingAppend
+from eventstore.calls.group_commit import MAX_GROUP_EVENTS, MAX_WAITING_BYTES, GroupCommit
+from eventstore.calls.pending_append import PendingAppend
 from eventstore.codec import encoded_event
 from eventstore.errors import (
     BackendUnavailable,
