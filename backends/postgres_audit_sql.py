@@ -90,7 +90,7 @@ class PostgresAuditSQL(AuditSQL):
         known: ColumnElement[int] = bindparam("known", type_=BigInteger)
         mark = text("{settle}").columns(column("position", BigInteger), column("appends")).cte("mark")
         mark = mark.prefix_with("MATERIALIZED")
-        end, appends = (select(told).scalar_subquery() for told in mark.c)
+        end, appends = (select(each).scalar_subquery() for each in mark.c)
         is_final = or_(known.is_(None), end == known)
         first: ColumnElement[Any] = null()
         last: ColumnElement[Any] = null()
@@ -114,7 +114,9 @@ class PostgresAuditSQL(AuditSQL):
         may_be_unreadable = not shape.one.isdisjoint(self._labels)
         is_unreadable = exists(self.unreadable("user")) if may_be_unreadable else false()
         size = func.coalesce(func.sum(page.c.size), 0)
-        return select(end, appends, is_unreadable, first, last, size, literal_column("{columns}")).select_from(page)
+        columns_of_page: ColumnElement[Any] = literal_column("{columns}")
+        told: list[ColumnElement[Any]] = [end, appends, is_unreadable, first, last, size, columns_of_page]
+        return select(*told).select_from(page)
 
     def _cut(
         self, columns: Sequence[ColumnElement[Any]], conditions: Sequence[_Condition], *, backwards: bool

@@ -1,4 +1,4 @@
-"""What an audit's page costs: trips to Postgres, turns of SQLite's thread, and how the sessions plan what others ask."""
+"""What an audit's page costs: trips to Postgres, turns of SQLite's thread, and how sessions plan what others ask."""
 
 from __future__ import annotations
 
