@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,11 @@ class Part(NamedTuple):
     low: int
     high: int
     is_last: bool
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """As a statement's parameters."""
+        return {"low": self.low, "high": self.high}
 
     def page(
         self, query: AuditQuery, found: Sequence[RecordedEvent], *, is_full: bool, backwards: bool, end: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import NamedTuple
 
 from backends.tables import INDEXED_LABELS
@@ -11,6 +11,8 @@ from eventstore.contract.json_condition import JsonCondition
 
 LABELS_WITH_INDEX = frozenset(INDEXED_LABELS)
 """The texts in the metadata that have an index of their own."""
+
+_WITH_INDEX = LABELS_WITH_INDEX | {"kinds", "stream_ids", "tenants"}
 
 
 class Shape(NamedTuple):
@@ -56,8 +58,22 @@ class Shape(NamedTuple):
     @property
     def is_label(self) -> bool:
         """Whether one value of a text in the metadata that has an index is all of the columns that is asked for."""
+        return self._is_one_of(LABELS_WITH_INDEX)
+
+    @property
+    def is_stream(self) -> bool:
+        """The same of one stream."""
+        return self._is_one_of({"stream_ids"})
+
+    @property
+    def has_one_plan(self) -> bool:
+        """Whether one way of finding the events is the best whatever the values are: there is no other, or it is the
+        index of a label, which has them in the order of the log, or that of streams, which have few each."""
+        return self.is_label or self.is_stream or self.asked.isdisjoint(_WITH_INDEX)
+
+    def _is_one_of(self, names: Set[str]) -> bool:
         others = (self.several, self.has_epochs, self.has_start, self.has_end)
-        return len(self.one) == 1 and self.one <= LABELS_WITH_INDEX and not any(others)
+        return len(self.one) == 1 and self.one <= names and not any(others)
 
 
 def texts_of(query: AuditQuery) -> Mapping[str, tuple[str, ...]]:

@@ -14,17 +14,14 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Select,
-    SelectBase,
     Table,
     Text,
     bindparam,
-    func,
     literal,
     select,
 )
 from sqlalchemy.types import TypeEngine
 
-from backends.audit_paging import Part
 from backends.audit_shape import Shape, texts_of
 from backends.tables import LABEL_CHARACTERS
 from eventstore.contract.audit_query import MAX_POSITION, AuditQuery
@@ -61,8 +58,12 @@ class AuditSQL:
 
     def conditions(self, shape: Shape) -> list[_Condition]:
         """What an event must be."""
+        return [*self.positions(), *self.matching(shape)]
+
+    def matching(self, shape: Shape) -> list[_Condition]:
+        """The same, wherever it is."""
         e = self.events.c
-        found = [*self.positions(), *self.in_streams(shape), *self._among(shape, "types", "origins", *self._labels)]
+        found = [*self.in_streams(shape), *self._among(shape, "types", "origins", *self._labels)]
         found += [self.may_have(name) for name in self._labels if name in shape.asked]
         if "tags" in shape.several:
             found.append(self.tagged())
@@ -91,13 +92,11 @@ class AuditSQL:
         found = [recorded_at >= bindparam("start", type_=BigInteger)] if shape.has_start else []
         return [*found, recorded_at < bindparam("end", type_=BigInteger)] if shape.has_end else found
 
-    def parameters(self, query: AuditQuery, shape: Shape, part: Part) -> dict[str, Any]:
-        """The values of the parameters that have names."""
+    def parameters(self, query: AuditQuery, shape: Shape) -> dict[str, Any]:
+        """The values of the parameters that have names, but for the bounds of a part."""
         start, end = query.recorded_us
         # Beyond what a database holds, every event is before or behind it.
         values: dict[str, Any] = {
-            "low": part.low,
-            "high": part.high,
             "start": None if start is None else max(start, -MAX_POSITION),
             "end": None if end is None else min(end, MAX_POSITION),
             "epochs": self.listed(query.epochs),
@@ -113,12 +112,6 @@ class AuditSQL:
                 values[name] = self.listed([*texts, UNREADABLE] if name in self._labels else texts)
         return values
 
-    def span_of_time(self, shape: Shape) -> SelectBase:
-        """The first and the last position of the events in the query's time. NULL if there are none."""
-        position = self.events.c.position
-        # The sum keeps the planner from walking through the log until it meets the first.
-        return select(func.min(position + 0), func.max(position + 0)).where(*self.positions(), *self.in_time(shape))
-
     def unreadable(self, name: str) -> Select[Any]:
         """One event that has metadata of which the database cannot tell a label, if there is any."""
         e = self.events.c
@@ -127,14 +120,14 @@ class AuditSQL:
     def candidates(
         self,
         columns: Sequence[ColumnElement[Any]],
-        shape: Shape,
+        conditions: Sequence[_Condition],
         *,
         joined: FromClause,
         order: ColumnElement[int],
         backwards: bool,
     ) -> Select[Any]:
         """Columns, the position first, of at most `limit` events that may match."""
-        found = select(*columns).select_from(joined).where(*self.conditions(shape))
+        found = select(*columns).select_from(joined).where(*conditions)
         return found.order_by(order.desc() if backwards else order).limit(bindparam("limit", type_=BigInteger))
 
     def _among(self, shape: Shape, *names: str) -> list[_Condition]:

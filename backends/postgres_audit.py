@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import SelectBase, func, make_url, or_, select, tuple_
 
-from backends.audit_paging import Part, is_scan, located, part_of, totals_of
+from backends import audit_paging
+from backends.audit_paging import is_scan, located, part_of, totals_of
 from backends.audit_shape import Shape
 from backends.audit_sql import HOUR_US, PAGE_BYTES
 from backends.postgres_audit_sql import PostgresAuditSQL
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader, log_page
-from backends.postgres_session import PostgresSession
+from backends.postgres_reading import PostgresReader, log_page, seen
+from backends.postgres_session import PLANNING_ANEW, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.sql_records import recorded
+from eventstore.collector import collector_paused
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
-from eventstore.events import RecordedEvent
 
 # What `grouping` tells of a row: a bit for each column that it is not grouped by.
 _ALL, _BY_TYPE, _BY_STREAM, _BY_USER, _BY_HOUR = 0b1111, 0b0111, 0b1011, 0b1101, 0b1110
 
 _DIALECT = make_url("postgresql+asyncpg://").get_dialect()()
-# Elsewhere a plan serves every value. These questions are rare, and their values differ by orders: planning anew takes
-# 0.3 ms, and another 0.2 to say so. For a single label the index has the order of the log, whatever the value.
-_PLANNING = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 _STATEMENTS = 128
+
+_T = TypeVar("_T")
 
 
 class _Statement(NamedTuple):
@@ -50,98 +50,117 @@ class _Statement(NamedTuple):
 
 
 class PostgresAudit(PostgresReader):
-    """A page is a few statements, all of them about what is final."""
+    """A page is one statement, and one trip, unless something was appended since it was last looked how far the log is
+    settled: then that is waited for, and it is asked again."""
 
     def __init__(
         self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float, stored_through: Callable[[], int]
     ) -> None:
         super().__init__(sql, pool, settle_seconds=settle_seconds, stored_through=stored_through)
         self._audit = PostgresAuditSQL(sql.schema, sql.tenant)
-        self._readable_through = 0
+        # Once there is metadata that jsonb cannot hold, it stays.
+        self._has_unreadable = False
         e, s = self._audit.events.c, self._audit.streams.c
         names = "position version type schema_version payload metadata event_id batch_id epoch recorded_at checksum"
         first, *others = names.split()
         origin = (e.origin, e.origin_sequence, e.clock, e.concurrent)
         self._record = (e[first], s.stream_id, *(e[name] for name in others), s.tenant, *origin)
         self._unreadable = _Statement.of(self._audit.unreadable("user"))
-        self._page_of = lru_cache(maxsize=_STATEMENTS)(self._new_page)
-        self._span_of = lru_cache(maxsize=_STATEMENTS)(self._new_span)
+        self._rows_of = lru_cache(maxsize=_STATEMENTS)(self._new_rows)
+        self._question_of = lru_cache(maxsize=_STATEMENTS)(self._new_question)
 
     async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
-        end = await self._end(query)
-        return await self._pool.run(
-            lambda session: self._audit_page(session, query, cursor, end, limit=limit, backwards=backwards)
-        )
-
-    async def _audit_page(
-        self,
-        session: PostgresSession,
-        query: AuditQuery,
-        cursor: int | None,
-        end: int,
-        *,
-        limit: int,
-        backwards: bool,
-    ) -> AuditPage:
-        # Letting unreadable metadata through would keep an index from giving the events in the order of the log.
-        has_unreadable = any(query.labels.values()) and await self._has_unreadable(session, end)
-        shape = Shape.of(query, unreadable=query.labels if has_unreadable else ())
-        async with nullcontext() if shape.is_label else session.reading(_PLANNING):
-            query = await self._located(session, query, end)
-            by_streams = bool(query.where.kinds or query.where.stream_ids)
-            is_walk = is_scan(query, by_streams=by_streams)
+        end = self._settled
+        known = None if query.through is not None and query.through <= end else end
+        is_located = query.is_located or query.recorded_us == (None, None)
+        is_walk = is_scan(query, by_streams=bool(query.where.kinds or query.where.stream_ids))
+        while True:
+            # Letting unreadable metadata through keeps an index from giving the events in the order of the log.
+            shape = Shape.of(query, unreadable=query.labels if self._has_unreadable else ())
+            question = self._question_of(shape, is_located, is_walk, backwards)
+            # The times will leave less of it.
+            part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk and is_located)
+            asked = {"known": known, "limit": limit, "scanned": audit_paging.SCANNED_POSITIONS}
+            values = {**self._audit.parameters(query, shape), **part.bounds, **asked}
+            before = self._known_end
+            ((log_end, appends, newest, newest_id, is_unreadable, first, last, size, *columns),) = await self._asked(
+                question, values, shape
+            )
+            is_final = known in (None, log_end)
+            if not is_final:
+                end = await self._settled_at(log_end, appends, seen(newest, newest_id), before)
+                known = None
+            if is_unreadable:
+                self._has_unreadable = True
+            elif is_final:
+                break
+        if not is_located:
+            query = located(query, first, last)
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
-            rows, by_column = self._page_of(shape, backwards)
-            values = {**self._audit.parameters(query, shape, part), "limit": limit}
-            (row,) = await by_column.fetch(session, values)
-            try:
-                found: Sequence[RecordedEvent] = log_page(self._sql.tenant, *row[1:]) if row[1] else ()
-            except ValueError:
-                # Something is wrong with an event: it is found out what, and with which.
-                found = [recorded(*one) for one in await rows.fetch(session, values)]
-        is_full = len(found) >= limit or row[0] > PAGE_BYTES
-        return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
+        with collector_paused(), suppress(ValueError):
+            found = log_page(self._sql.tenant, *columns) if columns[0] else ()
+            is_full = columns[0] >= limit or size > PAGE_BYTES
+            return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
+        # Something is wrong with an event: it is found out what, and with which.
+        rows = await self._asked(self._rows_of(shape, backwards), {**values, **part.bounds}, shape)
+        events = [recorded(*row[:-1]) for row in rows]
+        is_full = len(events) >= limit or size > PAGE_BYTES
+        return part.page(query, events, is_full=is_full, backwards=backwards, end=end)
 
-    def _new_page(self, shape: Shape, backwards: bool) -> tuple[_Statement, _Statement]:
-        """A page's statement, as rows and by column."""
-        audit, position = self._audit, self._audit.events.c.position
-        found = audit.candidates(self._record, shape, joined=audit.joined, order=position, backwards=backwards)
-        page = audit.cut(found, backwards=backwards)
-        rows = _Statement.of(page)
-        return rows, rows._replace(text=self._sql.by_column(rows.text))
+    async def _asked(self, statement: _Statement, values: Mapping[str, Any], shape: Shape) -> Sequence[Any]:
+        return await self._planned(lambda session: statement.fetch(session, values), is_anew=not shape.has_one_plan)
 
-    def _new_span(self, shape: Shape) -> _Statement:
-        return _Statement.of(self._audit.span_of_time(shape))
+    async def _planned(self, work: Callable[[PostgresSession], Coroutine[Any, Any, _T]], *, is_anew: bool = True) -> _T:
+        """Do some work on a session that plans its statements `is_anew`, for the values that they have."""
+        if not is_anew:
+            return await self._pool.run(work)
+
+        async def planned(session: PostgresSession) -> _T:
+            if not session.is_pooled:
+                return await work(session)
+            async with session.reading(PLANNING_ANEW):
+                return await work(session)
+
+        return await self._pool.run(planned, planning=PLANNING_ANEW)
+
+    def _new_rows(self, shape: Shape, backwards: bool) -> _Statement:
+        return _Statement.of(self._audit.rows(self._record, shape, backwards=backwards))
+
+    def _new_question(self, shape: Shape, is_located: bool, is_walk: bool, backwards: bool) -> _Statement:
+        question = _Statement.of(
+            self._audit.question(self._record, shape, is_located=is_located, is_scan=is_walk, backwards=backwards)
+        )
+        known = f"${question.names.index('known') + 1}"
+        return question._replace(text=self._sql.audit(question.text, known))
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
             return None
         end = await self._end(query)
-        return await self._pool.run(lambda session: self._totals(session, query, end, top))
+        return await self._planned(lambda session: self._totals(session, query, end, top))
 
     async def _totals(self, session: PostgresSession, query: AuditQuery, end: int, top: int) -> AuditTotals | None:
+        self._has_unreadable = self._has_unreadable or bool(await self._unreadable.fetch(session, {}))
+        if self._has_unreadable:
+            return None
         e, s = self._audit.events.c, self._audit.streams.c
-        async with session.reading(_PLANNING):
-            if await self._has_unreadable(session, end):
-                return None
-            query = await self._located(session, query, end)
-            part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
-            shape = Shape.of(query)
-            chosen = (
-                select(
-                    e.type,
-                    s.stream_id,
-                    self._audit.text_of_metadata("user").label("user"),
-                    e.recorded_at.op("/")(HOUR_US).label("hour"),
-                    e.recorded_at,
-                    func.octet_length(e.payload).label("payload_bytes"),
-                    func.octet_length(e.metadata).label("metadata_bytes"),
-                )
-                .select_from(self._audit.joined)
-                .where(*self._audit.conditions(shape))
-            ).subquery()
-            grouped = _Statement.of(_grouped(chosen, top))
-            rows = await grouped.fetch(session, self._audit.parameters(query, shape, part))
+        part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
+        shape = Shape.of(query)
+        chosen = (
+            select(
+                e.type,
+                s.stream_id,
+                self._audit.text_of_metadata("user").label("user"),
+                e.recorded_at.op("/")(HOUR_US).label("hour"),
+                e.recorded_at,
+                func.octet_length(e.payload).label("payload_bytes"),
+                func.octet_length(e.metadata).label("metadata_bytes"),
+            )
+            .select_from(self._audit.joined)
+            .where(*self._audit.conditions(shape))
+        ).subquery()
+        grouped = _Statement.of(_grouped(chosen, top))
+        rows = await grouped.fetch(session, {**self._audit.parameters(query, shape), **part.bounds})
         found: dict[int, list[Any]] = {}
         for group, *row in rows:
             found.setdefault(group, []).append(row)
@@ -157,21 +176,6 @@ class PostgresAudit(PostgresReader):
         if query.through is not None and query.through <= self._settled:
             return self._settled
         return await self.settle()
-
-    async def _has_unreadable(self, session: PostgresSession, end: int) -> bool:
-        """Whether there is metadata up to a settled position that jsonb cannot hold."""
-        if end > self._readable_through and not await self._unreadable.fetch(session, {}):
-            self._readable_through = end
-        return end > self._readable_through
-
-    async def _located(self, session: PostgresSession, query: AuditQuery, end: int) -> AuditQuery:
-        """The query within the positions that its times leave."""
-        if query.is_located or query.recorded_us == (None, None):
-            return query
-        whole = Part(query.after, end if query.through is None else min(end, query.through), is_last=True)
-        shape = Shape.of(query)
-        ((first, last),) = await self._span_of(shape).fetch(session, self._audit.parameters(query, shape, whole))
-        return located(query, first, last)
 
 
 def _grouped(chosen: Any, top: int) -> SelectBase:

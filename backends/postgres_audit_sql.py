@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     Boolean,
     ColumnElement,
     MetaData,
@@ -20,12 +21,16 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
+    exists,
     false,
     func,
     literal,
     literal_column,
+    null,
     or_,
     select,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import quoted_name
@@ -33,6 +38,7 @@ from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import TypeEngine
 
 from backends.audit_comparing import between, compared, widened
+from backends.audit_shape import Shape
 from backends.audit_sql import PAGE_BYTES, AuditSQL
 from backends.tables import (
     INDEXED_LABELS,
@@ -42,6 +48,8 @@ from backends.tables import (
 from eventstore.contract.json_condition import JsonCondition, Operator
 
 _Condition = ColumnElement[bool]
+
+_NOTHING: ColumnElement[int] = literal_column("0", BigInteger)
 
 
 class PostgresAuditSQL(AuditSQL):
@@ -57,16 +65,75 @@ class PostgresAuditSQL(AuditSQL):
             tenant,
         )
 
-    def cut(self, candidates: Select[Any], *, backwards: bool) -> SelectBase:
-        """What `candidates` selects, up to the one that fills a page: nobody knows before how large events are."""
+    def rows(self, columns: Sequence[ColumnElement[Any]], shape: Shape, *, backwards: bool) -> SelectBase:
+        """The rows of a page."""
+        return self._cut(columns, self.conditions(shape), backwards=backwards)
+
+    def question(
+        self,
+        columns: Sequence[ColumnElement[Any]],
+        shape: Shape,
+        *,
+        is_located: bool,
+        is_scan: bool,
+        backwards: bool,
+    ) -> Select[Any]:
+        """All that there is to be asked for a page, in one row: where the log ends, the appends that are under way,
+        the newest event, whether there is metadata that cannot be read, the first and the last position of the times,
+        and the page by column. The texts of `PostgresSQL.audit` have yet to be put in.
+
+        The snapshot is older than what it tells of the log's end. So there is a page only if the log still ends at the
+        position `known`, up to which it was settled before: then nobody has taken a position since. No `known` position
+        says that all positions that are asked for are settled.
+        """
+        position = self.events.c.position
+        known: ColumnElement[int] = bindparam("known", type_=BigInteger)
+        mark = text("{mark}").columns(column("position", BigInteger), *map(column, ("appends", "newest", "newest_id")))
+        marked = mark.cte("mark").prefix_with("MATERIALIZED")
+        end, *others = (select(each).scalar_subquery() for each in marked.c)
+        is_final = or_(known.is_(None), end == known)
+        first: ColumnElement[Any] = null()
+        last: ColumnElement[Any] = null()
+        places = self.positions()
+        # No index serves a sum.
+        place = position + _NOTHING
+        low, high = (bindparam(name, type_=BigInteger) for name in ("low", "high"))
+        if shape.is_stream:
+            # Whoever plans for all values takes it that few events are between two positions, and would look them up.
+            places = [place > low, position <= high] if backwards else [position > low, place <= high]
+        if not is_located:
+            # Nor would he walk through the log then, until he meets the first and the last.
+            is_here = (place > low, place <= high, *self.in_time(shape), is_final)
+            span = select(func.min(place).label("first"), func.max(place).label("last")).where(*is_here).cte("span")
+            first, last = (select(bound).scalar_subquery() for bound in span.prefix_with("MATERIALIZED").c)
+            places = [position >= first, position <= last]
+            if is_scan:
+                scanned = bindparam("scanned", type_=BigInteger)
+                places.append(position > last - scanned if backwards else position < first + scanned)
+        page = self._cut(columns, [*places, *self.matching(shape), is_final], backwards=backwards).subquery("p")
+        may_be_unreadable = not shape.one.isdisjoint(self._labels)
+        is_unreadable = exists(self.unreadable("user")) if may_be_unreadable else false()
+        size = func.coalesce(func.sum(page.c.size), 0)
+        columns_of_page: ColumnElement[Any] = literal_column("{columns}")
+        told: list[ColumnElement[Any]] = [end, *others, is_unreadable, first, last, size, columns_of_page]
+        return select(*told).select_from(page)
+
+    def _cut(
+        self, columns: Sequence[ColumnElement[Any]], conditions: Sequence[_Condition], *, backwards: bool
+    ) -> SelectBase:
+        """The candidates up to the one that fills a page: nobody knows before how large events are."""
         e = self.events.c
         size = func.octet_length(e.payload) + func.coalesce(func.octet_length(e.metadata), 0)
-        first = candidates.add_columns(size.label("size")).subquery()
+        found = self.candidates(
+            [*columns, size.label("size")], conditions, joined=self.joined, order=e.position, backwards=backwards
+        )
+        first = found.subquery()
         place = first.c.position.desc() if backwards else first.c.position
         total = func.sum(first.c.size).over(order_by=place, rows=(None, 0)).label("total")
         page = select(*first.c, total).subquery()
         place = page.c.position.desc() if backwards else page.c.position
-        return select(*list(page.c)[:-2]).where(page.c.total - page.c.size <= PAGE_BYTES).order_by(place)
+        is_within = page.c.total - page.c.size <= PAGE_BYTES
+        return select(*list(page.c)[:-1]).where(is_within).order_by(place)
 
     def is_one_of(self, column: ColumnElement[Any], name: str, type_: TypeEngine[Any]) -> _Condition:
         """Of an array."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from backends.postgres_driver import DRIVER_ERRORS
 from backends.postgres_errors import is_lost, translated
-from backends.postgres_session import PostgresSession
+from backends.postgres_session import PLANNING, PostgresSession
 from eventstore.errors import ConnectionsBusy
 from eventstore.postgres_url import PostgresTarget
 
@@ -30,15 +30,22 @@ class PostgresPool:
         self._connect = connect
         self._free: list[PostgresSession] = []
         self._places = asyncio.Semaphore(target.pool_size)
+        self._taken = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def run(self, work: Callable[[PostgresSession], Coroutine[Any, Any, _T]], *, writing: bool = False) -> _T:
-        """Do some work on a session. Raises this package's errors.
+    async def run(
+        self,
+        work: Callable[[PostgresSession], Coroutine[Any, Any, _T]],
+        *,
+        writing: bool = False,
+        planning: Mapping[str, str] = PLANNING,
+    ) -> _T:
+        """Do some work on a session that has its statements planned so. Raises this package's errors.
 
         Work that only reads is done again if its session turns out to be gone: the server may have been restarted since
         it was used last, or may end all sessions right now because one of them crashed.
         """
-        task = asyncio.ensure_future(self._run(work, writing=writing))
+        task = asyncio.ensure_future(self._run(work, writing=writing, planning=planning))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)
@@ -50,11 +57,14 @@ class PostgresPool:
         free, self._free = self._free, []
         await asyncio.gather(*(session.close() for session in free))
 
-    async def _run(self, work: Callable[[PostgresSession], Awaitable[_T]], *, writing: bool) -> _T:
+    async def _run(
+        self, work: Callable[[PostgresSession], Awaitable[_T]], *, writing: bool, planning: Mapping[str, str]
+    ) -> _T:
         async with self._place():
             for tries_left in reversed(range(1 if writing else _READ_TRIES)):
-                session = await self._session()
+                session = await self._session(planning)
                 try:
+                    await session.plan(planning)
                     return await work(session)
                 except DRIVER_ERRORS as error:
                     if not tries_left or not is_lost(error) or isinstance(error, TimeoutError):
@@ -77,17 +87,24 @@ class PostgresPool:
                 f"all {self._target.pool_size} connections were in use for {seconds:g} s: try again, or give the URL a "
                 "larger pool_size"
             ) from error
+        self._taken += 1
         try:
             yield
         finally:
+            self._taken -= 1
             self._places.release()
 
-    async def _session(self) -> PostgresSession:
-        while self._free:
-            session = self._free.pop()
-            if session.is_usable:
+    async def _session(self, planning: Mapping[str, str]) -> PostgresSession:
+        self._free = [session for session in self._free if session.is_usable]
+        for session in reversed(self._free):
+            if session.planning is planning or session.is_pooled:
+                self._free.remove(session)
                 return session
-        return await self._connect()
+        # While there is room each way of planning gets sessions of its own: to change one's takes a trip, and another
+        # to change it back.
+        if not self._free or self._taken + len(self._free) <= self._target.pool_size:
+            return await self._connect()
+        return self._free.pop()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -11,7 +11,7 @@ import orjson
 from pydantic import ValidationError
 
 from backends.checkpoints_sql import stored_checkpoint
-from backends.log_columns import LogColumns, rare_of
+from backends.log_columns import LogColumns, optional_texts, rare_of
 from backends.page_texts import SEPARATOR, names_of
 from backends.postgres_driver import ServerError, sqlstate
 from backends.postgres_pool import PostgresPool
@@ -67,11 +67,16 @@ class _Part(NamedTuple):
     rows: int = 0
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """An event that was there."""
 
     position: int
     event_id: bytes
+
+
+def seen(position: int | None, event_id: bytes) -> Seen | None:
+    """The event that a statement has found, if there was one."""
+    return None if position is None else Seen(position, event_id)
 
 
 class PostgresReader:
@@ -88,7 +93,7 @@ class PostgresReader:
         self._settle_seconds = settle_seconds
         self._stored_through = stored_through
         self._settled = 0
-        self._newest = _Seen(0, b"")
+        self._newest = Seen(0, b"")
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         if not loads:
@@ -263,11 +268,16 @@ class PostgresReader:
 
         Raises `JournalLost` for a server that has lost events, whose positions it gives to others.
         """
-        known, newest = self._known_end, self._newest
-        ((end, appends, event_id, *last),) = await self._rows(self._sql.settle, newest.position)
+        known, last = self._known_end, self._newest
+        ((end, appends, newest, newest_id, event_id),) = await self._rows(self._sql.settle, last.position)
+        if event_id is not None and event_id != last.event_id:
+            raise _lost(f"another event is at position {last.position} now")
+        return await self._settled_at(end, appends, seen(newest, newest_id), known)
+
+    async def _settled_at(self, end: int, appends: Sequence[str] | None, newest: Seen | None, known: int) -> int:
+        """The same, out of what a statement told: where the log ends, which appends were under way then, and the newest
+        event. By then an event at the `known` position had been seen."""
         _check_end(end, known)
-        if event_id is not None and event_id != newest.event_id:
-            raise _lost(f"another event is at position {newest.position} now")
         deadline = time.monotonic() + self._settle_seconds
         pause = _FIRST_LOOK_SECONDS
         while appends:
@@ -284,11 +294,11 @@ class PostgresReader:
             if now < end:
                 # The server broke down, and those appends are gone with their positions, which others will get.
                 return await self.settle()
-        if last[0] is not None and last[0] > self._newest.position:
+        if newest is not None and newest.position > self._newest.position:
             # Behind an event that is stored, and not behind positions that were taken and hold none: when a server
             # breaks down these may be given to others.
-            self._newest = _Seen(*last)
-            self._settled = last[0]
+            self._newest = newest
+            self._settled = newest.position
         return int(end)
 
 
@@ -342,7 +352,8 @@ def log_page(
     types: str,
     schema_versions: list[int],
     payloads: str,
-    metadata: list[str | None] | None,
+    with_metadata: int,
+    metadata: str | None,
     event_ids: bytes,
     batch_ids: bytes | None,
     recorded_at: list[int],
@@ -357,7 +368,7 @@ def log_page(
         names_of(types, count),
         schema_versions,
         payloads.encode().split(SEPARATOR.encode()),
-        None if metadata is None else [None if notes is None else notes.encode() for notes in metadata],
+        None if metadata is None else optional_texts(metadata.encode(), count, with_metadata),
         event_ids,
         batch_ids,
         recorded_at,

@@ -37,14 +37,15 @@ JOIN {schema}.journal_commands c ON c.stream = s.id AND c.command_id = w.command
 # from before, and gives it back only after its events can be seen. What a sequence and the locks hold does not depend
 # on a snapshot, so transactions that run long and append nothing do not matter. By the event at a position that was
 # seen before, a server is told that has lost it and has given its position to another; the newest is for next time.
-_SETTLE = """
+_MARK = """
 SELECT h.position, (
     SELECT array_agg(l.virtualtransaction) FROM pg_catalog.pg_locks l
-    WHERE h.position IS NOT NULL AND {is_append}
-), (SELECT e.event_id FROM {schema}.journal_events e WHERE e.position = $1), n.position, n.event_id
+    WHERE {is_asked} AND {is_append}
+) AS appends, n.position AS newest, n.event_id AS newest_id
 FROM (SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS position FROM {schema}.journal_events_position_seq) h
 LEFT JOIN (SELECT e.position, e.event_id FROM {schema}.journal_events e ORDER BY e.position DESC LIMIT 1) n ON true
 """
+_SETTLE = "SELECT m.*, (SELECT e.event_id FROM {schema}.journal_events e WHERE e.position = $1) FROM ({mark}) m"
 _STILL_APPENDING = """
 SELECT {end}, array_agg(l.virtualtransaction) FROM pg_catalog.pg_locks l
 WHERE l.virtualtransaction = ANY ($1::text[]) AND {is_append}
@@ -68,19 +69,18 @@ WHERE e.position > $6 AND e.position <= $7 AND {matches}
 ORDER BY e.position LIMIT $8
 """
 # A page of the log by column, as one row, as `_LOAD` has a stream's: a row for each event takes longer to make and to
-# take apart than all the rest.
-_COLUMNS = """
-SELECT {first}, count(*),
+# take apart than all the rest. A stream's id may hold any character.
+_COLUMNS = """count(*),
     array_agg(p.position), array_agg(p.stream_id), array_agg(p.version), string_agg(p.type, chr(30)),
     array_agg(p.schema_version), string_agg(p.payload, chr(30)),
-    CASE WHEN count(p.metadata) > 0 THEN array_agg(p.metadata) END, string_agg(p.event_id, ''::bytea),
+    count(p.metadata), CASE WHEN count(p.metadata) > 0 THEN string_agg(coalesce(p.metadata, ''), chr(30)) END,
+    string_agg(p.event_id, ''::bytea),
     CASE WHEN count(p.batch_id) > 0 THEN string_agg(coalesce(p.batch_id, p.event_id), ''::bytea) END,
     array_agg(p.recorded_at), array_agg(p.checksum),
     json_agg(json_build_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
         FILTER (WHERE p.epoch <> 0 OR p.tenant <> {tenant} OR p.origin IS NOT NULL
-            OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL)
-FROM ({page}) p
-"""
+            OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL)"""
+_LOG_COLUMNS = "SELECT {log_end}, {columns} FROM ({page}) p"
 _LOG_END = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.journal_events_position_seq)"
 _LOG_PAGE = """
 SELECT {record}
@@ -88,7 +88,6 @@ FROM {schema}.journal_events e JOIN {schema}.journal_streams s ON s.id = e.strea
 WHERE e.position > $6 AND e.position <= $7 AND {matches}
 ORDER BY e.position LIMIT $8
 """
-_BYTES = "coalesce(sum(octet_length(p.payload) + coalesce(octet_length(p.metadata), 0)), 0)"
 _MOVED = """
 SELECT s.stream_id, m.version FROM (
     SELECT stream, max(version) AS version FROM {schema}.journal_events
@@ -208,7 +207,7 @@ class PostgresSQL:
         self._names["removals_lock"] = f"({_lock_of('removals', schema)})::bigint"
         self.listeners_lock = _lock_of("listeners", schema)
         unsigned = key & (2**64 - 1)
-        is_append = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
+        self._names["is_append"] = _IS_APPEND.format(classid=unsigned >> 32, objid=unsigned & (2**32 - 1))
 
         self._appends_one_each = {
             (owned, commands, at_once): self.named(
@@ -230,12 +229,13 @@ class PostgresSQL:
         self.lock_streams = self.named(_STREAMS + "FOR NO KEY UPDATE")
         self.places = self.named(_PLACES)
         self.remembered = self.named(_REMEMBERED)
-        self.settle = self.named(_SETTLE, is_append=is_append)
-        self.still_appending = self.named(_STILL_APPENDING, is_append=is_append, end=_LOG_END)
+        self.settle = self.named(_SETTLE, mark=_MARK, is_asked="h.position IS NOT NULL")
+        self.still_appending = self.named(_STILL_APPENDING, end=_LOG_END)
         # The store without a tenant sees everybody's events.
         matches = {"matches": _MATCHES, "seen": "s.tenant = {tenant}" if tenant else "true"}
         self.log = self.named(_LOG, record=_RECORD, **matches)
-        self.log_columns = self.named(_COLUMNS, first=_LOG_END, page=_LOG_PAGE, record=_RECORD, **matches)
+        columns = {"log_end": _LOG_END, "columns": _COLUMNS, "page": _LOG_PAGE}
+        self.log_columns = self.named(_LOG_COLUMNS, **columns, record=_RECORD, **matches)
         self.moved = self.named(_MOVED)
         self.checkpoints = self.named(_CHECKPOINTS)
         in_schema = {"schema": f'"{schema}".', "after": "$1", "limit": "$2"}
@@ -266,9 +266,10 @@ class PostgresSQL:
         """The append to any streams that have rows, or to some that have none; with commands, or what replicas say."""
         return self._appends[new, commands, replicas]
 
-    def by_column(self, page: str) -> str:
-        """A statement whose one row is a page by column, with its bytes before all else."""
-        return self.named(_COLUMNS, first=_BYTES, page=page)
+    def audit(self, statement: str, known: str) -> str:
+        """An audit's statement, with the columns of its page, and with what tells how far the log is settled: who is
+        under way is only looked for if the log does not end at the `known` position, which is a parameter."""
+        return self.named(statement, columns=_COLUMNS, mark=_MARK, is_asked=f"h.position <> {known}")
 
     def named(self, statement: str, **parts: str) -> str:
         """A statement for this journal: with the names of its schema and of its lock, and with its parts."""

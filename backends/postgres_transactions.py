@@ -115,7 +115,7 @@ class PostgresTransactions:
                 raise StoreClosed("the store was closed: nothing was done")
             connection = await self._open_engine.connect()
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            session = PostgresSession(driver, self._target, is_pooled=self._is_pooled)
+            session = PostgresSession(driver, self._target, is_pooled=self._is_pooled, planning={})
             try:
                 await session.execute(statement)
                 return connection, session

@@ -14,6 +14,7 @@ from backends.times import nearest_time
 from eventstore.backend import StoredSnapshot
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 _new = object.__new__
 _set = object.__setattr__
@@ -85,7 +86,7 @@ def times_of(microseconds: Sequence[int]) -> list[datetime]:
 
 
 def _times(microseconds: Collection[int]) -> list[datetime]:
-    return list(map(_EPOCH_START.__add__, map(timedelta, repeat(0), repeat(0), microseconds)))
+    return list(map(_EPOCH_START.__add__, map(_MICROSECOND.__mul__, microseconds)))
 
 
 def snapshot_of(

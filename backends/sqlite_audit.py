@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.errors import JournalCorrupt
+from eventstore.events import RecordedEvent
 
 _e, _s = journal_events.c, journal_streams.c
 
@@ -53,16 +54,21 @@ class SQLiteAudit(SQLiteReader):
     async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
         def choose(ask: Ask) -> _Asked:
             shape = Shape.of(query)
-            end, has_few, unreadable = self._facts(ask, query, shape)
+            values = self._sql.parameters(query, shape)
+            end, has_few, unreadable = self._facts(ask, query, shape, values)
             if not shape.asked.isdisjoint(unreadable):
                 shape = Shape.of(query, unreadable=unreadable)
+                values = self._sql.parameters(query, shape)
             is_walk = not has_few and is_scan(query, by_streams=False)
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
-            values = self._sql.parameters(query, shape, part)
+            values |= part.bounds
             return _Asked(self._page_of(shape, has_few, backwards), values, end, part, shape, has_few)
 
+        def finish(asked: _Asked, found: Sequence[RecordedEvent], is_full: bool) -> AuditPage:
+            return asked.part.page(query, found, is_full=is_full, backwards=backwards, end=asked.end)
+
         try:
-            asked, events, is_full = await self.log.events(choose, limit, room=PAGE_BYTES)
+            return await self.log.events(choose, finish, limit, room=PAGE_BYTES)
         except (ValueError, JournalCorrupt):
             # It is found out what is wrong with an event, and with which.
             asked = await self.log.answer(choose)
@@ -70,16 +76,15 @@ class SQLiteAudit(SQLiteReader):
             rows = select(as_one_row(page)).params({**asked.parameters, "limit": limit})
             ((found,),) = await self._reading(rows, None, asked.part.low, -1)
             events = await self._page(found, None, asked.part.low, -1)
-            is_full = len(events) >= limit
-        return asked.part.page(query, events, is_full=is_full, backwards=backwards, end=asked.end)
+            return finish(asked, events, is_full=len(events) >= limit)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
             return None
         shape = Shape.of(query)
-        end, *_ = await self.log.answer(lambda ask: self._facts(ask, query, shape))
-        part = part_of(query, cursor=None, end=end, backwards=False, is_scan=False)
-        where, values = self._sql.conditions(shape), self._sql.parameters(query, shape, part)
+        where, values = self._sql.conditions(shape), self._sql.parameters(query, shape)
+        end, *_ = await self.log.answer(lambda ask: self._facts(ask, query, shape, values))
+        values |= part_of(query, cursor=None, end=end, backwards=False, is_scan=False).bounds
         bytes_of = [
             func.coalesce(func.sum(func.length(cast(text, LargeBinary))), 0) for text in (_e.payload, _e.metadata)
         ]
@@ -101,10 +106,11 @@ class SQLiteAudit(SQLiteReader):
             counted.append([Count(*found) for found in rows])
         return totals_of(row, hours, counted, end=end)
 
-    def _facts(self, ask: Ask, query: AuditQuery, shape: Shape) -> tuple[int, bool, Collection[str]]:
+    def _facts(
+        self, ask: Ask, query: AuditQuery, shape: Shape, values: Mapping[str, Any]
+    ) -> tuple[int, bool, Collection[str]]:
         """Where the log ends, whether the streams that are asked for have few events, and which texts of metadata
         cannot all be told by the database."""
-        values = self._sql.parameters(query, shape, Part(0, 0, is_last=True))
         statement = self._facts_of(shape)
         end, has_few, *are_unreadable = ask(statement.text, {**statement.constants, **values})
         labels = sorted(LABELS_WITH_INDEX & shape.asked)

@@ -71,7 +71,7 @@ class SQLiteAuditSQL(AuditSQL):
         order: ColumnElement[int] = literal_column("+journal_events.position") if is_sorted else position
         tables = (self.streams, self.events) if is_sorted else (self.events, self.streams)
         joined = InOrder(*tables, self.streams.c.id == self.events.c.stream)
-        return self.candidates(columns, shape, joined=joined, order=order, backwards=backwards)
+        return self.candidates(columns, self.conditions(shape), joined=joined, order=order, backwards=backwards)
 
     def facts(self, shape: Shape, *, sorted_at_most: int) -> SelectBase:
         """Where the log ends, whether the streams that are asked for have no more events than that, and of each label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from backends.sqlite_join import InOrder
 from backends.sqlite_page_thread import LARGEST, ROOM, Ask, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
+from eventstore.collector import collector_paused
 from eventstore.contract.record_page import RecordPage
 from eventstore.events import RecordedEvent
 
@@ -25,7 +26,7 @@ from eventstore.events import RecordedEvent
 _THREADS = 2
 
 # The columns are strung together (JSON holds no control character but white space, and no name any), in the order of
-# the page below. `is_regular` is 0 where something is not as the journal writes it: then nothing is taken from here.
+# the page below. Where anything is not as the journal writes it (`irregular`), nothing is taken from here.
 # It rests on the order of SQLite's types (numbers, texts, blobs) and on those of the columns, which keep no number as
 # text, nor the other way round: to ask `typeof` takes three times as long.
 # Each column of a replica's is looked at: who verifies has to see what somebody has put into one alone.
@@ -39,7 +40,7 @@ SELECT (SELECT coalesce(max(position), 0) FROM journal_events), count(*), group_
     json_group_array(json_array(p.position, p.epoch, p.tenant, p.origin, p.origin_sequence, p.clock, p.concurrent))
         FILTER (WHERE p.epoch <> 0 OR p.tenant <> :tenant OR p.origin IS NOT NULL
             OR p.origin_sequence IS NOT NULL OR p.clock IS NOT NULL OR p.concurrent IS NOT NULL),
-    min(p.payload < x'' AND p.type < x'' AND p.checksum < '' AND coalesce(p.metadata < x'', 1)) AS is_regular
+    count(*) FILTER (WHERE p.payload >= x'' OR p.type >= x'' OR p.checksum >= '' OR p.metadata >= x'') AS irregular
 FROM ({{page}}) p
 """  # noqa: S608 - a constant
 
@@ -114,7 +115,9 @@ class SQLiteLog:
         not tell.
         """
         asked = _Asked(self._statement(EventFilter(*map(tuple, where))), {"after": after})
-        _, row, limit = await self._page_row(lambda _: asked, limit, room=ROOM, expected=limit)
+        row, limit = await self._within(
+            lambda ask, most: (self._row(ask, asked, most), most), limit, room=ROOM, expected=limit
+        )
         end, count = row[0], row[1]
         is_end = count < limit
         if not count:
@@ -123,39 +126,49 @@ class SQLiteLog:
         return LogPage(page, max(after, end) if is_end else last, is_end, end)
 
     async def events(
-        self, choose: Callable[[Ask], _A], limit: int, *, room: int
-    ) -> tuple[_A, Sequence[RecordedEvent], bool]:
-        """What was chosen, the events of that statement, which is one `of_page`, and whether they are as many as were
-        asked for: fewer, where they would not fit in the room. Raises as `page` does."""
-        asked, row, limit = await self._page_row(choose, limit, room=room, expected=0)
-        count = row[1]
-        found = _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else ()
-        return asked, found, count >= limit
+        self,
+        choose: Callable[[Ask], _A],
+        finish: Callable[[_A, Sequence[RecordedEvent], bool], _T],
+        limit: int,
+        *,
+        room: int,
+    ) -> _T:
+        """What comes of the thing that was chosen, of the events of its statement, which is one `of_page`, and of
+        whether they are as many as were asked for: fewer, where they would not fit in the room. Raises as `page` does.
+
+        All of it is done in the thread: what was just read is at hand there, and on another core it is not.
+        """
+
+        def work(ask: Ask, most: int) -> _T:
+            asked = choose(ask)
+            row = self._row(ask, asked, most)
+            count = row[1]
+            with collector_paused():
+                found = _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else ()
+                return finish(asked, found, count >= most)
+
+        return await self._within(work, limit, room=room, expected=0)
 
     async def answer(self, question: Callable[[Ask], _T]) -> _T:
         """What a question comes to. Raises as the thread does."""
         return await self._idlest().answer(question, events=0, room=LARGEST)
 
-    async def _page_row(
-        self, choose: Callable[[Ask], _A], limit: int, *, room: int, expected: int
-    ) -> tuple[_A, Row, int]:
-        """What was chosen, the row of that page, and how many events it has at most. About so many are `expected`."""
+    async def _within(self, work: Callable[[Ask, int], _T], limit: int, *, room: int, expected: int) -> _T:
+        """What some work comes to that reads at most so many events: fewer, where they would not fit in the room. About
+        so many are `expected`."""
         thread = self._idlest()
         if self._has_digits is None:
             self._has_digits = await thread.row(_PROBE, (), events=1, room=room) != (_PROBED,)
-        has_digits = self._has_digits
         while True:
-            most = {"limit": limit, "tenant": self._tenant}
-
-            def question(ask: Ask, most: Mapping[str, Any] = most) -> tuple[_A, Row]:
-                asked = choose(ask)
-                text = _with_ids(asked.statement.text, has_digits)
-                return asked, ask(text, {**asked.statement.constants, **asked.parameters, **most})
-
             try:
-                return *await thread.answer(question, events=min(expected, limit), room=room), limit
+                return await thread.answer(partial(_done, work, limit), events=min(expected, limit), room=room)
             except TooLarge:
                 room, limit = (room, limit // 8) if limit > 8 else (LARGEST, 1)
+
+    def _row(self, ask: Ask, asked: Asked, limit: int) -> Row:
+        """The row of a page that was chosen."""
+        text = _with_ids(asked.statement.text, bool(self._has_digits))
+        return ask(text, {**asked.statement.constants, **asked.parameters, "limit": limit, "tenant": self._tenant})
 
     def _idlest(self) -> SQLitePageThread:
         return min(self._threads, key=lambda thread: thread.under_way)
@@ -183,6 +196,10 @@ def log_select(
     )
 
 
+def _done(work: Callable[[Ask, int], _T], limit: int, ask: Ask) -> _T:
+    return work(ask, limit)
+
+
 @lru_cache(maxsize=256)
 def _with_ids(text: str, has_digits: bool) -> str:
     """A statement that strings ids together in the way that this SQLite does it."""
@@ -193,8 +210,8 @@ def _with_ids(text: str, has_digits: bool) -> str:
 def _page(row: Row, tenant: str, *, has_digits: bool) -> tuple[RecordPage, int]:
     """The events, and the position of the last. Raises `ValueError`."""
     _, count, positions, stream_ids, versions, types, schema_versions, payloads, *others = row
-    with_metadata, metadata, event_ids, with_batch, batch_ids, recorded_at, checksums, rare, is_regular = others
-    if not is_regular:
+    with_metadata, metadata, event_ids, with_batch, batch_ids, recorded_at, checksums, rare, irregular = others
+    if irregular:
         raise ValueError("a column holds something else than it did")
     places = _numbers(positions)
     columns = LogColumns(

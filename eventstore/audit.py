@@ -35,9 +35,9 @@ async def find(
         page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)
         for recorded in page.events:
             yield recorded
-        if page.is_end:
-            return
         remaining = None if remaining is None else remaining - len(page.events)
+        if page.is_end or remaining == 0:
+            return
         # A backend gives fewer where they are large, but has to read them all to know.
         size = sum(len(recorded.payload) + len(recorded.metadata_bytes or b"") for recorded in page.events)
         most = max(1, min(_PAGE, 2 * most, _PAGE_BYTES * len(page.events) // size)) if size else _PAGE

@@ -191,11 +191,12 @@ def are_sound(
     """Whether events match their checksums, all of them. Without `metadata` none has any. `kinds` are every type with
     every schema version that it has here: most pages are of few."""
     seeds = {kind: checksum_seed(*kind) for kind in kinds}
-    if len(seeds) == 1:
-        found = list(map(crc32, payloads, repeat(next(iter(seeds.values())))))
-    else:
-        each = zip(types, schema_versions, strict=True)
-        found = [crc32(payload, seeds[kind]) for payload, kind in zip(payloads, each, strict=True)]
+    each = (
+        repeat(next(iter(seeds.values())))
+        if len(seeds) == 1
+        else map(seeds.__getitem__, zip(types, schema_versions, strict=True))
+    )
+    found = list(map(crc32, payloads, each))
     if metadata is not None:
         found = [
             checksum if notes is None else checksum | (crc32(notes) & _METADATA_BITS) << 32
@@ -275,6 +276,8 @@ def decode_all_metadata(encoded: Sequence[bytes | None]) -> list[Metadata | None
     decoded = _many(Metadata)(b"[%b]" % b",".join(there))
     if len(decoded) != len(there):
         raise ValueError("what is stored as metadata is no JSON object")
+    if len(there) == len(encoded):
+        return decoded
     one_by_one = iter(decoded)
     return [None if notes is None else next(one_by_one) for notes in encoded]
 

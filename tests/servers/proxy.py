@@ -43,6 +43,8 @@ class FaultProxy:
         self.resets = 0
         self.lost_replies = 0
         self.bytes_from_server = 0
+        # What a client sends at once is one, unless it is large.
+        self.pieces_from_clients = 0
         self.reply_was_lost = asyncio.Event()
         self._lose_reply_to: bytes | None = None
         self._resets_after_loss = True
@@ -151,6 +153,7 @@ class FaultProxy:
 
     async def _pass_up(self, reader: asyncio.StreamReader, link: _Link) -> None:
         while piece := await reader.read(_CHUNK):
+            self.pieces_from_clients += 1
             await self._delay()
             if self._lose_reply_to is not None and self._lose_reply_to in piece:
                 self._lose_reply_to = None
