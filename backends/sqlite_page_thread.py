@@ -7,10 +7,12 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
+from backends.thread_outcomes import ThreadOutcomes, settle
 from eventstore.calls.finishing import thread_ended
 from eventstore.errors import EventStoreError, JournalCorrupt, StoreClosed
 
@@ -60,6 +62,7 @@ class SQLitePageThread:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._loop = asyncio.get_running_loop()
+        self._outcomes = ThreadOutcomes(self._loop)
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self.under_way = 0
@@ -103,12 +106,15 @@ class SQLitePageThread:
         if self._thread is not None:
             self._jobs.put(None)
             await thread_ended(self._thread)
+            self._outcomes.close()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._path.name}", daemon=True)
+        self._outcomes.open()
         try:
             thread.start()
         except RuntimeError as error:
+            self._outcomes.abandon()
             raise thread_missing(error) from error
         self._thread = thread
 
@@ -127,14 +133,14 @@ class SQLitePageThread:
                 failure = self._dealt_with(error)
             except BaseException as error:
                 failure = error
-            try:
-                self._loop.call_soon_threadsafe(_settle, future, answer, failure)
-            except RuntimeError:
-                # The loop was closed without closing the store: nobody can be told.
+            self._outcomes.tell(partial(settle, future), answer, failure)
+            if self._outcomes.is_loop_closed:
+                # Without closing the store: nobody can be told.
                 break
             # Nothing of the job may live on while the thread waits for the next one.
             del job, question, future, begun, answer, failure
         self._disconnect()
+        self._outcomes.end()
 
     def _answer(self, question: Callable[[Ask], Any], room: int) -> Any:
         connection = self._opened()
@@ -170,13 +176,3 @@ class SQLitePageThread:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-def _settle(future: asyncio.Future[Any], answer: Any, failure: BaseException | None) -> None:
-    # Whoever was cancelled does not want it.
-    if future.done():
-        return
-    if failure is None:
-        future.set_result(answer)
-    else:
-        future.set_exception(failure)

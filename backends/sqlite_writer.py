@@ -13,26 +13,23 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from backends.sqlite_connection import check_schema, connect_writer, translated
+from backends.thread_outcomes import End, ThreadOutcomes, settle
 from eventstore.calls.finishing import thread_ended
 from eventstore.errors import BackendUnavailable, EventStoreError, OutcomeUnknown, StoreBusy, StoreClosed
 
 _T = TypeVar("_T")
-_End = Callable[[Any, BaseException | None], None]
-_Job = tuple[Callable[[sqlite3.Connection], Any], _End, "threading.Lock | None"]
+_Job = tuple[Callable[[sqlite3.Connection], Any], End, "threading.Lock | None"]
 
 # Up to 3.51.2 a checkpoint that runs while another connection commits can corrupt the file (the WAL-reset bug).
 _NEEDS_LOCK = sqlite3.sqlite_version_info < (3, 51, 3)
 _LOCK_POLL_SECONDS = 0.001
 _HAND_OVER_SECONDS = 0.001
-# At most as many jobs end before the loop reads what woke it; more would only wake it once again.
-_WAKE_BYTES = 4096
 
 
 class SQLiteWriter:
@@ -47,13 +44,10 @@ class SQLiteWriter:
         self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._ended: deque[tuple[_End, Any, BaseException | None]] = deque()
-        # The thread wakes the loop by a byte in a pipe. `call_soon_threadsafe` does it by a socket, which the loop
-        # reads until that raises: a lone append took half as long again on the loop.
-        self._wake_in = self._wake_out = -1
         self._connection: sqlite3.Connection | None = None
         self._lock_file: int | None = None
         self._loop = asyncio.get_running_loop()
+        self._outcomes = ThreadOutcomes(self._loop)
         self._thread = threading.Thread(target=self._serve, name=f"sqlite-writer-{path.name}", daemon=True)
         self._is_closed = False
         self.on_connect: Callable[[sqlite3.Connection], None] = lambda _: None
@@ -61,18 +55,21 @@ class SQLiteWriter:
 
     def start(self) -> None:
         """Start the thread. The connection is opened by the first job."""
-        self._wake_out, self._wake_in = os.pipe()
-        self._loop.add_reader(self._wake_out, self._on_wake)
-        self._thread.start()
+        self._outcomes.open()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._outcomes.abandon()
+            raise
 
     def run(self, job: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
         """Queue a job. It runs to its end, whatever becomes of the future."""
         future: asyncio.Future[_T] = self._loop.create_future()
-        self.submit(job, partial(_settle, future))
+        self.submit(job, partial(settle, future))
         return future
 
     def submit(
-        self, job: Callable[[sqlite3.Connection], Any], on_end: _End, *, begun: threading.Lock | None = None
+        self, job: Callable[[sqlite3.Connection], Any], on_end: End, *, begun: threading.Lock | None = None
     ) -> None:
         """Queue a job, and have its result or its error told in the loop.
 
@@ -92,55 +89,34 @@ class SQLiteWriter:
         self._is_closed = True
         self._jobs.put(None)
         await thread_ended(self._thread)
-        while self._wake_out != -1:
-            self._on_wake()
-
-    # In the loop
-
-    def _on_wake(self) -> None:
-        is_over = not os.read(self._wake_out, _WAKE_BYTES)
-        while self._ended:
-            on_end, result, error = self._ended.popleft()
-            try:
-                on_end(result, error)
-            except Exception as failure:
-                # The others must be told all the same.
-                self._loop.call_exception_handler({"message": "the end of a write was not taken", "exception": failure})
-        if is_over:
-            self._loop.remove_reader(self._wake_out)
-            os.close(self._wake_out)
-            self._wake_out = -1
+        self._outcomes.close()
 
     # In the thread
 
     def _serve(self) -> None:
+        tell = self._outcomes.tell
         while (item := self._jobs.get()) is not None:
             job, on_end, begun = item
             try:
                 self._lock_processes()
                 try:
                     # Told before the lock is given back, which nobody who waits for this job needs.
-                    self._tell(on_end, job(self._opened()), None)
+                    tell(on_end, job(self._opened()), None)
                 finally:
                     self._unlock_processes()
             except sqlite3.Error as driver_error:
-                self._tell(on_end, None, self._dealt_with(driver_error))
+                tell(on_end, None, self._dealt_with(driver_error))
             except BaseException as other:
-                self._tell(on_end, None, other)
+                tell(on_end, None, other)
             if begun is not None and begun.locked():
                 begun.release()
-            if self._loop.is_closed():
+            if self._outcomes.is_loop_closed:
                 # Without closing the store: nobody can be told, and the rest must not be run.
-                os.close(self._wake_out)
                 break
             # Nothing of the job may live on while the thread waits for the next one.
             del item, job, on_end, begun
         self._disconnect()
-        os.close(self._wake_in)
-
-    def _tell(self, on_end: _End, result: Any, error: BaseException | None) -> None:
-        self._ended.append((on_end, result, error))
-        os.write(self._wake_in, b"\0")
+        self._outcomes.end()
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -224,12 +200,3 @@ class SQLiteWriter:
     def _unlock_processes(self) -> None:
         if _NEEDS_LOCK and self._lock_file is not None:
             fcntl.flock(self._lock_file, fcntl.LOCK_UN)
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
