@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, pairwise
+from math import ceil
 from struct import Struct, error
 from typing import Any
 
@@ -60,8 +61,16 @@ def packed_seal(seal: StoredSeal) -> bytes:
 
 
 def found_seals(reply: Sequence[bytes]) -> list[StoredSeal]:
-    """What `SEALS` replied."""
-    return [_seal(packed, int(float(score))) for packed, score in zip(reply[::2], reply[1::2], strict=True)]
+    """What `SEALS` replied. A broken score counts as the next whole number: behind that the reader goes on, and with a
+    lower one it would find the same seal for ever."""
+    return [_seal(packed, _number(score)) for packed, score in zip(reply[::2], reply[1::2], strict=True)]
+
+
+def _number(score: bytes) -> int:
+    try:
+        return ceil(float(score))
+    except OverflowError as damage:
+        raise JournalCorrupt("a seal is stored under an infinite number: it is none that was made here") from damage
 
 
 def _seal(packed: bytes, number: int) -> StoredSeal:

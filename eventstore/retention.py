@@ -174,9 +174,12 @@ class Retention:
     async def _with_projections(self, cut: Cut) -> Cut:
         """The cut, refused if a projection still has to come to an event that goes."""
         kind = stream_kind(cut.stream_id)
+        checkpoints = await self._store.checkpoints()
+        if self._store.tenant:
+            checkpoints = [*checkpoints, *await self._store.checkpoints(shared=True)]
         needy: Sequence[tuple[str, int]] = [
             (one.name, one.position)
-            for one in await self._store.checkpoints()
+            for one in checkpoints
             if one.has(cut.stream_id) and one.wants(self._store.tenant, kind)
         ]
         if not needy:

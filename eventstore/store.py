@@ -569,9 +569,10 @@ class EventStore:
 
     # Projections
 
-    async def checkpoints(self) -> Sequence[Checkpoint]:
-        """How far every projection has come, in each version of its read model."""
-        return [Checkpoint.of(stored) for stored in await self._open.checkpoints()]
+    async def checkpoints(self, *, shared: bool = False) -> Sequence[Checkpoint]:
+        """How far every projection has come, in each version of its read model. With `shared`, those of the store
+        without a tenant, whosever this one is."""
+        return [Checkpoint.of(stored) for stored in await self._open.checkpoints(shared=shared)]
 
     async def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Save a checkpoint in place of the one it was made of. False if that has been changed since: nothing was done

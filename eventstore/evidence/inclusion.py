@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def check(proof: bytes, public: str) -> Included:
         path = [bytes.fromhex(each) for each in record["path"]]
         leaf = leaf_of(recorded)
         root = root_of_path(leaf.hash, record["index"], seal.statement.count, path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ProofInvalid(f"it cannot be read as a proof: {error}") from error
     if root.hex() != seal.statement.root:
         raise ProofInvalid(

@@ -35,7 +35,8 @@ class SealChain:
         self._retired: dict[str, int] = {}
         # Numbers of seals that are what their makers have made.
         self.trusted: set[int] = set()
-        self.sanctioned: dict[tuple[str, str], Sanctioned] = {}
+        # By stream, in the order of their numbers. One that a later one reaches as far as is left out.
+        self.sanctioned: dict[tuple[str, str], tuple[Sanctioned, ...]] = {}
 
     @property
     def newest(self) -> Statement | None:
@@ -217,9 +218,8 @@ class SealChain:
     def note(self, removal: Removal, seal: int | None) -> None:
         """Take note of a truncation that was recorded, and of the seal that lists it."""
         key = (removal.tenant, removal.stream_id)
-        known = self.sanctioned.get(key)
-        if known is None or known.through < removal.through:
-            self.sanctioned[key] = Sanctioned(removal.through, removal.number, seal)
+        further = (known for known in self.sanctioned.get(key, ()) if known.through > removal.through)
+        self.sanctioned[key] = (*further, Sanctioned(removal.through, removal.number, seal))
 
 
 class _Cursor:

@@ -37,9 +37,14 @@ class Finding(NamedTuple):
 
 
 class Sanctioned(NamedTuple):
-    """The truncation of a stream that reaches furthest: its number, and that of the seal that holds its record, if one
-    does."""
+    """A truncation of a stream that was recorded: up to which version, its number, and that of the seal that holds its
+    record, if one does."""
 
     through: int
     number: int
     seal: int | None
+
+    def is_after(self, seal: int) -> bool:
+        """Whether it can have removed what a seal covers. Who seals reads the records first, and then the events: what
+        stands there although its removal was recorded was not removed by that."""
+        return self.seal is None or self.seal > seal

@@ -12,7 +12,7 @@ from eventstore.evidence.leaves import Leaf, leaf_of, unpack_leaves
 from eventstore.evidence.merkle import MerkleTree
 from eventstore.evidence.seal_chain import SealChain
 from eventstore.evidence.seal_findings import Finding, Found, Sanctioned
-from eventstore.evidence.sealed_part import SealedPart, covers
+from eventstore.evidence.sealed_part import SealedPart
 from eventstore.evidence.seals import Seal, Statement, parse_stored
 from eventstore.reading.reading_past import PastDamage
 from eventstore.store import EventStore
@@ -161,13 +161,13 @@ class SealVerification:
             if page.is_end:
                 return
 
-    async def _truncated_since(self, part: SealedPart) -> Mapping[tuple[str, str], Sanctioned]:
+    async def _truncated_since(self, part: SealedPart) -> Mapping[tuple[str, str], Sequence[Sanctioned]]:
         """The truncations that were recorded. Where events are missing that none of them covers, one may have come
         since they were read."""
         known = self._chain.sanctioned
-        if not any(not covers(known, leaf) for leaf in part.missing):
+        if all(part.covering(known, leaf) is not None for leaf in part.missing):
             return known
-        newest = max((each.number for each in known.values()), default=0)
+        newest = max((each[-1].number for each in known.values()), default=0)
         try:
             async for removal in self._store.removals(after=newest):
                 self._chain.note(removal, None)

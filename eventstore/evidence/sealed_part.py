@@ -47,7 +47,12 @@ class SealedPart:
         """All events were taken: what is left of the leaves has none."""
         self._pass_by(None)
 
-    def findings(self, sanctioned: Mapping[tuple[str, str], Sanctioned]) -> Iterator[Finding]:
+    def covering(self, sanctioned: Mapping[tuple[str, str], Sequence[Sanctioned]], leaf: Leaf) -> Sanctioned | None:
+        """The truncation that was recorded and has removed the event of a leaf."""
+        last = self._last(sanctioned, leaf)
+        return None if last is None or leaf.version > last.through else last
+
+    def findings(self, sanctioned: Mapping[tuple[str, str], Sequence[Sanctioned]]) -> Iterator[Finding]:
         """What was found, in the order of the log."""
         self.missing = [leaf for leaf in self.missing if leaf.position not in self.damaged]
         found = [*self._changes(), *self._losses(sanctioned)]
@@ -86,26 +91,32 @@ class SealedPart:
                 text = f"it was sealed as {_named(origin)}; here was {_place(sealed)}"
                 yield Finding(Found.MOVED, *place, text, tenant)
 
-    def _losses(self, sanctioned: Mapping[tuple[str, str], Sanctioned]) -> Iterator[Finding]:
+    def _last(self, sanctioned: Mapping[tuple[str, str], Sequence[Sanctioned]], leaf: Leaf) -> Sanctioned | None:
+        """Of the truncations of a leaf's stream since this seal the one that reaches furthest."""
+        known = sanctioned.get((leaf.tenant, leaf.stream_id), ())
+        return next((each for each in known if each.is_after(self._seal)), None)
+
+    def _losses(self, sanctioned: Mapping[tuple[str, str], Sequence[Sanctioned]]) -> Iterator[Finding]:
         elsewhere = {found.digest: found for found, _ in self._differing}
-        gone: list[Leaf] = []
+        gone: list[tuple[Leaf, Sanctioned]] = []
         for leaf in self.missing:
             place, tenant = (leaf.stream_id, leaf.version, leaf.position), leaf.tenant
             now = elsewhere.get(leaf.digest)
             if now is not None:
                 yield Finding(Found.MOVED, *place, f"it was sealed here, and is now {_named(now)}", tenant)
-            elif covers(sanctioned, leaf):
-                gone.append(leaf)
+            elif (truncation := self.covering(sanctioned, leaf)) is not None:
+                gone.append((leaf, truncation))
             else:
-                truncation = sanctioned.get((leaf.tenant, leaf.stream_id))
+                truncation = self._last(sanctioned, leaf)
                 up_to = "none of its stream" if truncation is None else f"only those up to version {truncation.through}"
                 text = f"it is gone, and {up_to} was removed by a recorded truncation"
                 yield Finding(Found.DELETED, *place, text, tenant)
         self.truncated = len(gone)
-        for key, leaves in groupby(sorted(gone, key=_by_stream), key=lambda leaf: (leaf.tenant, leaf.stream_id)):
-            first, *others = leaves
+        gone.sort(key=_by_stream)
+        for (*_, truncation), pairs in groupby(gone, key=lambda pair: (pair[0].tenant, pair[0].stream_id, pair[1])):
+            first, *others = (leaf for leaf, _ in pairs)
             last = others[-1] if others else first
-            through, number, seal = sanctioned[key]
+            through, number, seal = truncation
             recorded = "not sealed yet" if seal is None else f"in seal {seal}"
             count = f"{1 + len(others)} event{'s' if others else ''} from version {first.version} to {last.version}"
             yield Finding(
@@ -118,13 +129,8 @@ class SealedPart:
             )
 
 
-def covers(sanctioned: Mapping[tuple[str, str], Sanctioned], leaf: Leaf) -> bool:
-    """Whether a truncation was recorded that has removed the event of a leaf."""
-    truncation = sanctioned.get((leaf.tenant, leaf.stream_id))
-    return truncation is not None and leaf.version <= truncation.through
-
-
-def _by_stream(leaf: Leaf) -> tuple[str, str, int]:
+def _by_stream(pair: tuple[Leaf, Sanctioned]) -> tuple[str, str, int]:
+    leaf, _ = pair
     return leaf.tenant, leaf.stream_id, leaf.version
 
 

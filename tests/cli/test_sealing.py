@@ -90,6 +90,8 @@ def test_a_proof_is_checked_without_the_store(
 
     for field, value in {"payload": '{"amount":1000000}', "position": 4, "epoch": 9, "metadata": "{}"}.items():
         assert "was changed" in refused(event={**proof["event"], field: value})
+    assert "cannot be read as a proof" in refused(event={**proof["event"], "version": 1.5})
+    assert "cannot be read as a proof" in refused(event={**proof["event"], "position": 2**64})
     assert "was changed" in refused(index=proof["index"] + 1)
     assert "cannot be read as a proof" in refused(path=proof["path"][:-1])
     assert "signature does not belong" in refused(statement=proof["statement"].replace('"count":', '"count":1'))

@@ -148,6 +148,21 @@ async def test_a_projection_that_has_not_come_so_far_keeps_it(store: EventStore)
     assert planned.refusal is None
 
 
+async def test_the_plan_for_a_tenant_knows_the_projections_of_the_store_without_one(
+    store: EventStore, url: str
+) -> None:
+    async with EventStore.open(url, tenant="acme") as acme:
+        await acme.append("a-1", happened(1, 2, 3, 4))
+        await snapshot(acme, "a-1", 4)
+        await store.save_checkpoint(Checkpoint("totals", 1, position=2, tenants=("acme",)))
+        await store.save_checkpoint(Checkpoint("theirs", 1, position=0, tenants=("bolt",)))
+        (planned,) = await cuts(acme, keeping(1))
+        assert isinstance(planned.refusal, ProjectionBehind)
+        assert planned.refusal.projection == "totals"
+        (planned,) = await cuts(acme, keeping(2))
+        assert planned.refusal is None
+
+
 async def test_only_a_projection_that_gets_its_events_keeps_a_stream(store: EventStore) -> None:
     await store.append("a-1", happened(1, 2, 3, 4))
     await snapshot(store, "a-1", 4)

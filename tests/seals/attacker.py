@@ -352,6 +352,9 @@ class RedisAttacker:
         if seal is not None:
             self._call.zadd(f"{self._base}:seals", {packed_seal(seal): number})
 
+    async def add_seal(self, score: float, seal: StoredSeal) -> None:
+        self._call.zadd(f"{self._base}:seals", {packed_seal(seal): score})
+
     def _dumped(self) -> dict[bytes, bytes]:
         keys = [key for key in self._call.keys("*") if key.startswith(self._base.encode())]
         pipeline = self._call.pipeline(transaction=False)

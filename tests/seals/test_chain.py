@@ -304,3 +304,31 @@ async def test_a_changed_event_is_proven_by_no_list_that_was_changed_with_it(
     await mallory.replace_seal(1, seal._replace(leaves=pack_leaves(leaves)))
     with pytest.raises(ProofInvalid, match="the list of leaves of seal 1 was changed"):
         await prove(store, 2)
+
+
+async def test_a_record_of_a_truncation_does_not_cover_what_was_sealed_after_it(
+    store: EventStore, key: SigningKey, mallory: SQLiteAttacker
+) -> None:
+    """Its reach may have been made anything before it was sealed. What stood there later was not removed by it."""
+    await fill(store)
+    await store.truncate("Account-b", 1, reason="made to reach further than the stream")
+    await mallory.run("UPDATE journal_removals SET through = 1000000")
+    await seal_all(Sealer(store, key))
+    await fill(store, first=25)
+    await seal_all(Sealer(store, key))
+    assert await problems(store, key) == []
+    [last] = [each async for each in store.read("Account-b", limit=1, backwards=True)]
+    await mallory.delete(last.position)
+    [finding] = await problems(store, key)
+    assert (finding.what, finding.position, finding.version) == (Found.DELETED, last.position, last.version)
+
+
+async def test_truncations_of_one_stream_between_seals_cover_what_each_has_removed(
+    store: EventStore, key: SigningKey
+) -> None:
+    for number in range(3):
+        await fill(store, first=25 * number)
+        await seal_all(Sealer(store, key, every=7))
+        await store.truncate("Account-b", 4 * (number + 1), reason="again")
+    await seal_all(Sealer(store, key))
+    assert await problems(store, key) == []

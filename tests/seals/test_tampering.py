@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections import Counter
@@ -20,7 +21,7 @@ from eventstore.evidence.seal_findings import Finding, Found
 from eventstore.evidence.seal_verification import SealVerification
 from eventstore.evidence.seals import parse_stored, sign
 
-from .attacker import FIELDS, Attacker, attacker
+from .attacker import FIELDS, Attacker, RedisAttacker, attacker
 from .sealed_journal import STREAMS, Sealed, build, everything, new_key
 
 EVENT_EDITS = ("change", "change", "change", "delete", "cut", "insert", "swap", "move", "rename", "truncate")
@@ -239,3 +240,13 @@ async def test_each_field_of_an_event_is_sealed(sealed: Sealed, mallory: Attacke
     await mallory.change(at, field, random.Random(3), clever=True)
     [finding] = problems(await audit.findings())
     assert (finding.what, finding.position) == (Found.CHANGED, at)
+
+
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+async def test_a_seal_put_between_two_numbers_is_found(sealed: Sealed, mallory: RedisAttacker, audit: Audit) -> None:
+    """Redis keeps seals by a number that may be broken. Whoever reads on from it in whole ones must get further."""
+    victim = (await mallory.seals())[1]
+    await mallory.add_seal(victim.number - 0.5, victim._replace(signature=bytes(64)))
+    async with asyncio.timeout(20):
+        found = problems(await audit.findings())
+    assert {finding.what for finding in found} == {Found.SEAL}
