@@ -295,6 +295,10 @@ class EventStore:
     async def _outcome_of(self, writes: list[StreamWrite]) -> AppendOutcome | EventStoreError:
         commits = self._open_commits
         loop = asyncio.get_running_loop()
+        if loop is not commits.loop:
+            raise StoreClosed(
+                "this store was opened in another event loop, or before a fork: nothing was stored; open one in each"
+            )
         while commits.is_full:
             await commits.room()
         outcome: asyncio.Future[AppendOutcome | EventStoreError] = loop.create_future()

@@ -86,6 +86,11 @@ class GroupCommit:
         self._append = append
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where outcomes are told."""
+        return self._loop
+
+    @property
     def breaker(self) -> CircuitBreaker:
         """What is known of the database."""
         return self._breaker
