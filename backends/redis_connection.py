@@ -138,8 +138,9 @@ class RedisConnection:
         await self.connect()
 
     async def send(self, *command: Argument) -> None:
-        """Send a command whose reply comes by `receive`."""
-        await self.ensure_connected()
+        """Send a command whose reply comes by `receive`. What waits there to be read is no sign of a stale connection."""
+        if self._connection is None:
+            await self.connect()
         async with asyncio.timeout(self._target.command_timeout):
             await self._connection.send_packed_command(_pack(command), check_health=False)
 

@@ -379,6 +379,23 @@ async def test_a_listener_that_is_killed_comes_back(server: Redis, url: str):
             await waiting
 
 
+async def test_who_is_asked_whether_he_is_there_loses_no_news_that_wait_to_be_read(server: Redis, url: str):
+    connection = RedisConnection(parse_redis_url(parse_store_url(url)))
+    try:
+        await connection.send(b"SUBSCRIBE", b"news")
+        assert (await connection.receive())[0] == b"subscribe"
+        with admin(server) as client:
+            assert client.publish("news", "first") == 1
+        async with asyncio.timeout(20):
+            while not await connection._connection.can_read():
+                await asyncio.sleep(0.005)
+            await connection.send(b"PING")
+            assert await connection.receive() == [b"message", b"news", b"first"]
+            assert (await connection.receive())[0] == b"pong"
+    finally:
+        await connection.close()
+
+
 async def test_a_listener_whose_network_swallows_everything_begins_anew(
     server: Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ):
