@@ -138,11 +138,12 @@ class RedisConnection:
         await self.connect()
 
     async def send(self, *command: Argument) -> None:
-        """Send a command whose reply comes by `receive`. What waits there to be read is no sign of a stale connection."""
-        if self._connection is None:
+        """Send a command whose reply comes by `receive`. News that wait there to be read are no sign of staleness."""
+        if not self._connection:
             await self.connect()
+        connection: Any = self._connection
         async with asyncio.timeout(self._target.command_timeout):
-            await self._connection.send_packed_command(_pack(command), check_health=False)
+            await connection.send_packed_command(_pack(command), check_health=False)
 
     async def receive(self) -> Any:
         """The next message from the server, however long it takes."""
