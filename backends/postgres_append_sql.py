@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 # An append stores everything or nothing, and it stores only if every stream is exactly as it was when the append was
-# decided. The order of its steps is what the readers' rule (`_SETTLE` in postgres_sql.py) rests on, and each step
+# decided. The order of its steps is what the readers' rule (`_MARK` in postgres_sql.py) rests on, and each step
 # forces the one before:
 # 1. the shared lock by which a reader finds the transactions that may still store below a position;
 # 2. the rows of the streams, locked in the order of their ids, so that two appends never wait for each other;

@@ -116,7 +116,7 @@ class SQLiteLog:
         """
         asked = _Asked(self._statement(EventFilter(*map(tuple, where))), {"after": after})
         row, limit = await self._within(
-            lambda ask, most: (self._row(ask, asked, most), most), limit, room=ROOM, expected=limit
+            lambda most, ask: (self._row(ask, asked, most), most), limit, room=ROOM, expected=limit
         )
         end, count = row[0], row[1]
         is_end = count < limit
@@ -139,7 +139,7 @@ class SQLiteLog:
         All of it is done in the thread: what was just read is at hand there, and on another core it is not.
         """
 
-        def work(ask: Ask, most: int) -> _T:
+        def work(most: int, ask: Ask) -> _T:
             asked = choose(ask)
             row = self._row(ask, asked, most)
             count = row[1]
@@ -153,7 +153,7 @@ class SQLiteLog:
         """What a question comes to. Raises as the thread does."""
         return await self._idlest().answer(question, events=0, room=LARGEST)
 
-    async def _within(self, work: Callable[[Ask, int], _T], limit: int, *, room: int, expected: int) -> _T:
+    async def _within(self, work: Callable[[int, Ask], _T], limit: int, *, room: int, expected: int) -> _T:
         """What some work comes to that reads at most so many events: fewer, where they would not fit in the room. About
         so many are `expected`."""
         thread = self._idlest()
@@ -161,7 +161,7 @@ class SQLiteLog:
             self._has_digits = await thread.row(_PROBE, (), events=1, room=room) != (_PROBED,)
         while True:
             try:
-                return await thread.answer(partial(_done, work, limit), events=min(expected, limit), room=room)
+                return await thread.answer(partial(work, limit), events=min(expected, limit), room=room)
             except TooLarge:
                 room, limit = (room, limit // 8) if limit > 8 else (LARGEST, 1)
 
@@ -194,10 +194,6 @@ def log_select(
         .order_by(_e.position)
         .limit(bindparam("limit", 0))
     )
-
-
-def _done(work: Callable[[Ask, int], _T], limit: int, ask: Ask) -> _T:
-    return work(ask, limit)
 
 
 @lru_cache(maxsize=256)

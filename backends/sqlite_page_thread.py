@@ -110,11 +110,9 @@ class SQLitePageThread:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._path.name}", daemon=True)
-        self._outcomes.open()
         try:
-            thread.start()
+            self._outcomes.start(thread)
         except RuntimeError as error:
-            self._outcomes.abandon()
             raise thread_missing(error) from error
         self._thread = thread
 

@@ -13,13 +13,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from backends import sqlite_checkpoints
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import translated
 from backends.sqlite_reading import log_within
 from backends.sqlite_user_connection import Tenure, UserConnection, UserConnections
+from backends.thread_outcomes import settle
 from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
 from eventstore.contract.sql_transaction import Stored, Unread
 from eventstore.errors import (
@@ -29,8 +30,6 @@ from eventstore.errors import (
     TransactionExpired,
     TransactionRefused,
 )
-
-_T = TypeVar("_T")
 
 NOTHING_STORED = "the transaction was rolled back, nothing of it was stored"
 
@@ -89,7 +88,7 @@ class SQLiteTurn:
             return None
         connection = self._begin()
         try:
-            self._loop.call_soon_threadsafe(_settle, self.begun, connection)
+            self._loop.call_soon_threadsafe(settle, self.begun, connection, None)
             return self._until_ordered(connection)
         except RuntimeError:
             # The loop is gone, and nobody will give an order.
@@ -136,13 +135,13 @@ class SQLiteTurn:
         except sqlite3.Error as error:
             failure = translated(error, writing=False)
             failure.__cause__ = error
-            self._loop.call_soon_threadsafe(_fail, order.stored, failure)
+            self._loop.call_soon_threadsafe(settle, order.stored, None, failure)
         except Exception as error:
-            self._loop.call_soon_threadsafe(_fail, order.stored, error)
+            self._loop.call_soon_threadsafe(settle, order.stored, None, error)
         else:
             positions = (outcome.position for outcome in stored.outcomes if isinstance(outcome, Appended))
             self._last_position = max(positions, default=0)
-            self._loop.call_soon_threadsafe(_settle, order.stored, stored)
+            self._loop.call_soon_threadsafe(settle, order.stored, stored, None)
 
     def _stored_and_read(self, connection: UserConnection, order: _Storing) -> Stored:
         tenant = self._append.tenant
@@ -215,13 +214,3 @@ def _found(connection: sqlite3.Connection, tenant: str, unread: Unread) -> Store
             f"there is no version {unread.version} of the checkpoint {unread.name!r}: {NOTHING_STORED}"
         )
     return found
-
-
-def _settle(future: asyncio.Future[_T], result: _T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -14,6 +14,7 @@ import aiosqlite
 
 from backends.sqlite_connection import thread_missing
 from backends.sqlite_user_connection import Tenure, UserConnection
+from backends.thread_outcomes import settle
 from eventstore.calls.finishing import thread_ended
 
 _Call = tuple["asyncio.Future[Any] | None", Callable[[], Any]]
@@ -64,7 +65,7 @@ class UserThread:
                 failure = error
             if future is not None:
                 try:
-                    future.get_loop().call_soon_threadsafe(_settle, future, result, failure)
+                    future.get_loop().call_soon_threadsafe(settle, future, result, failure)
                 except RuntimeError:
                     # The loop was closed without closing the store: nobody can be told.
                     break
@@ -141,12 +142,3 @@ def _is_quick(function: Callable[..., Any]) -> bool:
     return (name in ("cursor", "create_function") and isinstance(owner, UserConnection)) or (
         name == "close" and isinstance(owner, sqlite3.Cursor)
     )
-
-
-def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
-    if future.done():
-        return
-    if failure is None:
-        future.set_result(result)
-    else:
-        future.set_exception(failure)

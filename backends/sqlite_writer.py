@@ -55,12 +55,7 @@ class SQLiteWriter:
 
     def start(self) -> None:
         """Start the thread. The connection is opened by the first job."""
-        self._outcomes.open()
-        try:
-            self._thread.start()
-        except BaseException:
-            self._outcomes.abandon()
-            raise
+        self._outcomes.start(self._thread)
 
     def run(self, job: Callable[[sqlite3.Connection], _T]) -> asyncio.Future[_T]:
         """Queue a job. It runs to its end, whatever becomes of the future."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +36,9 @@ class ThreadOutcomes:
 
     # In the loop
 
-    def open(self) -> None:
-        """Before the thread starts. Raises `BackendUnavailable` where the process may open no more files."""
+    def start(self, thread: threading.Thread) -> None:
+        """Start the thread. Raises `BackendUnavailable` where the process may open no more files, and `RuntimeError`
+        where it may have no more threads."""
         try:
             self._wake_out, self._wake_in = os.pipe()
         except OSError as error:
@@ -44,11 +46,12 @@ class ThreadOutcomes:
                 f"a thread that SQLite needs cannot be heard, nothing was done: {error}; raise the limit of open files"
             ) from error
         self._loop.add_reader(self._wake_out, self._on_wake)
-
-    def abandon(self) -> None:
-        """The thread did not start."""
-        os.close(self._wake_in)
-        self._over()
+        try:
+            thread.start()
+        except BaseException:
+            os.close(self._wake_in)
+            self._over()
+            raise
 
     def close(self) -> None:
         """Tell what is still to be told of a thread that has ended."""
