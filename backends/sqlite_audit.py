@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.errors import JournalCorrupt
-from eventstore.events import RecordedEvent
 
 _e, _s = journal_events.c, journal_streams.c
 
@@ -64,19 +63,17 @@ class SQLiteAudit(SQLiteReader):
             values |= part.bounds
             return _Asked(self._page_of(shape, has_few, backwards), values, end, part, shape, has_few)
 
-        def finish(asked: _Asked, found: Sequence[RecordedEvent], is_full: bool) -> AuditPage:
-            return asked.part.page(query, found, is_full=is_full, backwards=backwards, end=asked.end)
-
         try:
-            return await self.log.events(choose, finish, limit, room=PAGE_BYTES)
+            asked, found, is_full = await self.log.events(choose, limit, room=PAGE_BYTES)
         except (ValueError, JournalCorrupt):
             # It is found out what is wrong with an event, and with which.
             asked = await self.log.answer(choose)
             page = self._sql.page(RECORD, asked.shape, is_sorted=asked.has_few, backwards=backwards)
             rows = select(as_one_row(page)).params({**asked.parameters, "limit": limit})
-            ((found,),) = await self._reading(rows, None, asked.part.low, -1)
-            events = await self._page(found, None, asked.part.low, -1)
-            return finish(asked, events, is_full=len(events) >= limit)
+            ((row,),) = await self._reading(rows, None, asked.part.low, -1)
+            found = await self._page(row, None, asked.part.low, -1)
+            is_full = len(found) >= limit
+        return asked.part.page(query, found, is_full=is_full, backwards=backwards, end=asked.end)
 
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:

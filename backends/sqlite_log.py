@@ -126,28 +126,25 @@ class SQLiteLog:
         return LogPage(page, max(after, end) if is_end else last, is_end, end)
 
     async def events(
-        self,
-        choose: Callable[[Ask], _A],
-        finish: Callable[[_A, Sequence[RecordedEvent], bool], _T],
-        limit: int,
-        *,
-        room: int,
-    ) -> _T:
-        """What comes of the thing that was chosen, of the events of its statement, which is one `of_page`, and of
-        whether they are as many as were asked for: fewer, where they would not fit in the room. Raises as `page` does.
+        self, choose: Callable[[Ask], _A], limit: int, *, room: int
+    ) -> tuple[_A, Sequence[RecordedEvent], bool]:
+        """What was chosen in the thread, the events of its statement, which is one `of_page`, and whether they are as
+        many as were asked for: fewer, where they would not fit in the room. Raises as `page` does.
 
-        All of it is done in the thread: what was just read is at hand there, and on another core it is not.
+        The records are made where they are used: each that another core has made comes from there once more when it is
+        looked at, and goes back when it is let go.
         """
 
-        def work(most: int, ask: Ask) -> _T:
+        def work(most: int, ask: Ask) -> tuple[_A, Row, int]:
             asked = choose(ask)
-            row = self._row(ask, asked, most)
-            count = row[1]
-            with collector_paused():
-                found = _page(row, self._tenant, has_digits=bool(self._has_digits))[0] if count else ()
-                return finish(asked, found, count >= most)
+            return asked, self._row(ask, asked, most), most
 
-        return await self._within(work, limit, room=room, expected=0)
+        asked, row, most = await self._within(work, limit, room=room, expected=0)
+        count = row[1]
+        if not count:
+            return asked, (), False
+        with collector_paused():
+            return asked, list(_page(row, self._tenant, has_digits=bool(self._has_digits))[0]), count >= most
 
     async def answer(self, question: Callable[[Ask], _T]) -> _T:
         """What a question comes to. Raises as the thread does."""
