@@ -10,12 +10,18 @@ from actors.handlers import Handlers, collect_handlers
 from actors.retention import CommandRetention
 from actors.snapshotting import SnapshotPolicy
 from actors.state import StateType
-from actors.supervision import Escalate, Supervision, check_supervision
+from actors.supervision import Escalate, Match, Restart, Resume, Stop, Supervision, check_supervision
 from eventstore.class_options import refusing_unknown_options
 from eventstore.errors import DefinitionError, InvalidStreamId
 from eventstore.events import Event, checked_stream_id
 
 S = TypeVar("S")
+
+_SETTINGS: tuple[tuple[tuple[type, ...], str], ...] = (
+    ((SnapshotPolicy,), "snapshot_policy"),
+    ((CommandRetention,), "command_retention"),
+    ((Resume, Restart, Stop, Escalate, Match), "supervision"),
+)
 
 
 class Stage(Protocol):
@@ -62,20 +68,7 @@ class PersistentActor(Generic[S]):
                 f"{cls.__qualname__}.__init__: an actor is made by the runtime; set up its state in initial_state, "
                 "and what depends on it in recovered"
             )
-        if cls.ownership not in (None, "shared", "exclusive"):
-            raise DefinitionError(
-                f"{cls.__qualname__}.ownership is 'shared', 'exclusive' or None, not {cls.ownership!r}"
-            )
-        check_supervision(cls.supervision, f"{cls.__qualname__}.supervision")
-        # Whoever has no type checker gives anything.
-        policy, retention = cast("object", cls.snapshot_policy), cast("object", cls.command_retention)
-        if not isinstance(policy, SnapshotPolicy):
-            raise DefinitionError(f"{cls.__qualname__}.snapshot_policy is a SnapshotPolicy(every=…), not {policy!r}")
-        if retention is not None and not isinstance(retention, CommandRetention):
-            raise DefinitionError(
-                f"{cls.__qualname__}.command_retention is a CommandRetention(count=…, seconds=…) or None, not "
-                f"{retention!r}"
-            )
+        _check_settings(cls)
         if inspect.iscoroutinefunction(cls.before_restart):
             raise DefinitionError(f"{cls.__qualname__}.before_restart cannot be async; after_restart can")
         annotation = _state_annotation(cls)
@@ -163,6 +156,27 @@ def new_actor(cls: type[PersistentActor[S]], stage: Stage) -> PersistentActor[S]
     actor._stage = stage  # pyright: ignore[reportPrivateUsage]
     actor.state = actor.initial_state()
     return actor
+
+
+def _check_settings(cls: type[PersistentActor[Any]]) -> None:
+    if cls.ownership not in (None, "shared", "exclusive"):
+        raise DefinitionError(f"{cls.__qualname__}.ownership is 'shared', 'exclusive' or None, not {cls.ownership!r}")
+    check_supervision(cls.supervision, f"{cls.__qualname__}.supervision")
+    # Whoever has no type checker gives anything.
+    policy, retention = cast("object", cls.snapshot_policy), cast("object", cls.command_retention)
+    if not isinstance(policy, SnapshotPolicy):
+        raise DefinitionError(f"{cls.__qualname__}.snapshot_policy is a SnapshotPolicy(every=…), not {policy!r}")
+    if retention is not None and not isinstance(retention, CommandRetention):
+        raise DefinitionError(
+            f"{cls.__qualname__}.command_retention is a CommandRetention(count=…, seconds=…) or None, not {retention!r}"
+        )
+    # A name that nothing reads says nothing, and leaves what holds for all.
+    for kinds, setting in _SETTINGS:
+        for name, value in vars(cls).items():
+            if isinstance(value, kinds) and name != setting and value is not getattr(cls, setting):
+                raise DefinitionError(
+                    f"{cls.__qualname__}.{name} has no effect: a {type(value).__name__} is set as {setting} = …"
+                )
 
 
 def _state_annotation(cls: type) -> Any:

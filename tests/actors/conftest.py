@@ -26,6 +26,7 @@ _TRANSACTION_SECONDS = 60.0
 _ON_EVERY_DATABASE = {
     "test_asking",
     "test_conflicts",
+    "test_event_loops",
     "test_idempotency",
     "test_lifecycle",
     "test_ownership",

@@ -12,10 +12,12 @@ from pydantic import BaseModel
 from actors import (
     ActorSystem,
     Command,
+    CommandRetention,
     DefinitionError,
     PersistentActor,
     Restart,
     SnapshotPolicy,
+    Stop,
     command_handler,
     event_handler,
 )
@@ -358,6 +360,9 @@ def test_a_mixin_gets_the_options_that_it_takes():
     ("body", "message"),
     [
         ({"snapshot_policy": 100}, r"Bad\.snapshot_policy is a SnapshotPolicy\(every=…\), not 100"),
+        ({"snapshots": SnapshotPolicy(every=4)}, r"Bad\.snapshots has no effect: .* is set as snapshot_policy"),
+        ({"retention": CommandRetention(count=4)}, r"Bad\.retention has no effect: .* is set as command_retention"),
+        ({"policy": Stop()}, r"Bad\.policy has no effect: a Stop is set as supervision"),
         ({"snapshot_policy": SnapshotPolicy}, r"not <class .*SnapshotPolicy"),
         (
             {"command_retention": 5},
