@@ -224,7 +224,7 @@ class ActorRef(Generic[A]):
         if get_running_loop() is not self._runtime.loop:
             raise StoreClosed(
                 "this actor system belongs to another event loop: from other threads, use "
-                "asyncio.run_coroutine_threadsafe(ref.ask(command), loop)"
+                "asyncio.run_coroutine_threadsafe(ref.ask(command), loop); in the child of a fork, make another system"
             )
         cell = self._cell
         if cell is None or cell.phase is Phase.PASSIVE:

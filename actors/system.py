@@ -186,9 +186,10 @@ class ActorSystem:
         five seconds more.
 
         A caller that is cancelled does not wait for what is unfinished, but until the store is let go of, and is
-        cancelled then. Whoever closes it again waits for the same end.
+        cancelled then. Whoever closes it again waits for the same end. In the child of a fork nothing is done: actors
+        and store are the parent's.
         """
-        if self._runtime is None:
+        if self._runtime is None or self._store.is_forked:
             return
         if self._closing is None:
             self._runtime.refuse()

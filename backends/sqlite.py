@@ -16,6 +16,7 @@ from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_archive import SQLiteArchive
 from backends.sqlite_audit import SQLiteAudit
 from backends.sqlite_connection import check_file, check_library, check_schema, inspect, thread_missing
+from backends.sqlite_forks import NO_FILE, OPEN_FILES
 from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_transaction import SQLiteTransaction
 from backends.sqlite_transactions import SQLiteTransactions
@@ -75,12 +76,18 @@ class SQLiteBackend(SQLiteAudit):
         self._writer: SQLiteWriter | None = None
         self._transactions: SQLiteTransactions | None = None
         self._waiters: set[asyncio.Future[None]] = set()
+        self._file = NO_FILE
 
     async def open(self) -> None:
+        file = OPEN_FILES.opened(self._path)
         try:
             await self._open()
-        except RuntimeError as error:
-            raise thread_missing(error) from error
+        except BaseException as error:
+            OPEN_FILES.closed(file)
+            if isinstance(error, RuntimeError):
+                raise thread_missing(error) from error
+            raise
+        self._file = file
 
     async def _open(self) -> None:
         check_library()
@@ -115,6 +122,7 @@ class SQLiteBackend(SQLiteAudit):
         await self.close_readers()
         if writer is not None:
             await writer.close()
+            OPEN_FILES.closed(self._file)
 
     # Writing
 

@@ -393,7 +393,10 @@ class SQLiteReader:
             raise StoreClosed("the store is not open: use it inside `async with EventStore.open(url) as store`")
         # File locks and connections do not survive a fork: using them in the child can damage the file.
         if os.getpid() != self._pid:
-            raise StoreClosed("this store was opened before a fork: open one of its own in the child process")
+            raise StoreClosed(
+                "this store was opened before a fork, which SQLite does not survive: open the file after the fork "
+                "alone, or start the process by another method: 'spawn' or 'forkserver'"
+            )
 
 
 def log_within(connection: sqlite3.Connection, own: str, *, after: int, limit: int, where: EventFilter) -> LogPage:

@@ -163,6 +163,6 @@ class SQLiteTransaction:
 
     def _check_place(self) -> None:
         if os.getpid() != self._pid:
-            raise StoreClosed("this transaction was begun before a fork: begin another one in the child process")
+            raise StoreClosed("this transaction was begun before a fork: it is the parent's, and nothing was done")
         if asyncio.get_running_loop() is not self._loop:
             raise StoreClosed("this transaction was begun in another event loop: begin one in each")

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from eventstore.errors import BackendUnavailable
@@ -29,6 +30,7 @@ class ThreadOutcomes:
         self._loop = loop
         self._ended: deque[tuple[End, Any, BaseException | None]] = deque()
         self._wake_in = self._wake_out = -1
+        self._has_thread_ended = False
 
     @property
     def is_loop_closed(self) -> bool:
@@ -59,7 +61,9 @@ class ThreadOutcomes:
             self._on_wake()
 
     def _on_wake(self) -> None:
-        is_over = not os.read(self._wake_out, _WAKE_BYTES)
+        os.read(self._wake_out, _WAKE_BYTES)
+        # The end of the pipe tells nothing: a child of a fork has the other side of it, too.
+        is_over = self._has_thread_ended
         while self._ended:
             on_end, result, error = self._ended.popleft()
             try:
@@ -87,6 +91,9 @@ class ThreadOutcomes:
         if self._loop.is_closed():
             # Nobody reads it any more.
             os.close(self._wake_out)
+        self._has_thread_ended = True
+        with suppress(BrokenPipeError):  # The loop has just seen it, by the byte before.
+            os.write(self._wake_in, b"\0")
         os.close(self._wake_in)
 
 

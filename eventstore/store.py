@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -120,6 +121,7 @@ class EventStore:
         self._calls: GroupCalls | None = None
         self._is_appended_through = False
         self._sql_commits: set[asyncio.Future[AppendOutcome]] = set()
+        self._pid = 0
 
     @classmethod
     def open(
@@ -177,6 +179,7 @@ class EventStore:
             create_schema = cast("Callable[[StoreUrl], None]", imported(_CREATE_SCHEMA))
             await asyncio.to_thread(create_schema, self._url)
             await self._backend.open()
+        self._pid = os.getpid()
         breaker = CircuitBreaker()
         self._guarded = GuardedBackend(self._backend, breaker)
         self._commits = GroupCommit(self._backend.append, breaker, resolve_within=self._resolve_within)
@@ -191,12 +194,15 @@ class EventStore:
     async def close(self) -> None:
         """Refuse new work, wait for the appends in flight, let go of the database. Closing twice does nothing.
 
-        A caller that is cancelled waits until that is done, and is cancelled then.
+        A caller that is cancelled waits until that is done, and is cancelled then. In the child of a fork it lets go of
+        nothing, because connections and threads are the parent's: what is opened here no longer is, and that is all.
         """
         if self._commits is None or self._calls is None:
             return
         commits, calls = self._commits, self._calls
         self._commits = self._calls = self._guarded = None
+        if self.is_forked:
+            return
         await finish_then_cancel(asyncio.ensure_future(self._let_go(commits, calls)))
 
     async def _let_go(self, commits: GroupCommit, calls: GroupCalls) -> None:
@@ -208,6 +214,11 @@ class EventStore:
                 await asyncio.wait(self._sql_commits)
         finally:
             await self._backend.close()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is the child of a fork, and the store was opened by its parent. For the actor runtime."""
+        return self._pid not in (0, os.getpid())
 
     @property
     def url(self) -> StoreUrl:
@@ -296,9 +307,7 @@ class EventStore:
         commits = self._open_commits
         loop = asyncio.get_running_loop()
         if loop is not commits.loop:
-            raise StoreClosed(
-                "this store was opened in another event loop, or before a fork: nothing was stored; open one in each"
-            )
+            raise _elsewhere()
         while commits.is_full:
             await commits.room()
         outcome: asyncio.Future[AppendOutcome | EventStoreError] = loop.create_future()
@@ -693,6 +702,9 @@ class EventStore:
     def _open_calls(self) -> GroupCalls:
         if self._calls is None:
             raise _closed()
+        # Somebody asks already, it may be in vain: who joins him here would wait for ever.
+        if asyncio.get_running_loop() is not self._open_commits.loop or self.is_forked:
+            raise _elsewhere()
         return self._calls
 
     @property
@@ -705,6 +717,12 @@ class EventStore:
 def _held(number: int) -> int:
     """A version, a position or a count as databases can be asked for it: they hold none below 0, and no greater one."""
     return max(0, min(number, MAX_POSITION))
+
+
+def _elsewhere() -> StoreClosed:
+    return StoreClosed(
+        "this store was opened in another event loop, or before a fork: nothing was done; open one in each"
+    )
 
 
 def _closed() -> StoreClosed:

@@ -6,51 +6,248 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from backends.conformance.events import happened
 from eventstore import EventStore, StoreClosed
+from eventstore.backend import Load
 
-FORKED = """
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+BACKENDS = ["sqlite", "postgres", "redis"]
+
+# What every program below begins with. A child has an event loop of its own, as that of `multiprocessing` has, or goes
+# on with the one that it has of its parent.
+PRELUDE = """
 import asyncio, os, sys
+from pydantic import BaseModel
+from actors import ActorSystem, Command, PersistentActor, command_handler, event_handler
 from backends.conformance.events import happened
-from eventstore import EventStore, StoreClosed
+from eventstore import Event, EventStore, StoreClosed
+from eventstore.contract.audit_query import AuditQuery
 
-async def refused(store):
-    async with asyncio.timeout(10):
-        try:
-            await store.append("a", happened(2))
-        except StoreClosed as error:
-            assert "fork" in str(error), error
-            return 7
-    return 1
+url, whose_loop = sys.argv[1], sys.argv[2]
+runner = asyncio.Runner()
 
-with asyncio.Runner() as runner:
-    store = runner.run(EventStore.open(sys.argv[1]).__aenter__())
-    runner.run(store.append("a", happened(1)))
+def forked(work):
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            asyncio.set_event_loop(None)
-            code = asyncio.run(refused(store))
+            async def limited():
+                async with asyncio.timeout(20):
+                    return await work()
+            if whose_loop == "parent's":
+                code = runner.run(limited())
+            else:
+                asyncio.set_event_loop(None)
+                code = asyncio.run(limited())
         finally:
             os._exit(code)
+    return child
+
+def ended(child):
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 7, status
-    assert runner.run(store.append("a", happened(3))).versions == (2,)
-    runner.run(store.close())
+
+async def opened(store):
+    return await store.__aenter__()
+
+async def every(events):
+    return [event async for event in events]
+"""
+
+REFUSED = """
+async def refused():
+    calls = [
+        lambda: store.append("a", happened(2)),
+        lambda: every(store.read("a")),
+        lambda: every(store.read_all()),
+        lambda: anext(store.subscribe()),
+        lambda: store.wait(1_000, 5),
+        lambda: store.audit_page(AuditQuery()),
+        lambda: store.checkpoints(),
+        lambda: store.claim("a"),
+        lambda: store.snapshots("a"),
+        lambda: store.statistics(),
+    ]
+    for number, call in enumerate(calls):
+        try:
+            await call()
+        except StoreClosed as error:
+            assert "fork" in str(error), error
+        else:
+            raise AssertionError(number)
+    return 7
+
+store = runner.run(opened(EventStore.open(url)))
+runner.run(store.append("a", happened(1)))
+ended(forked(refused))
+assert runner.run(store.append("a", happened(3))).versions == (2,)
+assert len(runner.run(every(store.read("a")))) == 2
+runner.run(store.close())
+"""
+
+# On servers the parent's subscriber looks by itself only after a minute: what it gets before, it was told on the
+# connection that listens. Those of a file find others' events by looking.
+CLOSED_BY_THE_CHILD = """
+heard = asyncio.Event()
+
+async def follow():
+    async for event in store.subscribe(poll_seconds=0.1 if url.startswith("sqlite") else 60):
+        if event.stream_id == "of another process":
+            heard.set()
+
+async def close():
+    await store.close()
+    return 7
+
+async def before():
+    await store.append("a", happened(1))
+    subscriber = asyncio.create_task(follow())
+    # One that is told of by the listener, so that it listens.
+    async with asyncio.timeout(50), EventStore.open(url) as other:
+        while not heard.is_set():
+            await other.append("of another process", happened(1))
+            await asyncio.sleep(0.1)
+    heard.clear()
+    return subscriber
+
+async def after(subscriber):
+    async with asyncio.timeout(20):
+        await store.append("a", happened(2))
+        assert len(await every(store.read("a"))) == 2
+        async with EventStore.open(url) as other:
+            await other.append("of another process", happened(1))
+            await heard.wait()
+    subscriber.cancel()
+
+async def within(seconds, work):
+    async with asyncio.timeout(seconds):
+        await work
+
+store = runner.run(opened(EventStore.open(url)))
+subscriber = runner.run(before())
+ended(forked(close))
+runner.run(after(subscriber))
+runner.run(within(20, store.close()))
+"""
+
+CLOSED_BESIDE_A_CHILD = """
+store = runner.run(opened(EventStore.open(url)))
+runner.run(store.append("a", happened(1)))
+runner.run(every(store.read_all()))
+watched, alive = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(alive)
+    os.read(watched, 1)  # Until the parent lets go of the pipe.
+    os._exit(7)
+os.close(watched)
+runner.run(store.close())
+os.close(alive)
+ended(child)
+"""
+
+ACTORS = """
+class Look(Command[int]):
+    pass
+
+class Nothing(BaseModel):
+    number: int = 0
+
+class Account(PersistentActor[Nothing]):
+    @command_handler
+    def look(self, command: Look) -> int:
+        return 1
+
+async def close():
+    if whose_loop == "its own":
+        try:
+            await system.ref(Account, "ann").ask(Look())
+        except StoreClosed as error:
+            assert "fork" in str(error), error
+        else:
+            raise AssertionError("it was answered")
+    await system.close()
+    return 7
+
+system = runner.run(ActorSystem(url, ownership="exclusive", lease_seconds=60).__aenter__())
+assert runner.run(system.ref(Account, "ann").ask(Look())) == 1
+ended(forked(close))
+assert runner.run(system.ref(Account, "ann").ask(Look())) == 1
+assert runner.run(system.ref(Account, "bob").ask(Look())) == 1
+runner.run(system.close())
+"""
+
+# A child that opens the file has no locks on it, whatever it believes: the process that closes it last removes the log
+# that the child goes on to write to.
+OPENED_AGAIN = """
+async def open_again():
+    try:
+        async with EventStore.open(f"sqlite:///{os.path.dirname(url)[10:]}/./journal.db") as store:
+            await store.append("a", happened(2))
+    except StoreClosed as error:
+        assert "fork" in str(error) and "spawn" in str(error), error
+    else:
+        raise AssertionError("it was opened")
+    async with EventStore.open(f"{url}-another") as store:
+        await store.append("a", happened(1))
+    return 7
+
+store = runner.run(opened(EventStore.open(url)))
+runner.run(store.append("a", happened(1)))
+ended(forked(open_again))
+runner.run(store.close())
+
+async def open_it():
+    async with EventStore.open(url) as store:
+        assert (await store.append("a", happened(2))).versions == (2,)
+    return 7
+
+ended(forked(open_it))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_is_told_and_its_parent_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FORKED, f"sqlite:///{tmp_path}/journal.db"]
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/journal.db"
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+def run(program: str, url: str, whose_loop: str = "its own") -> None:
+    command = [sys.executable, "-c", PRELUDE + program, url, whose_loop]
     checkout = Path(__file__).parents[2]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=checkout)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=45, cwd=checkout)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("whose_loop", ["its own", "parent's"])
+def test_a_forked_child_is_refused_whatever_it_asks_and_its_parent_goes_on(url: str, whose_loop: str) -> None:
+    run(REFUSED, url, whose_loop)
+
+
+@pytest.mark.parametrize("whose_loop", ["its own", "parent's"])
+def test_a_child_that_closes_the_store_does_nothing_to_its_parents_connections(url: str, whose_loop: str) -> None:
+    run(CLOSED_BY_THE_CHILD, url, whose_loop)
+
+
+def test_a_store_is_closed_while_a_child_of_a_fork_lives(url: str) -> None:
+    run(CLOSED_BESIDE_A_CHILD, url)
+
+
+@pytest.mark.parametrize("whose_loop", ["its own", "parent's"])
+def test_a_child_that_closes_an_actor_system_leaves_its_parent_the_lease(url: str, whose_loop: str) -> None:
+    run(ACTORS, url, whose_loop)
+
+
+def test_a_child_is_refused_a_file_that_was_open_when_it_was_forked(tmp_path: Path) -> None:
+    run(OPENED_AGAIN, f"sqlite:///{tmp_path}/journal.db")
 
 
 async def test_an_append_in_another_event_loop_is_refused(tmp_path: Path) -> None:
@@ -63,3 +260,24 @@ async def test_an_append_in_another_event_loop_is_refused(tmp_path: Path) -> Non
 
         await asyncio.to_thread(asyncio.run, refused())
         assert (await store.append("a", happened(1))).versions == (1,)
+
+
+async def test_who_asks_in_another_event_loop_does_not_wait_for_what_is_under_way_in_the_stores(tmp_path: Path) -> None:
+    async with EventStore.open(f"sqlite:///{tmp_path}/journal.db") as store:
+        under_way = asyncio.create_task(store.load(Load("a")))
+        await asyncio.sleep(0)
+        raised: list[BaseException] = []
+
+        async def ask() -> None:
+            try:
+                async with asyncio.timeout(10):
+                    await store.load(Load("a"))
+            except Exception as error:
+                raised.append(error)
+
+        # The store's loop stands still meanwhile.
+        thread = threading.Thread(target=asyncio.run, args=[ask()])
+        thread.start()
+        thread.join()
+        assert [type(error) for error in raised] == [StoreClosed]
+        await under_way
