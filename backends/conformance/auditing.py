@@ -12,11 +12,9 @@ import pytest
 
 from backends.conformance.events import Happened, Noted, collect, happened, write
 from backends.conformance.fixtures import StoreFixtures
-from eventstore.audit import find
-from eventstore.auditing.audit_totals import totals
+from eventstore.audit import AuditQuery, find, totals
 from eventstore.backend import Backend, EventFilter, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event, new_event_id
-from eventstore.contract.audit_query import AuditQuery
 from eventstore.contract.json_condition import JsonCondition, Operator
 from eventstore.events import Metadata, NewEvent, RecordedEvent
 from eventstore.store import EventStore

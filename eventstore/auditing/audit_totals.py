@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from eventstore.audit import find
+from eventstore.auditing.audit_find import find
 from eventstore.codec import encode_metadata
 from eventstore.contract.audit_query import AuditQuery, AuditTotals, Count
 from eventstore.events import RecordedEvent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from eventstore.audit import find
+from eventstore.auditing.audit_find import find
 from eventstore.contract.audit_query import AuditQuery
 from eventstore.events import Metadata, RecordedEvent
 from eventstore.store import EventStore

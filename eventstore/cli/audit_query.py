@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from eventstore.audit import find
+from eventstore.auditing.audit_find import find
 from eventstore.cli.arguments import MOST, Json, Url
 from eventstore.cli.audit_csv import CsvRows
 from eventstore.cli.audit_filters import filtered

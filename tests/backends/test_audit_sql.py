@@ -17,8 +17,9 @@ from backends.conformance.events import Happened, Noted, collect, happened
 from backends.conformance.fixtures import backend_of
 from backends.postgres_audit_sql import PostgresAuditSQL
 from backends.sqlite_audit_sql import SQLiteAuditSQL
-from eventstore import EventFilter, EventStore, Metadata, NewEvent, audit
-from eventstore.audit import find
+from eventstore import EventFilter, EventStore, Metadata, NewEvent
+from eventstore.auditing import audit_find
+from eventstore.auditing.audit_find import find
 from eventstore.contract.audit_query import AuditPage, AuditQuery
 from eventstore.contract.json_condition import JsonCondition
 
@@ -68,7 +69,7 @@ async def test_streams_with_many_events_are_found_as_those_with_few(url: str, mo
 
 async def test_an_audit_ends_where_the_log_ended_when_it_began(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Several pages: what comes meanwhile can be seen by those behind the first alone.
-    monkeypatch.setattr(audit, "_PAGE", 100)
+    monkeypatch.setattr(audit_find, "_PAGE", 100)
     async with EventStore.open(url) as store:
         await store.append("a", happened(*range(450)))
         found = find(store, AuditQuery())

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from eventstore import EventFilter, EventStore
-from eventstore.audit import find
-from eventstore.auditing.audit_totals import totals
-from eventstore.contract.audit_query import AuditQuery
+from eventstore.audit import AuditQuery, find, totals
 from eventstore.contract.json_condition import JsonCondition, Operator
 
 from .conftest import Run
