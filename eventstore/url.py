@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from eventstore.errors import InvalidStoreUrl
 from eventstore.tenant import NO_TENANT
@@ -62,8 +63,14 @@ class StoreUrl:
             raise InvalidStoreUrl(f"{self}: name a file, such as {self.scheme}:///bank.db")
         if text == ":memory:":
             raise InvalidStoreUrl(f"{self}: a journal in memory is memory://, and {self.scheme}:// is one in a file")
-        if text.startswith((":", "file:")) or ".." in Path(text).parts:
-            raise InvalidStoreUrl(f"{self}: the path cannot be a URI or climb with '..'; give an absolute path")
+        if text.startswith((":", "file:")):
+            raise InvalidStoreUrl(f"{self}: the path cannot be a URI; give an absolute path")
+        if ".." in Path(text).parts:
+            # A name in `sqlite:///data/{name}.db` would lead out of the folder. Who has typed it can copy this.
+            raise InvalidStoreUrl(
+                f"{self}: the path climbs with '..', which leads out of a folder if somebody else chose a part of it; "
+                f"if it is meant, write {self.scheme}:///{quote(os.path.realpath(text))}"
+            )
         unknown = sorted(self.parameters.keys() - parameters)
         if unknown:
             known = ", ".join(sorted(parameters))

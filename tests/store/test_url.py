@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,18 @@ def test_a_password_that_makes_a_url_unreadable_is_not_in_the_traceback(url: str
     with pytest.raises(InvalidStoreUrl) as caught:
         parse_store_url(url)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("climbing", ["../my bank.db", "%2e%2e/my%20bank.db", "below/../../my%20bank.db"])
+async def test_a_path_that_climbs_is_refused_with_what_to_write_instead(
+    climbing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with EventStore.open(f"sqlite:///{tmp_path}/my%20bank.db"):
+        pass
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InvalidStoreUrl, match=r"climbs with '\.\.'") as refused:
+        EventStore.open(f"sqlite:///{climbing}")
+    (instead,) = re.findall(r"write (\S+)", str(refused.value))
+    async with EventStore.open(instead, create=False):
+        pass
