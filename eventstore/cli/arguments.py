@@ -45,7 +45,11 @@ Tenant = Annotated[
 Full = Annotated[bool, typer.Option("--full", help="Rebuild from the first event, and use no snapshot.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON objects on stderr then.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The actor's key, such as alice.", show_default=False)]
-At = Annotated[int | None, typer.Option(metavar="VERSION", min=0, max=MOST, help="The state after this event.")]
+# A text, for what is no number to be answered in our words.
+At = Annotated[
+    str | None,
+    typer.Option(metavar="VERSION", help="The state after this event, by its number; 0 is before the first."),
+]
 AtTime = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="The state at this time: ISO 8601 with an offset, 2026-01-31T12:00:00Z"),

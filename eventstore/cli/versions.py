@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from eventstore.backend import Load, Loaded
+from eventstore.cli.arguments import MOST
 from eventstore.cli.exits import CommandFailed, WrongUsage
 from eventstore.cli.output import timestamp
 from eventstore.errors import JournalCorrupt
@@ -38,11 +39,20 @@ def parse_version(text: str) -> int | datetime:
     return parse_moment(text)
 
 
-def parse_wanted(at: int | None, at_time: str | None) -> int | datetime | None:
+def parse_wanted(at: str | None, at_time: str | None) -> int | datetime | None:
     """What `--at` and `--at-time` ask for; None: neither was given."""
     if at is not None and at_time is not None:
         raise WrongUsage("--at and --at-time exclude each other: give one of them")
-    return at if at_time is None else parse_moment(at_time, name="--at-time ")
+    if at_time is not None:
+        return parse_moment(at_time, name="--at-time ")
+    if at is None:
+        return None
+    if not (at.isdecimal() and at.isascii() and len(at) <= len(str(MOST)) and int(at) <= MOST):
+        raise WrongUsage(
+            f"--at {at!r} is no version, which is a number from 0 on; a time is given as --at-time, in ISO 8601 with "
+            "an offset, such as 2026-01-31T12:00:00Z"
+        )
+    return int(at)
 
 
 def parse_moment(text: str, *, name: str = "") -> datetime:

@@ -139,6 +139,16 @@ class TestAtTime:
         assert result.code == 2
         assert "is no ISO 8601 time" in result.err
 
+    @pytest.mark.parametrize("version", ["yesterday", "2026-01-31T12:00:00Z", "1.5", "-1", "\u0663", str(2**63)])
+    def test_what_is_no_version_is_refused_with_the_forms_that_are_taken(
+        self, cli: Run, url: str, version: str
+    ) -> None:
+        result = cli("show", url, ACCOUNT, "alice", "--at", version)
+        assert result.code == 2
+        assert f"--at {version!r} is no version, which is a number from 0 on" in result.err
+        assert "--at-time, in ISO 8601 with an offset, such as 2026-01-31T12:00:00Z" in result.err
+        assert "Input" not in result.err
+
     def test_a_version_and_a_time_exclude_each_other(self, cli: Run, url: str) -> None:
         assert cli("show", url, ACCOUNT, "alice", "--at", "1", "--at-time", "2026-01-01T00:00Z").code == 2
 
