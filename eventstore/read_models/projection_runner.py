@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
-from uuid import uuid4
+from functools import cache
+from pathlib import Path
+from uuid import getnode, uuid4
 
 from eventstore.backend import LogPage
 from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
@@ -81,7 +83,7 @@ class ProjectionRunner:
         self._poll_seconds = poll_seconds
         self._version = version
         self._on_progress = on_progress
-        self._id = uuid4().hex
+        self._id = new_runner()
         self._name = this_process()
         self._where = projection.where()
         self._partition = 0
@@ -186,7 +188,7 @@ class ProjectionRunner:
                     if checkpoint.revision != seen:
                         seen, since = checkpoint.revision, time.monotonic()
                     is_silent = time.monotonic() - since >= self._lease_seconds
-                    is_free = checkpoint.runner == "" or is_silent or _has_ended(checkpoint.runner_name)
+                    is_free = checkpoint.runner == "" or is_silent or _has_ended(checkpoint)
                     if is_free:
                         return await self._save(self._mine(checkpoint))
                     if end is None and self._has_less(checkpoint.runner, parts):
@@ -364,10 +366,27 @@ def this_process() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def _has_ended(runner_name: str) -> bool:
+def new_runner() -> str:
+    """What a runner is told from all others by, and where it runs."""
+    return f"{uuid4().hex}@{_place()}"
+
+
+@cache
+def _place() -> str:
+    """Where the numbers of processes mean the same as here. Machines may share a name, and containers too, which have
+    numbers of their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return f"{getnode():x}"
+
+
+def _has_ended(checkpoint: Checkpoint) -> bool:
     """Whether a runner was a process of this machine that is there no more: then its lease need not be waited for."""
-    node, _, pid = runner_name.rpartition(":")
-    if node != platform.node() or not pid.isdecimal() or int(pid) == os.getpid():
+    node, _, pid = checkpoint.runner_name.rpartition(":")
+    is_from_here = node == platform.node() and checkpoint.runner.partition("@")[2] == _place()
+    if not is_from_here or not pid.isdecimal() or int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)

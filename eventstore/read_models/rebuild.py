@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from uuid import uuid4
 
 from eventstore import read_model_tables
 from eventstore.contract.checkpoint import Checkpoint, Status, version_of
@@ -16,7 +15,7 @@ from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.beginning import begin
 from eventstore.read_models.delivering import Poison, handle_events, new
-from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner, this_process
+from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner, new_runner, this_process
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ async def _hold_up(store: EventStore, projection: type[Projection]) -> None:
     for part in live:
         # Each has a holder of its own: of one that has several, a runner would take some over. Where this is too late
         # the next round tries again.
-        await store.save_checkpoint(replace(part, runner=uuid4().hex, runner_name=this_process()))
+        await store.save_checkpoint(replace(part, runner=new_runner(), runner_name=this_process()))
 
 
 async def _begin(store: EventStore, projection: type[Projection]) -> int:

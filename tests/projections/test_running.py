@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -233,6 +237,31 @@ async def test_a_runner_that_is_cancelled_lets_another_go_on_at_once(
     async with asyncio.timeout(60):
         await ProjectionRunner(other, projection, lease_seconds=600.0).run(follow=False)
     assert {one.position for one in await other.checkpoints()} == {2}
+
+
+@pytest.mark.parametrize("is_another_machine", [False, True])
+async def test_a_process_that_is_not_there_has_ended_unless_it_is_anothers_of_the_same_name(
+    store: EventStore, is_another_machine: bool
+):
+    """Two machines, or containers, may have one name, and each its own numbers of processes."""
+    await pay(store, 1)
+    await run(store, PlainLedger)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    ended = f"{platform.node()}:{process.pid}"
+    checkpoint = await live_checkpoint(store, "plain")
+    mark = "f" * 32 if is_another_machine else ProjectionRunner(store, PlainLedger)._id
+    assert await store.save_checkpoint(replace(checkpoint, runner=mark, runner_name=ended))
+    await pay(store, 2)
+    runner = asyncio.create_task(ProjectionRunner(store, PlainLedger, lease_seconds=600.0, poll_seconds=0.01).run())
+    if is_another_machine:
+        # It looks often enough in that time.
+        await asyncio.sleep(1.0)
+        assert (await live_checkpoint(store, "plain")).runner == mark
+    else:
+        await caught_up(store, PlainLedger, timeout=60)
+    runner.cancel()
+    await asyncio.wait([runner])
 
 
 @pytest.mark.sql_alone
