@@ -161,6 +161,25 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(cli: Run, own_url: st
     assert dict(amounts(own_journal))["Account-carol"] == 50
 
 
+def test_a_dead_letter_whose_event_is_gone_keeps_no_other_from_being_replayed(
+    cli: Run, own_url: str, own_journal: Path
+) -> None:
+    fail_on(40)
+    cli("projections", "run", own_url, TARGET)
+    fail_on(None)
+
+    async def truncate() -> None:
+        async with EventStore.open(own_url) as store:
+            await store.truncate("Account-alice", 4, reason="a test")
+
+    asyncio.run(truncate())
+    done = cli("dead-letters", "replay", own_url, TARGET)
+    assert (done.code, done.lines[-1]) == (1, "1 applied, 1 failed again")
+    assert "was removed from the journal" in done.lines[0]
+    assert "eventstore dead-letters purge" in done.lines[0]
+    assert dict(amounts(own_journal))["Account-carol"] == 90
+
+
 def test_a_name_that_is_not_there_and_a_class_that_is_no_projection_are_told(cli: Run, own_url: str) -> None:
     done = cli("projections", "status", own_url, "nobody")
     assert (done.code, "has never been run on this store; there are: none" in done.err) == (1, True)

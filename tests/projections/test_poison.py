@@ -113,6 +113,17 @@ async def test_a_dead_letter_is_applied_once_its_cause_is_mended(store: EventSto
         await replay_letter(store, PlainLedger, letter)
 
 
+async def test_a_dead_letter_whose_event_was_removed_cannot_be_applied_and_is_kept(store: EventStore):
+    PlainLedger.fails_on = 1
+    await pay(store, 1, 2)
+    await run(store, PlainLedger)
+    PlainLedger.fails_on = None
+    await store.truncate("account-a", 1, reason="a test")
+    (letter,) = (await live_checkpoint(store, "plain")).letters
+    assert "was removed from the journal" in (await replay_letter(store, PlainLedger, letter) or "")
+    assert (await live_checkpoint(store, "plain")).letters == (letter,)
+
+
 async def test_dead_letters_are_purged_by_position_or_all(store: EventStore):
     PlainLedger.fails_on = 1
     await pay(store, 1, 1, 1)
