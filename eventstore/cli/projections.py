@@ -126,7 +126,7 @@ def run(
     tenant: Tenant = None,
 ) -> Exit:
     """Bring a projection forward through the log, to its end, or with --follow until Ctrl-C or SIGTERM. Then another
-    can go on at once.
+    can go on at once. Without --follow the exit code is 1 if a SIGTERM came first.
 
     It may be started several times, on several machines: one works, the others wait until that one is gone. The
     partitions of a projection are spread evenly over all that follow it.
@@ -146,13 +146,16 @@ async def _run(
         with ExitStack() as stack:
             progress = await projection_progress(store, projection, stack, follow=follow)
             runner = ProjectionRunner(store, projection, lease_seconds=lease, on_progress=shown_on(progress))
-            await _run_until_told(runner, follow=follow)
+            was_told = await _run_until_told(runner, follow=follow)
         await say_where(store, projection.name, messages)
+    if was_told and not follow:
+        raise CommandFailed("ended by SIGTERM before the end of the log; run it again to go on from there")
     return Exit.FINE
 
 
-async def _run_until_told(runner: ProjectionRunner, *, follow: bool) -> None:
-    """Run, and come back at a SIGTERM once it has let go of the projection. That is how a service is ended."""
+async def _run_until_told(runner: ProjectionRunner, *, follow: bool) -> bool:
+    """Run, and come back at a SIGTERM once it has let go of the projection. That is how a service is ended. Returns
+    whether it was."""
     loop = asyncio.get_running_loop()
     running = asyncio.ensure_future(runner.run(follow=follow))
     is_told = False
@@ -170,8 +173,10 @@ async def _run_until_told(runner: ProjectionRunner, *, follow: bool) -> None:
     except asyncio.CancelledError:
         if not is_told:
             raise
+        return True
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
+    return False
 
 
 @projections.command("pause", short_help="Let nobody bring a projection forward.")

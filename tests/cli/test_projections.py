@@ -42,25 +42,42 @@ def amounts(path: Path) -> list[tuple[str, int]]:
         return connection.execute("SELECT account, amount FROM amounts ORDER BY account").fetchall()
 
 
+def states(path: Path) -> list[dict[str, object]]:
+    """What is kept of each checkpoint."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT position, state FROM journal_checkpoints").fetchall()
+    return [{"position": position, **json.loads(state)} for position, state in rows]
+
+
 @pytest.mark.parametrize("target", [TARGET, "cli_parts:Parts"])
 def test_a_runner_that_a_service_manager_ends_leaves_nobody_waiting_for_its_lease(
     own_url: str, own_journal: Path, target: str
 ) -> None:
-    def states() -> list[dict[str, object]]:
-        with closing(sqlite3.connect(own_journal)) as connection:
-            rows = connection.execute("SELECT position, state FROM journal_checkpoints").fetchall()
-        return [{"position": position, **json.loads(state)} for position, state in rows]
-
     with start("projections", "run", own_url, target, "--follow", "--lease", "600") as process:
         deadline = time.monotonic() + 60
-        while not (found := states()) or not all(one["position"] and one["runner"] for one in found):
+        while not (found := states(own_journal)) or not all(one["position"] and one["runner"] for one in found):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.terminate()
         assert process.wait(60) == 0
         assert process.stdout is not None
         assert b"at the end of the log, 9 events applied" in process.stdout.read()
-    assert {one["runner"] for one in states()} == {""}
+    assert {one["runner"] for one in states(own_journal)} == {""}
+
+
+def test_a_run_that_is_ended_before_the_end_of_the_log_does_not_say_that_all_is_well(
+    own_url: str, own_journal: Path
+) -> None:
+    with start("projections", "run", own_url, "cli_slow:Slow") as process:
+        deadline = time.monotonic() + 60
+        while not states(own_journal):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert b"ended by SIGTERM before the end of the log" in process.stderr.read()
+    assert {one["runner"] for one in states(own_journal)} == {""}
 
 
 def test_a_projection_is_run_listed_and_found_complete(cli: Run, own_url: str, own_journal: Path) -> None:
