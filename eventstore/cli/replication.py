@@ -80,8 +80,14 @@ async def _status(address: Address, urls: dict[str, str], *, json: bool) -> Exit
         for other, other_url in urls.items():
             try:
                 async with Address(other_url, address.tenant).store() as other_store:
+                    found = await replica_of(other_store)
+                    if found != other:
+                        # How far behind others are would be told by the wrong log.
+                        raise WrongUsage(
+                            f"--peer {other}=…: that is the store of the replica {found!r}, not of {other!r}"
+                        )
                     ends[other] = await other_store.end()
-                    theirs = Members(other_store, await replica_of(other_store), ())
+                    theirs = Members(other_store, found, ())
                     await theirs.read()
                     cursors += [each for each in await _cursors(other_store, theirs) if each[1].replica == name]
             except EventStoreError as error:

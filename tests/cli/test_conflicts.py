@@ -118,6 +118,9 @@ def test_how_far_each_has_read_is_shown(cli: Run, urls: dict[str, str]) -> None:
     away = cli("replication", "status", urls["eu"], "--peer", "ap=sqlite:////nowhere/ap.db")
     assert away.lines[-1].startswith("eu\tap\t\t0\t\tcannot be read")
     assert cli("replication", "status", urls["eu"], "--peer", "us").code == 2
+    mistaken = cli("replication", "status", urls["eu"], "--peer", f"ap={urls['us']}")
+    assert mistaken.code == 2
+    assert "--peer ap=…: that is the store of the replica 'us'" in mistaken.err
 
 
 def test_looking_writes_nothing(cli: Run, urls: dict[str, str]) -> None:
