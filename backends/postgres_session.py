@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -42,6 +43,7 @@ class PostgresSession:
         self.planning = planning
         """How its statements are planned, unless it `is_pooled`: then that is for each transaction to say."""
         self._seconds = target.command_timeout
+        self._pid = os.getpid()
 
     @property
     def is_usable(self) -> bool:
@@ -126,15 +128,20 @@ class PostgresSession:
         self.connection.add_termination_listener(_without_arguments(callback))
 
     async def close(self) -> None:
-        """Say goodbye to the server, or cut the connection if that takes long."""
+        """Say goodbye to the server, or cut the connection if that takes long. In the child of a fork, where it is the
+        parent's, nothing is done."""
+        if os.getpid() != self._pid:
+            return
         try:
             await self.connection.close(timeout=min(_CLOSE_SECONDS, self._seconds))
         except DRIVER_ERRORS:
             self.connection.terminate()
 
     def cut(self) -> None:
-        """End the connection at once. What waits on it fails; what the server is doing it may still finish."""
-        self.connection.terminate()
+        """End the connection at once. What waits on it fails; what the server is doing it may still finish. Nothing is
+        done in the child of a fork."""
+        if os.getpid() == self._pid:
+            self.connection.terminate()
 
     @contextmanager
     def _deadline(self) -> Generator[None]:

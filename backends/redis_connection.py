@@ -7,6 +7,7 @@ events twice, so only its connection is used, with retries off.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +35,9 @@ REVISION = "0001"
 """The schema revision of what the scripts write."""
 
 _READ_BYTES = 256 * 1024
+
+# Who gets an error closes the connection here, unless it is the child of a fork: the driver would not ask.
+_READING: dict[str, Any] = {"disable_decoding": True, "disconnect_on_error": False}
 
 Argument = bytes | int
 
@@ -69,6 +73,7 @@ class RedisConnection:
         self._target = target
         self._on_connect = on_connect
         self._connection: Any = None
+        self._pid = os.getpid()
 
     async def connect(self) -> None:
         """Raises `BackendUnavailable`, or what `on_connect` raises."""
@@ -83,6 +88,7 @@ class RedisConnection:
             await connection.disconnect(nowait=True)
             raise
         self._connection = connection
+        self._pid = os.getpid()
         try:
             if self._on_connect is not None:
                 await self._on_connect(self)
@@ -95,7 +101,8 @@ class RedisConnection:
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
+        # In the child of a fork it is the parent's.
+        if connection is not None and os.getpid() == self._pid:
             await connection.disconnect(nowait=True)
 
     async def run(self, script: Script, key: bytes, arguments: Sequence[Argument]) -> Any:
@@ -117,7 +124,7 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self._target.command_timeout):
                 await connection.send_packed_command(packed, check_health=False)
-                return await connection.read_response(disable_decoding=True)
+                return await connection.read_response(**_READING)
         except driver.ResponseError:
             raise
         except (driver.RedisError, OSError) as error:
@@ -147,7 +154,7 @@ class RedisConnection:
 
     async def receive(self) -> Any:
         """The next message from the server, however long it takes."""
-        return await self._connection.read_response(disable_decoding=True)
+        return await self._connection.read_response(**_READING)
 
     async def _is_stale(self) -> bool:
         try:

@@ -136,6 +136,20 @@ runner.run(after(subscriber))
 runner.run(within(20, store.close()))
 """
 
+# As a child does that leaves the coroutine in which it was forked: what is under way there is cancelled.
+LOOP_ENDED_BY_THE_CHILD = CLOSED_BY_THE_CHILD.replace(
+    "ended(forked(close))",
+    """
+child = os.fork()
+if child == 0:
+    try:
+        runner.close()
+    finally:
+        os._exit(7)
+ended(child)
+""",
+)
+
 CLOSED_BESIDE_A_CHILD = """
 store = runner.run(opened(EventStore.open(url)))
 runner.run(store.append("a", happened(1)))
@@ -235,6 +249,14 @@ def test_a_forked_child_is_refused_whatever_it_asks_and_its_parent_goes_on(url: 
 @pytest.mark.parametrize("whose_loop", ["its own", "parent's"])
 def test_a_child_that_closes_the_store_does_nothing_to_its_parents_connections(url: str, whose_loop: str) -> None:
     run(CLOSED_BY_THE_CHILD, url, whose_loop)
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis"])
+def test_a_child_that_ends_its_parents_event_loop_says_nothing_on_its_connections(
+    backend: str, request: pytest.FixtureRequest
+) -> None:
+    url: str = request.getfixturevalue(f"{backend}_url")
+    run(LOOP_ENDED_BY_THE_CHILD, url)
 
 
 def test_a_store_is_closed_while_a_child_of_a_fork_lives(url: str) -> None:
