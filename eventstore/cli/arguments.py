@@ -25,7 +25,8 @@ Target = Annotated[
 ]
 
 
-def _checked(tenant: str | None) -> str | None:
+def checked_name(tenant: str | None) -> str | None:
+    """A tenant's name as it is, if it is one: what cannot be one is wrong usage."""
     try:
         return None if tenant is None else checked_tenant(tenant)
     except InvalidTenant as error:
@@ -37,7 +38,7 @@ Tenant = Annotated[
     typer.Option(
         "--tenant",
         metavar="NAME",
-        callback=_checked,
+        callback=checked_name,
         help="Whose streams; without it those of no tenant, and the whole log is everybody's.",
         show_default=False,
     ),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import MOST
+from eventstore.cli.arguments import MOST, checked_name
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.contract.audit_query import AuditQuery
 from eventstore.contract.json_condition import JsonCondition
@@ -25,12 +25,21 @@ Texts = list[str] | None
 _TIME_HELP = "ISO 8601 with an offset, a date (midnight UTC), or back from now: -90s, -15m, -2h, -7d, -4w."
 
 
+def _checked_tenants(names: Texts) -> Texts:
+    # "" stands for the streams of no tenant.
+    for name in filter(None, names or ()):
+        checked_name(name)
+    return names
+
+
 def _filters(
     kind: Annotated[Texts, typer.Option(metavar="KIND", help="Of streams of this kind.")] = None,
     stream: Annotated[Texts, typer.Option(metavar="STREAM", help="Of the stream with this id.")] = None,
     type: Annotated[Texts, typer.Option(metavar="TYPE", help="With this stored name.")] = None,
     tag: Annotated[Texts, typer.Option(metavar="TAG", help="With this tag.")] = None,
-    tenant: Annotated[Texts, typer.Option(metavar="NAME", help="Of this tenant.")] = None,
+    tenant: Annotated[
+        Texts, typer.Option(metavar="NAME", callback=_checked_tenants, help="Of this tenant; '' is none.")
+    ] = None,
     user: Annotated[Texts, typer.Option(metavar="USER", help="Of this user.")] = None,
     correlation: Annotated[Texts, typer.Option(metavar="ID", help="With this correlation id.")] = None,
     causation: Annotated[Texts, typer.Option(metavar="ID", help="With this causation id.")] = None,

@@ -199,3 +199,14 @@ def test_an_odd_name_is_wrong_usage(cli: Run, tenants_url: str, name: str) -> No
     result = cli("streams", tenants_url, "--tenant", name)
     assert result.code == 2
     assert "a tenant's name" in result.err
+
+
+@pytest.mark.parametrize("name", ["a/b", "acme ", "x" * 65])
+def test_an_audit_of_an_odd_name_is_wrong_usage_too(cli: Run, tenants_url: str, name: str) -> None:
+    result = cli("audit", "stats", tenants_url, "--tenant", "acme", "--tenant", name)
+    assert (result.code, result.out) == (2, "")
+    assert "a tenant's name" in result.err
+
+
+def test_an_audit_may_ask_for_the_streams_of_no_tenant(cli: Run, tenants_url: str) -> None:
+    assert {each["tenant"] for each in cli("audit", "query", tenants_url, "--tenant", "", "--json").objects} == {""}
