@@ -49,6 +49,7 @@ from eventstore.errors import (
     InvalidQuery,
     InvalidStreamId,
     InvalidTenant,
+    ProjectionError,
     UpcasterError,
 )
 
@@ -162,7 +163,7 @@ def _failed(error: Exception, messages: Messages) -> int:
     match error:
         case CommandFailed():
             code = error.code
-        case ImportRefused() | UpcasterError():
+        case ImportRefused() | UpcasterError() | ProjectionError():
             code = Exit.WRONG
         case InvalidStreamId() | InvalidTenant() | InvalidQuery() | InvalidArgument():
             code = Exit.USAGE

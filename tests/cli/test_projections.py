@@ -143,7 +143,7 @@ def test_it_is_paused_resumed_and_set_back(cli: Run, own_url: str, own_journal: 
     cli("projections", "run", own_url, TARGET)
     assert cli("projections", "pause", own_url, "amounts", "--reason", "moving house").code == 0
     stopped = cli("projections", "run", own_url, TARGET)
-    assert stopped.code == 3
+    assert stopped.code == 1
     assert "'amounts' is stopped: moving house" in stopped.err
     status = cli("projections", "status", own_url, "amounts")
     assert (status.code, "moving house" in status.out) == (1, True)
@@ -236,7 +236,7 @@ def test_partitions_are_made_by_a_rebuild_and_each_is_shown(cli: Run, own_url: s
     cli("projections", "run", own_url, TARGET)
     before = amounts(own_journal)
     refused = cli("projections", "run", own_url, PARTS)
-    assert refused.code == 3
+    assert refused.code == 1
     assert "has partitions=1 in the store, and partitions=2 in its class: nothing was done" in refused.err
     assert "9 events applied" in cli("rebuild", "projections", own_url, PARTS).out
     assert amounts(own_journal) == before
