@@ -7,18 +7,15 @@ from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor, Stage
 from actors.replaying.replay import Replay
+from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import read_history
-from eventstore.errors import CodecError, DefinitionError, JournalCorrupt, RecoveryError, SnapshotUnusable
+from eventstore.errors import JournalCorrupt, RecoveryError, SnapshotUnusable
 from eventstore.events import Snapshot
 from eventstore.snapshots import unpack
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
-
-UNFOLDABLE = (CodecError, JournalCorrupt, DefinitionError)
-"""What stands in the way of a fold, and is told as a `RecoveryError`."""
-
 
 class Begun(NamedTuple):
     """Where a fold begins: the version of the snapshot that was adopted (0: none), and the stream's own."""
@@ -69,11 +66,6 @@ async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage,
         await replay.through(loaded.version)
     except UNFOLDABLE as error:
         raise unfoldable(stage.stream_id, error) from error
-
-
-def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
-    """What a fold fails with where the journal, or the code, does not let it go on."""
-    return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))
 
 
 async def begin(

@@ -110,3 +110,6 @@ class StateType:
                 return self._form.read(data)
         except ValidationError as error:
             raise SnapshotUnusable(f"it does not fit the state: {error.error_count()} errors") from error
+        except Exception as error:
+            # A validator of the user's own may raise anything.
+            raise SnapshotUnusable(f"it does not fit the state: {type(error).__name__}: {error}") from error

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
-from actors.recovery import UNFOLDABLE, adopt, begin, unfoldable
+from actors.recovery import adopt, begin
 from actors.replaying.replay import ReadOnlyStage, Replay
+from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
 from actors.replicas.convergence import History
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import extend, newer_entries, read_history
@@ -172,11 +173,11 @@ class Fold:
         `on_events` is told how many events were folded, now and then; `after_each` is called at every version on the
         way, when the state is the one of that version.
         """
-        if self._history is not None:
-            await self._merge(version, on_events, after_each)
-            return
         try:
-            await self._replay.through(version, on_events=on_events, after_each=after_each)
+            if self._history is not None:
+                await self._merge(version, on_events, after_each)
+            else:
+                await self._replay.through(version, on_events=on_events, after_each=after_each)
         except UNFOLDABLE as error:
             raise unfoldable(self.stream_id, error) from error
 
