@@ -17,6 +17,7 @@ from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
+
 class Begun(NamedTuple):
     """Where a fold begins: the version of the snapshot that was adopted (0: none), and the stream's own."""
 

@@ -136,7 +136,11 @@ class Fold:
             return self
         for place in reversed(await snapshot_places(store, self.stream_id)):
             if self.truncated <= place.version <= self.stream_version and self.is_usable(place):
-                await self.start_from(place.version)
+                try:
+                    await self.start_from(place.version)
+                except RecoveryError:
+                    # The state does not take it, or it is gone meanwhile: the next one may serve, as in recovery.
+                    continue
                 return self
         raise RecoveryError(
             self.stream_id,
