@@ -11,3 +11,13 @@ UNFOLDABLE = (CodecError, JournalCorrupt, DefinitionError)
 def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
     """What a fold fails with where the journal, or the code, does not let it go on."""
     return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))
+
+
+def removed(stream_id: str, through: int, *, use_snapshots: bool = True) -> RecoveryError:
+    """What a fold fails with where it would have to begin with events that were removed."""
+    reason = (
+        "no snapshot from there on can be used: run the code whose state has the schema of those that are there"
+        if use_snapshots
+        else "it can only be rebuilt from a snapshot, and none was to be used: do without --full (use_snapshots=False)"
+    )
+    return RecoveryError(stream_id, f"its events up to version {through} were removed, and {reason}")

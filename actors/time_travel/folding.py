@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self, cast
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.recovery import adopt, begin
 from actors.replaying.replay import ReadOnlyStage, Replay
-from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
+from actors.replaying.unfoldable import UNFOLDABLE, removed, unfoldable
 from actors.replicas.convergence import History
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import extend, newer_entries, read_history
@@ -142,10 +142,7 @@ class Fold:
                     # The state does not take it, or it is gone meanwhile: the next one may serve, as in recovery.
                     continue
                 return self
-        raise RecoveryError(
-            self.stream_id,
-            f"its events up to version {self.truncated} were removed, and no snapshot from there on can be used",
-        )
+        raise removed(self.stream_id, self.truncated)
 
     def is_usable(self, place: StoredSnapshotPlace) -> bool:
         """Whether a snapshot can be read, and is of the schema that the state has now."""
