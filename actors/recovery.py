@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor, Stage
 from actors.replaying.replay import Replay
+from actors.replaying.unfoldable import UNFOLDABLE, removed, unfoldable
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import read_history
-from eventstore.errors import CodecError, DefinitionError, JournalCorrupt, RecoveryError, SnapshotUnusable
+from eventstore.errors import JournalCorrupt, RecoveryError, SnapshotUnusable
 from eventstore.events import Snapshot
 from eventstore.snapshots import unpack
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
-
-UNFOLDABLE = (CodecError, JournalCorrupt, DefinitionError)
-"""What stands in the way of a fold, and is told as a `RecoveryError`."""
 
 
 class Begun(NamedTuple):
@@ -71,11 +69,6 @@ async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage,
         raise unfoldable(stage.stream_id, error) from error
 
 
-def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
-    """What a fold fails with where the journal, or the code, does not let it go on."""
-    return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))
-
-
 async def begin(
     store: EventStore,
     actor: PersistentActor[Any],
@@ -88,6 +81,7 @@ async def begin(
     """Adopt the newest snapshot that serves, of at most version `through`. Raises `RecoveryError`, and what is
     `UNFOLDABLE`."""
     stream_id = stage.stream_id
+    is_told_to = use_snapshots
     newest_will_do = use_snapshots and through is None
     loaded = await replay.look(use_snapshot=newest_will_do)
     if newest_will_do and loaded.snapshot is None:
@@ -102,10 +96,7 @@ async def begin(
     if use_snapshots:
         await _adopt_older(store, actor, stage, through, loaded.version)
     if stage.version < loaded.truncated:
-        raise RecoveryError(
-            stream_id,
-            f"its events up to version {loaded.truncated} were removed, and no snapshot from there on can be used",
-        )
+        raise removed(stream_id, loaded.truncated, use_snapshots=is_told_to)
     if stage.version or loaded.snapshot is not None:
         loaded = await replay.look()
     return Begun(stage.version, loaded.version)

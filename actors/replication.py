@@ -283,6 +283,7 @@ class Replication:
             source.has_joined = True
         is_more = False
         failures: list[Exception] = []
+        stuck: Exception | None = None
         for kind, actor in list(self._kinds.items()):
             cursor = source.cursors.get(kind)
             if cursor is None:
@@ -291,24 +292,34 @@ class Replication:
             wish = Pull(kind, cursor.position, cursor.mark, limit)
             pulled = await source.peer.pull(wish)
             events = in_order(wish, pulled)
+            source.ends[kind] = pulled.end
             # Those of one that is held back come after what it has missed.
             failed = await self._merge(source, actor, [one for one in events if one.stream_id not in cursor.held_back])
+            if (too_many := self._too_many(cursor, failed)) is not None:
+                # That kind is read again from here; the others need not wait for it.
+                stuck = stuck or too_many
+                continue
             self._hold_back(source, cursor, failed, after=cursor.position)
             failures += failed.values()
-            source.ends[kind] = pulled.end
             if pulled.through > cursor.position:
                 await self._members.advance(cursor, pulled.through, events)
                 is_more = is_more or pulled.through < pulled.end
             for stream_id in waiting:
                 if is_told or source.is_due(stream_id, self._runtime.loop.time()):
                     failures += await self._try_again(source, actor, cursor, stream_id)
+        if stuck is not None:
+            raise stuck
         source.trouble = None
         return is_more, failures
 
-    def _hold_back(self, source: Source, cursor: Cursor, failed: Mapping[str, Exception], *, after: int) -> None:
-        """Note which actors' events are to be read again, and behind which position. Raises if they are too many."""
+    def _too_many(self, cursor: Cursor, failed: Mapping[str, Exception]) -> Exception | None:
+        """Why a kind cannot be read on, if more of its actors failed than may be held back."""
         if failed and len({*failed, *cursor.held_back}) > _MOST_HELD_BACK:
-            raise next(iter(failed.values()))
+            return next(iter(failed.values()))
+        return None
+
+    def _hold_back(self, source: Source, cursor: Cursor, failed: Mapping[str, Exception], *, after: int) -> None:
+        """Note which actors' events are to be read again, and behind which position."""
         for stream_id, error in failed.items():
             cursor.held_back.setdefault(stream_id, after)
             is_new = source.hold_back(

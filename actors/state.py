@@ -12,10 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic_core import PydanticSerializationError
 
-from actors.canonical import in_order
+from actors.canonical import in_order, is_array, is_object
 from eventstore.collector import collector_paused
 from eventstore.errors import CodecError, DefinitionError, SnapshotUnusable
 from eventstore.json_form import JsonForm, form_of
+
+# What a JSON Schema says to readers alone, and what in it is by names that users give, or is a value.
+_WORDS = frozenset({"title", "description", "examples"})
+_BY_NAME = frozenset({"properties", "$defs"})
+_VALUES = frozenset({"default", "const", "enum"})
 
 
 class ReadAsAnother(CodecError):
@@ -56,14 +61,15 @@ class StateType:
 
     @property
     def fingerprint(self) -> str:
-        """Names the schema: two equal ones can read each other's snapshots."""
+        """Names the schema: two equal ones can read each other's snapshots. What it only says to readers, such as
+        docstrings, is no part of it."""
         if self._fingerprint is None:
             try:
                 schema = self._adapter.json_schema(mode="serialization")
             except PydanticInvalidForJsonSchema:
                 # Without a schema the name has to do; `SnapshotPolicy.revision` tells changes apart then.
                 schema = {"type": repr(self.annotation)}
-            described = orjson.dumps([schema, self._revision], option=orjson.OPT_SORT_KEYS)
+            described = orjson.dumps([_without_words(schema), self._revision], option=orjson.OPT_SORT_KEYS)
             self._fingerprint = blake2b(described, digest_size=12).hexdigest()
         return self._fingerprint
 
@@ -110,3 +116,21 @@ class StateType:
                 return self._form.read(data)
         except ValidationError as error:
             raise SnapshotUnusable(f"it does not fit the state: {error.error_count()} errors") from error
+        except Exception as error:
+            # A validator of the user's own may raise anything.
+            raise SnapshotUnusable(f"it does not fit the state: {type(error).__name__}: {error}") from error
+
+
+def _without_words(schema: Any) -> Any:
+    """A JSON Schema without what is for readers: a docstring is mended, and every snapshot serves as before."""
+    if is_array(schema):
+        return [_without_words(each) for each in schema]
+    if not is_object(schema):
+        return schema
+    kept: dict[str, Any] = {}
+    for word, value in schema.items():
+        if word in _BY_NAME:
+            kept[word] = {name: _without_words(each) for name, each in value.items()}
+        elif word not in _WORDS:
+            kept[word] = value if word in _VALUES else _without_words(value)
+    return kept

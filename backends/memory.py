@@ -199,9 +199,7 @@ class MemoryBackend:
         self._opened.log.check_fence()
         stream = self._opened.made(snapshot.stream_id)
         stream.check_epoch(snapshot.stream_id, snapshot.epoch or None)
-        stream.snapshots[snapshot.version] = snapshot
-        for version in sorted(stream.snapshots, reverse=True)[keep:]:
-            del stream.snapshots[version]
+        stream.save_snapshot(snapshot, keep)
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         stream = self._opened.stream(stream_id)

@@ -132,6 +132,21 @@ class Stream:
             versions = versions[::-1]
         return [self.entries[version - self.truncated - 1] for version in versions[:limit]]
 
+    def save_snapshot(self, snapshot: StoredSnapshot, keep: int) -> None:
+        there = self.snapshots.get(snapshot.version)
+        if there is None or there.fingerprint == snapshot.fingerprint or not self._stands_for_removed(snapshot.version):
+            self.snapshots[snapshot.version] = snapshot
+        schemas: set[str] = set()
+        for number, version in enumerate(sorted(self.snapshots, reverse=True)):
+            schema = self.snapshots[version].fingerprint
+            if number >= keep and (schema in schemas or not self._stands_for_removed(version)):
+                del self.snapshots[version]
+            schemas.add(schema)
+
+    def _stands_for_removed(self, version: int) -> bool:
+        """Whether what a snapshot of that version holds cannot be had from the events any more."""
+        return 0 < self.truncated <= version
+
     def load(self, load: Load) -> Loaded:
         newest = max(self.snapshots, default=0) if load.use_snapshot else 0
         snapshot = self.snapshots[newest] if newest > load.after else None

@@ -25,38 +25,53 @@ _NEW_STREAM = """
 INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, created_at) VALUES ({tenant}, $1, $2, $3)
 ON CONFLICT (tenant, stream_id) DO NOTHING RETURNING id
 """
+# Where events were removed, other code has nothing but its newest snapshot from there on: that stays.
 _SAVE_SNAPSHOT = """
-INSERT INTO {schema}.journal_snapshots (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
+INSERT INTO {schema}.journal_snapshots AS n
+    (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
     payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch, recorded_at = excluded.recorded_at
+WHERE n.fingerprint = excluded.fingerprint OR NOT EXISTS
+    (SELECT 1 FROM {schema}.journal_streams s WHERE s.id = $1 AND s.truncated > 0 AND s.truncated <= $2)
 """
 # One statement, so that an owner that is stopped in the middle keeps nobody from claiming the stream. It does not see
 # its own snapshot in the table.
 _SAVE_OWNERS_SNAPSHOT = """
 WITH s AS MATERIALIZED (
-    SELECT id, epoch FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = $9 FOR NO KEY UPDATE
+    SELECT id, epoch, truncated FROM {schema}.journal_streams
+    WHERE tenant = {tenant} AND stream_id = $9 FOR NO KEY UPDATE
+), there AS MATERIALIZED (
+    SELECT n.version, n.fingerprint FROM {schema}.journal_snapshots n JOIN s ON n.stream = s.id
+    UNION SELECT $1::bigint, $2::text
 ), kept AS MATERIALIZED (
-    SELECT v.version FROM (
-        SELECT n.version FROM {schema}.journal_snapshots n JOIN s ON n.stream = s.id UNION SELECT $1::bigint
-    ) v ORDER BY v.version DESC LIMIT $8
+    SELECT v.version FROM (SELECT DISTINCT version FROM there) v ORDER BY v.version DESC LIMIT $8
+), standing AS MATERIALIZED (
+    SELECT max(there.version) AS version FROM there, s
+    WHERE s.truncated > 0 AND there.version >= s.truncated GROUP BY there.fingerprint
 ), saved AS (
-    INSERT INTO {schema}.journal_snapshots
+    INSERT INTO {schema}.journal_snapshots AS n
         (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
     SELECT s.id, $1::bigint, $2::text, $3::text, $4::bytea, $5::bytea, $6::bigint, $7::bigint FROM s
-    WHERE s.epoch <= $6 AND $1 IN (SELECT version FROM kept)
+    WHERE s.epoch <= $6 AND ($1 IN (SELECT version FROM kept) OR $1 IN (SELECT version FROM standing))
     ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
         payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch,
         recorded_at = excluded.recorded_at
+    WHERE n.fingerprint = excluded.fingerprint OR NOT EXISTS
+        (SELECT 1 FROM s WHERE s.truncated > 0 AND s.truncated <= $1)
 ), dropped AS (
     DELETE FROM {schema}.journal_snapshots n USING s
     WHERE n.stream = s.id AND s.epoch <= $6 AND n.version NOT IN (SELECT version FROM kept)
+        AND n.version NOT IN (SELECT version FROM standing)
 )
 SELECT epoch FROM s
 """
 _DROP_SNAPSHOTS = """
 DELETE FROM {schema}.journal_snapshots WHERE stream = $1 AND version NOT IN
     (SELECT version FROM {schema}.journal_snapshots WHERE stream = $1 ORDER BY version DESC LIMIT $2)
+    AND version NOT IN
+    (SELECT max(n.version) FROM {schema}.journal_snapshots n JOIN {schema}.journal_streams s ON s.id = n.stream
+    WHERE n.stream = $1 AND s.truncated > 0 AND n.version >= s.truncated GROUP BY n.fingerprint)
 """
 _DELETE_SNAPSHOTS = """
 DELETE FROM {schema}.journal_snapshots n USING {schema}.journal_streams s

@@ -63,16 +63,39 @@ _SAVE_SNAPSHOT = (
 if tonumber(ARGV[9]) > 0 and tonumber(ARGV[9]) < epoch then return epoch end
 if number == 0 then save_head() end
 local key = base .. ':snapshots:' .. text(number)
+-- Where events were removed, other code has nothing but its newest snapshot from there on: that stays.
+local function stands(each) return truncated > 0 and each >= truncated end
+local function schema_of(packed)
+    if not packed or #packed < 30 then return false end
+    return string.sub(packed, 31, 30 + struct.unpack('>H', packed, 25))
+end
+if stands(tonumber(ARGV[6])) then
+    local there = schema_of(redis.call('HGET', key, ARGV[6]))
+    if there and there ~= schema_of(ARGV[7]) then return 0 end
+end
 local bytes = tonumber(journal[6]) + #ARGV[7] - redis.call('HSTRLEN', key, ARGV[6])
 local added = redis.call('HSET', key, ARGV[6], ARGV[7])
 local versions = versions_falling(key)
-for i = tonumber(ARGV[8]) + 1, #versions do
-    bytes = bytes - redis.call('HSTRLEN', key, text(versions[i]))
-    redis.call('HDEL', key, text(versions[i]))
-    added = added - 1
+local keep, schemas = tonumber(ARGV[8]), {}
+newest = 0
+for i = 1, #versions do
+    local stays = i <= keep
+    -- They are large: looked at only where it counts.
+    if stands(versions[i]) and versions[keep + 1] and stands(versions[keep + 1]) then
+        local schema = schema_of(redis.call('HGET', key, text(versions[i])))
+        if schema then
+            stays = stays or not schemas[schema]
+            schemas[schema] = true
+        end
+    end
+    if not stays then
+        bytes = bytes - redis.call('HSTRLEN', key, text(versions[i]))
+        redis.call('HDEL', key, text(versions[i]))
+        added = added - 1
+    elseif newest == 0 then
+        newest = versions[i]
+    end
 end
-newest = versions[1]
-if tonumber(ARGV[8]) < 1 then newest = 0 end
 save_head()
 if newest > 0 then redis.call('ZADD', base .. ':names', '0', ARGV[5]) end
 redis.call('HSET', base, 'bytes', text(bytes))

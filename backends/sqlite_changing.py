@@ -115,15 +115,31 @@ def add_seal(connection: sqlite3.Connection, seal: StoredSeal) -> bool:
         return connection.execute(_ADD_SEAL, seal).rowcount == 1
 
 
+# Where events were removed, other code has nothing but its newest snapshot from there on: that stays.
+_SAVE_SNAPSHOT = """
+INSERT INTO journal_snapshots (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
+    payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch, recorded_at = excluded.recorded_at
+WHERE journal_snapshots.fingerprint = excluded.fingerprint OR NOT EXISTS
+    (SELECT 1 FROM journal_streams WHERE id = excluded.stream AND truncated > 0 AND truncated <= excluded.version)
+"""
+_DROP_SNAPSHOTS = """
+DELETE FROM journal_snapshots WHERE stream = ?1 AND version NOT IN (
+    SELECT version FROM (SELECT version FROM journal_snapshots WHERE stream = ?1 ORDER BY version DESC LIMIT ?2)
+    UNION SELECT max(n.version) FROM journal_snapshots n JOIN journal_streams s ON s.id = n.stream
+    WHERE n.stream = ?1 AND s.truncated > 0 AND n.version >= s.truncated GROUP BY n.fingerprint
+)
+"""
+
+
 def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredSnapshot, keep: int) -> None:
-    """Store a snapshot, and remove all but the newest."""
+    """Store a snapshot, and remove all but the newest, and but those that stand for removed events."""
     with transaction(connection):
         stream, claimed = stream_row(connection, tenant, snapshot.stream_id)
         _check_epoch(snapshot.stream_id, snapshot.epoch or None, claimed)
         connection.execute(
-            "INSERT OR REPLACE INTO journal_snapshots "
-            "(stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            _SAVE_SNAPSHOT,
             (
                 stream,
                 snapshot.version,
@@ -135,11 +151,7 @@ def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredS
                 microseconds(snapshot.recorded_at),
             ),
         )
-        connection.execute(
-            "DELETE FROM journal_snapshots WHERE stream = ?1 AND version NOT IN "
-            "(SELECT version FROM journal_snapshots WHERE stream = ?1 ORDER BY version DESC LIMIT ?2)",
-            (stream, keep),
-        )
+        connection.execute(_DROP_SNAPSHOTS, (stream, keep))
 
 
 def delete_snapshots(connection: sqlite3.Connection, tenant: str, stream_id: str, through: int | None) -> int:

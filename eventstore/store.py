@@ -636,6 +636,9 @@ class EventStore:
     async def save_snapshot(self, snapshot: Snapshot, *, keep: int = 2, epoch: int | None = None) -> None:
         """Store a state, and remove all but the newest `keep`. One of the same version is replaced.
 
+        Where the events that a snapshot stands for were removed, the newest of each other schema stays too, and is not
+        replaced, for the code that has that schema.
+
         Raises `PayloadTooLarge`; with an `epoch`, `FencedError` once a newer one has been claimed. A snapshot is only
         an optimisation: a failure here loses nothing.
         """

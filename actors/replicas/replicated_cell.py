@@ -14,6 +14,7 @@ from actors.cells.mailbox import Hold
 from actors.cells.phase import Phase
 from actors.handlers import unhandled
 from actors.handling import Handling, deciding
+from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
 from actors.replicas.convergence import Entry, History, fold_failed
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import (
@@ -119,7 +120,13 @@ class ReplicatedCell(Cell):
             self.hear(entry.stamp.origin, entry.stamp.clock)
 
     async def catch_up_with(self, store: EventStore) -> None:
-        """Bring the live actor to what another process of this replica has stored meanwhile."""
+        """Bring the live actor to what another process of this replica has stored meanwhile. Raises `RecoveryError`."""
+        try:
+            await self._catch_up_with(store)
+        except UNFOLDABLE as error:
+            raise unfoldable(self.stream_id, error) from error
+
+    async def _catch_up_with(self, store: EventStore) -> None:
         entries = await newer_entries(store, self.history, self, page_timeout=self._membership.page_timeout)
         if entries:
             # One that was broken off before may have put the first of them in their places already.

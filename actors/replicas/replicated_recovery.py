@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import orjson
 
 from actors.actor import Stage
 from actors.replaying.replay import late_page
-from actors.replicas.convergence import NOTHING, Base, Entry, History, fold_failed
+from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
+from actors.replicas.convergence import Base, Entry, History, fold_failed
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.errors import EventStoreError, JournalCorrupt, RecoveryError, SnapshotUnusable
@@ -19,6 +21,8 @@ from eventstore.snapshots import new_snapshot
 from eventstore.stamp import Stamp, parse_stamp
 from eventstore.store import EventStore
 from eventstore.vector_clock import VectorClock
+
+logger = logging.getLogger(__name__)
 
 _PAGE = 500
 _SNAPSHOTS = 10
@@ -58,16 +62,16 @@ async def read_history(
     try:
         snapshots = await store.snapshots(stream_id, through=through, limit=_SNAPSHOTS) if use_snapshots else ()
         for snapshot in snapshots:
-            if isinstance(snapshot, SnapshotUnusable) or snapshot.fingerprint != fingerprint_of(actor):
+            try:
+                found = await _from(store, actor, stage, snapshot, through, reaching, page_timeout)
+            except SnapshotUnusable as error:
+                logger.warning("%s: going to an older snapshot or to the first event: %s", stream_id, error)
                 continue
-            found = await _from(store, actor, stage, snapshot, through, reaching, page_timeout)
             if found is not None:
                 return found
         found = await _from(store, actor, stage, None, through, reaching, page_timeout)
-    except RecoveryError:
-        raise
-    except (JournalCorrupt, SnapshotUnusable, ValueError) as error:
-        raise RecoveryError(stream_id, str(error)) from error
+    except UNFOLDABLE as error:
+        raise unfoldable(stream_id, error) from error
     if found is None:
         raise RecoveryError(stream_id, "the first event is not the first")
     return found
@@ -77,18 +81,14 @@ async def _from(
     store: EventStore,
     actor: ReplicatedActor[Any],
     stage: Stage,
-    snapshot: Snapshot | None,
+    snapshot: Snapshot | SnapshotUnusable | None,
     through: int | None,
     reaching: Sequence[Stamp],
     page_timeout: float,
 ) -> Found | None:
-    """Build on a snapshot. None: it cannot be, because something belongs before it, or it is none of ours."""
-    base, heard = NOTHING, dict[str, VectorClock]()
-    if snapshot is not None:
-        try:
-            base, heard = unpack_base(snapshot)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
+    """Build on a snapshot. None: it cannot be, because something belongs before it. Raises `SnapshotUnusable`."""
+    history, heard = _begun(actor, snapshot)
+    base = history.base
     # From the snapshot's own event on: where that is missing, so is more.
     version = max(base.version - 1, 0)
     entries: list[Entry] = []
@@ -105,19 +105,36 @@ async def _from(
         clock = checked_next(clock, base.clock, entry, stage.stream_id)
         if base.clock[entry.stamp.origin] < entry.stamp.sequence:
             entries.append(entry)
-    if snapshot is not None and version < snapshot.version:
+    if version < base.version:
         raise RecoveryError(
             stage.stream_id,
-            f"its snapshot is of version {snapshot.version}, and the journal does not have that event: events are "
+            f"its snapshot is of version {base.version}, and the journal does not have that event: events are "
             "missing; restore the journal, or delete that snapshot if the journal is right",
         )
-    actor.state = actor.initial_state()
-    history = History(actor, base)
     if not history.reaches([*(entry.stamp for entry in entries), *reaching]):
         return None
     await extend(history, actor, entries)
     stage.version = version
     return Found(history, version, heard, base.version)
+
+
+def _begun(actor: ReplicatedActor[Any], snapshot: Snapshot | SnapshotUnusable | None) -> tuple[History, Heard]:
+    """A history that holds what is in a snapshot, or nothing, and what others know. Raises `SnapshotUnusable`."""
+    actor.state = actor.initial_state()
+    if snapshot is None:
+        return History(actor), {}
+    if isinstance(snapshot, SnapshotUnusable):
+        raise snapshot
+    try:
+        if snapshot.fingerprint != fingerprint_of(actor):
+            raise SnapshotUnusable("it is of another schema of the state")
+        base, heard = unpack_base(snapshot)
+        return History(actor, base), heard
+    except SnapshotUnusable as error:
+        problem: Exception = error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = error
+    raise SnapshotUnusable(str(problem), stream_id=snapshot.stream_id, version=snapshot.version) from problem
 
 
 async def extend(history: History, actor: ReplicatedActor[Any], entries: Sequence[Entry]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor
 from actors.time_travel.folding import Fold, snapshot_places
-from eventstore.errors import ActorError
+from eventstore.errors import ActorError, RecoveryError
 from eventstore.store import EventStore
 
 Predicate = Callable[[Any, int], object]
@@ -118,11 +118,19 @@ class _Search:
             # Events of other replicas may belong before those that were folded: each state is built on its own.
             self.folding = await Fold.newest(self._store, self._cls, self._key, through=version)
         else:
-            nearest = next((each for each in self._snapshots if each <= version), 0)
-            if nearest > self._kept[0]:
-                await self.folding.start_from(nearest)
-            else:
-                self.folding.go_back(*self._kept)
+            await self._go_near(version)
         before = self.folding.version
         await self.folding.through(version)
         self.folded += self.folding.version - before
+
+    async def _go_near(self, version: int) -> None:
+        """Go to the nearest snapshot, or the nearest state that was seen, at or before a version."""
+        while (nearest := next((each for each in self._snapshots if each <= version), 0)) > self._kept[0]:
+            try:
+                await self.folding.start_from(nearest)
+            except RecoveryError:
+                # The state does not take it, or it is gone meanwhile: an older one serves, as in recovery.
+                self._snapshots = [each for each in self._snapshots if each != nearest]
+            else:
+                return
+        self.folding.go_back(*self._kept)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
-from actors.recovery import UNFOLDABLE, adopt, begin, unfoldable
+from actors.recovery import adopt, begin
 from actors.replaying.replay import ReadOnlyStage, Replay
+from actors.replaying.unfoldable import UNFOLDABLE, removed, unfoldable
 from actors.replicas.convergence import History
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import extend, newer_entries, read_history
@@ -135,12 +136,13 @@ class Fold:
             return self
         for place in reversed(await snapshot_places(store, self.stream_id)):
             if self.truncated <= place.version <= self.stream_version and self.is_usable(place):
-                await self.start_from(place.version)
+                try:
+                    await self.start_from(place.version)
+                except RecoveryError:
+                    # The state does not take it, or it is gone meanwhile: the next one may serve, as in recovery.
+                    continue
                 return self
-        raise RecoveryError(
-            self.stream_id,
-            f"its events up to version {self.truncated} were removed, and no snapshot from there on can be used",
-        )
+        raise removed(self.stream_id, self.truncated)
 
     def is_usable(self, place: StoredSnapshotPlace) -> bool:
         """Whether a snapshot can be read, and is of the schema that the state has now."""
@@ -172,11 +174,11 @@ class Fold:
         `on_events` is told how many events were folded, now and then; `after_each` is called at every version on the
         way, when the state is the one of that version.
         """
-        if self._history is not None:
-            await self._merge(version, on_events, after_each)
-            return
         try:
-            await self._replay.through(version, on_events=on_events, after_each=after_each)
+            if self._history is not None:
+                await self._merge(version, on_events, after_each)
+            else:
+                await self._replay.through(version, on_events=on_events, after_each=after_each)
         except UNFOLDABLE as error:
             raise unfoldable(self.stream_id, error) from error
 

@@ -36,6 +36,11 @@ async def _versions(store: EventStore, *, through: int | None = None, limit: int
     return [snapshot.version for snapshot in found if isinstance(snapshot, Snapshot)]
 
 
+async def _schemas(store: EventStore) -> list[tuple[int, str]]:
+    found = await store.snapshots("a", limit=10)
+    return [(snapshot.version, snapshot.fingerprint) for snapshot in found if isinstance(snapshot, Snapshot)]
+
+
 class Snapshots(StoreFixtures):
     @case("C124")
     async def test_an_unknown_stream_has_no_snapshot(self, store: EventStore) -> None:
@@ -147,6 +152,12 @@ class Snapshots(StoreFixtures):
         await _save(store, 8, 9)
         await _save(store, 3, keep=2)
         assert await _versions(store) == [9, 8]
+
+    async def test_where_no_events_were_removed_only_the_newest_stay(self, store: EventStore) -> None:
+        await store.append("a", happened(1, 2, 3))
+        for version, schema in ((1, "one"), (2, "two"), (3, "two")):
+            await store.save_snapshot(new_snapshot("a", version, schema, b"{}"), keep=2)
+        assert await _schemas(store) == [(3, "two"), (2, "two")]
 
     async def test_what_one_stream_keeps_is_not_counted_for_another(self, store: EventStore) -> None:
         await _save(store, 1, 2)

@@ -9,6 +9,7 @@ from backends.conformance.events import collect, happened, numbers, versions, wr
 from backends.conformance.fixtures import StoreFixtures, reopened
 from eventstore.backend import Appended, Backend, Expected, Load, StreamInfo
 from eventstore.errors import ConcurrencyError
+from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
@@ -20,6 +21,11 @@ async def _truncated(store: EventStore, through: int) -> Appended:
     ack = await store.append("a", happened(1, 2, 3, 4, 5))
     await store.truncate("a", through, reason="test")
     return ack
+
+
+async def _schemas(store: EventStore) -> list[tuple[int, str]]:
+    found = await store.snapshots("a", limit=10)
+    return [(snapshot.version, snapshot.fingerprint) for snapshot in found if isinstance(snapshot, Snapshot)]
 
 
 class Truncation(StoreFixtures):
@@ -196,3 +202,37 @@ class Truncation(StoreFixtures):
         last = await _truncated(store, 3)
         counted = await store.statistics()
         assert (counted.streams, counted.events, counted.last_position) == (1, 2, last.position)
+
+    @pytest.mark.parametrize("is_owned", [False, True])
+    async def test_of_each_schema_the_newest_stays_that_stands_for_removed_events(
+        self, store: EventStore, is_owned: bool
+    ) -> None:
+        # Other code could not rebuild the state any more.
+        await store.append("a", happened(1, 2, 3, 4, 5, 6, 7, 8, 9))
+        epoch = await store.claim("a") if is_owned else None
+        for version, schema in ((2, "gone"), (4, "one"), (5, "two"), (6, "one")):
+            await store.save_snapshot(new_snapshot("a", version, schema, b"{}"), keep=10, epoch=epoch)
+        await store.truncate("a", 4, reason="test", epoch=epoch)
+        for version in (7, 8, 9):
+            await store.save_snapshot(new_snapshot("a", version, "three", b"{}"), keep=2, epoch=epoch)
+        assert await _schemas(store) == [(9, "three"), (8, "three"), (6, "one"), (5, "two")]
+        # It has served its turn as soon as more events are gone.
+        await store.truncate("a", 6, reason="test", epoch=epoch)
+        await store.save_snapshot(new_snapshot("a", 9, "three", b"[]"), keep=2, epoch=epoch)
+        assert await _schemas(store) == [(9, "three"), (8, "three"), (6, "one")]
+
+    @pytest.mark.parametrize("is_owned", [False, True])
+    async def test_one_that_stands_for_removed_events_is_not_replaced_by_one_of_another_schema(
+        self, store: EventStore, is_owned: bool
+    ) -> None:
+        await store.append("a", happened(1, 2, 3))
+        epoch = await store.claim("a") if is_owned else None
+        await store.save_snapshot(new_snapshot("a", 3, "one", b"{}"), epoch=epoch)
+        await store.save_snapshot(new_snapshot("a", 3, "two", b"{}"), epoch=epoch)
+        assert await _schemas(store) == [(3, "two")]
+        await store.truncate("a", 3, reason="test", epoch=epoch)
+        await store.save_snapshot(new_snapshot("a", 3, "one", b"[1]"), epoch=epoch)
+        assert await _schemas(store) == [(3, "two")]
+        assert (await store.statistics()).snapshots == 1
+        await store.save_snapshot(new_snapshot("a", 3, "two", b"[]"), epoch=epoch)
+        assert [each.data for each in await store.snapshots("a") if isinstance(each, Snapshot)] == [b"[]"]

@@ -21,6 +21,7 @@ from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, View, listing
 from eventstore.cli.projections import projection_progress, projections, say_where, shown_on, write_status
 from eventstore.cli.targets import actor_class, actor_keys, projection_class
+from eventstore.events import Snapshot
 from eventstore.projections import Projection
 from eventstore.read_models.rebuild import rebuild as rebuild_projection
 from eventstore.snapshots import new_snapshot
@@ -159,6 +160,12 @@ async def _take(store: EventStore, cls: type[PersistentActor[Any]], key: str, *,
             return Outcome(stream_id, version, "is there already")
         taken = new_snapshot(stream_id, version, cls.state_type.fingerprint, cls.state_type.kept(state))
         await store.save_snapshot(taken, keep=cls.snapshot_policy.keep)
+        for there in await store.snapshots(stream_id, through=version, limit=1):
+            if isinstance(there, Snapshot) and there.version == version and there.fingerprint != taken.fingerprint:
+                raise CommandFailed(
+                    f"at version {version} stands a snapshot of another schema, which other code needs: it can be "
+                    "taken when the actor has another event"
+                )
     except STORE_TROUBLE:
         raise
     except Exception as error:

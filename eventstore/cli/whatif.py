@@ -230,8 +230,9 @@ async def _note_undecodable(store: EventStore, difference: Difference, summary: 
 
 def _write_summary(summary: Summary) -> None:
     read = f"{counted(summary.actors, 'actor')}, {counted(summary.events, 'event')} folded with both: "
+    neither = f", {summary.neither_can_fold:,} neither can fold" if summary.neither_can_fold else ""
     if summary.is_same:
-        write_line((read, ""), ("no differences", "bold green"))
+        write_line((read, ""), ("no differences", "bold green"), (neither, "bold red"))
         return
     for kind in summary.undecodable:
         write_line(
@@ -251,7 +252,7 @@ def _write_summary(summary: Summary) -> None:
         )
         if count
     ]
-    write_line((read, ""), (", ".join(found), "bold red"))
+    write_line((read, ""), (", ".join(found) + neither, "bold red"))
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:

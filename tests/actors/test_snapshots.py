@@ -19,6 +19,7 @@ from actors import (
     event_handler,
     fold,
 )
+from actors.state import StateType
 from backends.conformance.cases import case
 from eventstore import EventStore, SnapshotUnusable
 from eventstore.backend import StoredSnapshot
@@ -448,6 +449,44 @@ async def test_a_snapshot_of_another_schema_is_passed_over(system: ActorSystem, 
     await system.store.save_snapshot(new_snapshot("Seen-a", 3, Older.state_type.fingerprint, data))
     assert await system.ref(Seen, "a").ask(Read()) == ["1", "2", "3"]
     assert [version for _, version in seen] == [1, 2, 3]
+
+
+def test_a_snapshot_serves_whatever_is_written_about_the_state():
+    def described(words: str) -> type[BaseModel]:
+        class Inner(BaseModel):
+            __doc__ = words
+            title: str = "a"
+
+        class Described(BaseModel):
+            __doc__ = words
+            description: list[Inner] = Field(default=[], title=words, description=words, examples=[[words]])
+
+        return Described
+
+    before, after = (StateType(described(words), place="here", revision=0) for words in ("before", "after"))
+    assert before.fingerprint == after.fingerprint
+
+
+@pytest.mark.parametrize("change", ["field", "type", "default", "constraint"])
+def test_a_state_that_has_changed_is_another_schema(change: str):
+    class Before(BaseModel):
+        title: str = "a"
+
+    class Field_(BaseModel):
+        description: str = "a"
+
+    class Type_(BaseModel):
+        title: bytes = b"a"
+
+    class Default(BaseModel):
+        title: str = "b"
+
+    class Constraint(BaseModel):
+        title: str = Field(default="a", max_length=9)
+
+    after = {"field": Field_, "type": Type_, "default": Default, "constraint": Constraint}[change]
+    before, now = (StateType(each, place="here", revision=0).fingerprint for each in (Before, after))
+    assert before != now
 
 
 async def test_a_snapshot_of_another_revision_is_passed_over(system: ActorSystem, seen: list[tuple[str, int]]):

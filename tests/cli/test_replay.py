@@ -249,6 +249,28 @@ class TestRebuildSnapshots:
         assert result.lines == ["Account-nobody\t\tfailed: it has no events", "Account-alice\t5\tsaved"]
         assert "Account-nobody" not in cli("streams", own_url).out
 
+    def test_without_snapshots_what_has_lost_its_events_says_that_it_needs_one(self, cli: Run, own_url: str) -> None:
+        result = cli("rebuild", "snapshots", own_url, ACCOUNT, "carol", "--full")
+        assert result.code == 1
+        assert "it can only be rebuilt from a snapshot, and none was to be used: do without --full" in result.lines[0]
+
+    def test_one_that_stands_for_removed_events_and_other_code_is_not_said_to_be_replaced(
+        self, cli: Run, own_url: str
+    ) -> None:
+        async def prepare() -> int:
+            async with EventStore.open(own_url) as store:
+                version = await store.version("Account-carol")
+                await store.save_snapshot(new_snapshot("Account-carol", version, "another", b"{}"), keep=100)
+                return version
+
+        version = asyncio.run(prepare())
+        result = cli("rebuild", "snapshots", own_url, ACCOUNT, "carol")
+        assert result.code == 1
+        assert result.lines == [
+            f"Account-carol\t\tfailed: at version {version} stands a snapshot of another schema, which other code "
+            "needs: it can be taken when the actor has another event"
+        ]
+
     def test_actors_are_named_or_all(self, cli: Run, own_url: str) -> None:
         assert cli("rebuild", "snapshots", own_url, ACCOUNT).code == 2
         assert cli("rebuild", "snapshots", own_url, ACCOUNT, "alice", "--all").code == 2

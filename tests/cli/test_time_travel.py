@@ -14,6 +14,7 @@ from actors.time_travel.blame import blame
 from actors.time_travel.folding import Fold
 from eventstore import EventStore
 from eventstore.cli.targets import actor_class
+from eventstore.snapshots import new_snapshot
 
 from .conftest import PROJECT, Change, Run
 from .desks import DATABASES, DESK, build, contents, on_every_database
@@ -307,6 +308,37 @@ class TestBisect:
     def test_where_events_were_removed_it_begins_at_the_snapshot(self, cli: Run, url: str) -> None:
         (found,) = cli("bisect", url, ACCOUNT, "carol", "amount < 150", "--json").objects
         assert (found["version"], found["tried"]) == (5, [4, 5])
+
+    def test_a_snapshot_that_the_state_does_not_take_is_passed_over(self, own_url: str) -> None:
+        cls = actor_class(ACCOUNT)
+
+        async def damaged() -> list[int]:
+            async with EventStore.open(own_url) as store:
+                alice = await Fold.earliest(store, cls, "alice")
+                end = alice.stream_version
+                data = b'{"amount":"no number"}'
+                for version in range(1, end):
+                    snapshot = new_snapshot(alice.stream_id, version, cls.state_type.fingerprint, data)
+                    await store.save_snapshot(snapshot, keep=1000)
+                found = await bisect(store, cls, "alice", lambda state, version: version < end)
+                return [found.version, end]
+
+        version, end = asyncio.run(damaged())
+        assert version == end
+
+    def test_where_events_were_removed_it_begins_at_the_first_snapshot_that_the_state_takes(self, own_url: str) -> None:
+        cls = actor_class(ACCOUNT)
+
+        async def begun() -> int:
+            async with EventStore.open(own_url) as store:
+                good = await Fold.earliest(store, cls, "carol")
+                first, fingerprint = good.version, cls.state_type.fingerprint
+                await good.through(first + 1)
+                for version, data in ((first, b'{"amount":"no number"}'), (first + 1, good.dump())):
+                    await store.save_snapshot(new_snapshot(good.stream_id, version, fingerprint, data), keep=1000)
+                return (await Fold.earliest(store, cls, "carol")).version - first
+
+        assert asyncio.run(begun()) == 1
 
     def test_a_replicated_actor_is_looked_through_too(self, cli: Run, shop_url: str) -> None:
         (found,) = cli("bisect", shop_url, "cli_shop:Shop", "x", "'b' not in items", "--json").objects

@@ -172,6 +172,9 @@ class TestWhatif:
         old, new = folders
         result = cli("whatif", url, "till:Till", "--old", old, "--new", new, "--json")
         assert (result.code, result.objects[-1]["summary"]["neither_can_fold"]) == (0, 2)
+        assert cli("whatif", url, "till:Till", "--old", old, "--new", new).lines == [
+            "3 actors, 1,008 events folded with both: no differences, 2 neither can fold"
+        ]
 
     def test_what_handlers_leave_to_the_hashes_is_no_difference(
         self, cli: Run, url: str, folders: tuple[str, str]

@@ -14,7 +14,7 @@ from actors.replicas.peer import Peer, Pull, Pulled, StorePeer
 from actors.replicas.source import Source
 from eventstore import RecoveryError, StorageFull
 from eventstore.backend import AppendOutcome, Backend, Batch
-from tests.replication.ledger import Ledger, Note, Noted, Read
+from tests.replication.ledger import KeptLedger, Ledger, Note, Noted, Read
 from tests.replication.replicas import Replicas, journaled
 
 
@@ -149,6 +149,21 @@ async def test_of_too_many_it_is_not_taken_for_the_actors_fault(
     with suppress(RecoveryError):
         await read_on(eu)
     assert [await lines(eu, key) for key in "abcdefy"] == [*[["no"]] * 6, ["1"]]
+
+
+async def test_too_many_of_one_kind_hold_up_no_other_kind(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Such as where newer code writes events of one kind that the code here cannot read yet.
+    monkeypatch.setattr("actors.replication._MOST_HELD_BACK", 2)
+    (us,) = await replicas.start("us", actors=[Ledger, KeptLedger])
+    peers: dict[str, dict[str, Peer]] = {"eu": {"us": StorePeer("us", us.store)}}
+    (eu,) = await replicas.start("eu", actors=[Stubborn, KeptLedger], peers=peers)
+    Stubborn.refuses = ("no",)
+    for key in "abcdef":
+        await note(us, key, "no")
+    for text in "1234":
+        await us.ref(KeptLedger, "z").ask(Note(text=text))
+    assert await read_on(eu, limit=1) == 20
+    assert await eu.ref(KeptLedger, "z").ask(Read()) == ["1", "2", "3", "4"]
 
 
 async def test_what_is_no_actors_fault_holds_none_of_them_back(replicas: Replicas) -> None:

@@ -1,0 +1,23 @@
+"""Unfoldable: what stands in the way of a fold, in the journal or in the code, and how that is told."""
+
+from __future__ import annotations
+
+from eventstore.errors import CodecError, DefinitionError, JournalCorrupt, RecoveryError
+
+UNFOLDABLE = (CodecError, JournalCorrupt, DefinitionError)
+"""What stands in the way of a fold, and is told as a `RecoveryError`."""
+
+
+def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
+    """What a fold fails with where the journal, or the code, does not let it go on."""
+    return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))
+
+
+def removed(stream_id: str, through: int, *, use_snapshots: bool = True) -> RecoveryError:
+    """What a fold fails with where it would have to begin with events that were removed."""
+    reason = (
+        "no snapshot from there on can be used: run the code whose state has the schema of those that are there"
+        if use_snapshots
+        else "it can only be rebuilt from a snapshot, and none was to be used: do without --full (use_snapshots=False)"
+    )
+    return RecoveryError(stream_id, f"its events up to version {through} were removed, and {reason}")

@@ -1,0 +1,107 @@
+"""What other code has stored of a replicated actor: what cannot be used is left aside, what cannot be read is an error
+that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, field_validator
+
+from actors import ActorSystem, Fold, RecoveryError, ReplicatedActor, event_handler, fold
+from eventstore import UnknownEventType
+from eventstore.backend import EncodedEvent, StreamWrite
+from eventstore.codec import checksum_of, encode_event
+from eventstore.stamp import Stamp
+from eventstore.vector_clock import VectorClock
+from tests.replication.ledger import KeptLedger, Ledger, Note, Noted, Read
+from tests.replication.replicas import Replicas
+
+
+def _stricter(raised: Callable[[str], Exception]) -> type[ReplicatedActor[Any]]:
+    """The same actor with a state that does not take what snapshots hold, although its schema is the same."""
+
+    class Lines(BaseModel):
+        lines: list[str] = []
+
+        @field_validator("lines")
+        @classmethod
+        def _short(cls, lines: list[str]) -> list[str]:
+            if lines:
+                raise raised("these are lines of old")
+            return lines
+
+    class Stricter(ReplicatedActor[Lines], kind="KeptLedger"):
+        @event_handler
+        def noted(self, event: Noted) -> None:
+            self.state.lines.append(event.text)
+
+    assert Stricter.state_type.fingerprint == KeptLedger.state_type.fingerprint
+    return Stricter
+
+
+@pytest.mark.parametrize("raised", [ValueError, KeyError])
+async def test_a_snapshot_that_the_state_does_not_take_is_passed_over(
+    replicas: Replicas, raised: Callable[[str], Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    (eu,) = await replicas.start("eu", actors=[KeptLedger])
+    for text in "abcdefg":
+        await eu.ref(KeptLedger, "x").ask(Note(text=text))
+    await eu.close()
+    store = replicas.stores["eu"]
+    assert (await fold(store, KeptLedger, "x")).snapshot_version > 0
+    state, version, snapshot_version = await fold(store, _stricter(raised), "x")
+    assert (state.lines, version, snapshot_version) == (list("abcdefg"), 7, 0)
+    assert "going to an older snapshot or to the first event" in caplog.text
+
+
+def _unknown(version: int) -> EncodedEvent:
+    clock = VectorClock({"eu": version})
+    encoded = encode_event(Noted(text="later"), replica=Stamp("eu", version, clock, 2**62).fields(concurrent=False))
+    checksum = checksum_of("test.unknown", encoded.schema_version, encoded.payload, encoded.metadata)
+    return encoded._replace(type="test.unknown", checksum=checksum)
+
+
+async def _with_an_unknown_event(replicas: Replicas) -> ActorSystem:
+    (eu,) = await replicas.start("eu", actors=[Ledger])
+    await eu.ref(Ledger, "x").ask(Note(text="a"))
+    await eu.close()
+    await replicas.stores["eu"].append_writes([StreamWrite("Ledger-x", 1, [_unknown(2)])])
+    (eu,) = await replicas.start("eu", actors=[Ledger])
+    return eu
+
+
+async def test_an_event_that_cannot_be_read_stops_recovery_with_its_version(replicas: Replicas) -> None:
+    eu = await _with_an_unknown_event(replicas)
+    with pytest.raises(RecoveryError, match=r"no event class is known for 'test\.unknown'") as raised:
+        await eu.ref(Ledger, "x").ask(Read())
+    assert raised.value.version == 2
+    assert isinstance(raised.value.__cause__, UnknownEventType)
+
+
+async def test_an_event_that_cannot_be_read_stops_a_fold_with_its_version(replicas: Replicas) -> None:
+    await _with_an_unknown_event(replicas)
+    folding = await Fold.earliest(replicas.stores["eu"], Ledger, "x")
+    await folding.through(1)
+    with pytest.raises(RecoveryError, match=r"no event class is known for 'test\.unknown'") as raised:
+        await folding.through(2)
+    assert (raised.value.version, folding.version) == (2, 1)
+
+
+async def test_an_event_that_cannot_be_read_stops_a_live_actor_that_catches_up(replicas: Replicas) -> None:
+    (eu,) = await replicas.start("eu", actors=[Ledger])
+    await eu.ref(Ledger, "x").ask(Note(text="a"))
+    await eu.store.append_writes([StreamWrite("Ledger-x", 1, [_unknown(2)])])
+    with pytest.raises(RecoveryError, match=r"no event class is known for 'test\.unknown'"):
+        await eu.ref(Ledger, "x").ask(Read(), fresh=True)
+
+
+async def test_an_event_that_no_replica_wrote_stops_a_fold_with_its_version(replicas: Replicas) -> None:
+    (eu,) = await replicas.start("eu", actors=[Ledger])
+    await eu.ref(Ledger, "x").ask(Note(text="a"))
+    await eu.store.append("Ledger-x", [Noted(text="by hand")], expected_version=1)
+    for through in (None, 2):
+        with pytest.raises(RecoveryError, match="was not written by a replicated actor") as raised:
+            await fold(eu.store, Ledger, "x", through=through)
+        assert raised.value.version == 2
