@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import cast
 from uuid import getnode, uuid4
 
 from eventstore.backend import LogPage
@@ -21,6 +22,7 @@ from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, 
 from eventstore.contract.record_page import RecordPage
 from eventstore.errors import (
     CapabilityError,
+    DefinitionError,
     EventStoreError,
     ProjectionStopped,
 )
@@ -71,6 +73,10 @@ class ProjectionRunner:
         version: int | None = None,
         on_progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
+        # Whoever has no type checker gives an object of it.
+        given = cast("object", projection)
+        if not (isinstance(given, type) and issubclass(given, Projection)):
+            raise DefinitionError(f"ProjectionRunner takes a subclass of Projection, not {given!r}")
         if projection.needs_connection() and not store.capabilities.user_sql:
             raise CapabilityError(
                 f"projection {projection.name!r} has tables, or handlers that take a connection, and "

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -429,3 +429,9 @@ def test_wrong_handlers_are_errors_when_the_class_is_defined():
         class Swapped(Projection):
             @event_handler
             def paid(self, event: Paid, connection: int) -> None: ...
+
+
+@pytest.mark.parametrize("given", [Ledger(), "ledger", Paid])
+async def test_a_runner_is_given_the_class(store: EventStore, given: Any):
+    with pytest.raises(DefinitionError, match="ProjectionRunner takes a subclass of Projection, not "):
+        ProjectionRunner(store, given)
