@@ -62,6 +62,11 @@ def select_text(table: str, parameters: Sequence[str]) -> str:
     )
 
 
+def concerning_text(table: str, tenant: str) -> str:
+    """The statement that finds the checkpoints of a tenant and of the store without one."""
+    return f"SELECT {', '.join(_COLUMNS[1:])} FROM {table} WHERE tenant IN ({tenant}, '')"  # noqa: S608 - names
+
+
 def saved_values(tenant: str, checkpoint: StoredCheckpoint) -> tuple[Any, ...]:
     """What is stored for a checkpoint, in the order of the columns: with the next revision."""
     return (tenant, *checkpoint[:2], checkpoint.revision + 1, *checkpoint[3:-1], checkpoint.state.decode())

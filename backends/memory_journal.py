@@ -33,6 +33,7 @@ from eventstore.backend import (
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.contract.archive import Fence, StreamKey
+from eventstore.contract.passed_events import check_passed
 from eventstore.errors import (
     CommandForgotten,
     ConcurrencyError,
@@ -42,6 +43,7 @@ from eventstore.errors import (
     StoreFenced,
 )
 from eventstore.events import RecordedEvent
+from eventstore.tenant import NO_TENANT
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -266,7 +268,7 @@ class Journal:
     def truncate_to(self, stream_id: str, through: int, reason: str) -> None:
         """Let a stream be truncated up to a version that it may not have come to."""
         stream = self.made(stream_id)
-        self.truncate(stream_id, through, reason, None)
+        self._remove(stream_id, stream, through, reason)
         stream.truncated = max(stream.truncated, through)
 
     def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
@@ -311,6 +313,12 @@ class Journal:
         self.log.check_fence()
         stream = self.stream(stream_id)
         stream.check_epoch(stream_id, epoch)
+        for last in stream.select(after=0, through=through, limit=len(stream.entries))[-1:]:
+            checkpoints = [*self.checkpoints.values(), *self.log.journal(NO_TENANT).checkpoints.values()]
+            check_passed(checkpoints, self.tenant, stream_id, last.position)
+        return self._remove(stream_id, stream, through, reason)
+
+    def _remove(self, stream_id: str, stream: Stream, through: int, reason: str) -> int:
         removed = stream.select(after=0, through=through, limit=len(stream.entries))
         if removed:
             number, last = len(self.log.removals) + 1, removed[-1].version

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
+from backends.checkpoints_sql import stored_checkpoint
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import StoredSeal, StoredSnapshot
+from eventstore.contract.passed_events import check_passed
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
@@ -81,8 +83,7 @@ _OPEN_REMOVAL = """
 INSERT INTO {schema}.journal_removals (stream, through, log_end, reason, is_open, recorded_at)
 VALUES ($1, $2, (SELECT last_value FROM {schema}.journal_events_position_seq), $3, true, $4) RETURNING id
 """
-# Numbers of removals are taken before they can be seen. One at a time, so that who has seen one has seen all below it.
-_LOCK_REMOVALS = "SELECT pg_advisory_xact_lock({removals_lock})"
+_LAST = "SELECT position FROM {schema}.journal_events WHERE stream = $1 AND version <= $2 ORDER BY version DESC LIMIT 1"
 _REMOVE = "DELETE FROM {schema}.journal_events WHERE stream = $1 AND version <= $2"
 _CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed = $2 WHERE id = $1"
 _TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
@@ -132,7 +133,10 @@ class PostgresChanges:
         self._save_snapshot = sql.named(_SAVE_SNAPSHOT)
         self._drop_snapshots = sql.named(_DROP_SNAPSHOTS)
         self._delete_snapshots = sql.named(_DELETE_SNAPSHOTS)
-        self._lock_removals = sql.named(_LOCK_REMOVALS)
+        self._tenant = sql.tenant
+        self._lock_removals = sql.lock_removals
+        self._last = sql.named(_LAST)
+        self._concerning = sql.concerning_checkpoints
         self._add_seal = sql.named(_ADD_SEAL)
         self._open_removal = sql.named(_OPEN_REMOVAL)
         self._remove = sql.named(_REMOVE)
@@ -146,6 +150,8 @@ class PostgresChanges:
 
         async def truncate(session: PostgresSession) -> int:
             async with session.transaction():
+                # Before the stream, as all who take both.
+                await session.fetch(self._lock_removals)
                 rows = await session.fetch(self._lock_stream, stream_id)
                 if not rows:
                     return 0
@@ -154,7 +160,9 @@ class PostgresChanges:
                 last = min(through, version)
                 if last <= truncated:
                     return 0
-                await session.fetch(self._lock_removals)
+                for (position,) in await session.fetch(self._last, stream, last):
+                    checkpoints = [stored_checkpoint(*row) for row in await session.fetch(self._concerning)]
+                    check_passed(checkpoints, self._tenant, stream_id, position)
                 # The door that the delete trigger looks for; it stays as the record of what was removed.
                 ((door,),) = await session.fetch(self._open_removal, stream, last, reason, _now())
                 removed = await session.execute(self._remove, stream, last)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 
 from backends import seals_sql
-from backends.checkpoints_sql import delete_text, insert_text, select_text, update_text
+from backends.checkpoints_sql import concerning_text, delete_text, insert_text, select_text, update_text
 from backends.postgres_append_sql import append_statement
 from backends.tenants_sql import TENANTS_FROM
 
@@ -98,6 +98,13 @@ _CHECKPOINTS = """
 SELECT name, version, revision, position, events, checksum, state FROM {schema}.journal_checkpoints
 WHERE tenant = $1 ORDER BY name, version
 """
+# Numbers of removals are taken before they can be seen. One at a time, so that who has seen one has seen all below it.
+# Before the rows of streams are locked: in another order two would wait for each other.
+_LOCK_REMOVALS = "SELECT pg_advisory_xact_lock({removals_lock})"
+# Who removes events has seen every checkpoint that wants them. So one that is new, is put back or may want other events
+# than before waits until they are gone, and has read none of them; one that only goes on waits for nobody.
+_SHARE_REMOVALS = "SELECT pg_advisory_xact_lock_shared({removals_lock})"
+_GOES_ON = " AND (position < $5 OR pg_advisory_xact_lock_shared({removals_lock}) IS NOT NULL)"
 # A row tells that something was changed.
 _WHETHER = " RETURNING 1"
 # With the metadata that the reader still has to look at: each row without is a match.
@@ -243,9 +250,12 @@ class PostgresSQL:
         self.seals = seals_sql.seals(**in_schema, backwards=False)
         self.seals_backwards = seals_sql.seals(**in_schema, backwards=True)
         table, places = "{schema}.journal_checkpoints", [f"${number}" for number in range(1, 9)]
+        self.lock_removals = self.named(_LOCK_REMOVALS)
+        self.share_removals = self.named(_SHARE_REMOVALS)
+        self.concerning_checkpoints = self.named(concerning_text(table, "{tenant}"))
         self.lock_checkpoint = self.named(select_text(table, places[:3]) + " FOR UPDATE")
         self.insert_checkpoint = self.named(insert_text(table, places) + _WHETHER)
-        self.update_checkpoint = self.named(update_text(table, places) + _WHETHER)
+        self.update_checkpoint = self.named(update_text(table, places) + _GOES_ON + _WHETHER)
         self.delete_checkpoint = self.named(delete_text(table, places[:4]) + _WHETHER)
         self.last = self.named(_LAST, **matches)
         self.stream = self.named(_STREAM, record=_RECORD, order="ASC")

@@ -161,7 +161,10 @@ class PostgresTransaction:
         return stored_checkpoint(*rows[0]) if rows else None
 
     async def _is_saved(self, checkpoint: StoredCheckpoint) -> bool:
-        statement = self._sql.update_checkpoint if checkpoint.revision else self._sql.insert_checkpoint
+        statement = self._sql.update_checkpoint
+        if not checkpoint.revision:
+            await self._checkpoint_rows(self._sql.share_removals)
+            statement = self._sql.insert_checkpoint
         return len(await self._checkpoint_rows(statement, *saved_values(self._sql.tenant, checkpoint))) == 1
 
     async def _checkpoint_rows(self, statement: str, *parameters: object) -> Sequence[Any]:

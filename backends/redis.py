@@ -14,7 +14,14 @@ from redis import exceptions as driver
 from backends.redis_append_script import APPEND
 from backends.redis_archive import RedisArchive
 from backends.redis_changing_scripts import DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
-from backends.redis_checkpoints import CHANGE_CHECKPOINT, CHECKPOINTS, deleting, found_checkpoints, saving
+from backends.redis_checkpoints import (
+    CHANGE_CHECKPOINT,
+    CHECKPOINTS,
+    deleting,
+    found_checkpoint,
+    found_checkpoints,
+    saving,
+)
 from backends.redis_command_scripts import FORGET_COMMANDS
 from backends.redis_connection import REVISION, Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_journal import RedisJournal
@@ -42,8 +49,10 @@ from eventstore.backend import (
     StoredSnapshot,
 )
 from eventstore.calls.appending import Appending
+from eventstore.contract.passed_events import check_passed
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
+from eventstore.events import stream_kind
 from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
 
@@ -51,6 +60,10 @@ logger = logging.getLogger(__name__)
 
 # So many events, and outcomes of commands, are removed by one script, during which the server does nothing else.
 _REMOVED_AT_ONCE = 2000
+
+# What the script of a truncation that was refused replies first.
+_FENCED = -1
+_BEHIND = -2
 
 
 class RedisBackend(RedisReader):
@@ -202,11 +215,17 @@ class RedisBackend(RedisReader):
     async def _truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
         own = -1 if epoch is None else epoch
         arguments: list[Argument] = [self._whose.name(stream_id), through, _REMOVED_AT_ONCE, reason.encode(), own]
+        arguments += (self._whose.name(""), self.tenant.encode(), stream_kind(stream_id).encode())
         removed, more = 0, 1
         while more:
-            count, more = await self._write(TRUNCATE, arguments)
-            if count < 0:
+            count, more, *behind = await self._write(TRUNCATE, arguments)
+            if count == _FENCED:
                 raise FencedError(stream_id, own, more)
+            if count == _BEHIND:
+                check_passed([found_checkpoint(*behind)], self.tenant, stream_id, more, removed=removed)
+                # It is of a partition to which the stream does not belong.
+                arguments.append(behind[0])
+                continue
             removed += count
         return removed
 

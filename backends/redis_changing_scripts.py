@@ -5,8 +5,10 @@ from __future__ import annotations
 from backends.redis_command_scripts import FORGETTING
 from backends.redis_scripts import ONE_STREAM, OPENED, REFUSAL, REFUSED, script
 
-# ARGV: 6 through, 7 how many events at most, 8 reason, 9 epoch or -1. The reply: how many were removed, 1 if more are
-# to be; or -1, epoch, for a fenced writer.
+# ARGV: 6 through, 7 how many events at most, 8 reason, 9 epoch or -1, 10 what stands before the tenant's names, 11 the
+# tenant, 12 the stream's kind, then the checkpoints that do not want this stream's events, whatever they say of kinds
+# and tenants. The reply: how many were removed, 1 if more are to be; or -1, epoch, for a fenced writer; or -2, the last
+# position that would go, and the name and the value of a checkpoint that stands before it, and may want the event.
 _TRUNCATE = (
     REFUSAL
     + ONE_STREAM
@@ -18,6 +20,33 @@ if count <= 0 then return {0, 0} end
 -- Whoever may not use it is refused here, and not half-way through. It cannot change a hash.
 local right = redis.pcall('LTRIM', base, 0, -1)
 if lacks_right(right) then return redis.error_reply('NOPERM ' .. right.err) end
+-- Here and not before: a projection that begins in between would lose events.
+local last = redis.call('LRANGE', base .. ':events:' .. text(number), count - 1, count - 1)[1]
+if not last then return redis.error_reply('DAMAGED events of the stream are missing') end
+last = struct.unpack('>I7', last, 2)
+local indifferent = {}
+for i = 13, #ARGV do indifferent[ARGV[i]] = true end
+local function may_have(all, one)
+    if type(all) ~= 'table' or #all == 0 then return true end
+    for i = 1, #all do
+        if all[i] == one then return true end
+    end
+    return false
+end
+for _, field in ipairs(redis.call('HKEYS', base .. ':checkpoints')) do
+    local is_shared = string.sub(field, 1, 1) ~= string.char(0)
+    local is_own = ARGV[10] ~= '' and string.sub(field, 1, #ARGV[10]) == ARGV[10]
+    if (is_shared or is_own) and not indifferent[field] then
+        local found = redis.call('HGET', base .. ':checkpoints', field)
+        if struct.unpack('>I7', found, 10) < last then
+            local is_read, state = pcall(cjson.decode, string.sub(found, 41))
+            if not is_read or type(state) ~= 'table' or may_have(state.kinds, ARGV[12])
+                and may_have(state.tenants, ARGV[11]) then
+                return {-2, last, field, found}
+            end
+        end
+    end
+end
 local more = 0
 if count > tonumber(ARGV[7]) then
     count = tonumber(ARGV[7])

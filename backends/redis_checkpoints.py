@@ -7,7 +7,7 @@ from struct import Struct
 
 from backends.redis_connection import Argument
 from backends.redis_scripts import OPENED, script
-from backends.redis_tenant import RedisTenant
+from backends.redis_tenant import RedisTenant, split
 from eventstore.backend import StoredCheckpoint
 
 # Revision, position, number of events, checksum; then the state. The revision is what a change compares.
@@ -60,11 +60,20 @@ def found_checkpoints(tenant: RedisTenant, reply: Sequence[bytes]) -> list[Store
             continue
         number, _, name = field.partition(b":")
         version = int(number)
-        revision, position, events, checksum = _HEAD.unpack_from(value)
-        state = value[_HEAD.size :]
-        stored = StoredCheckpoint(name.decode(), version, revision, position, events, checksum, state)
-        found.append((name, version, stored))
+        found.append((name, version, _stored(name.decode(), version, value)))
     return [stored for *_, stored in sorted(found, key=lambda item: item[:2])]
+
+
+def found_checkpoint(field: bytes, value: bytes) -> StoredCheckpoint:
+    """One of whichever tenant's."""
+    _, name = split(field)
+    number, _, name = name.partition(":")
+    return _stored(name, int(number), value)
+
+
+def _stored(name: str, version: int, value: bytes) -> StoredCheckpoint:
+    revision, position, events, checksum = _HEAD.unpack_from(value)
+    return StoredCheckpoint(name, version, revision, position, events, checksum, value[_HEAD.size :])
 
 
 def _field(tenant: RedisTenant, name: str, version: int) -> bytes:

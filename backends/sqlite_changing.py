@@ -8,9 +8,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from backends import sqlite_checkpoints
 from backends.sqlite_append import LOG_END
 from backends.sqlite_filing import OF_STREAM
 from eventstore.backend import StoredSeal, StoredSnapshot
+from eventstore.contract.passed_events import check_passed
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
@@ -34,6 +36,7 @@ INSERT INTO journal_seals (number, statement, signature, leaves, removals)
 SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?1 = (SELECT coalesce(max(number), 0) + 1 FROM journal_seals)
 """
 _TRUNCATED = "c.version <= :through"
+_LAST = "SELECT position FROM journal_events WHERE stream = ? AND version <= ? ORDER BY version DESC LIMIT 1"
 
 
 @contextmanager
@@ -72,6 +75,8 @@ def truncate(
         last = min(through, max(newest or 0, truncated))
         if last <= truncated:
             return 0
+        for (position,) in connection.execute(_LAST, (stream, last)).fetchall():
+            check_passed(sqlite_checkpoints.concerning(connection, tenant), tenant, stream_id, position)
         removed = remove_events(connection, stream, last, reason)
         _forget(connection, _TRUNCATED, stream=stream, through=last)
     return removed

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 
-from backends.checkpoints_sql import delete_text, insert_text, saved_values, select_text, stored_checkpoint, update_text
+from backends.checkpoints_sql import (
+    concerning_text,
+    delete_text,
+    insert_text,
+    saved_values,
+    select_text,
+    stored_checkpoint,
+    update_text,
+)
 from eventstore.backend import StoredCheckpoint
 
 _PLACES = tuple(f"?{number}" for number in range(1, 9))
@@ -12,6 +20,12 @@ _SELECT = select_text("journal_checkpoints", _PLACES[:3])
 _INSERT = insert_text("journal_checkpoints", _PLACES)
 _UPDATE = update_text("journal_checkpoints", _PLACES)
 _DELETE = delete_text("journal_checkpoints", _PLACES[:4])
+_CONCERNING = concerning_text("journal_checkpoints", "?1")
+
+
+def concerning(connection: sqlite3.Connection, tenant: str) -> list[StoredCheckpoint]:
+    """The checkpoints of all who are given a tenant's events."""
+    return [stored_checkpoint(*row) for row in connection.execute(_CONCERNING, (tenant,))]
 
 
 def find(connection: sqlite3.Connection, tenant: str, name: str, version: int) -> StoredCheckpoint | None:

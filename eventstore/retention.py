@@ -5,12 +5,13 @@ Nothing is removed that a state could not be rebuilt without: a stream is cut at
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
 from eventstore.backend import StreamInfo
+from eventstore.contract.passed_events import check_passed
 from eventstore.errors import EventStoreError, ProjectionBehind, RetentionRefused, SnapshotUnusable, TruncationRefused
 from eventstore.events import Snapshot, stream_kind
 from eventstore.store import EventStore
@@ -173,24 +174,13 @@ class Retention:
 
     async def _with_projections(self, cut: Cut) -> Cut:
         """The cut, refused if a projection still has to come to an event that goes."""
-        kind = stream_kind(cut.stream_id)
-        checkpoints = await self._store.checkpoints()
-        if self._store.tenant:
-            checkpoints = [*checkpoints, *await self._store.checkpoints(shared=True)]
-        needy: Sequence[tuple[str, int]] = [
-            (one.name, one.position)
-            for one in checkpoints
-            if one.has(cut.stream_id) and one.wants(self._store.tenant, kind)
-        ]
-        if not needy:
-            return cut
+        checkpoints = [*await self._store.checkpoints(), *await self._store.checkpoints(shared=True)]
+        stored = [one.stored() for one in checkpoints]
         async for last in self._store.read(cut.stream_id, through=cut.through, limit=1, backwards=True):
-            for name, position in needy:
-                if position < last.position:
-                    error = ProjectionBehind(
-                        name, position, last.position, f"{cut.stream_id!r} stays as it is until it has caught up"
-                    )
-                    return cut._replace(refusal=error)
+            try:
+                check_passed(stored, self._store.tenant, cut.stream_id, last.position)
+            except ProjectionBehind as error:
+                return cut._replace(refusal=error)
         return cut
 
 

@@ -70,7 +70,7 @@ from eventstore.reading.reading_past import OnDamage
 from eventstore.schemes import backend_factory, imported
 from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
 from eventstore.tenant import NO_TENANT, checked_tenant
-from eventstore.truncation import check_truncation
+from eventstore.truncation import removable
 from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
@@ -369,8 +369,8 @@ class EventStore:
         the events, one of the tenant's or one of the store without a tenant: nothing was removed then.
         """
         checked_stream_id(stream_id)
-        await check_truncation(self._open, stream_id, through)
-        return await self._open.truncate(stream_id, through, reason=reason, epoch=epoch)
+        last = await removable(self._open, stream_id, through)
+        return await self._open.truncate(stream_id, last, reason=reason, epoch=epoch)
 
     # Commands that are remembered
 

@@ -8,7 +8,8 @@ from backends.conformance.cases import case
 from backends.conformance.events import collect, happened, numbers, versions, write
 from backends.conformance.fixtures import StoreFixtures, reopened
 from eventstore.backend import Appended, Backend, Expected, Load, StreamInfo
-from eventstore.errors import ConcurrencyError
+from eventstore.contract.checkpoint import Checkpoint, partition_of
+from eventstore.errors import ConcurrencyError, JournalCorrupt, ProjectionBehind
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
@@ -164,6 +165,47 @@ class Truncation(StoreFixtures):
         await store.append("b", happened(1, 2))
         await _truncated(store, 5)
         assert await versions(store.read("b")) == [1, 2]
+
+    async def test_what_a_projection_has_not_passed_stays(self, store: EventStore, backend: Backend) -> None:
+        positions = [(await store.append("a-1", happened(number))).position for number in (1, 2, 3)]
+        await backend.save_checkpoint(Checkpoint("reader", 1, kinds=("b", "a"), position=positions[1]).stored())
+        with pytest.raises(ProjectionBehind, match="'a-1' cannot be truncated, nothing was removed") as behind:
+            await backend.truncate("a-1", 3, reason="test")
+        refused = behind.value
+        assert (refused.projection, refused.position, refused.wanted) == ("reader", positions[1], positions[2])
+        assert await versions(store.read("a-1")) == [1, 2, 3]
+        assert await backend.truncate("a-1", 2, reason="test") == 2
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Checkpoint("reader", 1, kinds=("b",)),
+            Checkpoint("reader", 1, tenants=("somebody",)),
+            Checkpoint("reader", 1, partition=1 - partition_of("a-1", 2), partitions=2),
+        ],
+        ids=["of another kind", "of another tenant", "of another partition"],
+    )
+    async def test_a_projection_that_does_not_want_the_events_keeps_none(
+        self, store: EventStore, backend: Backend, other: Checkpoint
+    ) -> None:
+        await store.append("a-1", happened(1, 2))
+        await backend.save_checkpoint(other.stored())
+        assert await backend.truncate("a-1", 2, reason="test") == 2
+
+    async def test_a_projection_keeps_what_is_of_its_partition(self, store: EventStore, backend: Backend) -> None:
+        await store.append("a-1", happened(1, 2))
+        parts = [Checkpoint("reader", 1, partition=number, partitions=2) for number in (0, 1)]
+        for part in parts:
+            await backend.save_checkpoint(part.stored())
+        with pytest.raises(ProjectionBehind):
+            await backend.truncate("a-1", 2, reason="test")
+
+    async def test_a_damaged_checkpoint_lets_nothing_go(self, store: EventStore, backend: Backend) -> None:
+        await store.append("a-1", happened(1, 2))
+        await backend.save_checkpoint(Checkpoint("reader", 1).stored()._replace(state=b"[]"))
+        with pytest.raises(JournalCorrupt, match="the checkpoint of projection 'reader' version 1 is damaged"):
+            await backend.truncate("a-1", 2, reason="test")
+        assert await versions(store.read("a-1")) == [1, 2]
 
     async def test_truncation_leaves_snapshots(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2, 3))

@@ -1,0 +1,93 @@
+"""Truncation on Postgres beside others: whoever comes in between loses no event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from backends.conformance.events import happened, versions
+from eventstore import EventStore, ProjectionBehind
+from eventstore.contract.checkpoint import Checkpoint
+from tests.backends.postgres_help import connected, waiting_for_locks
+
+READER = Checkpoint("reader", 1, kinds=("a",))
+
+
+async def test_an_event_that_is_stored_after_the_stream_was_looked_at_stays(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        stored = await store.append("a-1", happened(1))
+        await store.save_checkpoint(replace(READER, position=stored.position))
+        async with connected(postgres_url) as session:
+            async with session.transaction():
+                await session.execute("SELECT FROM journal_streams FOR UPDATE")
+                # In the order in which they come to wait, they have the stream's row.
+                appending = asyncio.ensure_future(other.append("a-1", happened(2)))
+                await waiting_for_locks(postgres_url)
+                truncating = asyncio.ensure_future(store.truncate("a-1", 2**63 - 1, reason="test"))
+                await waiting_for_locks(postgres_url, 2)
+            await appending
+            assert await truncating == 1
+        assert await versions(store.read("a-1")) == [2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: replace(READER, name="new"),
+        lambda found: replace(found, position=0),
+        lambda found: replace(found, kinds=()),
+    ],
+    ids=["is begun", "is put back", "wants other streams"],
+)
+async def test_a_projection_that_changes_while_events_are_removed_changes_afterwards(
+    postgres_url: str, change: Callable[[Checkpoint], Checkpoint]
+) -> None:
+    async with truncating(postgres_url) as (store, truncation):
+        (found,) = await store.checkpoints()
+        changing = asyncio.ensure_future(store.save_checkpoint(change(found)))
+        await waiting_for_locks(postgres_url, 2)
+    assert await truncation == 1
+    assert await changing
+
+
+async def test_a_projection_that_goes_on_does_not_wait_for_a_truncation(postgres_url: str) -> None:
+    async with truncating(postgres_url) as (store, truncation):
+        (found,) = await store.checkpoints()
+        assert await store.save_checkpoint(replace(found, position=found.position + 1))
+        assert not truncation.done()
+    assert await truncation == 1
+
+
+async def test_a_projection_that_is_begun_before_a_truncation_keeps_the_events(postgres_url: str) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a-1", happened(1))
+        transaction = await store.begin_sql(seconds=60)
+        try:
+            assert await transaction.save_checkpoint(READER.stored())
+            truncation = asyncio.ensure_future(store.truncate("a-1", 1, reason="test"))
+            await waiting_for_locks(postgres_url)
+            await transaction.commit(())
+        finally:
+            await transaction.rollback()
+        with pytest.raises(ProjectionBehind):
+            await truncation
+        assert await versions(store.read("a-1")) == [1]
+
+
+@asynccontextmanager
+async def truncating(url: str) -> AsyncGenerator[tuple[EventStore, asyncio.Future[int]], None]:
+    """While this lasts, a stream is being truncated that a projection has passed."""
+    async with EventStore.open(url) as store, EventStore.open(url) as other:
+        stored = await store.append("a-1", happened(1))
+        assert await store.save_checkpoint(replace(READER, position=stored.position))
+        async with connected(url) as session:
+            async with session.transaction():
+                await session.execute("SELECT FROM journal_events FOR UPDATE")
+                truncation = asyncio.ensure_future(other.truncate("a-1", 1, reason="test"))
+                await waiting_for_locks(url)
+                yield store, truncation
+            await truncation
