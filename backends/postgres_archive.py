@@ -81,7 +81,8 @@ INSERT INTO {schema}.journal_marks (name, value) VALUES ($1, $2)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 
-# The lock that appends share: no other append takes a position meanwhile, and whoever reads the log waits for this.
+# Behind the lock of removals, as a truncation locks a stream behind it. The lock that appends share: no other append
+# takes a position meanwhile, and whoever reads the log waits for this.
 _LOCK = "SELECT pg_advisory_xact_lock({lock})"
 _END = """
 SELECT greatest(
@@ -251,6 +252,7 @@ class PostgresArchive:
         return await session.fetch(self._sql.named(statement), *parameters)
 
     async def _restore_events(self, session: PostgresSession, after: int, page: ArchivePage) -> None:
+        await session.fetch(self._sql.lock_removals)
         await self._fetch(session, _LOCK)
         copied = await self._fetch(session, _MARK, COPIED)
         ((end, has_streams),) = await self._fetch(session, _END)
@@ -274,6 +276,8 @@ class PostgresArchive:
         await self._fetch(session, _SET_MARK, COPIED, str(page.position))
 
     async def _restore_streams(self, session: PostgresSession, records: Sequence[StreamRecords]) -> None:
+        # How far streams are truncated must not change once it was looked at.
+        await session.fetch(self._sql.lock_removals)
         now = (datetime.now(UTC) - _EPOCH_START) // timedelta(microseconds=1)
         heads = await self._made(session, dict.fromkeys((one.key for one in records), now))
         commands: list[tuple[Any, ...]] = []

@@ -12,6 +12,7 @@ import pytest
 from backends.conformance.events import happened, versions
 from eventstore import EventStore, ProjectionBehind
 from eventstore.contract.checkpoint import Checkpoint
+from eventstore.copies.copying import Copy
 from tests.backends.postgres_help import connected, waiting_for_locks
 
 READER = Checkpoint("reader", 1, kinds=("a",))
@@ -76,6 +77,39 @@ async def test_a_projection_that_is_begun_before_a_truncation_keeps_the_events(p
         with pytest.raises(ProjectionBehind):
             await truncation
         assert await versions(store.read("a-1")) == [1]
+
+
+@pytest.mark.parametrize("stream_id", ["a-1", "a-2"])
+async def test_a_copy_of_what_was_truncated_waits_for_a_truncation_of_the_target(
+    postgres_url: str, stream_id: str
+) -> None:
+    """Else records of removals would come to be seen below one that was, and a stream would be truncated less far again
+    than its events are gone."""
+    async with EventStore.open("memory://") as source, EventStore.open(postgres_url) as target:
+        for each in ("a-1", "a-2"):
+            await source.append(each, happened(1, 2, 3))
+        await copy(source, target)
+        await source.truncate(stream_id, 1, reason="at the source")
+        async with connected(postgres_url) as session:
+            async with session.transaction():
+                await session.execute("SELECT FROM journal_events WHERE position = 1 FOR UPDATE")
+                truncation = asyncio.ensure_future(target.truncate("a-1", 2, reason="at the target"))
+                await waiting_for_locks(postgres_url)
+                copying = asyncio.ensure_future(copy(source, target))
+                await waiting_for_locks(postgres_url, 2)
+            await truncation
+            await copying
+        reasons = [removal.reason async for removal in target.removals()]
+        assert reasons[0] == "at the target"
+        assert {info.stream_id: info.truncated async for info in target.streams()}["a-1"] == 2
+        assert await versions(target.read("a-1")) == [3]
+
+
+async def copy(source: EventStore, target: EventStore) -> None:
+    copying = Copy(source, target)
+    await copying.begin()
+    await copying.catch_up()
+    await copying.bring_streams()
 
 
 @asynccontextmanager
