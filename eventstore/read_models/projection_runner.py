@@ -258,15 +258,17 @@ class ProjectionRunner:
         async with ReadAhead(self._read, after=checkpoint.position) as log:
             while True:
                 page = await log.page()
-                if page.events:
-                    checkpoint = await self._apply(checkpoint, page.events, log.position)
-                    self._adapt(is_behind=not page.is_end)
+                events = self._own(page.events)
+                if events:
+                    self._handlers_seconds = 0.0
+                    checkpoint = await self._apply(checkpoint, events, log.position)
+                    self._adapt(len(page.events), is_behind=not page.is_end)
                     if checkpoint.pause is not None:
                         if end is None and checkpoint.status is Status.LIVE:
                             return False
                         raise ProjectionStopped(checkpoint.name, checkpoint.pause)
                     if self._on_progress is not None:
-                        self._on_progress(log.position, len(page.events), max(page.end, log.position))
+                        self._on_progress(log.position, len(events), max(page.end, log.position))
                 elif self._is_to_be_saved(checkpoint, log.position):
                     checkpoint = await self._save(replace(checkpoint, position=log.position))
                 # Who writes faster than this reads would keep it from ending.
@@ -277,22 +279,24 @@ class ProjectionRunner:
                     await self._store.wait(log.position, min(self._poll_seconds, self._lease_seconds / 4))
 
     async def _read(self, after: int) -> LogPage:
-        page = await self._store.read_page(after=after, limit=self._size, where=self._where)
-        return page if self._projection.partitions == 1 else page._replace(events=self._own(page.events))
+        return await self._store.read_page(after=after, limit=self._size, where=self._where)
 
     def _own(self, events: Sequence[RecordedEvent]) -> Sequence[RecordedEvent]:
         """Those of this runner's partition."""
+        if self._projection.partitions == 1:
+            return events
         page, partitions = RecordPage.of(events), self._projection.partitions
         return page.only([partition_of(stream_id, partitions) == self._partition for stream_id in page.stream_ids])
 
-    def _adapt(self, *, is_behind: bool) -> None:
-        """Choose how many events the next batches have, by how long the handlers took for the last one. How long the
-        database took says nothing: it has others to serve."""
+    def _adapt(self, size: int, *, is_behind: bool) -> None:
+        """Choose how many events the next pages have, by how long the handlers took for one of this size. How long the
+        database took says nothing: it has others to serve. The page after that one has been asked for already, so it
+        is not what was chosen last."""
         seconds, wanted = self._handlers_seconds, self._projection.batch_seconds
         if seconds > wanted:
-            self._size = max(1, int(self._size * wanted / seconds))
+            self._size = max(1, int(size * wanted / seconds))
         elif is_behind and seconds < wanted / 2:
-            self._size = min(2 * self._size, self._projection.batch_size)
+            self._size = min(max(self._size, 2 * size), self._projection.batch_size)
 
     def _is_to_be_saved(self, checkpoint: Checkpoint, position: int) -> bool:
         """Whether it is time to tell the others that this runner is there, or where it is."""
@@ -362,7 +366,7 @@ class ProjectionRunner:
         runner, or a command, has changed the checkpoint."""
         page = RecordPage.of(events)
         behind = checkpoint.behind(position, len(page), page.checksum)
-        self._handlers_seconds = await apply_events(self._store, self._projection, behind, page)
+        self._handlers_seconds += await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
 

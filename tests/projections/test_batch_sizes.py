@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from eventstore import Event, EventStore, Projection, ProjectionRunner, event_handler
+from eventstore import Event, EventStore, Projection, ProjectionRunner, RecordedEvent, event_handler
 from eventstore.backend import LogPage
-from eventstore.contract.checkpoint import NOTHING, added
+from eventstore.contract.checkpoint import NOTHING, added, partition_of
 from eventstore.contract.record_page import RecordPage
 from eventstore.read_models import applying
 from eventstore.reading.reading_ahead import ReadAhead
@@ -62,10 +62,52 @@ async def test_they_shrink_where_handlers_take_long(store: EventStore, monkeypat
             clock.now += 0.01
 
     found = await batches(store, Slow)
-    # A page is on its way while the one before it is applied.
-    assert found[0] == 500
-    assert found[2] <= 50
-    assert max(found[3:]) < 500
+    # A page is on its way while the one before it is applied. Each is judged by how many events itself had.
+    assert found[:2] == [500, 500]
+    assert {40 < count <= 50 for count in found[2:-1]} == {True}
+
+
+async def test_the_events_of_other_partitions_are_among_those_that_are_read(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    monkeypatch.setattr(applying, "time", clock)
+
+    class Halved(Projection, name="halved", kinds=("account",), partitions=2):
+        batch_seconds = 0.5
+
+        @event_handler
+        def event(self, event: Event) -> None:
+            clock.now += 0.01
+
+    mine, others = (
+        f"account-{next(n for n in range(99) if partition_of(f'account-{n}', 2) == part)}" for part in (0, 1)
+    )
+    for _ in range(1000):
+        await store.append(mine, [Paid(amount=1)])
+        await store.append(others, [Paid(amount=1)])
+    found: list[int] = []
+    await ProjectionRunner(store, Halved, on_progress=lambda _, count, __: found.append(count)).run(follow=False)
+    assert found[:2] == [250, 250]
+    assert {40 < count <= 50 for count in sorted(found)[2:-4]} == {True}
+
+
+async def test_an_event_in_the_way_makes_no_batch_larger(store: EventStore, monkeypatch: pytest.MonkeyPatch):
+    """The page that it is in is applied in parts."""
+    clock = Clock()
+    monkeypatch.setattr(applying, "time", clock)
+
+    class Stumbling(Projection, name="stumbling", kinds=("account",)):
+        batch_seconds = 5.0
+        retries = 0
+
+        @event_handler
+        def event(self, event: Event, recorded: RecordedEvent) -> None:
+            clock.now += 0.01
+            if recorded.version == 100:
+                raise ValueError("this one cannot be applied")
+
+    assert max(await batches(store, Stumbling)) == 500
 
 
 async def test_the_first_of_a_projection_that_wants_few_has_no_more(store: EventStore):
