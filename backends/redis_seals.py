@@ -22,26 +22,35 @@ _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 # follow, and then the removals.
 _HEAD = Struct(">QIII")
 
+# What was put under a number that no seal can have, infinite or not above 0, is none, and in nobody's way.
+
 # ARGV: 5 number, 6 seal. The reply: 1 if it was the next one.
 ADD_SEAL = script(
     OPENED
     + """
 local key = base .. ':seals'
-local newest = redis.call('ZRANGE', key, '-1', '-1', 'WITHSCORES')
+local newest = redis.call('ZRANGE', key, '(inf', '(0', 'BYSCORE', 'REV', 'LIMIT', '0', '1', 'WITHSCORES')
 if tonumber(newest[2] or '0') + 1 ~= tonumber(ARGV[5]) then return 0 end
 return redis.call('ZADD', key, ARGV[5], ARGV[6])
 """
 )
 
-# ARGV: 5 after, 6 limit, 7 '1' for backwards. The reply: seals, each before its number.
+# ARGV: 5 after, 6 limit, 7 '1' for backwards. The reply: seals, each before its number; where several stand under one
+# number, which nobody has made here, nothing before it: whoever reads on behind that number would miss the others.
 SEALS = script(
     OPENED
     + """
-local key, after = base .. ':seals', '(' .. ARGV[5]
+local key, after, found = base .. ':seals', '(' .. ARGV[5]
 if ARGV[7] == '1' then
-    return redis.call('ZRANGE', key, '+inf', after, 'BYSCORE', 'REV', 'LIMIT', '0', ARGV[6], 'WITHSCORES')
+    found = redis.call('ZRANGE', key, '(inf', after, 'BYSCORE', 'REV', 'LIMIT', '0', ARGV[6], 'WITHSCORES')
+else
+    found = redis.call('ZRANGE', key, after, '(inf', 'BYSCORE', 'LIMIT', '0', ARGV[6], 'WITHSCORES')
 end
-return redis.call('ZRANGE', key, after, '+inf', 'BYSCORE', 'LIMIT', '0', ARGV[6], 'WITHSCORES')
+for i = 2, #found, 2 do
+    local another = redis.call('ZRANGE', key, found[i], found[i], 'BYSCORE', 'LIMIT', '1', '1')
+    if #another > 0 then found[i - 1] = '' end
+end
+return found
 """
 )
 
@@ -63,14 +72,8 @@ def packed_seal(seal: StoredSeal) -> bytes:
 def found_seals(reply: Sequence[bytes]) -> list[StoredSeal]:
     """What `SEALS` replied. A broken score counts as the next whole number: behind that the reader goes on, and with a
     lower one it would find the same seal for ever."""
-    return [_seal(packed, _number(score)) for packed, score in zip(reply[::2], reply[1::2], strict=True)]
-
-
-def _number(score: bytes) -> int:
-    try:
-        return ceil(float(score))
-    except OverflowError as damage:
-        raise JournalCorrupt("a seal is stored under an infinite number: it is none that was made here") from damage
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return list({score: _seal(packed, ceil(float(score))) for packed, score in pairs}.values())
 
 
 def _seal(packed: bytes, number: int) -> StoredSeal:

@@ -57,7 +57,8 @@ class Sealer:
             seal = parse_stored(stored)
         except ValueError as error:
             raise SealRefused(
-                f"seal {stored.number}, the newest, cannot be read: {error}; nothing was sealed"
+                f"seal {stored.number}, the newest, cannot be read: {error}; nothing was sealed, and nothing can be "
+                "until that is as it was: `eventstore audit verify` tells what else was changed"
             ) from error
         if not seal.is_signed:
             raise SealRefused(f"seal {stored.number}, the newest, was changed after it was signed: nothing was sealed")

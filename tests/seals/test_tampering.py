@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from backends.conformance.events import happened
 from eventstore import EventStore
 from eventstore.backend import StoredSeal
 from eventstore.events import RecordedEvent
 from eventstore.evidence.seal_findings import Finding, Found
 from eventstore.evidence.seal_verification import SealVerification
+from eventstore.evidence.sealing import Sealer
 from eventstore.evidence.seals import parse_stored, sign
 
 from .attacker import FIELDS, Attacker, RedisAttacker, attacker
@@ -250,3 +252,38 @@ async def test_a_seal_put_between_two_numbers_is_found(sealed: Sealed, mallory: 
     async with asyncio.timeout(20):
         found = problems(await audit.findings())
     assert {finding.what for finding in found} == {Found.SEAL}
+
+
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), -3.0])
+async def test_what_stands_under_no_number_of_a_seal_is_in_nobodys_way(
+    sealed: Sealed, mallory: RedisAttacker, audit: Audit, score: float
+) -> None:
+    victim = (await mallory.seals())[1]
+    await mallory.add_seal(score, victim._replace(signature=bytes(64)))
+    assert problems(await audit.findings()) == []
+    async with EventStore.open(sealed.url) as store, asyncio.timeout(20):
+        assert await Sealer(store, sealed.key).seal() is not None
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), -3.0])
+async def test_the_first_seal_is_made_beside_what_stands_under_no_number(
+    redis_url: str, tmp_path: Path, score: float
+) -> None:
+    mallory = await attacker(redis_url)
+    await mallory.add_seal(score, StoredSeal(1, b"", b"", b"", b""))  # type: ignore[attr-defined]
+    async with EventStore.open(redis_url) as store, asyncio.timeout(20):
+        await store.append("a", happened(1))
+        assert await Sealer(store, new_key(tmp_path)).seal() is not None
+
+
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+@pytest.mark.parametrize("signature", [bytes(64), b"\xff" * 64], ids=["first", "last"])
+async def test_two_seals_under_one_number_are_found(
+    sealed: Sealed, mallory: RedisAttacker, audit: Audit, signature: bytes
+) -> None:
+    """Whichever of them Redis has first: what is behind it would be passed over."""
+    victim = (await mallory.seals())[1]
+    await mallory.add_seal(victim.number, victim._replace(signature=signature))
+    [finding, *_] = problems(await audit.findings())
+    assert (finding.what, finding.text.partition(":")[0]) == (Found.SEAL, "seal 2 cannot be read")
