@@ -33,16 +33,16 @@ class SealChain:
         self._keys = {public}
         # Keys that were handed over, and the numbers of the seals in which.
         self._retired: dict[str, int] = {}
-        # Numbers of seals that are what their makers have made.
-        self.trusted: set[int] = set()
+        # What the seals say that are what their makers have made, by number, as it was when it was found out. Whoever
+        # reads a seal again may find another one.
+        self.trusted: dict[int, Statement] = {}
         # By stream, in the order of their numbers. One that a later one reaches as far as is left out.
         self.sanctioned: dict[tuple[str, str], tuple[Sanctioned, ...]] = {}
 
     @property
     def newest(self) -> Statement | None:
         """The newest statement that can be trusted."""
-        trusted = (link.statement for link in reversed(self._links) if link.number in self.trusted)
-        return next(trusted, None)
+        return self.trusted[max(self.trusted)] if self.trusted else None
 
     @property
     def count(self) -> int:
@@ -79,7 +79,7 @@ class SealChain:
             late = [link for link in self._links if link.number in self.trusted and not self._was_in_force(link)]
             if late:
                 # They were accepted before the seal was seen that retires their key: so may have been what they name.
-                self.trusted, self._keys = set(), {self._public}
+                self.trusted, self._keys = {}, {self._public}
             elif before == (len(self.trusted), len(self._keys), self._retired):
                 return
 
@@ -98,8 +98,8 @@ class SealChain:
         return behind.statement.previous if behind.number == link.number + 1 else None
 
     def _accept(self, link: _Link) -> None:
-        self.trusted.add(link.number)
         if link.statement is not None:
+            self.trusted[link.number] = link.statement
             self._keys.add(link.statement.key)
             if link.statement.next_key is not None:
                 self._keys.add(link.statement.next_key)
@@ -188,7 +188,7 @@ class SealChain:
             number = stored.number
             if number not in self.trusted:
                 continue
-            statement = parse_stored(stored).statement
+            statement = self.trusted[number]
             try:
                 if digest_of(stored.removals) != statement.removals.digest:
                     raise ValueError("it is not the list that was sealed")

@@ -13,7 +13,7 @@ from eventstore.evidence.merkle import MerkleTree
 from eventstore.evidence.seal_chain import SealChain
 from eventstore.evidence.seal_findings import Finding, Found, Sanctioned
 from eventstore.evidence.sealed_part import SealedPart
-from eventstore.evidence.seals import Seal, Statement, parse_stored
+from eventstore.evidence.seals import Seal, Statement
 from eventstore.reading.reading_past import PastDamage
 from eventstore.store import EventStore
 
@@ -73,20 +73,32 @@ class SealVerification:
     async def _parts(self, newest: Statement | None) -> AsyncGenerator[Finding, None]:
         if newest is not None:
             self.verified.sealed = newest.last
+            left = dict(self._chain.trusted)
             async for stored in self._store.seals():
                 if stored.number > newest.number:
                     break
-                if stored.number in self._chain.trusted:
-                    async for finding in self._part(stored):
+                if (statement := left.pop(stored.number, None)) is not None:
+                    async for finding in self._part(stored, statement):
                         yield finding
+            for number, statement in sorted(left.items()):
+                text = (
+                    f"seal {number} was removed while the journal was verified: positions {statement.first} to "
+                    f"{statement.last} were not compared with it"
+                )
+                yield Finding(Found.SEAL, None, None, None, text)
 
     def _counted(self, finding: Finding) -> Finding:
         self.verified.problems += finding.is_problem
         return finding
 
-    async def _part(self, stored: StoredSeal) -> AsyncGenerator[Finding, None]:
+    async def _part(self, stored: StoredSeal, statement: Statement) -> AsyncGenerator[Finding, None]:
         """Compare the events that one seal covers."""
-        statement = parse_stored(stored).statement
+        if stored.statement != statement.encoded():
+            text = (
+                f"seal {statement.number} was changed while the journal was verified: events are compared with what it "
+                "said before"
+            )
+            yield Finding(Found.SEAL, None, None, None, text)
         leaves = _leaves(stored, statement)
         if leaves is None:
             async for finding in self._as_a_whole(statement):

@@ -53,6 +53,11 @@ class Audit:
     async def findings(self) -> list[Finding]:
         return (await self.look())[0]
 
+    async def each(self) -> AsyncGenerator[Finding, None]:
+        async with self._opened() as store:
+            async for finding in SealVerification(store, self._sealed.public, anchor=self._sealed.anchor).findings():
+                yield finding
+
     async def look(self) -> tuple[list[Finding], dict[int, RecordedEvent | None]]:
         """What verification finds, and every event, by its position."""
         async with self._opened() as store:
@@ -287,3 +292,22 @@ async def test_two_seals_under_one_number_are_found(
     await mallory.add_seal(victim.number, victim._replace(signature=signature))
     [finding, *_] = problems(await audit.findings())
     assert (finding.what, finding.text.partition(":")[0]) == (Found.SEAL, "seal 2 cannot be read")
+
+
+@pytest.mark.parametrize("when", [Found.SEAL, Found.CHANGED])
+@pytest.mark.parametrize("changed", [b"broken", None], ids=["changed", "removed"])
+async def test_a_seal_that_is_changed_while_the_journal_is_verified_is_found(
+    sealed: Sealed, mallory: Attacker, audit: Audit, when: Found, changed: bytes | None
+) -> None:
+    _, events = await audit.look()
+    first, second, *_ = await mallory.seals()
+    await mallory.replace_seal(1, first._replace(signature=bytes(64)))
+    await mallory.change(min(events), "payload", random.Random(3), clever=True)
+    found: list[Finding] = []
+    async for finding in audit.each():
+        if finding.what is when and when not in {one.what for one in found}:
+            await mallory.replace_seal(2, None if changed is None else second._replace(statement=changed))
+        found.append(finding)
+    texts = [finding.text for finding in found if "seal 2" in finding.text]
+    assert len(texts) == 1, found
+    assert "while the journal was verified" in texts[0]
