@@ -15,7 +15,7 @@ from backends.audit_shape import Shape
 from backends.audit_sql import HOUR_US, PAGE_BYTES
 from backends.postgres_audit_sql import PostgresAuditSQL
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader, log_page, seen
+from backends.postgres_reading import PostgresReader, check_end, check_event, log_page, seen
 from backends.postgres_session import PLANNING_ANEW, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.sql_records import recorded
@@ -80,14 +80,21 @@ class PostgresAudit(PostgresReader):
             question = self._question_of(shape, is_located, is_walk, backwards)
             # The times will leave less of it.
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk and is_located)
-            asked = {"known": known, "limit": limit, "scanned": audit_paging.SCANNED_POSITIONS}
+            before, last_seen = self._known_end, self._newest
+            asked = {
+                "known": known,
+                "seen": last_seen.position,
+                "limit": limit,
+                "scanned": audit_paging.SCANNED_POSITIONS,
+            }
             values = {**self._audit.parameters(query, shape), **part.bounds, **asked}
-            before = self._known_end
-            ((log_end, appends, newest, newest_id, is_unreadable, first, last, size, *columns),) = await self._asked(
-                question, values, shape
-            )
+            (row,) = await self._asked(question, values, shape)
+            log_end, appends, newest, newest_id, at_seen, is_unreadable, first, last, size, *columns = row
+            check_event(at_seen, last_seen)
             is_final = known in (None, log_end)
-            if not is_final:
+            if is_final:
+                check_end(log_end, before)
+            else:
                 end = await self._settled_at(log_end, appends, seen(newest, newest_id), before)
                 known = None
             if is_unreadable:
@@ -97,14 +104,13 @@ class PostgresAudit(PostgresReader):
         if not is_located:
             query = located(query, first, last)
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
+        is_full = columns[0] >= limit or size > PAGE_BYTES
         with collector_paused(), suppress(ValueError):
             found = log_page(self._sql.tenant, *columns) if columns[0] else ()
-            is_full = columns[0] >= limit or size > PAGE_BYTES
             return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
         # Something is wrong with an event: it is found out what, and with which.
         rows = await self._asked(self._rows_of(shape, backwards), {**values, **part.bounds}, shape)
         events = [recorded(*row[:-1]) for row in rows]
-        is_full = len(events) >= limit or size > PAGE_BYTES
         return part.page(query, events, is_full=is_full, backwards=backwards, end=end)
 
     async def _asked(self, statement: _Statement, values: Mapping[str, Any], shape: Shape) -> Sequence[Any]:

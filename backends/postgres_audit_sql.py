@@ -79,8 +79,8 @@ class PostgresAuditSQL(AuditSQL):
         backwards: bool,
     ) -> Select[Any]:
         """All that there is to be asked for a page, in one row: where the log ends, the appends that are under way,
-        the newest event, whether there is metadata that cannot be read, the first and the last position of the times,
-        and the page by column. The texts of `PostgresSQL.audit` have yet to be put in.
+        the newest event, which event is at the position `seen`, whether there is metadata that cannot be read, the
+        first and the last position of the times, and the page by column. The texts of `PostgresSQL.audit` have yet to be put in.
 
         The snapshot is older than what it tells of the log's end. So there is a page only if the log still ends at the
         position `known`, up to which it was settled before: then nobody has taken a position since. No `known` position
@@ -115,7 +115,18 @@ class PostgresAuditSQL(AuditSQL):
         is_unreadable = exists(self.unreadable("user")) if may_be_unreadable else false()
         size = func.coalesce(func.sum(page.c.size), 0)
         columns_of_page: ColumnElement[Any] = literal_column("{columns}")
-        told: list[ColumnElement[Any]] = [end, *others, is_unreadable, first, last, size, columns_of_page]
+        earlier = self.events.alias("earlier").c
+        at_seen = select(earlier.event_id).where(earlier.position == bindparam("seen", type_=BigInteger))
+        told: list[ColumnElement[Any]] = [
+            end,
+            *others,
+            at_seen.scalar_subquery(),
+            is_unreadable,
+            first,
+            last,
+            size,
+            columns_of_page,
+        ]
         return select(*told).select_from(page)
 
     def _cut(

@@ -229,7 +229,7 @@ class PostgresReader:
         while (row := await self._pool.run(lambda session: self._columns(session, parameters))) is None:
             parameters[-1] = limit = max(1, limit // 8)
         end, count = row[0], row[1]
-        _check_end(end, known)
+        check_end(end, known)
         if not count:
             return _Part((), after, is_full=not limit, end=end)
         try:
@@ -270,14 +270,13 @@ class PostgresReader:
         """
         known, last = self._known_end, self._newest
         ((end, appends, newest, newest_id, event_id),) = await self._rows(self._sql.settle, last.position)
-        if event_id is not None and event_id != last.event_id:
-            raise _lost(f"another event is at position {last.position} now")
+        check_event(event_id, last)
         return await self._settled_at(end, appends, seen(newest, newest_id), known)
 
     async def _settled_at(self, end: int, appends: Sequence[str] | None, newest: Seen | None, known: int) -> int:
         """The same, out of what a statement told: where the log ends, which appends were under way then, and the newest
         event. By then an event at the `known` position had been seen."""
-        _check_end(end, known)
+        check_end(end, known)
         deadline = time.monotonic() + self._settle_seconds
         pause = _FIRST_LOOK_SECONDS
         while appends:
@@ -302,9 +301,16 @@ class PostgresReader:
         return int(end)
 
 
-def _check_end(end: int, known: int) -> None:
+def check_end(end: int, known: int) -> None:
+    """Raise `JournalLost` for a log that ends before a position at which an event is known to have been."""
     if end < known:
         raise _lost(f"its log ends at position {end}, and has had an event at {known}")
+
+
+def check_event(event_id: bytes | None, last: Seen) -> None:
+    """Raise `JournalLost` for another event than the one that was seen. None: it was truncated since."""
+    if event_id is not None and event_id != last.event_id:
+        raise _lost(f"another event is at position {last.position} now")
 
 
 def _lost(how: str) -> JournalLost:

@@ -12,7 +12,9 @@ import pytest
 from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, EventStore, EventStoreError, JournalLost, schema
+from eventstore.audit import find
 from eventstore.backend import EventFilter
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.url import parse_store_url
 
 from .postgres_help import (
@@ -278,6 +280,26 @@ async def test_a_page_that_was_final_is_refused_too_where_the_log_has_ended_befo
         await set_back(postgres_url, 5)
         with pytest.raises(JournalLost, match="ends at position 5, and has had an event at 9"):
             await store.read_page(limit=2)
+
+
+@pytest.mark.parametrize("through", [None, 2])
+@pytest.mark.parametrize("others", [0, 1, 2, 5])
+async def test_an_audit_is_refused_by_a_server_that_has_lost_what_was_seen_of_it(
+    postgres_url: str, others: int, through: int | None
+) -> None:
+    async with EventStore.open(postgres_url) as store:
+        await store.append("a", happened(1, 2, 3))
+        assert len(await collect(store.read_all())) == 3
+        await set_back(postgres_url, 1)
+        async with EventStore.open(postgres_url) as another:
+            if others:
+                await another.append("others", happened(*range(others)))
+            query = AuditQuery(through=through)
+            # Nor does it take for known what it has seen there.
+            for reading in (find(store, query), find(store, query), store.read_all()):
+                with pytest.raises(JournalLost, match="at position 3 now|ends at position"):
+                    await collect(reading)
+            assert len(await collect(find(another, AuditQuery()))) == 1 + others
 
 
 async def test_positions_that_a_breakdown_takes_back_are_final_no_more(postgres_url: str) -> None:
