@@ -256,6 +256,7 @@ class _Parts:
             try:
                 # After a fail-over it is another server.
                 await check_server(opened, sql, target, url)
+                await self.reader.check_kept(opened)
             except BaseException:
                 opened.cut()
                 raise

@@ -80,7 +80,8 @@ class PostgresAuditSQL(AuditSQL):
     ) -> Select[Any]:
         """All that there is to be asked for a page, in one row: where the log ends, the appends that are under way,
         the newest event, which event is at the position `seen`, whether there is metadata that cannot be read, the
-        first and the last position of the times, and the page by column. The texts of `PostgresSQL.audit` have yet to be put in.
+        first and the last position of the times, and the page by column. The texts of `PostgresSQL.audit` have yet to
+        be put in.
 
         The snapshot is older than what it tells of the log's end. So there is a page only if the log still ends at the
         position `known`, up to which it was settled before: then nobody has taken a position since. No `known` position

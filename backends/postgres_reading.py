@@ -273,6 +273,15 @@ class PostgresReader:
         check_event(event_id, last)
         return await self._settled_at(end, appends, seen(newest, newest_id), known)
 
+    async def check_kept(self, session: PostgresSession) -> None:
+        """Raise `JournalLost` if the server of a new session has lost events that were there. Raises the driver's
+        errors."""
+        known, last = self._known_end, self._newest
+        if known > 0:
+            ((end, _, _, _, event_id),) = await session.fetch(self._sql.settle, last.position)
+            check_event(event_id, last)
+            check_end(end, known)
+
     async def _settled_at(self, end: int, appends: Sequence[str] | None, newest: Seen | None, known: int) -> int:
         """The same, out of what a statement told: where the log ends, which appends were under way then, and the newest
         event. By then an event at the `known` position had been seen."""
@@ -316,8 +325,8 @@ def check_event(event_id: bytes | None, last: Seen) -> None:
 def _lost(how: str) -> JournalLost:
     return JournalLost(
         "the server has lost events that it had stored: it was restored from an older copy, or a standby that lagged "
-        f"has taken over ({how}); nothing was read. Restore the newer data, or open a new store to go on without those "
-        "events"
+        f"has taken over ({how}); nothing was read or stored. Restore the newer data, or open a new store to go on "
+        "without those events"
     )
 
 

@@ -282,6 +282,27 @@ async def test_a_page_that_was_final_is_refused_too_where_the_log_has_ended_befo
             await store.read_page(limit=2)
 
 
+@pytest.mark.parametrize("others", [0, 1, 2, 5])
+async def test_nothing_is_appended_through_a_new_connection_to_a_server_that_has_lost_what_was_seen(
+    postgres_url: str, others: int
+) -> None:
+    """No fail-over leaves a connection open."""
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as another:
+        await store.append("a", happened(1, 2, 3))
+        assert len(await collect(store.read_all())) == 3
+        await set_back(postgres_url, 1)
+        if others:
+            await another.append("others", happened(*range(others)))
+        for connection in (backend_of(store)._open.append._session, None):
+            if connection is not None:
+                connection.cut()
+            with pytest.raises(JournalLost, match="at position 3 now|ends at position"):
+                await store.append("b", happened(1))
+        with pytest.raises(JournalLost, match="at position 3 now|ends at position"):
+            await store.begin_sql(seconds=20)
+        assert len(await collect(another.read_all())) == 1 + others
+
+
 @pytest.mark.parametrize("through", [None, 2])
 @pytest.mark.parametrize("others", [0, 1, 2, 5])
 async def test_an_audit_is_refused_by_a_server_that_has_lost_what_was_seen_of_it(
