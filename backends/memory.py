@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -68,13 +67,13 @@ class MemoryBackend:
 
     async def close(self) -> None:
         self._is_open = False
-        self._journal.log.wake()
+        self._journal.log.waiters.wake()
 
     async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         """Nothing is awaited between the checks and the writes, so no other append comes in between."""
         journal = self._opened
         outcomes = [journal.append(batch) for batch in batches]
-        journal.log.wake()
+        journal.log.waiters.wake()
         return outcomes
 
     def archive(self) -> MemoryArchive:
@@ -188,12 +187,7 @@ class MemoryBackend:
         log = self._opened.log
         if len(log.entries) > after:
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        log.waiters.add(waiter)
-        try:
-            await asyncio.wait([waiter], timeout=timeout)
-        finally:
-            log.waiters.discard(waiter)
+        await log.waiters.wait(timeout)
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         self._opened.log.check_fence()

@@ -79,7 +79,7 @@ class MemoryArchive:
             log.place(Entry(*each[:-1], nearest_time(each.recorded_at)))
         log.reach(page.position)
         log.copied = page.position
-        log.wake()
+        log.waiters.wake()
 
     async def restore_streams(self, records: Sequence[StreamRecords]) -> None:
         self._log.check_fence()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from backends.memory_owners import Owners
+from backends.waiters import Waiters
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -198,7 +198,7 @@ class Log:
         self.journals: dict[str, Journal] = {}
         # Every stream of everybody, in the order they came in.
         self.streams: list[tuple[StreamKey, Stream]] = []
-        self.waiters: set[asyncio.Future[None]] = set()
+        self.waiters = Waiters()
         # Up to which position this is a copy of another journal, and why nothing may be added any more.
         self.copied: int | None = None
         self.fence: Fence | None = None
@@ -223,11 +223,6 @@ class Log:
     def reach(self, position: int) -> None:
         """Let the log end at a position, or further."""
         self.entries.extend([None] * (position - len(self.entries)))
-
-    def wake(self) -> None:
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     def now(self) -> datetime:
         # The wall clock may jump back; times in the log do not.

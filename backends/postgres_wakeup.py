@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from backends.postgres_driver import DRIVER_ERRORS
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
+from backends.waiters import Waiters
 from eventstore.errors import EventStoreError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class PostgresWakeUp:
         self._pool = pool
         self._connect = connect
         self._listens = listens
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters = Waiters()
         self._listener: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._notification: asyncio.Task[None] | None = None
@@ -61,22 +62,13 @@ class PostgresWakeUp:
 
     async def wait(self, timeout: float) -> None:
         """Return when something new may exist, at the latest after `timeout` seconds."""
-        loop = asyncio.get_running_loop()
         if self._listens and self._listener is None:
-            self._listener = loop.create_task(self._listen())
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.add(waiter)
-        timer = loop.call_later(timeout, _release, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
+            self._listener = asyncio.get_running_loop().create_task(self._listen())
+        await self._waiters.wait(timeout)
 
     def wake(self) -> None:
         """Wake those who wait here."""
-        for waiter in self._waiters:
-            _release(waiter)
+        self._waiters.wake()
 
     def notify_soon(self) -> None:
         """Tell the other processes, once for all that is stored in the meantime."""
@@ -147,8 +139,3 @@ class PostgresWakeUp:
         finally:
             for wait in waits:
                 wait.cancel()
-
-
-def _release(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -35,6 +35,7 @@ from backends.redis_seals import ADD_SEAL, packed_seal
 from backends.redis_server import check_server
 from backends.redis_tenant import RedisTenant
 from backends.redis_url import parse_redis_url
+from backends.waiters import Waiters
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -83,7 +84,7 @@ class RedisBackend(RedisReader):
         self._writer: RedisConnection | None = None
         self._turn = asyncio.Lock()
         self._listener: RedisListener | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters = Waiters()
         self._news = 0
 
     async def open(self) -> None:
@@ -192,15 +193,7 @@ class RedisBackend(RedisReader):
             return
         if self._listener is not None:
             self._listener.start()
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.add(waiter)
-        timer = loop.call_later(timeout, _release, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
+        await self._waiters.wait(timeout)
 
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         group = packed_group(self._whose, batches)
@@ -324,10 +317,4 @@ class RedisBackend(RedisReader):
         self._wake()
 
     def _wake(self) -> None:
-        for waiter in self._waiters:
-            _release(waiter)
-
-
-def _release(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        self._waiters.wake()

@@ -21,6 +21,7 @@ from backends.sqlite_ownership import SQLiteLease
 from backends.sqlite_transaction import SQLiteTransaction
 from backends.sqlite_transactions import SQLiteTransactions
 from backends.sqlite_writer import SQLiteWriter
+from backends.waiters import Waiters
 from eventstore.backend import (
     AppendOutcome,
     Batch,
@@ -75,7 +76,7 @@ class SQLiteBackend(SQLiteAudit):
         self._append = SQLiteAppend(url.tenant)
         self._writer: SQLiteWriter | None = None
         self._transactions: SQLiteTransactions | None = None
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters = Waiters()
         self._file = NO_FILE
 
     async def open(self) -> None:
@@ -225,15 +226,7 @@ class SQLiteBackend(SQLiteAudit):
         self.check_open()
         if self._append.last_position > after:
             return
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.add(waiter)
-        timer = loop.call_later(timeout, _release, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
+        await self._waiters.wait(timeout)
 
     async def _change(self, work: Callable[[sqlite3.Connection], _T], stream_ids: Sequence[str] | None) -> _T:
         """Do what changes streams that appends remember: these, or with None the removals, which all depend on."""
@@ -255,8 +248,7 @@ class SQLiteBackend(SQLiteAudit):
         return cast("SQLiteWriter", self._writer)
 
     def _wake(self) -> None:
-        for waiter in self._waiters:
-            _release(waiter)
+        self._waiters.wake()
 
 
 def _durability(url: StoreUrl) -> Durability:
@@ -279,8 +271,3 @@ def _busy_timeout(url: StoreUrl) -> float:
             f"{url}: busy_timeout is a number of seconds from 0 to {_MAX_BUSY_TIMEOUT_SECONDS:g}, not {given!r}"
         )
     return seconds
-
-
-def _release(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
