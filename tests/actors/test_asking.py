@@ -321,7 +321,12 @@ async def test_what_is_decided_again_runs_in_the_context_of_its_asker(
 ):
     contextual = faulty.ref(Contextual, "a")
     await contextual.ask(Read())
-    await faults.direct.append("Contextual-a", [Written(text="other")])
+
+    async def overtaken() -> None:
+        faults.before_append = None
+        await faults.direct.append("Contextual-a", [Written(text="other")])
+
+    faults.before_append = overtaken
     await asyncio.gather(
         *(asyncio.create_task(ask_as(name, contextual, Write(text=name))) for name in ("ann", "bob", "cid"))
     )
