@@ -98,12 +98,12 @@ local function schema_of(packed)
     if not packed or #packed < 30 then return false end
     return string.sub(packed, 31, 30 + struct.unpack('>H', packed, 25))
 end
-if stands(tonumber(ARGV[6])) then
-    local there = schema_of(redis.call('HGET', key, ARGV[6]))
-    if there and there ~= schema_of(ARGV[7]) then return 0 end
+local bytes, added = tonumber(journal[6]), 0
+local there = stands(tonumber(ARGV[6])) and schema_of(redis.call('HGET', key, ARGV[6]))
+if not there or there == schema_of(ARGV[7]) then
+    bytes = bytes + #ARGV[7] - redis.call('HSTRLEN', key, ARGV[6])
+    added = redis.call('HSET', key, ARGV[6], ARGV[7])
 end
-local bytes = tonumber(journal[6]) + #ARGV[7] - redis.call('HSTRLEN', key, ARGV[6])
-local added = redis.call('HSET', key, ARGV[6], ARGV[7])
 local versions = versions_falling(key)
 local keep, schemas = tonumber(ARGV[8]), {}
 newest = 0

@@ -278,3 +278,14 @@ class Truncation(StoreFixtures):
         assert (await store.statistics()).snapshots == 1
         await store.save_snapshot(new_snapshot("a", 3, "two", b"[]"), epoch=epoch)
         assert [each.data for each in await store.snapshots("a") if isinstance(each, Snapshot)] == [b"[]"]
+
+    async def test_a_save_that_does_not_replace_another_schemas_snapshot_lets_older_ones_go(
+        self, store: EventStore
+    ) -> None:
+        await store.append("a", happened(1, 2, 3, 4, 5, 6))
+        for version, schema in ((2, "gone"), (6, "one")):
+            await store.save_snapshot(new_snapshot("a", version, schema, b"{}"))
+        await store.truncate("a", 4, reason="test")
+        await store.save_snapshot(new_snapshot("a", 6, "two", b"{}"), keep=1)
+        assert await _schemas(store) == [(6, "one")]
+        assert (await store.statistics()).snapshots == 1
