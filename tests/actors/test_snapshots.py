@@ -399,6 +399,15 @@ async def test_events_removed_below_a_snapshot_that_cannot_be_used_are_an_error(
         await system.ref(Seen, "a").ask(Read())
 
 
+async def test_one_that_stands_for_removed_events_is_found_below_many_of_another_schema(system: ActorSystem):
+    await write(system.store, *map(str, range(30)))
+    await snapshot_at(system.store, Seen, 3)
+    await system.store.truncate("Seen-a", 3, reason="a test")
+    for version in range(4, 30):
+        await system.store.save_snapshot(new_snapshot("Seen-a", version, "of newer code", b"{}"), keep=25)
+    assert await system.ref(Seen, "a").ask(Read()) == [*map(str, range(30))]
+
+
 async def test_a_snapshot_ahead_of_the_journal_is_an_error(system: ActorSystem):
     await write(system.store, "1", "2", "3")
     await system.store.save_snapshot(new_snapshot("Seen-a", 4, Seen.state_type.fingerprint, b'{"lines":[]}'))
