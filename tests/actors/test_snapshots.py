@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, Field, PlainSerializer
+from pydantic import BaseModel, Field, PlainSerializer, StringConstraints
 
 from actors import (
     ActorSystem,
@@ -270,8 +270,6 @@ def raising(value: object) -> str:
 async def test_a_state_that_cannot_be_written_stops_nobody(
     url: str, caplog: pytest.LogCaptureFixture, policy: SnapshotPolicy
 ):
-    from typing import Annotated
-
     class Unwritable(BaseModel):
         lines: list[str] = Field(default_factory=list[str])
         odd: Annotated[str, PlainSerializer(raising)] = ""
@@ -495,6 +493,15 @@ def test_a_state_that_has_changed_is_another_schema(change: str):
 
     after = {"field": Field_, "type": Type_, "default": Default, "constraint": Constraint}[change]
     before, now = (StateType(each, place="here", revision=0).fingerprint for each in (Before, after))
+    assert before != now
+
+
+def test_what_is_under_a_pattern_that_is_such_a_word_is_part_of_the_schema():
+    pattern = Annotated[str, StringConstraints(pattern="title")]
+    before, now = (
+        StateType(dict[pattern, value], place="here", revision=0).fingerprint  # type: ignore[valid-type]
+        for value in (int, bool)
+    )
     assert before != now
 
 
