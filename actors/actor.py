@@ -172,8 +172,11 @@ def _check_settings(cls: type[PersistentActor[Any]]) -> None:
         )
     # A name that nothing reads says nothing, and leaves what holds for all.
     for kinds, setting in _SETTINGS:
+        read = [getattr(cls, setting)]
+        if isinstance(read[0], Match):
+            read += (*read[0].policies.values(), read[0].otherwise)
         for name, value in vars(cls).items():
-            if isinstance(value, kinds) and name != setting and value is not getattr(cls, setting):
+            if isinstance(value, kinds) and name != setting and all(value is not each for each in read):
                 raise DefinitionError(
                     f"{cls.__qualname__}.{name} has no effect: a {type(value).__name__} is set as {setting} = …"
                 )

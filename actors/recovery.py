@@ -17,6 +17,9 @@ from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
+# So many are asked for at once.
+_SNAPSHOTS = 10
+
 
 class Begun(NamedTuple):
     """Where a fold begins: the version of the snapshot that was adopted (0: none), and the stream's own."""
@@ -105,14 +108,19 @@ async def begin(
 async def _adopt_older(
     store: EventStore, actor: PersistentActor[Any], stage: Stage, through: int | None, stream_version: int
 ) -> None:
-    for candidate in await store.snapshots(stage.stream_id, through=through):
-        try:
-            if isinstance(candidate, SnapshotUnusable):
-                raise candidate
-            adopt(actor, stage, candidate, stream_version)
+    while True:
+        page = await store.snapshots(stage.stream_id, through=through, limit=_SNAPSHOTS)
+        for candidate in page:
+            try:
+                if isinstance(candidate, SnapshotUnusable):
+                    raise candidate
+                adopt(actor, stage, candidate, stream_version)
+                return
+            except SnapshotUnusable as error:
+                logger.warning("%s: going to an older snapshot or to the first event: %s", stage.stream_id, error)
+        if len(page) < _SNAPSHOTS:
             return
-        except SnapshotUnusable as error:
-            logger.warning("%s: going to an older snapshot or to the first event: %s", stage.stream_id, error)
+        through = page[-1].version - 1
 
 
 def adopt(actor: PersistentActor[Any], stage: Stage, snapshot: Snapshot, stream_version: int) -> None:

@@ -296,20 +296,25 @@ class Replication:
             # Those of one that is held back come after what it has missed.
             failed = await self._merge(source, actor, [one for one in events if one.stream_id not in cursor.held_back])
             if (too_many := self._too_many(cursor, failed)) is not None:
-                # That kind is read again from here; the others need not wait for it.
+                # That kind is read again from here; the others need not wait for it, nor those that are held back.
                 stuck = stuck or too_many
-                continue
-            self._hold_back(source, cursor, failed, after=cursor.position)
-            failures += failed.values()
-            if pulled.through > cursor.position:
-                await self._members.advance(cursor, pulled.through, events)
-                is_more = is_more or pulled.through < pulled.end
+            else:
+                self._hold_back(source, cursor, failed, after=cursor.position)
+                failures += failed.values()
+                if pulled.through > cursor.position:
+                    await self._members.advance(cursor, pulled.through, events)
+                    is_more = is_more or pulled.through < pulled.end
             for stream_id in waiting:
                 if is_told or source.is_due(stream_id, self._runtime.loop.time()):
                     failures += await self._try_again(source, actor, cursor, stream_id)
-        if stuck is not None:
+        if stuck is None:
+            source.trouble = None
+        elif is_more:
+            # Of another kind, which would have to wait for the next try.
+            source.trouble = str(stuck)
+            failures.insert(0, stuck)
+        else:
             raise stuck
-        source.trouble = None
         return is_more, failures
 
     def _too_many(self, cursor: Cursor, failed: Mapping[str, Exception]) -> Exception | None:

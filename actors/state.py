@@ -19,7 +19,7 @@ from eventstore.json_form import JsonForm, form_of
 
 # What a JSON Schema says to readers alone, and what in it is by names that users give, or is a value.
 _WORDS = frozenset({"title", "description", "examples"})
-_BY_NAME = frozenset({"properties", "$defs"})
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs"})
 _VALUES = frozenset({"default", "const", "enum"})
 
 

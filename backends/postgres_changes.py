@@ -45,7 +45,10 @@ WITH s AS MATERIALIZED (
     WHERE tenant = {tenant} AND stream_id = $9 FOR NO KEY UPDATE
 ), there AS MATERIALIZED (
     SELECT n.version, n.fingerprint FROM {schema}.journal_snapshots n JOIN s ON n.stream = s.id
-    UNION SELECT $1::bigint, $2::text
+    UNION SELECT $1::bigint, $2::text FROM s WHERE NOT EXISTS (
+        SELECT 1 FROM {schema}.journal_snapshots n
+        WHERE n.stream = s.id AND n.version = $1 AND n.fingerprint <> $2 AND s.truncated > 0 AND s.truncated <= $1
+    )
 ), kept AS MATERIALIZED (
     SELECT v.version FROM (SELECT DISTINCT version FROM there) v ORDER BY v.version DESC LIMIT $8
 ), standing AS MATERIALIZED (

@@ -16,7 +16,8 @@ def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
 def removed(stream_id: str, through: int, *, use_snapshots: bool = True) -> RecoveryError:
     """What a fold fails with where it would have to begin with events that were removed."""
     reason = (
-        "no snapshot from there on can be used: run the code whose state has the schema of those that are there"
+        "no snapshot from there on can be used: if one is there, run the code whose state has its schema, or else "
+        "restore one from a backup"
         if use_snapshots
         else "it can only be rebuilt from a snapshot, and none was to be used: do without --full (use_snapshots=False)"
     )

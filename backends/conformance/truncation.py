@@ -289,3 +289,15 @@ class Truncation(StoreFixtures):
         await store.save_snapshot(new_snapshot("a", 6, "two", b"{}"), keep=1)
         assert await _schemas(store) == [(6, "one")]
         assert (await store.statistics()).snapshots == 1
+
+    @pytest.mark.parametrize("is_owned", [False, True])
+    async def test_one_that_is_not_stored_takes_no_older_one_of_its_schema_away(
+        self, store: EventStore, is_owned: bool
+    ) -> None:
+        await store.append("a", happened(1, 2, 3, 4, 5))
+        epoch = await store.claim("a") if is_owned else None
+        for version, schema in ((3, "one"), (4, "two"), (5, "two")):
+            await store.save_snapshot(new_snapshot("a", version, schema, b"{}"), keep=3, epoch=epoch)
+        await store.truncate("a", 3, reason="test", epoch=epoch)
+        await store.save_snapshot(new_snapshot("a", 5, "one", b"[]"), keep=2, epoch=epoch)
+        assert await _schemas(store) == [(5, "two"), (4, "two"), (3, "one")]

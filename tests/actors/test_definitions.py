@@ -14,6 +14,7 @@ from actors import (
     Command,
     CommandRetention,
     DefinitionError,
+    Match,
     PersistentActor,
     Restart,
     SnapshotPolicy,
@@ -373,6 +374,15 @@ def test_a_mixin_gets_the_options_that_it_takes():
 def test_a_policy_of_another_type(body: dict[str, Any], message: str):
     with pytest.raises(DefinitionError, match=message):
         types.new_class("Bad", (PersistentActor[Page],), exec_body=lambda given: given.update(body))
+
+
+def test_a_policy_that_another_one_is_made_of_may_have_a_name():
+    class Named(PersistentActor[Page]):
+        seldom = Restart(max_restarts=3)
+        else_ = Stop()
+        supervision = Match({TimeoutError: seldom}, otherwise=else_)
+
+    assert Named.supervision.policies == {TimeoutError: Named.seldom}
 
 
 @pytest.mark.parametrize("name", ["ask_timeout", "max_live", "recovery_timeout", "shutdown_timeout"])

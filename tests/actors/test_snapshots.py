@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, Field, PlainSerializer
+from pydantic import BaseModel, Field, PlainSerializer, StringConstraints
 
 from actors import (
     ActorSystem,
@@ -270,8 +270,6 @@ def raising(value: object) -> str:
 async def test_a_state_that_cannot_be_written_stops_nobody(
     url: str, caplog: pytest.LogCaptureFixture, policy: SnapshotPolicy
 ):
-    from typing import Annotated
-
     class Unwritable(BaseModel):
         lines: list[str] = Field(default_factory=list[str])
         odd: Annotated[str, PlainSerializer(raising)] = ""
@@ -399,6 +397,15 @@ async def test_events_removed_below_a_snapshot_that_cannot_be_used_are_an_error(
         await system.ref(Seen, "a").ask(Read())
 
 
+async def test_one_that_stands_for_removed_events_is_found_below_many_of_another_schema(system: ActorSystem):
+    await write(system.store, *map(str, range(30)))
+    await snapshot_at(system.store, Seen, 3)
+    await system.store.truncate("Seen-a", 3, reason="a test")
+    for version in range(4, 30):
+        await system.store.save_snapshot(new_snapshot("Seen-a", version, "of newer code", b"{}"), keep=25)
+    assert await system.ref(Seen, "a").ask(Read()) == [*map(str, range(30))]
+
+
 async def test_a_snapshot_ahead_of_the_journal_is_an_error(system: ActorSystem):
     await write(system.store, "1", "2", "3")
     await system.store.save_snapshot(new_snapshot("Seen-a", 4, Seen.state_type.fingerprint, b'{"lines":[]}'))
@@ -486,6 +493,15 @@ def test_a_state_that_has_changed_is_another_schema(change: str):
 
     after = {"field": Field_, "type": Type_, "default": Default, "constraint": Constraint}[change]
     before, now = (StateType(each, place="here", revision=0).fingerprint for each in (Before, after))
+    assert before != now
+
+
+def test_what_is_under_a_pattern_that_is_such_a_word_is_part_of_the_schema():
+    pattern = Annotated[str, StringConstraints(pattern="title")]
+    before, now = (
+        StateType(dict[pattern, value], place="here", revision=0).fingerprint  # type: ignore[valid-type]
+        for value in (int, bool)
+    )
     assert before != now
 
 

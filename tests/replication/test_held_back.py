@@ -166,6 +166,46 @@ async def test_too_many_of_one_kind_hold_up_no_other_kind(replicas: Replicas, mo
     assert await eu.ref(KeptLedger, "z").ask(Read()) == ["1", "2", "3", "4"]
 
 
+async def test_too_many_of_one_kind_have_the_others_wait_for_no_next_try(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.replication._MOST_HELD_BACK", 2)
+    monkeypatch.setattr("actors.replication._PAGE", 3)
+    monkeypatch.setattr("actors.replication.pause_after", lambda *_: 3600.0)
+    (us,) = await replicas.start("us", actors=[Ledger, KeptLedger])
+    Stubborn.refuses = ("no",)
+    for key in "abcdef":
+        await note(us, key, "no")
+    for number in range(20):
+        await us.ref(KeptLedger, "z").ask(Note(text=str(number)))
+    peers: dict[str, dict[str, Peer]] = {"eu": {"us": StorePeer("us", us.store)}}
+    (eu,) = await replicas.start("eu", actors=[Stubborn, KeptLedger], peers=peers, replication_seconds=3600)
+    async with asyncio.timeout(60):
+        while len(await eu.ref(KeptLedger, "z").ask(Read())) < 20:
+            await asyncio.sleep(0.001)
+        while "no cannot be" not in (eu.replication.status()[0].trouble or ""):
+            await asyncio.sleep(0.001)
+
+
+async def test_those_that_are_held_back_are_tried_again_beside_too_many(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.replication._MOST_HELD_BACK", 1)
+    (us,) = await replicas.start("us", actors=[Ledger])
+    (eu,) = await replicas.start("eu", actors=[Stubborn], peers={"eu": {"us": StorePeer("us", us.store)}})
+    Stubborn.refuses = ("one", "another")
+    await note(us, "a", "one")
+    await note(us, "c", "another")
+    await note(us, "y", "1")
+    assert await read_on(eu, limit=1) == 20
+    assert list(eu.replication.status()[0].held_back) == ["Ledger-a"]
+    # Only c is in trouble then.
+    Stubborn.refuses = ("another",)
+    await read_on(eu)
+    assert [await lines(eu, key) for key in "acy"] == [["one"], [], ["1"]]
+    assert list(eu.replication.status()[0].held_back) == ["Ledger-c"]
+
+
 async def test_what_is_no_actors_fault_holds_none_of_them_back(replicas: Replicas) -> None:
     (us,) = await replicas.start("us", actors=[Ledger])
     (eu,) = await replicas.start("eu", actors=[Stubborn], peers={"eu": {"us": StorePeer("us", us.store)}})

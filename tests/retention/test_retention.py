@@ -15,6 +15,7 @@ from backends.conformance.events import collect, happened, versions
 from backends.conformance.replicas import REPLICA, replicated
 from eventstore import EventStore, ProjectionBehind, RetentionRefused, StoreFenced, TruncationRefused
 from eventstore.contract.checkpoint import Checkpoint
+from eventstore.events import Snapshot
 from eventstore.retention import Cut, Policy, Retention
 from eventstore.snapshots import new_snapshot
 
@@ -99,6 +100,67 @@ async def test_a_snapshot_that_was_truncated_beyond_is_none(store: EventStore) -
     await store.truncate("a-1", 3, reason="test")
     (planned,) = await cuts(store, keeping(1))
     assert isinstance(planned.refusal, RetentionRefused)
+
+
+async def test_a_snapshot_that_other_code_takes_away_in_between_comes_back(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.append("a-1", happened(*range(1, 11)))
+    await snapshot(store, "a-1", 8)
+    truncate = store.truncate
+
+    async def behind_others(stream_id: str, through: int, *, reason: str) -> int:
+        for version in (9, 10):
+            await snapshot(store, stream_id, version, "other")
+        assert [each.version for each in await store.snapshots(stream_id)] == [10, 9]
+        return await truncate(stream_id, through, reason=reason)
+
+    monkeypatch.setattr(store, "truncate", behind_others)
+    (done,) = await collect(Retention(store, keeping(1)).apply(reason="test"))
+    assert (done.through, done.refusal) == (8, None)
+    assert await versions(store.read("a-1")) == [9, 10]
+    found = [each for each in await store.snapshots("a-1") if isinstance(each, Snapshot)]
+    assert [(each.version, each.fingerprint) for each in found] == [(10, "other"), (9, "other"), (8, "f")]
+    assert found[-1].data == b'{"state":1}'
+
+
+async def test_a_snapshot_that_goes_before_anything_is_removed_keeps_the_events(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.append("a-1", happened(*range(1, 11)))
+    await snapshot(store, "a-1", 8)
+    retention = Retention(store, keeping(1))
+    planned = await collect(retention.plan())
+
+    async def plan() -> AsyncGenerator[Cut, None]:
+        await store.delete_snapshots("a-1")
+        for cut in planned:
+            yield cut
+
+    monkeypatch.setattr(retention, "plan", plan)
+    (kept,) = await collect(retention.apply(reason="test"))
+    assert isinstance(kept.refusal, RetentionRefused)
+    assert len(await versions(store.read("a-1"))) == 10
+
+
+async def test_a_snapshot_for_which_there_are_newer_ones_in_between_need_not_come_back(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.append("a-1", happened(*range(1, 11)))
+    await snapshot(store, "a-1", 8)
+    retention = Retention(store, keeping(1))
+    planned = await collect(retention.plan())
+
+    async def plan() -> AsyncGenerator[Cut, None]:
+        await store.append("a-1", happened(11, 12))
+        for version in (11, 12):
+            await snapshot(store, "a-1", version)
+        for cut in planned:
+            yield cut
+
+    monkeypatch.setattr(retention, "plan", plan)
+    assert await collect(retention.apply(reason="test")) == planned
+    assert [each.version for each in await store.snapshots("a-1")] == [12, 11]
 
 
 async def test_an_unknown_class_keeps_everything(store: EventStore) -> None:
