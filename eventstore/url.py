@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -69,7 +69,7 @@ class StoreUrl:
             # A name in `sqlite:///data/{name}.db` would lead out of the folder. Who has typed it can copy this.
             raise InvalidStoreUrl(
                 f"{self}: the path climbs with '..', which leads out of a folder if somebody else chose a part of it; "
-                f"if it is meant, write {self.scheme}:///{quote(os.path.realpath(text))}"
+                f"if it is meant, write {replace(self, path='/' + quote(os.path.realpath(text)))}"
             )
         unknown = sorted(self.parameters.keys() - parameters)
         if unknown:

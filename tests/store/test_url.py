@@ -70,7 +70,8 @@ async def test_a_path_that_climbs_is_refused_with_what_to_write_instead(
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(InvalidStoreUrl, match=r"climbs with '\.\.'") as refused:
-        EventStore.open(f"sqlite:///{climbing}")
+        EventStore.open(f"sqlite:///{climbing}?durability=process-crash")
     (instead,) = re.findall(r"write (\S+)", str(refused.value))
+    assert instead.endswith("/my%20bank.db?durability=process-crash")
     async with EventStore.open(instead, create=False):
         pass
