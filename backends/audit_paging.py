@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from backends.times import nearest_time
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
-from eventstore.events import RecordedEvent
+from eventstore.contract.record_page import RecordPage
 
 SCANNED_POSITIONS = 50_000
 """So many positions are looked at in one statement, where no index leads to the events."""
@@ -34,14 +34,11 @@ class Part(NamedTuple):
         """As a statement's parameters."""
         return {"low": self.low, "high": self.high}
 
-    def page(
-        self, query: AuditQuery, found: Sequence[RecordedEvent], *, is_full: bool, backwards: bool, end: int
-    ) -> AuditPage:
+    def page(self, query: AuditQuery, found: RecordPage, *, is_full: bool, backwards: bool, end: int) -> AuditPage:
         """The answer, of the candidates that a statement found here, in the order asked for. If it `is_full`, there may
         be more here."""
-        found = list(found)
-        if found and is_full:
-            position, is_end = found[-1].position, False
+        if is_full and found.positions:
+            position, is_end = found.positions[-1], False
         else:
             position, is_end = self.low + 1 if backwards else max(self.low, self.high), self.is_last
         return AuditPage(query.matching(found), position, is_end, end, query)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 from backends.page_texts import SEPARATOR
 from backends.records import shared_uuids_of, time_of, times_of, uuids_of
-from eventstore.codec import are_sound, decode_all_metadata
+from eventstore.codec import are_sound, damaged, decode_all_metadata, decode_metadata
 from eventstore.contract.record_page import RecordPage
 from eventstore.events import Metadata, RecordedEvent
 
 _new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()
+_ID_BYTES = 16
+_AT_ONCE = 64
 
 
 class Rare(NamedTuple):
@@ -47,8 +49,12 @@ class LogColumns(NamedTuple):
     tenant: str
     rare: Mapping[int, Rare]
 
-    def page(self) -> RecordPage:
-        """Raises `ValueError` if something is wrong with an event, which does not tell with which."""
+    def page(self, *, decodes_late: bool = False) -> RecordPage:
+        """Raises `ValueError` if something is wrong with an event, which does not tell with which.
+
+        With `decodes_late` metadata is decoded when its record is made. So it may die young; what cannot be decoded is
+        told then, by a `JournalCorrupt` that names the event.
+        """
         kinds = set(zip(self.types, self.schema_versions, strict=True))
         if not are_sound(self.types, self.schema_versions, kinds, self.payloads, self.metadata, self.checksums):
             raise ValueError("an event does not match its checksum")
@@ -56,7 +62,7 @@ class LogColumns(NamedTuple):
             raise ValueError("an event's id has not 16 bytes")
         if not len(self.versions) == len(self.recorded_at) == len(self.types):
             raise ValueError("the columns are not of one length")
-        notes = None if self.metadata is None else decode_all_metadata(self.metadata)
+        notes = None if self.metadata is None or decodes_late else decode_all_metadata(self.metadata)
         # Whatever cannot be made a record of is to be found out now.
         try:
             time_of(min(self.recorded_at))
@@ -75,36 +81,64 @@ class LogColumns(NamedTuple):
         )
 
     def _records(self, notes: Sequence[Metadata | None] | None) -> Iterator[RecordedEvent]:
-        own = uuids_of(self.event_ids)
-        batches = own if self.batch_ids is None else shared_uuids_of(self.batch_ids)
+        """A few at a time: what they are made of is still at hand, and where each is let go of, the garbage collector
+        is never called."""
+        for start in range(0, len(self.positions), _AT_ONCE):
+            yield from self._some(slice(start, start + _AT_ONCE), notes)
+
+    def _some(self, part: slice, notes: Sequence[Metadata | None] | None) -> Iterable[RecordedEvent]:
+        ids = slice(part.start * _ID_BYTES, part.stop * _ID_BYTES)
+        own = uuids_of(self.event_ids[ids])
+        batches = own if self.batch_ids is None else shared_uuids_of(self.batch_ids[ids])
+        texts = None if self.metadata is None else self.metadata[part]
+        decoded = None if texts is None else self._decoded(part.start, texts) if notes is None else notes[part]
         rows = zip(
-            self.positions,
-            self.stream_ids,
-            self.versions,
-            self.types,
-            self.schema_versions,
-            self.payloads,
-            repeat(None) if notes is None else notes,
+            self.positions[part],
+            self.stream_ids[part],
+            self.versions[part],
+            self.types[part],
+            self.schema_versions[part],
+            self.payloads[part],
+            repeat(None) if decoded is None else decoded,
             own,
             batches,
             repeat(0),
-            times_of(self.recorded_at),
-            self.checksums,
+            times_of(self.recorded_at[part]),
+            self.checksums[part],
             repeat(self.tenant),
             repeat(None),
             repeat(None),
             repeat(None),
             repeat(False),
-            repeat(None) if self.metadata is None else self.metadata,
+            repeat(None) if texts is None else texts,
         )
         # As the class does it by itself, without a call in Python for each.
         made = map(_new_record, repeat(RecordedEvent), rows)
         if not self.rare:
             return made
-        records = list(made)
-        for place, rare in self.rare.items():
-            records[place] = records[place]._replace(**rare._asdict())
-        return iter(records)
+        return [
+            record._replace(**rare._asdict()) if (rare := self.rare.get(place)) else record
+            for place, record in enumerate(made, part.start)
+        ]
+
+    def _decoded(self, start: int, texts: Sequence[bytes | None]) -> Sequence[Metadata | None]:
+        """The metadata of events from that place on. Raises `JournalCorrupt`."""
+        try:
+            return decode_all_metadata(texts)
+        except ValueError:
+            for place, text in enumerate(texts, start):
+                try:
+                    decode_metadata(text)
+                except ValueError as error:
+                    tenant = self.rare[place].tenant if place in self.rare else self.tenant
+                    raise damaged(
+                        error,
+                        stream_id=self.stream_ids[place],
+                        version=self.versions[place],
+                        position=self.positions[place],
+                        tenant=tenant,
+                    ) from error
+            raise
 
 
 def rare_of(found: Sequence[Any], positions: Sequence[int]) -> Mapping[int, Rare]:

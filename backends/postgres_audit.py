@@ -15,12 +15,12 @@ from backends.audit_shape import Shape
 from backends.audit_sql import HOUR_US, PAGE_BYTES
 from backends.postgres_audit_sql import PostgresAuditSQL
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader, check_end, check_event, log_page, seen
+from backends.postgres_reading import PostgresReader, check_end, check_event, log_columns, seen
 from backends.postgres_session import PLANNING_ANEW, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.sql_records import recorded
-from eventstore.collector import collector_paused
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.record_page import RecordPage
 
 # What `grouping` tells of a row: a bit for each column that it is not grouped by.
 _ALL, _BY_TYPE, _BY_STREAM, _BY_USER, _BY_HOUR = 0b1111, 0b0111, 0b1011, 0b1101, 0b1110
@@ -105,12 +105,12 @@ class PostgresAudit(PostgresReader):
             query = located(query, first, last)
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk)
         is_full = columns[0] >= limit or size > PAGE_BYTES
-        with collector_paused(), suppress(ValueError):
-            found = log_page(self._sql.tenant, *columns) if columns[0] else ()
+        with suppress(ValueError):
+            found = log_columns(self._sql.tenant, *columns).page(decodes_late=True) if columns[0] else RecordPage.of(())
             return part.page(query, found, is_full=is_full, backwards=backwards, end=end)
         # Something is wrong with an event: it is found out what, and with which.
         rows = await self._asked(self._rows_of(shape, backwards), {**values, **part.bounds}, shape)
-        events = [recorded(*row[:-1]) for row in rows]
+        events = RecordPage.of([recorded(*row[:-1]) for row in rows])
         return part.page(query, events, is_full=is_full, backwards=backwards, end=end)
 
     async def _asked(self, statement: _Statement, values: Mapping[str, Any], shape: Shape) -> Sequence[Any]:

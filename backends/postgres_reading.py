@@ -38,7 +38,6 @@ from eventstore.backend import (
     StreamPage,
 )
 from eventstore.codec import decode_metadata
-from eventstore.contract.record_page import RecordPage
 from eventstore.errors import JournalCorrupt, JournalLost, StoreBusy
 from eventstore.events import RecordedEvent
 from eventstore.tenant import NO_TENANT
@@ -233,7 +232,7 @@ class PostgresReader:
         if not count:
             return _Part((), after, is_full=not limit, end=end)
         try:
-            events: Sequence[RecordedEvent] = log_page(self._sql.tenant, *row[1:])
+            events: Sequence[RecordedEvent] = log_columns(self._sql.tenant, *row[1:]).page()
             last = row[2][-1]
         except ValueError:
             # Something is wrong with an event: it is found out what, and with which.
@@ -358,7 +357,7 @@ def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
     return decoded is not None and not set(decoded.tags).isdisjoint(tags)
 
 
-def log_page(
+def log_columns(
     tenant: str,
     count: int,
     positions: list[int],
@@ -374,8 +373,8 @@ def log_page(
     recorded_at: list[int],
     checksums: list[int],
     rare: str | None,
-) -> RecordPage:
-    """A page that came as columns. Raises `ValueError` if something is wrong with an event."""
+) -> LogColumns:
+    """A page as it came. Raises `ValueError` where its texts are not as many as its events."""
     return LogColumns(
         positions,
         stream_ids,
@@ -390,7 +389,7 @@ def log_page(
         checksums,
         tenant,
         {} if rare is None else rare_of(orjson.loads(rare), positions),
-    ).page()
+    )
 
 
 def _loaded(

@@ -18,6 +18,7 @@ from backends.sqlite_page_thread import Ask
 from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
 from backends.tables import journal_events, journal_streams
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
+from eventstore.contract.record_page import RecordPage
 from eventstore.errors import JournalCorrupt
 
 _e, _s = journal_events.c, journal_streams.c
@@ -71,7 +72,7 @@ class SQLiteAudit(SQLiteReader):
             page = self._sql.page(RECORD, asked.shape, is_sorted=asked.has_few, backwards=backwards)
             rows = select(as_one_row(page)).params({**asked.parameters, "limit": limit})
             ((row,),) = await self._reading(rows, None, asked.part.low, -1)
-            found = await self._page(row, None, asked.part.low, -1)
+            found = RecordPage.of(await self._page(row, None, asked.part.low, -1))
             is_full = len(found) >= limit
         return asked.part.page(query, found, is_full=is_full, backwards=backwards, end=asked.end)
 

@@ -18,9 +18,7 @@ from backends.sqlite_join import InOrder
 from backends.sqlite_page_thread import LARGEST, ROOM, Ask, Row, SQLitePageThread, TooLarge
 from backends.tables import journal_events, journal_streams
 from eventstore.backend import EventFilter, LogPage
-from eventstore.collector import collector_paused
 from eventstore.contract.record_page import RecordPage
-from eventstore.events import RecordedEvent
 
 # Somebody who looks for what is seldom reads long: one more must be served meanwhile.
 _THREADS = 2
@@ -122,17 +120,15 @@ class SQLiteLog:
         is_end = count < limit
         if not count:
             return LogPage((), max(after, end) if is_end else after, is_end, end)
-        page, last = _page(row, self._tenant, has_digits=bool(self._has_digits))
-        return LogPage(page, max(after, end) if is_end else last, is_end, end)
+        columns = _columns(row, self._tenant, has_digits=bool(self._has_digits))
+        return LogPage(columns.page(), max(after, end) if is_end else columns.positions[-1], is_end, end)
 
-    async def events(
-        self, choose: Callable[[Ask], _A], limit: int, *, room: int
-    ) -> tuple[_A, Sequence[RecordedEvent], bool]:
+    async def events(self, choose: Callable[[Ask], _A], limit: int, *, room: int) -> tuple[_A, RecordPage, bool]:
         """What was chosen in the thread, the events of its statement, which is one `of_page`, and whether they are as
         many as were asked for: fewer, where they would not fit in the room. Raises as `page` does.
 
-        The records are made where they are used: each that another core has made comes from there once more when it is
-        looked at, and goes back when it is let go.
+        Records and metadata are made when they are looked at, in the loop's thread: each that another core had made
+        would come from there once more, and go back when it is let go.
         """
 
         def work(most: int, ask: Ask) -> tuple[_A, Row, int]:
@@ -142,9 +138,9 @@ class SQLiteLog:
         asked, row, most = await self._within(work, limit, room=room, expected=0)
         count = row[1]
         if not count:
-            return asked, (), False
-        with collector_paused():
-            return asked, list(_page(row, self._tenant, has_digits=bool(self._has_digits))[0]), count >= most
+            return asked, RecordPage.of(()), False
+        columns = _columns(row, self._tenant, has_digits=bool(self._has_digits))
+        return asked, columns.page(decodes_late=True), count >= most
 
     async def answer(self, question: Callable[[Ask], _T]) -> _T:
         """What a question comes to. Raises as the thread does."""
@@ -200,14 +196,14 @@ def _with_ids(text: str, has_digits: bool) -> str:
     return text.replace("{event_id}", event_id).replace("{batch_id}", batch_id)
 
 
-def _page(row: Row, tenant: str, *, has_digits: bool) -> tuple[RecordPage, int]:
-    """The events, and the position of the last. Raises `ValueError`."""
+def _columns(row: Row, tenant: str, *, has_digits: bool) -> LogColumns:
+    """The events of a page that has some. Raises `ValueError`."""
     _, count, positions, stream_ids, versions, types, schema_versions, payloads, *others = row
     with_metadata, metadata, event_ids, with_batch, batch_ids, recorded_at, checksums, rare, irregular = others
     if irregular:
         raise ValueError("a column holds something else than it did")
     places = _numbers(positions)
-    columns = LogColumns(
+    return LogColumns(
         places,
         orjson.loads(stream_ids),
         _numbers(versions),
@@ -222,7 +218,6 @@ def _page(row: Row, tenant: str, *, has_digits: bool) -> tuple[RecordPage, int]:
         tenant,
         rare_of(orjson.loads(rare), places),
     )
-    return columns.page(), places[-1]
 
 
 def _numbers(joined: bytes) -> list[int]:

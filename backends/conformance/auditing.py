@@ -177,8 +177,9 @@ async def paged(backend: Backend, query: AuditQuery, limit: int, *, backwards: b
     cursor = None
     while True:
         page = await backend.audit_page(query, cursor=cursor, limit=limit, backwards=backwards)
-        assert len(page.events) <= limit
-        found += [recorded.position for recorded in page.events]
+        places = [recorded.position for recorded in page.events]
+        assert len(places) <= limit
+        found += places
         if page.is_end:
             return found
         cursor, query = page.position, page.rest

@@ -25,7 +25,7 @@ async def scanned_page(
     after = max(query.after, cursor or 0)
     page = await read_all(after=after, limit=limit, where=query.where)
     last = MAX_POSITION if query.through is None else query.through
-    found = query.matching(event for event in page.events if event.position <= last)
+    found = list(query.matching(event for event in page.events if event.position <= last))
     is_end = page.is_end or page.position >= last
     return AuditPage(found, min(page.position, last), is_end, page.end, query)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from eventstore.contract.event_filter import EventFilter
@@ -77,37 +79,53 @@ class AuditQuery:
         """Whether columns alone decide, and nothing within a payload or metadata."""
         return not (any(self.labels.values()) or self.where.tags or self.payload or self.metadata)
 
-    def matching(self, events: Iterable[RecordedEvent]) -> list[RecordedEvent]:
-        """Those that match in everything but kind, type, stream, tenant and position, which backends look at."""
-        found = list(events)
+    def matching(self, events: Iterable[RecordedEvent]) -> Iterable[RecordedEvent]:
+        """Those that match in everything but kind, type, stream, tenant and position, which backends look at: each is
+        looked at when it is its turn."""
+        for is_wanted in self._conditions():
+            events = filter(is_wanted, events)
+        return events
+
+    def _conditions(self) -> Iterator[Callable[[RecordedEvent], bool]]:
         for name, wanted in self.labels.items():
             if wanted:
-                found = [event for event in found if getattr(event.metadata or _NOTHING, name) in wanted]
+                yield partial(_has_label, attrgetter(name), wanted)
         if self.where.tags:
             tags = set(self.where.tags)
-            found = [event for event in found if event.metadata and not tags.isdisjoint(event.metadata.tags)]
+            yield lambda event: event.metadata is not None and not tags.isdisjoint(event.metadata.tags)
         if self.origins:
-            found = [event for event in found if event.origin in self.origins]
+            yield lambda event: event.origin in self.origins
         if self.epochs:
-            found = [event for event in found if event.epoch in self.epochs]
-        if self.recorded_from is not None:
-            found = [event for event in found if event.recorded_at >= self.recorded_from]
-        if self.recorded_before is not None:
-            found = [event for event in found if event.recorded_at < self.recorded_before]
+            yield lambda event: event.epoch in self.epochs
+        first, before = self.recorded_from, self.recorded_before
+        if first is not None:
+            yield lambda event: event.recorded_at >= first
+        if before is not None:
+            yield lambda event: event.recorded_at < before
         for condition in self.metadata:
-            found = [event for event in found if condition.holds((event.metadata or _NOTHING).values)]
-        return [event for event in found if _holds(self.payload, event.payload)] if self.payload else found
+            yield partial(_has_value, condition)
+        if self.payload:
+            yield lambda event: _holds(self.payload, event.payload)
+
+
+def _has_label(label: Callable[[Metadata], str | None], wanted: Sequence[str], event: RecordedEvent) -> bool:
+    return label(event.metadata or _NOTHING) in wanted
+
+
+def _has_value(condition: JsonCondition, event: RecordedEvent) -> bool:
+    return condition.holds((event.metadata or _NOTHING).values)
 
 
 class AuditPage(NamedTuple):
     """Part of the answer, in the order that was asked for.
 
+    Whoever makes a page may make its events when it is gone through: that may raise `JournalCorrupt`.
     `position` is how far the log has been looked through: the next page goes on there, even when nothing was found.
     `is_end` says that there was no more when the page was read, and `end` where the log ended then. `rest` is the query
     to go on with: the same, within the positions that its times leave.
     """
 
-    events: Sequence[RecordedEvent]
+    events: Iterable[RecordedEvent]
     position: int
     is_end: bool
     end: int

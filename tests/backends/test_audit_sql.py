@@ -13,6 +13,7 @@ from backends import audit_paging
 from backends.audit_shape import Shape, texts_of
 from backends.audit_sql import AuditSQL
 from backends.conformance.auditing import paged, positions
+from backends.conformance.commands import append_alone
 from backends.conformance.events import Happened, Noted, collect, happened
 from backends.conformance.fixtures import backend_of
 from backends.postgres_audit_sql import PostgresAuditSQL
@@ -20,8 +21,11 @@ from backends.sqlite_audit_sql import SQLiteAuditSQL
 from eventstore import EventFilter, EventStore, Metadata, NewEvent
 from eventstore.auditing import audit_find
 from eventstore.auditing.audit_find import find
+from eventstore.backend import Expected, StreamWrite
+from eventstore.codec import checksum_of, encode_batch
 from eventstore.contract.audit_query import AuditPage, AuditQuery
 from eventstore.contract.json_condition import JsonCondition
+from eventstore.errors import JournalCorrupt
 
 from .postgres_help import PATIENCE, unfinished_append
 
@@ -97,6 +101,23 @@ async def test_of_large_events_fewer_are_asked_for(url: str, monkeypatch: pytest
     assert asked[0] == 1000
     assert set(asked[1:4]) == {5}
     assert max(asked[1:]) > 100
+
+
+@pytest.mark.parametrize("metadata", [b"[]", b"{},{}", b'{"of a version": "to come"}'])
+async def test_metadata_that_nobody_can_read_is_named_when_its_turn_comes(url: str, metadata: bytes) -> None:
+    async with EventStore.open(url) as store:
+        events = list(encode_batch(happened(*range(200)), limit=1000))
+        type_, schema_version, payload = events[149][1:4]
+        checksum = checksum_of(type_, schema_version, payload, metadata)
+        events[149] = events[149]._replace(metadata=metadata, checksum=checksum)
+        await append_alone(backend_of(store), StreamWrite("a", Expected.ANY, tuple(events)))
+        seen: list[int] = []
+        with pytest.raises(JournalCorrupt, match=r"the event at version 150 is damaged \(its metadata: ") as damaged:
+            async for recorded in find(store, AuditQuery()):
+                seen.append(recorded.version)  # noqa: PERF401 - it is broken off
+    assert (damaged.value.stream_id, damaged.value.version) == ("a", 150)
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) > 100
 
 
 @pytest.mark.parametrize("backwards", [False, True])
