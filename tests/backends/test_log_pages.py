@@ -77,8 +77,8 @@ async def by_row(
         raise ValueError("not by column")
 
     with patch.context() as patched:
-        patched.setattr(sqlite_log, "_page", refuse)
-        patched.setattr(postgres_reading, "log_page", refuse)
+        patched.setattr(sqlite_log, "_columns", refuse)
+        patched.setattr(postgres_reading, "log_columns", refuse)
         return await backend.read_all(after=after, limit=limit, where=where)
 
 
