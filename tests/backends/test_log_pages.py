@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from backends import postgres_reading, sqlite_log
+from backends import log_columns, postgres_reading, sqlite_log
 from backends.conformance.events import write
 from backends.log_columns import LogColumns
 from backends.postgres import PostgresBackend
@@ -19,6 +19,7 @@ from backends.sqlite import SQLiteBackend
 from eventstore import EventStore, JournalCorrupt, Metadata
 from eventstore.backend import Claim, EncodedEvent, EventFilter, Expected, LogPage, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event, new_event_id
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.contract.record_page import RecordPage
 
 from .postgres_help import execute
@@ -104,6 +105,18 @@ async def test_columns_and_rows_say_the_same(
         assert [type(record.event_id) for record in found.events] == [type(r.event_id) for r in expected.events]
         # Pages that are filtered by the reader itself come as rows.
         assert not found.events or isinstance(found.events, RecordPage) or where.tags
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+async def test_an_audit_has_the_same_records_however_many_are_made_at_once(
+    backend: SQLiteBackend | PostgresBackend, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await all_kinds(backend)
+    expected = await by_row(backend, EventFilter(), 0, 500, monkeypatch)
+    monkeypatch.setattr(log_columns, "_AT_ONCE", at_once)
+    page = await backend.audit_page(AuditQuery(), cursor=None, limit=500, backwards=False)
+    assert list(page.events) == list(expected.events)
+    assert list((await by_column(backend, EventFilter(), 0, 500)).events) == list(expected.events)
 
 
 async def test_where_sqlite_does_not_string_blobs_together_ids_are_the_same(
