@@ -27,7 +27,8 @@ async def find(
     To go on another time, give the position of the last event as `cursor`: no event comes twice or is left out,
     whatever is written meanwhile. What is appended after the first page was read does not come.
 
-    Raises `JournalCorrupt` for an event that is damaged, and what reading the log raises.
+    Raises `JournalCorrupt` for an event that is damaged, at the latest when its turn comes, and what reading the log
+    raises.
     """
     remaining, most = checked_limit(limit), _PAGE
     while remaining is None or remaining > 0:
