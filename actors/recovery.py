@@ -84,11 +84,11 @@ async def begin(
     """Adopt the newest snapshot that serves, of at most version `through`. Raises `RecoveryError`, and what is
     `UNFOLDABLE`."""
     stream_id = stage.stream_id
-    is_told_to = use_snapshots
     newest_will_do = use_snapshots and through is None
     loaded = await replay.look(use_snapshot=newest_will_do)
+    may_have_older = use_snapshots
     if newest_will_do and loaded.snapshot is None:
-        use_snapshots = False
+        may_have_older = False
     elif loaded.snapshot is not None:
         try:
             adopt(actor, stage, unpack(loaded.snapshot, limit=store.max_snapshot_bytes), loaded.version)
@@ -96,10 +96,10 @@ async def begin(
         except SnapshotUnusable as error:
             logger.warning("%s: going to an older snapshot or to the first event: %s", stream_id, error)
             through = loaded.snapshot.version - 1
-    if use_snapshots:
+    if may_have_older:
         await _adopt_older(store, actor, stage, through, loaded.version)
     if stage.version < loaded.truncated:
-        raise removed(stream_id, loaded.truncated, use_snapshots=is_told_to)
+        raise removed(stream_id, loaded.truncated, use_snapshots=use_snapshots)
     if stage.version or loaded.snapshot is not None:
         loaded = await replay.look()
     return Begun(stage.version, loaded.version)

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple, cast
 from backends.page_texts import SEPARATOR
 from backends.records import shared_uuids_of, time_of, times_of, uuids_of
 from eventstore.codec import are_sound, damaged, decode_all_metadata, decode_metadata
-from eventstore.contract.record_page import RecordPage
+from eventstore.contract.record_page import ID_BYTES, RecordPage
 from eventstore.events import Metadata, RecordedEvent
 
 _new_record = cast("Callable[[type[RecordedEvent], tuple[Any, ...]], RecordedEvent]", tuple.__new__)
 _SEPARATOR = SEPARATOR.encode()
-_ID_BYTES = 16
 _AT_ONCE = 64
 
 
@@ -87,11 +86,14 @@ class LogColumns(NamedTuple):
             yield from self._some(slice(start, start + _AT_ONCE), notes)
 
     def _some(self, part: slice, notes: Sequence[Metadata | None] | None) -> Iterable[RecordedEvent]:
-        ids = slice(part.start * _ID_BYTES, part.stop * _ID_BYTES)
+        ids = slice(part.start * ID_BYTES, part.stop * ID_BYTES)
         own = uuids_of(self.event_ids[ids])
         batches = own if self.batch_ids is None else shared_uuids_of(self.batch_ids[ids])
-        texts = None if self.metadata is None else self.metadata[part]
-        decoded = None if texts is None else self._decoded(part.start, texts) if notes is None else notes[part]
+        texts: Iterable[bytes | None] = repeat(None)
+        decoded: Iterable[Metadata | None] = repeat(None)
+        if self.metadata is not None:
+            texts = of_part = self.metadata[part]
+            decoded = self._decoded(part.start, of_part) if notes is None else notes[part]
         rows = zip(
             self.positions[part],
             self.stream_ids[part],
@@ -99,7 +101,7 @@ class LogColumns(NamedTuple):
             self.types[part],
             self.schema_versions[part],
             self.payloads[part],
-            repeat(None) if decoded is None else decoded,
+            decoded,
             own,
             batches,
             repeat(0),
@@ -110,7 +112,7 @@ class LogColumns(NamedTuple):
             repeat(None),
             repeat(None),
             repeat(False),
-            repeat(None) if texts is None else texts,
+            texts,
         )
         # As the class does it by itself, without a call in Python for each.
         made = map(_new_record, repeat(RecordedEvent), rows)

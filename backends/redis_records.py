@@ -27,6 +27,7 @@ from eventstore.backend import (
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.contract.archive import ArchivedEvent
+from eventstore.contract.record_page import ID_BYTES
 from eventstore.errors import (
     CommandForgotten,
     DuplicateCommand,
@@ -58,7 +59,6 @@ _HAS_REPLICA = 0x4000
 _MAX_TYPE_BYTES = _HAS_REPLICA - 1
 # Bytes of the origin's name and of the clock, which follow; the origin's sequence, and whether it was concurrent.
 _REPLICA = struct.Struct(">HIQ?")
-_ID_BYTES = 16
 
 _SNAPSHOT = struct.Struct(">QqQHHH")
 
@@ -141,8 +141,8 @@ def recorded(tenant: str, stream_id: str, version: int, record: bytes) -> Record
         at = _HEADER.size
         identity = batch = uuid_of(event_id)
         if type_bytes & _HAS_BATCH:
-            batch = uuid_of(record[at : at + _ID_BYTES])
-            at += _ID_BYTES
+            batch = uuid_of(record[at : at + ID_BYTES])
+            at += ID_BYTES
         origin, sequence, clock, concurrent = None, None, None, False
         if type_bytes & _HAS_REPLICA:
             (origin, sequence, clock, concurrent), at = _replica(record, at)
@@ -189,8 +189,8 @@ def archived(tenant: str, stream_id: str, version: int, record: bytes) -> Archiv
         at = _HEADER.size
         batch_id = event_id
         if type_bytes & _HAS_BATCH:
-            batch_id = record[at : at + _ID_BYTES]
-            at += _ID_BYTES
+            batch_id = record[at : at + ID_BYTES]
+            at += ID_BYTES
         replica = None
         if type_bytes & _HAS_REPLICA:
             fields, at = _replica(record, at)
@@ -259,7 +259,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(record: bytes, schema_version: int, type_bytes: int, metadata_bytes: int) -> _Layout:
-    start = _HEADER.size + (_ID_BYTES if type_bytes & _HAS_BATCH else 0)
+    start = _HEADER.size + (ID_BYTES if type_bytes & _HAS_BATCH else 0)
     if type_bytes & _HAS_REPLICA:
         _, start = _replica(record, start)
     end = start + (type_bytes & _MAX_TYPE_BYTES)

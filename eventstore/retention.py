@@ -194,7 +194,9 @@ class Retention:
 
     async def _with_projections(self, cut: Cut) -> Cut:
         """The cut, refused if a projection still has to come to an event that goes."""
-        checkpoints = [*await self._store.checkpoints(), *await self._store.checkpoints(shared=True)]
+        checkpoints = list(await self._store.checkpoints())
+        if self._store.tenant:
+            checkpoints += await self._store.checkpoints(shared=True)
         stored = [one.stored() for one in checkpoints]
         async for last in self._store.read(cut.stream_id, through=cut.through, limit=1, backwards=True):
             try:

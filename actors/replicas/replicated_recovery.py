@@ -130,11 +130,8 @@ def _begun(actor: ReplicatedActor[Any], snapshot: Snapshot | SnapshotUnusable | 
             raise SnapshotUnusable("it is of another schema of the state")
         base, heard = unpack_base(snapshot)
         return History(actor, base), heard
-    except SnapshotUnusable as error:
-        problem: Exception = error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        problem = error
-    raise SnapshotUnusable(str(problem), stream_id=snapshot.stream_id, version=snapshot.version) from problem
+    except (SnapshotUnusable, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SnapshotUnusable(str(error), stream_id=snapshot.stream_id, version=snapshot.version) from error
 
 
 async def extend(history: History, actor: ReplicatedActor[Any], entries: Sequence[Entry]) -> None:

@@ -36,7 +36,8 @@ async def _versions(store: EventStore, *, through: int | None = None, limit: int
     return [snapshot.version for snapshot in found if isinstance(snapshot, Snapshot)]
 
 
-async def _schemas(store: EventStore) -> list[tuple[int, str]]:
+async def schemas(store: EventStore) -> list[tuple[int, str]]:
+    """The snapshots of stream "a", the newest first: version and schema."""
     found = await store.snapshots("a", limit=10)
     return [(snapshot.version, snapshot.fingerprint) for snapshot in found if isinstance(snapshot, Snapshot)]
 
@@ -157,7 +158,7 @@ class Snapshots(StoreFixtures):
         await store.append("a", happened(1, 2, 3))
         for version, schema in ((1, "one"), (2, "two"), (3, "two")):
             await store.save_snapshot(new_snapshot("a", version, schema, b"{}"), keep=2)
-        assert await _schemas(store) == [(3, "two"), (2, "two")]
+        assert await schemas(store) == [(3, "two"), (2, "two")]
 
     async def test_what_one_stream_keeps_is_not_counted_for_another(self, store: EventStore) -> None:
         await _save(store, 1, 2)

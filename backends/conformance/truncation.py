@@ -7,6 +7,7 @@ import pytest
 from backends.conformance.cases import case
 from backends.conformance.events import collect, happened, numbers, versions, write
 from backends.conformance.fixtures import StoreFixtures, reopened
+from backends.conformance.snapshots import schemas
 from eventstore.backend import Appended, Backend, Expected, Load, StreamInfo
 from eventstore.contract.checkpoint import Checkpoint, partition_of
 from eventstore.errors import ConcurrencyError, JournalCorrupt, ProjectionBehind
@@ -22,11 +23,6 @@ async def _truncated(store: EventStore, through: int) -> Appended:
     ack = await store.append("a", happened(1, 2, 3, 4, 5))
     await store.truncate("a", through, reason="test")
     return ack
-
-
-async def _schemas(store: EventStore) -> list[tuple[int, str]]:
-    found = await store.snapshots("a", limit=10)
-    return [(snapshot.version, snapshot.fingerprint) for snapshot in found if isinstance(snapshot, Snapshot)]
 
 
 class Truncation(StoreFixtures):
@@ -257,11 +253,11 @@ class Truncation(StoreFixtures):
         await store.truncate("a", 4, reason="test", epoch=epoch)
         for version in (7, 8, 9):
             await store.save_snapshot(new_snapshot("a", version, "three", b"{}"), keep=2, epoch=epoch)
-        assert await _schemas(store) == [(9, "three"), (8, "three"), (6, "one"), (5, "two")]
+        assert await schemas(store) == [(9, "three"), (8, "three"), (6, "one"), (5, "two")]
         # It has served its turn as soon as more events are gone.
         await store.truncate("a", 6, reason="test", epoch=epoch)
         await store.save_snapshot(new_snapshot("a", 9, "three", b"[]"), keep=2, epoch=epoch)
-        assert await _schemas(store) == [(9, "three"), (8, "three"), (6, "one")]
+        assert await schemas(store) == [(9, "three"), (8, "three"), (6, "one")]
 
     @pytest.mark.parametrize("is_owned", [False, True])
     async def test_one_that_stands_for_removed_events_is_not_replaced_by_one_of_another_schema(
@@ -271,10 +267,10 @@ class Truncation(StoreFixtures):
         epoch = await store.claim("a") if is_owned else None
         await store.save_snapshot(new_snapshot("a", 3, "one", b"{}"), epoch=epoch)
         await store.save_snapshot(new_snapshot("a", 3, "two", b"{}"), epoch=epoch)
-        assert await _schemas(store) == [(3, "two")]
+        assert await schemas(store) == [(3, "two")]
         await store.truncate("a", 3, reason="test", epoch=epoch)
         await store.save_snapshot(new_snapshot("a", 3, "one", b"[1]"), epoch=epoch)
-        assert await _schemas(store) == [(3, "two")]
+        assert await schemas(store) == [(3, "two")]
         assert (await store.statistics()).snapshots == 1
         await store.save_snapshot(new_snapshot("a", 3, "two", b"[]"), epoch=epoch)
         assert [each.data for each in await store.snapshots("a") if isinstance(each, Snapshot)] == [b"[]"]
@@ -287,7 +283,7 @@ class Truncation(StoreFixtures):
             await store.save_snapshot(new_snapshot("a", version, schema, b"{}"))
         await store.truncate("a", 4, reason="test")
         await store.save_snapshot(new_snapshot("a", 6, "two", b"{}"), keep=1)
-        assert await _schemas(store) == [(6, "one")]
+        assert await schemas(store) == [(6, "one")]
         assert (await store.statistics()).snapshots == 1
 
     @pytest.mark.parametrize("is_owned", [False, True])
@@ -300,4 +296,4 @@ class Truncation(StoreFixtures):
             await store.save_snapshot(new_snapshot("a", version, schema, b"{}"), keep=3, epoch=epoch)
         await store.truncate("a", 3, reason="test", epoch=epoch)
         await store.save_snapshot(new_snapshot("a", 5, "one", b"[]"), keep=2, epoch=epoch)
-        assert await _schemas(store) == [(5, "two"), (4, "two"), (3, "one")]
+        assert await schemas(store) == [(5, "two"), (4, "two"), (3, "one")]

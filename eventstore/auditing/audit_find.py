@@ -34,13 +34,17 @@ async def find(
     while remaining is None or remaining > 0:
         wanted = most if remaining is None else min(most, remaining)
         page = await store.audit_page(query, cursor=cursor, limit=wanted, backwards=backwards)
+        if page.is_end:
+            for recorded in page.events:
+                yield recorded
+            return
         count = size = 0
         for recorded in page.events:
             count += 1
             size += len(recorded.payload) + len(recorded.metadata_bytes or b"")
             yield recorded
         remaining = None if remaining is None else remaining - count
-        if page.is_end or remaining == 0:
+        if remaining == 0:
             return
         # A backend gives fewer where they are large, but has to read them all to know.
         most = max(1, min(_PAGE, 2 * most, _PAGE_BYTES * count // size)) if size else _PAGE

@@ -8,7 +8,7 @@ from typing import overload
 
 from eventstore.events import RecordedEvent
 
-_ID_BYTES = 16
+ID_BYTES = 16
 
 
 class RecordPage(Sequence[RecordedEvent]):
@@ -46,7 +46,7 @@ class RecordPage(Sequence[RecordedEvent]):
         kinds: Set[tuple[str, int]] | None = None,
     ) -> None:
         columns = (positions, stream_ids, schema_versions, payloads)
-        if any(len(column) != len(types) for column in columns) or len(event_ids) != _ID_BYTES * len(types):
+        if any(len(column) != len(types) for column in columns) or len(event_ids) != ID_BYTES * len(types):
             raise ValueError("the columns are not of one length")
         self.positions = positions
         self.stream_ids = stream_ids
@@ -77,7 +77,7 @@ class RecordPage(Sequence[RecordedEvent]):
 
     def only(self, wanted: Sequence[bool]) -> RecordPage:
         """Those events of which it is true."""
-        ids = (self.event_ids[start : start + _ID_BYTES] for start in range(0, len(self.event_ids), _ID_BYTES))
+        ids = (self.event_ids[start : start + ID_BYTES] for start in range(0, len(self.event_ids), ID_BYTES))
         return RecordPage(
             list(compress(self.positions, wanted)),
             list(compress(self.stream_ids, wanted)),
@@ -96,9 +96,9 @@ class RecordPage(Sequence[RecordedEvent]):
         total = int.from_bytes(self.event_ids)
         while count > 1:
             count = (count + 1) // 2
-            bits = 8 * _ID_BYTES * count
+            bits = 8 * ID_BYTES * count
             total = (total >> bits) ^ (total & (1 << bits) - 1)
-        return total.to_bytes(_ID_BYTES)
+        return total.to_bytes(ID_BYTES)
 
     def __len__(self) -> int:
         return len(self.types)

@@ -50,6 +50,12 @@ def check_partitions(projection: type[Projection], found: Sequence[Checkpoint]) 
             raise PartitionsChanged(projection.name, one.partitions, projection.partitions)
 
 
+def check_class(given: object, what: str) -> None:
+    """Raises `DefinitionError` for what is no projection's class: whoever has no type checker gives anything."""
+    if not (isinstance(given, type) and issubclass(given, Projection)):
+        raise DefinitionError(f"{what} a subclass of Projection, not {given!r}")
+
+
 def check_tenant(store: EventStore, projection: type[Projection]) -> None:
     """Raises `DefinitionError` for a store of a tenant that the projection cannot be run on."""
     if not store.tenant:

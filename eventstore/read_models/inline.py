@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import cast
 
 from eventstore.backend import Appended, AppendOutcome, Backend, Batch, StoredCheckpoint
 from eventstore.calls.wrapped_transaction import WrappedTransaction
@@ -27,6 +26,7 @@ from eventstore.errors import (
 from eventstore.events import RecordedEvent, stream_kind
 from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
+from eventstore.read_models.beginning import check_class
 from eventstore.read_models.delivering import Poison, handle_events
 from eventstore.read_models.projection_runner import ProjectionRunner
 from eventstore.store import EventStore
@@ -57,9 +57,7 @@ class InlineProjections:
                 "projections beside it (ProjectionRunner), or use Postgres or SQLite"
             )
         for projection in projections:
-            given = cast("object", projection)
-            if not (isinstance(given, type) and issubclass(given, Projection)):
-                raise DefinitionError(f"an inline projection is a subclass of Projection, not {given!r}")
+            check_class(projection, "an inline projection is")
         names = [projection.name for projection in projections]
         if len(set(names)) < len(names):
             raise DefinitionError(f"inline projections with one name would share a read model: {', '.join(names)}")

@@ -14,7 +14,6 @@ from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import cast
 from uuid import getnode, uuid4
 
 from eventstore.backend import LogPage
@@ -22,14 +21,13 @@ from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, 
 from eventstore.contract.record_page import RecordPage
 from eventstore.errors import (
     CapabilityError,
-    DefinitionError,
     EventStoreError,
     ProjectionStopped,
 )
 from eventstore.events import RecordedEvent
 from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS, Lost, apply_events
-from eventstore.read_models.beginning import begin, check_partitions, check_tenant
+from eventstore.read_models.beginning import begin, check_class, check_partitions, check_tenant
 from eventstore.read_models.delivering import TROUBLE, Poison
 from eventstore.reading.reading_ahead import ReadAhead
 from eventstore.store import EventStore
@@ -73,10 +71,7 @@ class ProjectionRunner:
         version: int | None = None,
         on_progress: Callable[[int, int, int], None] | None = None,
     ) -> None:
-        # Whoever has no type checker gives an object of it.
-        given = cast("object", projection)
-        if not (isinstance(given, type) and issubclass(given, Projection)):
-            raise DefinitionError(f"ProjectionRunner takes a subclass of Projection, not {given!r}")
+        check_class(projection, "ProjectionRunner takes")
         if projection.needs_connection() and not store.capabilities.user_sql:
             raise CapabilityError(
                 f"projection {projection.name!r} has tables, or handlers that take a connection, and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,20 +124,28 @@ async def test_a_snapshot_that_other_code_takes_away_in_between_comes_back(
     assert found[-1].data == b'{"state":1}'
 
 
+async def plan_before(
+    change: Callable[[], Awaitable[object]], retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> list[Cut]:
+    """Let something happen after it was planned what goes, and before anything does."""
+    planned = await collect(retention.plan())
+
+    async def plan() -> AsyncGenerator[Cut, None]:
+        await change()
+        for cut in planned:
+            yield cut
+
+    monkeypatch.setattr(retention, "plan", plan)
+    return planned
+
+
 async def test_a_snapshot_that_goes_before_anything_is_removed_keeps_the_events(
     store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.append("a-1", happened(*range(1, 11)))
     await snapshot(store, "a-1", 8)
     retention = Retention(store, keeping(1))
-    planned = await collect(retention.plan())
-
-    async def plan() -> AsyncGenerator[Cut, None]:
-        await store.delete_snapshots("a-1")
-        for cut in planned:
-            yield cut
-
-    monkeypatch.setattr(retention, "plan", plan)
+    await plan_before(lambda: store.delete_snapshots("a-1"), retention, monkeypatch)
     (kept,) = await collect(retention.apply(reason="test"))
     assert isinstance(kept.refusal, RetentionRefused)
     assert len(await versions(store.read("a-1"))) == 10
@@ -149,16 +157,13 @@ async def test_a_snapshot_for_which_there_are_newer_ones_in_between_need_not_com
     await store.append("a-1", happened(*range(1, 11)))
     await snapshot(store, "a-1", 8)
     retention = Retention(store, keeping(1))
-    planned = await collect(retention.plan())
 
-    async def plan() -> AsyncGenerator[Cut, None]:
+    async def go_on() -> None:
         await store.append("a-1", happened(11, 12))
         for version in (11, 12):
             await snapshot(store, "a-1", version)
-        for cut in planned:
-            yield cut
 
-    monkeypatch.setattr(retention, "plan", plan)
+    planned = await plan_before(go_on, retention, monkeypatch)
     assert await collect(retention.apply(reason="test")) == planned
     assert [each.version for each in await store.snapshots("a-1")] == [12, 11]
 
