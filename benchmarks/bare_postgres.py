@@ -12,18 +12,14 @@ from typing import Any
 import asyncpg
 from uuid_utils import uuid7
 
-# The columns and indexes of `journal_events`. Its triggers are left out, and so is the table of streams, whose rows
-# an append locks and moves: they are what the library pays for its promises, and the bare side promises nothing.
+# The columns and indexes of `journal_events`, whichever it has. Its triggers are left out, and so is the table of
+# streams, whose rows an append locks and moves: they are what the library pays for its promises, and the bare side
+# promises nothing.
 _TABLE = """
 CREATE SCHEMA bare;
-CREATE TABLE bare.events (
-    position BIGSERIAL PRIMARY KEY, stream BIGINT NOT NULL, version BIGINT NOT NULL, type TEXT NOT NULL,
-    schema_version INTEGER NOT NULL, payload TEXT NOT NULL, metadata TEXT, event_id BYTEA NOT NULL, batch_id BYTEA,
-    checksum BIGINT NOT NULL, epoch BIGINT DEFAULT 0 NOT NULL, origin TEXT, origin_sequence BIGINT, clock TEXT,
-    concurrent BOOLEAN, recorded_at BIGINT NOT NULL
-);
-CREATE UNIQUE INDEX ix_events_stream_version ON bare.events (stream, version);
-CREATE UNIQUE INDEX ix_events_event_id ON bare.events (event_id);
+CREATE TABLE bare.events (LIKE journal_events INCLUDING STORAGE INCLUDING INDEXES);
+CREATE SEQUENCE bare.position OWNED BY bare.events.position;
+ALTER TABLE bare.events ALTER position SET DEFAULT nextval('bare.position'), ALTER epoch SET DEFAULT 0;
 """
 # Columns that are always empty are not sent: each array takes time.
 INSERT = """
@@ -108,7 +104,7 @@ class BarePostgres:
 
 @asynccontextmanager
 async def bare_postgres(dsn: str, *, streams: int = 1) -> AsyncGenerator[BarePostgres, None]:
-    """In the same database as the journal, in a schema of its own."""
+    """In the same database as the journal, which is migrated, in a schema of its own."""
     bare = BarePostgres(await asyncpg.connect(dsn, timeout=10, command_timeout=60), range(1, streams + 1), dsn)
     try:
         await bare.create()

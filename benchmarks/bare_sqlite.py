@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sqlite3
 import time
@@ -11,18 +12,9 @@ from pathlib import Path
 
 from uuid_utils import uuid7
 
-# The columns and indexes of `journal_events`. Its triggers are left out: they are what the library pays for its
-# promises, and the bare side promises nothing.
-_TABLE = """
-CREATE TABLE journal_events (
-    position INTEGER PRIMARY KEY, stream INTEGER NOT NULL, version INTEGER NOT NULL, type TEXT NOT NULL,
-    schema_version INTEGER NOT NULL, payload TEXT NOT NULL, metadata TEXT, event_id BLOB NOT NULL, batch_id BLOB,
-    checksum INTEGER NOT NULL, epoch INTEGER DEFAULT 0 NOT NULL, origin TEXT, origin_sequence INTEGER, clock TEXT,
-    concurrent BOOLEAN, recorded_at INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX ix_journal_events_stream_version ON journal_events (stream, version);
-CREATE UNIQUE INDEX ix_journal_events_event_id ON journal_events (event_id);
-"""
+from eventstore import schema
+from eventstore.url import parse_store_url
+
 _INSERT = """
 INSERT INTO journal_events
     (stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch, recorded_at)
@@ -42,7 +34,11 @@ class BareSQLite:
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.executescript(_TABLE)
+        # It has the journal's table, with its indexes. The triggers are what the library pays for its promises, and the
+        # bare side promises nothing.
+        triggers = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'journal_events'"
+        for (name,) in self._connection.execute(triggers).fetchall():
+            self._connection.execute(f"DROP TRIGGER {name}")
         self._rows = _rows(streams)
         self._streams = streams
 
@@ -84,6 +80,7 @@ class BareSQLite:
 
 @asynccontextmanager
 async def bare_sqlite(path: Path, *, streams: int) -> AsyncGenerator[BareSQLite, None]:
+    await asyncio.to_thread(schema.upgrade, parse_store_url(f"sqlite:///{path}"))
     bare = BareSQLite(path, streams=streams)
     try:
         yield bare
