@@ -75,7 +75,7 @@ class Replay:
         while (before := stage.version) < version:
             if not page:
                 page = (await self._within_time(self._ask(before, _next_limit(self._page)))).events
-            if not page:
+            if not page or page.versions[0] > version:
                 raise JournalCorrupt(
                     f"the event at version {before + 1} is missing: the stream is at version {version}",
                     stream_id=stage.stream_id,

@@ -468,6 +468,25 @@ async def test_a_hole_or_a_repeat_in_the_versions_stops_the_recovery(
     assert isinstance(raised.value.__cause__, JournalCorrupt)
 
 
+async def test_a_hole_around_the_version_that_is_asked_for_stops_the_fold(faults: Faults, faulty: ActorSystem):
+    real = faults.journal.load
+
+    async def damaged(loads):
+        [loaded] = await real(loads)
+        checksum = checksum_of("tests.written", 1, b'{"text":"x"}', None)
+        events = (
+            (version, "tests.written", 1, b'{"text":"x"}', checksum)
+            for version in (1, 2, 7, 8)
+            if version > loads[0].after
+        )
+        return [loaded._replace(events=EventPage.of(events), version=8)]
+
+    faulty.store._calls.loads._call = damaged
+    async with asyncio.timeout(5):
+        with pytest.raises(RecoveryError, match="the event at version 3 is missing"):
+            await fold(faulty.store, Notebook, "a", through=5)
+
+
 async def test_events_that_are_missing_at_the_end_stop_the_recovery(
     faults: Faults, faulty: ActorSystem, fragile: type[Fragile]
 ):
