@@ -431,10 +431,12 @@ def _events(
     """A page that came as strings. Raises `ValueError` if a text in it holds what stands between them."""
     if not count:
         return NO_EVENTS
+    joined = payloads.encode()
     return EventPage(
-        versions or list(range(first_version, first_version + count)),
+        versions or range(first_version, first_version + count),
         names_of(types, count),
         schema_versions or [schema_version] * count,
-        payloads.encode().split(SEPARATOR.encode()),
+        joined.split(SEPARATOR.encode()),
         orjson.loads(f"[{checksums}]"),
+        size=len(joined),
     )

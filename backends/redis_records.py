@@ -245,7 +245,7 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPag
         raise damaged(error, stream_id=stream_id, version=version + len(payloads)) from error
     count = len(records)
     checksums = struct.unpack(f">{count}Q", b"".join(map(_CHECKSUM_OF, records)))
-    return EventPage(list(range(version, version + count)), types, schema_versions, payloads, list(checksums))
+    return EventPage(range(version, version + count), types, schema_versions, payloads, list(checksums))
 
 
 class _Layout(NamedTuple):

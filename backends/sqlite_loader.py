@@ -135,6 +135,7 @@ def _page(versions: bytes, types: bytes, schema_versions: bytes, payloads: bytes
         orjson.loads(b"[%b]" % schema_versions),
         texts,
         orjson.loads(b"[%b]" % checksums),
+        size=len(payloads),
     )
 
 

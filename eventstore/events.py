@@ -49,6 +49,12 @@ class Event(BaseModel):
     __aliases__: ClassVar[tuple[str, ...]] = ()
     __tags__: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def model_extra(self) -> dict[str, Any]:
+        """The fields that the class does not know, as newer code has stored them. Empty where there are none, whether
+        the event was made here or read."""
+        return self.__pydantic_extra__ or {}
+
     def event_tags(self) -> Iterable[str]:
         """Tags of this one event, besides those of its class: `return (f"customer-{self.customer}",)`.
 

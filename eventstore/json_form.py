@@ -152,9 +152,14 @@ class Survey:
     """What can be told from pydantic's schema of a type. What is not known to come back as it was, is not exact."""
 
     def __init__(self, core_schema: Mapping[str, Any], *, owner: type | None = None) -> None:
-        """The values are of the class `owner` and of no subclass, if it is given."""
+        """The values are of the class `owner` and of no subclass, if it is given.
+
+        `is_flat` says that there is no class in it but that, and no code of the user's: what becomes of unknown fields
+        decides about nothing else then.
+        """
         self.core_schema = core_schema
         self.is_exact = True
+        self.is_flat = True
         self.has_aliases = False
         self.has_derived = False
         self.has_floats = False
@@ -168,7 +173,7 @@ class Survey:
 
     def _visit(self, schema: Mapping[str, Any], place: str, config: Mapping[str, Any]) -> None:
         if "serialization" in schema:
-            self.is_exact = False
+            self.is_exact = self.is_flat = False
             self.has_floats = True
             serialization = schema["serialization"]
             if serialization["type"] != "function-wrap":
@@ -180,6 +185,7 @@ class Survey:
                 self._definitions |= {each["ref"]: each for each in schema["definitions"]}
                 self._visit(schema["schema"], place, config)
             case "definition-ref":
+                self.is_flat = False
                 if schema["schema_ref"] not in self._seen:
                     self._seen.add(schema["schema_ref"])
                     self._visit(self._definitions[schema["schema_ref"]], place, config)
@@ -206,7 +212,7 @@ class Survey:
                 if schema.get("strict", config.get("strict")) and known not in ("none", "bool", "int", "str"):
                     self.is_exact = False
             case other:
-                self.is_exact = False
+                self.is_exact = self.is_flat = False
                 self.has_floats = True
                 # A text with JSON in it is written as what was in it.
                 self.has_derived = self.has_derived or other == "json"
@@ -219,6 +225,13 @@ class Survey:
         config = own if schema["type"] == "model" else {**config, **own}
         if schema["type"] != "typed-dict" and schema["cls"] is not self._owner:
             self.models.append(schema["cls"])
+        if (
+            schema["type"] != "model"
+            or schema["cls"] is not self._owner
+            or schema.get("custom_init")
+            or schema.get("post_init")
+        ):
+            self.is_flat = False
         if (own or schema["type"] == "model") and own.get("ser_json_inf_nan") != STRINGS:
             self.has_strings = False
         if (

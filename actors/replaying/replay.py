@@ -13,6 +13,7 @@ from zlib import crc32
 from pydantic import ValidationError
 
 from actors.actor import PersistentActor, Stage
+from actors.handlers import EventRoute
 from actors.replaying.stored_events import apply_one, handler_raised
 from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
@@ -90,15 +91,22 @@ class Replay:
 
     async def _apply(self, page: EventPage, version: int, after_each: Callable[[], None] | None) -> None:
         """Apply a page part by part. Between two parts the event loop sends for the next page, and serves others."""
+        actor, stage = self._actor, self._stage
+        page = _through(page, version)
+        route = _route_of_all(actor, page) if page and after_each is None else None
         for start in range(0, len(page), _EVENTS_AT_ONCE):
             if start:
                 await asyncio.sleep(0)
-            part = page[start : start + _EVENTS_AT_ONCE]
-            if after_each is None:
-                with collector_paused():
-                    apply_stored(self._actor, self._stage, part, through=version)
-            else:
-                self._apply_each(part, version, after_each)
+            part = slice(start, start + _EVENTS_AT_ONCE)
+            if after_each is not None:
+                self._apply_each(page[part], version, after_each)
+                continue
+            with collector_paused():
+                # What all of them have in common was looked at once: a part needs no columns of it.
+                if route is None or not _apply_alike(
+                    actor, stage, route, page.versions[part], page.payloads[part], page.checksums[part]
+                ):
+                    apply_stored(actor, stage, page[part], through=version)
 
     def _apply_each(self, page: EventPage, version: int, after_each: Callable[[], None]) -> None:
         for index in range(len(page)):
@@ -155,23 +163,74 @@ class ReadOnlyStage:
 
 def apply_stored(actor: PersistentActor[Any], stage: Stage, page: EventPage, *, through: int) -> None:
     """Apply events that follow the actor's version. A hole, a damaged, unknown or unreadable event is an error."""
-    if page and page.versions[-1] > through:
-        page = page[: bisect_right(page.versions, through)]
+    page = _through(page, through)
     if page and not _apply_sound(actor, stage, page):
-        _apply_one_by_one(actor, stage, page, through)
+        _apply_one_by_one(actor, stage, page)
+
+
+def _through(page: EventPage, version: int) -> EventPage:
+    """The events of a page up to a version."""
+    return page[: bisect_right(page.versions, version)] if page and page.versions[-1] > version else page
 
 
 def _apply_sound(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> bool:
     """Look at each column as a whole, and apply the events if nothing is wrong with any. False, and nothing was done,
     if something is."""
-    versions = page.versions
-    first, count = stage.version + 1, len(versions)
-    if versions != list(range(first, first + count)):
+    route = _route_of_all(actor, page)
+    if route is not None:
+        return _apply_alike(actor, stage, route, page.versions, page.payloads, page.checksums)
+    if not _follow(stage, page.versions):
         return False
-    found = _of_one_type(actor, page) if page.types.count(page.types[0]) == count else _of_several(actor, page)
+    found = _of_several(actor, page)
     if found is None:
         return False
     events, handlers = found
+    _run(actor, stage, page.versions, events, handlers)
+    return True
+
+
+def _route_of_all(actor: PersistentActor[Any], page: EventPage) -> EventRoute | None:
+    """Where all events of a page go. None: they are of several types, or one was stored by other code."""
+    types = page.types
+    route = actor.handlers.stored.get(types[0])
+    if route is None or types.count(types[0]) != len(types):
+        return None
+    return route if page.schema_versions.count(route.schema_version) == len(types) else None
+
+
+def _apply_alike(
+    actor: PersistentActor[Any],
+    stage: Stage,
+    route: EventRoute,
+    versions: Sequence[int],
+    payloads: list[bytes],
+    checksums: list[int],
+) -> bool:
+    """Apply events that go one way, if nothing is wrong with any. False, and nothing was done, if something is."""
+    if not _follow(stage, versions):
+        return False
+    if not _match(list(map(crc32, payloads, repeat(route.seed))), checksums):
+        return False
+    events = route.array.read(payloads)
+    if events is None:
+        return False
+    _run(actor, stage, versions, events, repeat(route.apply))
+    return True
+
+
+def _follow(stage: Stage, versions: Sequence[int]) -> bool:
+    """Whether versions have no hole, and follow the actor's."""
+    expected = range(stage.version + 1, stage.version + 1 + len(versions))
+    return versions == expected or list(versions) == list(expected)
+
+
+def _run(
+    actor: PersistentActor[Any],
+    stage: Stage,
+    versions: Sequence[int],
+    events: Sequence[Event],
+    handlers: Iterable[Callable[[Any, Any], None]],
+) -> None:
     for version, event, apply in zip(versions, events, handlers, strict=False):
         stage.version = version
         try:
@@ -181,30 +240,12 @@ def _apply_sound(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> 
         except BaseException as error:
             # Nothing is awaited here: a CancelledError is the handler's own, too.
             raise handler_raised(error, stage, event) from error
-    return True
 
 
-_Found = tuple[Sequence[Event], Iterable[Callable[[Any, Any], None]]]
-"""The events of a page, and the handler of each."""
-
-
-def _of_one_type(actor: PersistentActor[Any], page: EventPage) -> _Found | None:
-    """None: something is wrong with one of them."""
-    route = actor.handlers.stored.get(page.types[0])
-    count = len(page.types)
-    if route is None or page.schema_versions != [route.schema_version] * count:
-        return None
-    if not _match(list(map(crc32, page.payloads, repeat(route.seed))), page.checksums):
-        return None
-    try:
-        events = route.validate_many(b"[%b]" % b",".join(page.payloads), extra="allow")
-    except ValidationError:
-        return None
-    return (events, repeat(route.apply)) if len(events) == count else None
-
-
-def _of_several(actor: PersistentActor[Any], page: EventPage) -> _Found | None:
-    """The same where they are of several types."""
+def _of_several(
+    actor: PersistentActor[Any], page: EventPage
+) -> tuple[Sequence[Event], Sequence[Callable[[Any, Any], None]]] | None:
+    """The events of a page, and the handler of each. None: something is wrong with one of them."""
     stored = actor.handlers.stored
     try:
         routes = [stored[type_] for type_ in page.types]
@@ -227,11 +268,9 @@ def _match(found: list[int], checksums: list[int]) -> bool:
     return found == checksums or found == [checksum & PAYLOAD_BITS for checksum in checksums]
 
 
-def _apply_one_by_one(actor: PersistentActor[Any], stage: Stage, page: EventPage, through: int) -> None:
+def _apply_one_by_one(actor: PersistentActor[Any], stage: Stage, page: EventPage) -> None:
     """Apply the events before the one that something is wrong with, and say what that is."""
     for version, type_, schema_version, payload, checksum in page:
-        if version > through:
-            return
         if version != stage.version + 1:
             raise JournalCorrupt(
                 f"the versions have a hole or a repeat: {version} follows {stage.version}",
@@ -250,5 +289,5 @@ def _apply_one_by_one(actor: PersistentActor[Any], stage: Stage, page: EventPage
 
 def _next_limit(page: EventPage) -> int:
     """As many events as fit the target if they are like those of the last page."""
-    size = sum(map(len, page.payloads))
+    size = page.size
     return max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // size)) if size else _FIRST_PAGE

@@ -43,18 +43,21 @@ class EventPage(Sequence[ReplayedEvent]):
     """Events of one stream, in its order, by column: looking at a column as a whole costs a fraction of looking at each
     event.
 
-    Raises `ValueError` for columns that are not of one length.
+    `versions` without a hole may be a `range`. `size` is about how many bytes the payloads have, for whoever knows it
+    without a look at each. Raises `ValueError` for columns that are not of one length.
     """
 
-    __slots__ = ("checksums", "payloads", "schema_versions", "types", "versions")
+    __slots__ = ("_size", "checksums", "payloads", "schema_versions", "types", "versions")
 
     def __init__(
         self,
-        versions: list[int],
+        versions: Sequence[int],
         types: list[str],
         schema_versions: list[int],
         payloads: list[bytes],
         checksums: list[int],
+        *,
+        size: int | None = None,
     ) -> None:
         if not len(versions) == len(types) == len(schema_versions) == len(payloads) == len(checksums):
             raise ValueError("the columns are not of one length")
@@ -63,6 +66,12 @@ class EventPage(Sequence[ReplayedEvent]):
         self.schema_versions = schema_versions
         self.payloads = payloads
         self.checksums = checksums
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its payloads have."""
+        return sum(map(len, self.payloads)) if self._size is None else self._size
 
     @classmethod
     def of(cls, events: Iterable[ReplayedEvent]) -> Self:

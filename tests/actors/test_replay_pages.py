@@ -213,6 +213,28 @@ async def test_the_events_before_one_that_cannot_be_read_are_applied_and_no_othe
     assert "version 61" in str(raised.value) or getattr(raised.value.__cause__, "version", None) == 61
 
 
+async def test_a_damaged_event_far_behind_the_first_of_its_page_is_told_with_its_version(faults: Faults):
+    events = [stored(COUNTED, b'{"number":7}') for _ in range(3000)]
+    events[1500] = altered(events[1500])
+    async with faults.store() as store:
+        await faults.journal.append([[StreamWrite("Counter-a", Expected.ANY, events)]])
+        with pytest.raises(RecoveryError, match="version 1501 is damaged"):
+            await fold(store, Counter, "a")
+    assert Counter.applied == 1500
+
+
+async def test_fields_that_only_some_events_of_a_page_have_are_kept(faults: Faults):
+    class Curious(Counter, kind="Counter"):
+        @event_handler
+        def counted(self, event: Counted) -> None:
+            self.state += len(event.model_extra)
+
+    events = [stored(COUNTED, b'{"number":7,"colour":"red"}' if n % 3 == 0 else b'{"number":7}') for n in range(900)]
+    async with faults.store() as store:
+        await faults.journal.append([[StreamWrite("Counter-a", Expected.ANY, events)]])
+        assert (await fold(store, Curious, "a")).state == 300
+
+
 async def test_events_with_and_without_metadata_are_neighbours(faults: Faults):
     events = [stored(COUNTED, b'{"number":1}', metadata=b'{"user":"x"}' if n % 2 else None) for n in range(100)]
     async with faults.store() as store:
