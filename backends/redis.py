@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,11 +28,12 @@ from backends.redis_listener import RedisListener
 from backends.redis_ownership import RedisLease, claim_answer, claim_arguments, release_arguments
 from backends.redis_ownership_scripts import CLAIM, RELEASE
 from backends.redis_reading import RedisReader
-from backends.redis_records import MAX_VERSION, microseconds, outcomes_of, packed_group, packed_snapshot
+from backends.redis_records import MAX_VERSION, Group, microseconds, outcomes_of, packed_group, packed_snapshot
 from backends.redis_scripts import RIGHTS
 from backends.redis_seals import ADD_SEAL, packed_seal
 from backends.redis_server import check_server
 from backends.redis_tenant import RedisTenant
+from backends.redis_turn import RedisTurn
 from backends.redis_url import parse_redis_url
 from backends.waiters import Waiters
 from eventstore.backend import (
@@ -82,7 +82,7 @@ class RedisBackend(RedisReader):
         self.schema_revision: str | None = None
         self.database = "Redis"
         self._writer: RedisConnection | None = None
-        self._turn = asyncio.Lock()
+        self._turn = RedisTurn()
         self._listener: RedisListener | None = None
         self._waiters = Waiters()
         self._news = 0
@@ -101,7 +101,7 @@ class RedisBackend(RedisReader):
             raise
         self._writer = writer
         # A store may be opened again, in another loop.
-        self._turn = asyncio.Lock()
+        self._turn = RedisTurn()
         self._news = 0
         self.schema_revision = REVISION
         self._listener = RedisListener(self._target, journal.identity, self._on_news)
@@ -112,10 +112,11 @@ class RedisBackend(RedisReader):
         if listener is not None:
             await listener.close()
         self._wake()
-        # Appends are among what is finished first.
         await self.close_reader()
         writer, self._writer = self._writer, None
         if writer is not None:
+            # Appends are finished first.
+            await self._turn.wait()
             await writer.close()
 
     # Writing
@@ -123,7 +124,8 @@ class RedisBackend(RedisReader):
     def append(self, batches: Sequence[Batch]) -> Appending:
         self.check_open()
         appending = Appending()
-        self._tasks.start(appending.run(self._append(batches)))
+        if not self._start(batches, appending):
+            self._tasks.start(appending.run(self._append(batches)))
         return appending
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
@@ -195,9 +197,47 @@ class RedisBackend(RedisReader):
             self._listener.start()
         await self._waiters.wait(timeout)
 
+    def _start(self, batches: Sequence[Batch], appending: Appending) -> bool:
+        """Append without a task, which sends a turn of the event loop later and hears of the reply another one later:
+        two turns in which the server has nothing to do. False: nothing was sent, it has to be done by a task."""
+        journal, writer, turn = self._opened, self._writer, self._turn
+        if writer is None or not turn.take():
+            return False
+
+        def receive(reply: Any, error: BaseException | None) -> None:
+            turn.release()
+            if isinstance(error, driver.NoScriptError):
+                self._tasks.start(appending.run(self._append(batches)))
+                return
+            outcomes = None
+            try:
+                if error is None:
+                    outcomes = self._outcomes(batches, group, reply)
+            except Exception as unexpected:
+                error = unexpected
+            if isinstance(error, ReplyLost | driver.RedisError):
+                cause, error = error, translated(error, writing=True)
+                error.__cause__ = cause
+            appending.end(outcomes, error)
+
+        is_sent = False
+        try:
+            group = packed_group(self._whose, batches)
+            is_sent = writer.start(APPEND, journal.key, [*journal.arguments, *group.arguments], receive)
+        except Exception as error:
+            appending.end(None, error)
+            return True
+        finally:
+            if not is_sent:
+                turn.release()
+        return is_sent
+
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
         group = packed_group(self._whose, batches)
-        outcomes = outcomes_of(batches, await self._write(APPEND, group.arguments))
+        return self._outcomes(batches, group, await self._write(APPEND, group.arguments))
+
+    def _outcomes(self, batches: Sequence[Batch], group: Group, reply: Any) -> Sequence[AppendOutcome]:
+        outcomes = outcomes_of(batches, reply)
         for outcome, last_id in zip(reversed(outcomes), reversed(group.last_ids), strict=True):
             if isinstance(outcome, Appended) and outcome.position and last_id is not None:
                 self._opened.saw(outcome.position, last_id)
@@ -249,11 +289,7 @@ class RedisBackend(RedisReader):
     async def _writers_turn(self) -> AsyncGenerator[None, None]:
         seconds = self._target.command_timeout
         try:
-            if self._turn.locked():
-                async with asyncio.timeout(seconds):
-                    await self._turn.acquire()
-            else:
-                await self._turn.acquire()
+            await self._turn.wait(seconds)
         except TimeoutError as error:
             raise BackendUnavailable(
                 f"earlier writes of this store have waited for Redis for {seconds:g} s: nothing was stored, try again"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import hiredis
@@ -17,6 +18,7 @@ from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from backends.redis_replies import OnReply, RedisReplies
 from backends.redis_url import RedisTarget
 from eventstore.errors import (
     BackendUnavailable,
@@ -33,11 +35,6 @@ from eventstore.errors import (
 
 REVISION = "0001"
 """The schema revision of what the scripts write."""
-
-_READ_BYTES = 256 * 1024
-
-# Who gets an error closes the connection here, unless it is the child of a fork: the driver would not ask.
-_READING: dict[str, Any] = {"disable_decoding": True, "disconnect_on_error": False}
 
 Argument = bytes | int
 
@@ -72,7 +69,9 @@ class RedisConnection:
     ) -> None:
         self._target = target
         self._on_connect = on_connect
-        self._connection: Any = None
+        # The driver's stream is kept for its transport alone, and to be closed.
+        self._stream: Any = None
+        self._replies: RedisReplies | None = None
         self._pid = os.getpid()
 
     async def connect(self) -> None:
@@ -87,23 +86,23 @@ class RedisConnection:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        self._connection = connection
+        self._replies = RedisReplies(connection._parser.parse_error)
+        # From here on the driver has no connection: who lets go of it closes nothing.
+        self._stream, connection._writer, connection._reader = connection._writer, None, None
+        self._replies.take_over(self._stream.transport)
         self._pid = os.getpid()
         try:
             if self._on_connect is not None:
                 await self._on_connect(self)
         except (ReplyLost, driver.RedisError) as error:
-            await self.close()
+            self._drop()
             raise translated(error, writing=False) from error
         except BaseException:
-            await self.close()
+            self._drop()
             raise
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        # In the child of a fork it is the parent's.
-        if connection is not None and os.getpid() == self._pid:
-            await connection.disconnect(nowait=True)
+        self._drop()
 
     async def run(self, script: Script, key: bytes, arguments: Sequence[Argument]) -> Any:
         """Run a script. One that the server does not know was not run, so it may be sent again, as text."""
@@ -112,56 +111,107 @@ class RedisConnection:
         except driver.NoScriptError:
             return await self.call(b"EVAL", script.source, 1, key, *arguments)
 
+    def start(self, script: Script, key: bytes, arguments: Sequence[Argument], on_reply: OnReply) -> bool:
+        """Have a script that the server knows run, and its reply handed over while the socket is read, or the error
+        that `run` would raise. False: nothing was sent, because that takes a connection first."""
+        replies = self._replies
+        if replies is None or replies.is_stale:
+            return False
+        self._send(replies, (b"EVALSHA", script.sha, 1, key, *arguments), on_reply)
+        return True
+
     async def call(self, *command: Argument) -> Any:
         """Send a command and wait for its reply.
 
         Raises `BackendUnavailable` if nothing was sent, `ReplyLost` if no reply came, and redis-py's errors for
         what the server replied: `translated` makes ours of them.
         """
-        packed = _pack(command)
-        await self.ensure_connected()
-        connection = self._connection
+        replies = await self._connected()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._send(replies, command, partial(_settle, future))
         try:
-            async with asyncio.timeout(self._target.command_timeout):
-                await connection.send_packed_command(packed, check_health=False)
-                return await connection.read_response(**_READING)
-        except driver.ResponseError:
+            return await future
+        except asyncio.CancelledError:
+            self._drop()
             raise
-        except (driver.RedisError, OSError) as error:
-            await self.close()
-            if _is_refusal(error):
-                raise
-            raise ReplyLost(_reason(error)) from error
-        except BaseException:
-            await self.close()
-            raise
+        finally:
+            # An error that is raised keeps this frame, and the future keeps the error.
+            del future
 
     async def ensure_connected(self) -> None:
         """Connect, unless connected. One that the server has closed meanwhile is found before anything is sent."""
-        if self._connection is not None:
-            if not await self._is_stale():
-                return
-            await self.close()
-        await self.connect()
+        await self._connected()
 
     async def send(self, *command: Argument) -> None:
         """Send a command whose reply comes by `receive`. News that wait there to be read are no sign of staleness."""
-        if not self._connection:
+        if self._replies is None:
             await self.connect()
-        connection: Any = self._connection
-        async with asyncio.timeout(self._target.command_timeout):
-            await connection.send_packed_command(_pack(command), check_health=False)
+        self._stream.transport.write(_pack(command))
 
     async def receive(self) -> Any:
-        """The next message from the server, however long it takes."""
-        return await self._connection.read_response(**_READING)
-
-    async def _is_stale(self) -> bool:
+        """The next message from the server, however long it takes. Raises what the connection has ended with."""
+        if self._replies is None:
+            raise ReplyLost("the connection is closed")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._replies.next(partial(_settle, future))
         try:
-            # A connection that was reset has no end of data to be seen, only an error.
-            return bool(await self._connection.can_read()) or self._connection._reader.exception() is not None
-        except (driver.RedisError, OSError):
-            return True
+            return await future
+        finally:
+            del future
+
+    async def _connected(self) -> RedisReplies:
+        replies = self._replies
+        if replies is not None and not replies.is_stale:
+            return replies
+        self._drop()
+        await self.connect()
+        return await self._connected()
+
+    def _send(self, replies: RedisReplies, command: tuple[Argument, ...], on_reply: OnReply) -> None:
+        """Send a command. Its reply is handed over, or an error, within the time that is allowed."""
+
+        def receive(reply: Any, error: BaseException | None) -> None:
+            deadline.cancel()
+            if error is None and isinstance(reply, Exception):
+                error = reply
+            if error is None or isinstance(error, driver.ResponseError):
+                on_reply(reply, error)
+                return
+            if self._replies is replies:
+                self._drop()
+            if not _is_refusal(error):
+                lost = ReplyLost(_reason(error))
+                lost.__cause__ = error
+                error = lost
+            on_reply(None, error)
+
+        def give_up() -> None:
+            replies.forget()
+            receive(None, TimeoutError())
+
+        packed = _pack(command)
+        deadline = asyncio.get_running_loop().call_later(self._target.command_timeout, give_up)
+        replies.next(receive)
+        self._stream.transport.write(packed)
+
+    def _drop(self) -> None:
+        """Close the connection. Whoever waits for a reply is told a turn of the loop later."""
+        replies, self._replies = self._replies, None
+        stream, self._stream = self._stream, None
+        # In the child of a fork it is the parent's.
+        if replies is not None and os.getpid() == self._pid:
+            stream.close()
+
+
+def _settle(future: asyncio.Future[Any], reply: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None and isinstance(reply, Exception):
+        error = reply
+    if error is None:
+        future.set_result(reply)
+    else:
+        future.set_exception(error)
 
 
 def translated(error: BaseException, *, writing: bool) -> EventStoreError:
@@ -257,7 +307,6 @@ def _driver_connection(target: RedisTarget) -> Any:
         retry=Retry(NoBackoff(), 0),
         # The deadlines are this module's.
         socket_timeout=None,
-        socket_read_size=_READ_BYTES,
     )
 
 

@@ -387,7 +387,7 @@ async def test_who_is_asked_whether_he_is_there_loses_no_news_that_wait_to_be_re
         with admin(server) as client:
             assert client.publish("news", "first") == 1
         async with asyncio.timeout(20):
-            while not await connection._connection.can_read():
+            while not (connection._replies and connection._replies.is_stale):
                 await asyncio.sleep(0.005)
             await connection.send(b"PING")
             assert await connection.receive() == [b"message", b"news", b"first"]
