@@ -201,7 +201,7 @@ class RedisBackend(RedisReader):
         """Append without a task, which sends a turn of the event loop later and hears of the reply another one later:
         two turns in which the server has nothing to do. False: nothing was sent, it has to be done by a task."""
         journal, writer, turn = self._opened, self._writer, self._turn
-        if writer is None or not turn.take():
+        if writer is None or not turn.share():
             return False
 
         def receive(reply: Any, error: BaseException | None) -> None:
@@ -230,6 +230,7 @@ class RedisBackend(RedisReader):
         finally:
             if not is_sent:
                 turn.release()
+        appending.may_be_followed = is_sent
         return is_sent
 
     async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:

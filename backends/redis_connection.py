@@ -1,4 +1,4 @@
-"""RedisConnection: one connection to the server, one command at a time, each with a deadline; errors become ours.
+"""RedisConnection: one connection to the server, each command with a deadline; errors become ours.
 
 Nothing is ever sent twice by this module. redis-py's client repeats a command whose reply was lost, which stores
 events twice, so only its connection is used, with retries off.
@@ -60,8 +60,9 @@ class ReplyLost(Exception):
 class RedisConnection:
     """Connects when first used, and again after a failure. `on_connect` may refuse the server it has found.
 
-    One caller at a time. Whatever interrupts a command, a cancellation too, closes the connection: a reply that is
-    still to come could be taken for the next command's.
+    Commands may follow each other without waiting for replies, which come in the same order. Whatever interrupts one,
+    a cancellation too, closes the connection: a reply that is still to come could be taken for the next command's. For
+    the others under way that is a lost reply.
     """
 
     def __init__(
@@ -69,8 +70,6 @@ class RedisConnection:
     ) -> None:
         self._target = target
         self._on_connect = on_connect
-        # The driver's stream is kept for its transport alone, and to be closed.
-        self._stream: Any = None
         self._replies: RedisReplies | None = None
         self._pid = os.getpid()
 
@@ -87,9 +86,9 @@ class RedisConnection:
             await connection.disconnect(nowait=True)
             raise
         self._replies = RedisReplies(connection._parser.parse_error)
+        self._replies.take_over(connection._writer)
         # From here on the driver has no connection: who lets go of it closes nothing.
-        self._stream, connection._writer, connection._reader = connection._writer, None, None
-        self._replies.take_over(self._stream.transport)
+        connection._writer = connection._reader = None
         self._pid = os.getpid()
         try:
             if self._on_connect is not None:
@@ -146,7 +145,8 @@ class RedisConnection:
         """Send a command whose reply comes by `receive`. News that wait there to be read are no sign of staleness."""
         if self._replies is None:
             await self.connect()
-        self._stream.transport.write(_pack(command))
+        if self._replies is not None:
+            self._replies.send(_pack(command))
 
     async def receive(self) -> Any:
         """The next message from the server, however long it takes. Raises what the connection has ended with."""
@@ -185,22 +185,17 @@ class RedisConnection:
                 error = lost
             on_reply(None, error)
 
-        def give_up() -> None:
-            replies.forget()
-            receive(None, TimeoutError())
-
         packed = _pack(command)
-        deadline = asyncio.get_running_loop().call_later(self._target.command_timeout, give_up)
+        deadline = asyncio.get_running_loop().call_later(self._target.command_timeout, replies.end, TimeoutError())
         replies.next(receive)
-        self._stream.transport.write(packed)
+        replies.send(packed)
 
     def _drop(self) -> None:
-        """Close the connection. Whoever waits for a reply is told a turn of the loop later."""
+        """Close the connection. Whoever waits for a reply is told that none comes."""
         replies, self._replies = self._replies, None
-        stream, self._stream = self._stream, None
         # In the child of a fork it is the parent's.
         if replies is not None and os.getpid() == self._pid:
-            stream.close()
+            replies.close()
 
 
 def _settle(future: asyncio.Future[Any], reply: Any, error: BaseException | None) -> None:

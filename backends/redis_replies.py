@@ -27,16 +27,26 @@ class RedisReplies(asyncio.Protocol):
         self._reader: Any = cast("Any", hiredis).Reader(
             protocolError=driver.InvalidResponse, replyError=error_of, notEnoughData=_NOT_YET
         )
-        self._transport: Any = None
+        self._stream: Any = None
         # What came while nobody waited for it, as news do.
         self._kept: deque[Any] = deque()
-        self._on_reply: OnReply | None = None
+        self._waiting: deque[OnReply] = deque()
         self._lost: BaseException | None = None
 
-    def take_over(self, transport: Any) -> None:
-        """Be given what comes from now on."""
-        self._transport = transport
-        transport.set_protocol(self)
+    def take_over(self, stream: asyncio.StreamWriter) -> None:
+        """Be given what comes from now on, instead of the stream's reader."""
+        # Kept as long as the socket is read, whoever lets go of the connection: without its stream it would be closed,
+        # and in the child of a fork it is the parent's.
+        self._stream = stream
+        stream.transport.set_protocol(self)
+
+    def send(self, command: bytes) -> None:
+        self._stream.transport.write(command)
+
+    def close(self) -> None:
+        """Whoever waits is told that no reply comes."""
+        self._stream.close()
+        self.end(driver.ConnectionError("the connection was closed"))
 
     @property
     def lost(self) -> BaseException | None:
@@ -46,43 +56,41 @@ class RedisReplies(asyncio.Protocol):
     @property
     def is_stale(self) -> bool:
         """Whether a command had better go by another connection: it has ended, or something came unasked for."""
-        return self._lost is not None or bool(self._kept) or bool(self._reader.has_data())
+        return self._lost is not None or bool(self._kept) or (not self._waiting and bool(self._reader.has_data()))
 
     def next(self, on_reply: OnReply) -> None:
-        """Have the next reply handed over: at once if it is there, otherwise while the socket is read."""
+        """Have the next reply that nobody waits for yet handed over: at once if it is there, otherwise while the socket
+        is read."""
         if self._kept:
             on_reply(self._kept.popleft(), None)
         elif self._lost is not None:
             on_reply(None, self._lost)
         else:
-            self._on_reply = on_reply
+            self._waiting.append(on_reply)
 
-    def forget(self) -> None:
-        """Hand nothing over any more."""
-        self._on_reply = None
+    def end(self, error: BaseException) -> None:
+        """Tell everybody who waits that no reply comes any more."""
+        if self._lost is None:
+            self._lost = error
+        while self._waiting:
+            self._waiting.popleft()(None, self._lost)
 
     def data_received(self, data: bytes) -> None:
+        if self._lost is not None:
+            return
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets(False)) is not _NOT_YET:
-                on_reply, self._on_reply = self._on_reply, None
-                if on_reply is None:
-                    self._kept.append(reply)
+                if self._waiting:
+                    self._waiting.popleft()(reply, None)
                 else:
-                    on_reply(reply, None)
+                    self._kept.append(reply)
         except driver.InvalidResponse as error:
-            self._transport.abort()
-            self._end(error)
+            self._stream.close()
+            self.end(error)
 
     def eof_received(self) -> None:
-        self._end(driver.ConnectionError("Connection closed by server."))
+        self.end(driver.ConnectionError("Connection closed by server."))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(exc or driver.ConnectionError("the connection was closed"))
-
-    def _end(self, error: BaseException) -> None:
-        if self._lost is None:
-            self._lost = error
-        on_reply, self._on_reply = self._on_reply, None
-        if on_reply is not None:
-            on_reply(None, self._lost)
+        self.end(exc or driver.ConnectionError("the connection was closed"))

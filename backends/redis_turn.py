@@ -1,4 +1,4 @@
-"""RedisTurn: the turn to write, which one has at a time."""
+"""RedisTurn: the turn to write, which one has at a time, or two groups of appends together."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
+# One that the server works on, and one that it finds when that is done.
+_TOGETHER = 2
+
 
 class RedisTurn:
     """First come, first served. Other than a lock of asyncio's, a turn that is free can be taken outside of a task."""
 
     def __init__(self) -> None:
-        self._is_taken = False
+        self._together = 0
+        self._is_alone = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def take(self) -> bool:
-        """Take it if it is free. Whoever has taken it releases it."""
-        if self._is_taken:
+    def share(self) -> bool:
+        """Take it together with others who do, if nobody else has it or waits for it. Whoever has it releases it."""
+        if self._is_alone or self._waiting or self._together == _TOGETHER:
             return False
-        self._is_taken = True
+        self._together += 1
         return True
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Take it when it is free. Raises `TimeoutError` if that takes so long."""
-        if self.take():
+        """Take it alone, when it is free. Raises `TimeoutError` if that takes so long."""
+        if not (self._is_alone or self._waiting or self._together):
+            self._is_alone = True
             return
         given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(given)
@@ -40,10 +45,14 @@ class RedisTurn:
             raise
 
     def release(self) -> None:
-        """Give it to who has waited longest, or leave it free."""
-        while self._waiting:
+        """Let go of it. Who has waited longest has it when everybody has."""
+        if self._together:
+            self._together -= 1
+        else:
+            self._is_alone = False
+        while self._waiting and not self._together:
             given = self._waiting.popleft()
             if not given.done():
+                self._is_alone = True
                 given.set_result(None)
                 return
-        self._is_taken = False

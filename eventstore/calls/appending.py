@@ -15,6 +15,10 @@ class Appending(asyncio.Future[Sequence[AppendOutcome]]):
 
     on_end: Callable[[Appending], None] | None = None
 
+    may_be_followed = False
+    """Whether another group, of other streams, may be appended before this one has its outcome: the database takes
+    one after the other, and need not wait for the second when it has done the first."""
+
     def end(self, outcomes: Sequence[AppendOutcome] | None, error: BaseException | None) -> None:
         """Give it its outcomes, or its error."""
         if self.done():

@@ -1,11 +1,12 @@
 """GroupCommit: many appends, one durable commit.
 
-One append is in flight; what arrives meanwhile is the next group. There is no timer: a lone append starts at once,
-and under load a group is as large as what came in during the commit before it.
+One append is in flight, or two; what arrives meanwhile is the next group. There is no timer: a lone append starts at
+once, and under load a group is as large as what came in during the commit before it.
 
 Callers who wait for their outcome and then append again would all meet in one group, and the event loop and the
 database would take turns. Where it pays (`Halving`), they are kept in two halves: while one is committed, the other
-decides.
+decides. Where the backend allows it (`Appending.may_be_followed`), the other is sent then as well, if nothing in it
+rests on the first, and the database has something to do at once.
 
 While the database does not serve, nothing waits here: what is submitted is refused, and so is what was waiting, except
 for what must stay behind an append whose outcome is unknown.
@@ -14,6 +15,7 @@ for what must stay behind an append whose outcome is unknown.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 from eventstore.backend import Appended, AppendOutcome, Batch
 from eventstore.calls.appending import Appending
 from eventstore.calls.circuit_breaker import CircuitBreaker
-from eventstore.calls.halving import Halving
+from eventstore.calls.halving import MIN_HALVED, Halving
 from eventstore.calls.pending_append import PendingAppend
 from eventstore.calls.resolving import RETRY_SECONDS, resolve
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
@@ -35,6 +37,8 @@ RESOLVE_WITHIN_SECONDS = 30.0
 
 # Everybody waits so long for an append whose outcome is unknown. Then those who need not are refused.
 UNRESOLVED_SECONDS = 1.0
+
+_NEVER = sys.maxsize
 
 _Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
 
@@ -69,6 +73,14 @@ class GroupCommit:
         self._group: list[PendingAppend] = []
         self._untold: list[PendingAppend] = []
         self._in_flight: asyncio.Future[Any] | None = None
+        # The group that was sent behind the one in flight. It is looked at when that one has its outcome.
+        self._follower: list[PendingAppend] = []
+        self._following: asyncio.Future[Any] | None = None
+        # So many must wait for a group to be sent behind.
+        self._follow_at = _NEVER
+        # Since when what is in flight has been unknown, and how long what is in flight has waited for such a one.
+        self._unknown_since: float | None = None
+        self._held_seconds = 0.0
         self._flush_scheduled = False
         self._on_room: deque[Callable[[], None]] = deque()
         self._drained: list[asyncio.Future[None]] = []
@@ -136,6 +148,8 @@ class GroupCommit:
         if self._in_flight is not None or self._flush_scheduled:
             if self.is_refusing:
                 self._refuse_soon()
+            elif len(self._waiting) >= self._follow_at:
+                self._follow_soon()
             return
         if self._last_group_events <= 1 and not self.is_refusing:
             # Nobody else was there the last time: whoever is alone need not wait for company.
@@ -178,27 +192,61 @@ class GroupCommit:
         self._group = self._take_group(count)
         if not self._group:
             return
-        batches = [pending.writes for pending in self._group]
         self._started_at = time.perf_counter()
-        try:
-            appending = self._append(batches)
-        except Exception as error:
-            self._in_flight = self._loop.create_future()
-            self._in_flight.set_exception(error)
-            self._in_flight.add_done_callback(self._on_done)
-            return
-        if isinstance(appending, Appending):
-            self._in_flight = appending
-            appending.on_end = self._on_done
-        else:
-            self._in_flight = asyncio.ensure_future(appending)
-            self._in_flight.add_done_callback(self._on_done)
+        self._held_seconds = 0.0
+        self._await(self._sent(self._group))
 
-    def _take_group(self, at_most: int) -> list[PendingAppend]:
+    def _sent(self, group: Sequence[PendingAppend]) -> asyncio.Future[Any]:
+        try:
+            appending = self._append([pending.writes for pending in group])
+        except Exception as error:
+            failed: asyncio.Future[Any] = self._loop.create_future()
+            failed.set_exception(error)
+            return failed
+        return appending if isinstance(appending, Appending) else asyncio.ensure_future(appending)
+
+    def _await(self, appending: asyncio.Future[Any]) -> None:
+        """Have the outcome of what is in flight from now on delivered."""
+        self._in_flight = appending
+        if not isinstance(appending, Appending) or appending.done():
+            appending.add_done_callback(self._on_done)
+            return
+        appending.on_end = self._on_done
+        if appending.may_be_followed and self._halving.pays:
+            # Fewer would not be worth a commit.
+            self._follow_at = max(MIN_HALVED // 2, (len(self._group) + 1) // 2)
+
+    def _follow_soon(self) -> None:
+        # One turn of the loop later, as in `submit`.
+        self._follow_at = _NEVER
+        self._loop.call_soon(self._follow)
+
+    def _follow(self) -> None:
+        """Send a group behind the one in flight, of what does not rest on that one."""
+        first = self._in_flight
+        may_be_followed = isinstance(first, Appending) and first.may_be_followed and self._following is None
+        if self.is_refusing or not may_be_followed:
+            return
+        share = (len(self._waiting) + len(self._group) + 1) // 2
+        self._follower = self._take_group(min(share, len(self._waiting)), behind=self._group)
+        if self._follower:
+            self._following = self._sent(self._follower)
+
+    def _take_group(self, at_most: int, *, behind: Sequence[PendingAppend] = ()) -> list[PendingAppend]:
+        """The first that wait, so many at most. One that has a stream or the owner of those `behind` which the group
+        would go may rest on them, and whatever waits after it may rest on it: these are not taken."""
+        streams = {write.stream_id for pending in behind for write in pending.writes}
+        owners = {pending.on_outcome for pending in behind}
         waiting, group = self._waiting, list[PendingAppend]()
         events = size = 0
         while waiting and len(group) < at_most:
             pending = waiting[0]
+            if (
+                behind
+                and not pending.is_withdrawn
+                and (pending.on_outcome in owners or any(write.stream_id in streams for write in pending.writes))
+            ):
+                break
             size_bytes = pending.size_bytes
             count = 0
             for _, _, new, _, commands in pending.writes:
@@ -216,16 +264,21 @@ class GroupCommit:
             group.append(pending)
             events += count
             size += size_bytes
-        self._last_group_events = events
+        if group or not behind:
+            self._last_group_events = events
         return group
 
     def _on_done(self, future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, OutcomeUnknown):
             self._breaker.failed(error)
+            self._follow_at = _NEVER
+            self._unknown_since = self._loop.time()
             self._unresolved_timer = self._loop.call_later(UNRESOLVED_SECONDS, self._on_unresolved, error)
             batches = [pending.writes for pending in self._group]
-            resolving = asyncio.ensure_future(resolve(self._append, batches, within=self._resolve_within))
+            # What was sent behind one that stayed unknown has waited as long.
+            within = max(0.0, self._resolve_within - self._held_seconds)
+            resolving = asyncio.ensure_future(resolve(self._append, batches, within=within))
             resolving.add_done_callback(self._on_resolved)
             self._in_flight = resolving
             return
@@ -257,7 +310,21 @@ class GroupCommit:
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
         group, self._group, self._in_flight = self._group, [], None
-        self._halving.measure(len(group), time.perf_counter() - self._started_at)
+        self._follow_at = _NEVER
+        now = time.perf_counter()
+        self._halving.measure(len(group), now - self._started_at)
+        unknown_since, self._unknown_since = self._unknown_since, None
+        if self._following is not None:
+            # Until now the database was busy with the group before it.
+            self._started_at = now
+            self._held_seconds = 0.0 if unknown_since is None else self._loop.time() - unknown_since
+            following, self._following = self._following, None
+            self._group, self._follower = self._follower, []
+            self._await(following)
+            self._tell_all(group, outcomes)
+            if len(self._waiting) >= self._follow_at:
+                self._follow_soon()
+            return
         # After a refusal no batch may be taken before every outcome is delivered: its owner withdraws the next.
         if self._halving.pays and self._waiting and set(map(type, outcomes)) == {Appended}:
             self._start(len(self._waiting))
@@ -311,7 +378,7 @@ class GroupCommit:
 
     def _refuse_waiting(self) -> None:
         """Refuse every batch that waits, unless its owner has one in flight: that one's outcome comes first."""
-        ahead = {pending.on_outcome for pending in (*self._group, *self._untold)}
+        ahead = {pending.on_outcome for pending in (*self._group, *self._follower, *self._untold)}
         waiting, self._waiting = self._waiting, deque()
         refused: list[PendingAppend] = []
         for pending in waiting:

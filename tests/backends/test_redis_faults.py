@@ -18,6 +18,7 @@ from backends.redis_connection import RedisConnection
 from backends.redis_url import parse_redis_url
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown, StorageFull
 from eventstore.backend import Appended, EventFilter, Load, Loaded
+from eventstore.calls.appending import Appending
 from eventstore.errors import ConnectionsBusy, StoreBusy
 from eventstore.schema import upgrade
 from eventstore.url import parse_store_url
@@ -75,6 +76,56 @@ async def test_an_append_whose_reply_is_lost_is_stored_once_and_acknowledged(
         assert proxy.lost_replies == 1
         assert again == Appended(2, (2,), is_duplicate=True)
         assert await numbers(store.read_all()) == [1, 2]
+
+
+async def test_two_groups_whose_connection_is_lost_are_both_unknown_and_stored_once_each(
+    server: Redis, url: str, proxy: FaultProxy
+):
+    async with EventStore.open(journal_url(server, port=proxy.port)) as store:
+        await store.append("a", happened(1))
+        backend = backend_of(store)
+        groups = [[[write("a", b"2", expected=1)]], [[write("b", b"1", expected=0)]]]
+        connections = proxy.accepted
+        proxy.lose_reply(to=b"EVALSHA")
+        first, second = (backend.append(group) for group in groups)
+        assert isinstance(first, Appending)
+        assert first.may_be_followed
+        lost = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(error) for error in lost] == [OutcomeUnknown] * 2
+        # On the same connection: the second was sent before the first had its reply.
+        assert proxy.accepted == connections
+        for group in groups:
+            await patiently(lambda group=group: backend.append(group))
+        assert [record.payload for record in await collect(store.read("a"))][1:] == [b"2"]
+        assert [record.payload for record in await collect(store.read("b"))] == [b"1"]
+
+
+async def test_two_groups_on_a_server_that_does_not_answer_are_unknown_in_time(
+    server: Redis, url: str, proxy: FaultProxy
+):
+    async with opened_patiently(journal_url(server, port=proxy.port, command_timeout=0.3)) as store:
+        await patiently(lambda: store.append("a", happened(1)))
+        backend = backend_of(store)
+        await patiently(lambda: backend.append([[write("c", b"1")]]))
+        proxy.stall()
+        started = time.monotonic()
+        both = (backend.append([[write(stream_id, b"2")]]) for stream_id in ("a", "b"))
+        lost = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(error) for error in lost] == [OutcomeUnknown] * 2
+        assert time.monotonic() - started < 20
+        proxy.resume()
+        await patiently(lambda: store.append("d", happened(1)))
+
+
+async def test_a_claim_waits_for_the_groups_that_are_under_way(server: Redis, url: str, proxy: FaultProxy):
+    async with EventStore.open(journal_url(server, port=proxy.port)) as store:
+        await store.append("a", happened(1))
+        proxy.latency = 0.05
+        backend = backend_of(store)
+        appends = [backend.append([[write(stream_id, b"1")]]) for stream_id in ("b", "c")]
+        claim = asyncio.create_task(store.claim("a"))
+        await asyncio.wait([claim])
+        assert all(append.done() for append in appends)
 
 
 async def test_a_reply_that_is_cut_off_is_a_lost_reply(server: Redis, url: str, proxy: FaultProxy):
