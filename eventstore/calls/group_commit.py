@@ -272,7 +272,6 @@ class GroupCommit:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, OutcomeUnknown):
             self._breaker.failed(error)
-            self._follow_at = _NEVER
             self._unknown_since = self._loop.time()
             self._unresolved_timer = self._loop.call_later(UNRESOLVED_SECONDS, self._on_unresolved, error)
             batches = [pending.writes for pending in self._group]

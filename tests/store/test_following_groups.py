@@ -110,6 +110,16 @@ async def test_a_second_group_is_sent_behind_the_first_and_no_third(line: Line, 
     assert line.groups[2:] == [SECOND, THIRD]
 
 
+async def test_no_third_is_sent_where_the_first_ends_before_the_second_is_sent(line: Line, callers: Callers):
+    callers.append(*SECOND)
+    line.end(1)
+    callers.append(*THIRD, *FIRST)
+    await turns()
+    assert line.groups[2] == SECOND
+    # As many as leave as many for the next.
+    assert [len(group) for group in line.groups[3:]] == [3 * MIN_HALVED // 2]
+
+
 async def test_few_wait_for_the_end_of_the_first(line: Line, callers: Callers):
     callers.append(*SECOND[: MIN_HALVED // 2 - 1])
     await turns()
@@ -243,11 +253,13 @@ async def test_what_went_behind_one_that_stayed_unknown_has_waited_as_long(line:
 
 
 async def test_what_is_refused_while_the_database_does_not_serve_is_not_what_is_under_way(line: Line, callers: Callers):
+    owner = partial(callers.hear)
+    callers.append_of(owner, "one")
     callers.append(*SECOND)
     await turns()
     callers.append(*THIRD)
-    callers.append(SECOND[0])
+    callers.append_of(owner, "what rests on it")
     callers.breaker.give_up(BackendUnavailable("it is down"))
     await turns()
-    assert [callers.heard.get(stream_id) for stream_id in (FIRST[0], SECOND[1], THIRD[0])] == [None, None, CircuitOpen]
+    assert callers.heard == {"alone": Appended} | dict.fromkeys(THIRD, CircuitOpen)
     assert len(line.groups) == 3
