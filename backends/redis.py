@@ -112,11 +112,10 @@ class RedisBackend(RedisReader):
         if listener is not None:
             await listener.close()
         self._wake()
+        # Appends are among what is finished first.
         await self.close_reader()
         writer, self._writer = self._writer, None
         if writer is not None:
-            # Appends are finished first.
-            await self._turn.wait()
             await writer.close()
 
     # Writing
@@ -124,7 +123,9 @@ class RedisBackend(RedisReader):
     def append(self, batches: Sequence[Batch]) -> Appending:
         self.check_open()
         appending = Appending()
-        if not self._start(batches, appending):
+        if self._start(batches, appending):
+            self._tasks.watch(appending)
+        else:
             self._tasks.start(appending.run(self._append(batches)))
         return appending
 

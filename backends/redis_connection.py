@@ -165,7 +165,9 @@ class RedisConnection:
             return replies
         self._drop()
         await self.connect()
-        return await self._connected()
+        if self._replies is None:
+            raise unreachable(self._target, driver.ConnectionError("Connection closed by server."))
+        return self._replies
 
     def _send(self, replies: RedisReplies, command: tuple[Argument, ...], on_reply: OnReply) -> None:
         """Send a command. Its reply is handed over, or an error, within the time that is allowed."""

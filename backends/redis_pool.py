@@ -56,13 +56,17 @@ class Tasks:
     that nobody reads would be taken for that of the next command."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self.watch(task)
         return task
+
+    def watch(self, work: asyncio.Future[Any]) -> None:
+        """Count among them what is under way without a task."""
+        self._tasks.add(work)
+        work.add_done_callback(self._done)
 
     async def finish(self, work: Coroutine[Any, Any, _T]) -> _T:
         return await asyncio.shield(self.start(work))
@@ -72,7 +76,7 @@ class Tasks:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             # Whoever waited for it has its error; a caller that was cancelled does not want it.

@@ -25,7 +25,7 @@ class RedisTurn:
         self._together += 1
         return True
 
-    async def wait(self, seconds: float | None = None) -> None:
+    async def wait(self, seconds: float) -> None:
         """Take it alone, when it is free. Raises `TimeoutError` if that takes so long."""
         if not (self._is_alone or self._waiting or self._together):
             self._is_alone = True

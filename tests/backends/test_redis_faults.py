@@ -117,12 +117,24 @@ async def test_two_groups_on_a_server_that_does_not_answer_are_unknown_in_time(
         await patiently(lambda: store.append("d", happened(1)))
 
 
+async def test_a_backend_that_is_closed_waits_for_the_groups_that_are_under_way(
+    server: Redis, url: str, proxy: FaultProxy
+):
+    async with EventStore.open(journal_url(server, port=proxy.port)) as store:
+        await store.append("a", happened(1))
+        backend = backend_of(store)
+        proxy.latency = 0.05
+        appends = [asyncio.ensure_future(backend.append([[write(stream_id, b"1")]])) for stream_id in ("b", "c")]
+        await backend.close()
+        assert [append.result()[0] for append in appends] == [Appended(2, (1,)), Appended(3, (1,))]
+
+
 async def test_a_claim_waits_for_the_groups_that_are_under_way(server: Redis, url: str, proxy: FaultProxy):
     async with EventStore.open(journal_url(server, port=proxy.port)) as store:
         await store.append("a", happened(1))
         proxy.latency = 0.05
         backend = backend_of(store)
-        appends = [backend.append([[write(stream_id, b"1")]]) for stream_id in ("b", "c")]
+        appends = [asyncio.ensure_future(backend.append([[write(stream_id, b"1")]])) for stream_id in ("b", "c")]
         claim = asyncio.create_task(store.claim("a"))
         await asyncio.wait([claim])
         assert all(append.done() for append in appends)

@@ -39,7 +39,7 @@ async def test_who_waits_has_it_in_turn():
     had: list[int] = []
 
     async def have(number: int) -> None:
-        await turn.wait()
+        await turn.wait(20)
         had.append(number)
         await asyncio.sleep(0)
         turn.release()
@@ -65,7 +65,7 @@ async def test_who_gives_up_leaves_it_to_the_others():
 
 async def test_who_is_cancelled_at_the_moment_it_is_given_passes_it_on():
     turn = RedisTurn()
-    await turn.wait()
+    await turn.wait(20)
     given, next_one = asyncio.create_task(turn.wait(20)), asyncio.create_task(turn.wait(20))
     await asyncio.sleep(0)
     turn.release()
