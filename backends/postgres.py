@@ -105,7 +105,10 @@ class PostgresBackend:
     def append(self, batches: Sequence[Batch]) -> Appending:
         parts = self._open
         appending = Appending()
-        task = asyncio.ensure_future(appending.run(parts.append.append(batches)))
+        # The next one's statement is made while the server works on this one's.
+        appending.may_be_followed = True
+        plan = parts.append.plan_behind(batches)
+        task = asyncio.ensure_future(appending.run(parts.append.append(batches, plan)))
         parts.appends.add(task)
         task.add_done_callback(parts.appends.discard)
         appending.add_done_callback(parts.appended)

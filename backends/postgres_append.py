@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
-from backends.postgres_columns import command_columns, event_columns, forgotten_column, head_columns, replica_columns
+from backends.postgres_columns import (
+    RECORDED_AT,
+    command_columns,
+    event_columns,
+    forgotten_column,
+    head_columns,
+    replica_columns,
+)
 from backends.postgres_driver import DRIVER_ERRORS, InternalClientError
 from backends.postgres_errors import fence_of, may_be_decided_again, translated, was_outdated
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import Appended, AppendOutcome, Batch
-from eventstore.errors import StoreBusy
+from eventstore.errors import EventEncodeError, StoreBusy
 from eventstore.events import stream_kind
 
 # How many streams are remembered: beyond it the memory starts anew, and streams are looked up again.
@@ -34,6 +42,17 @@ _CAREFUL_SECONDS = 10.0
 _UNKNOWN = 2**62
 
 
+class Plan(NamedTuple):
+    """A group that is decided on what is remembered, and the statement that stores it."""
+
+    group: Group
+    at_once: bool
+    statement: str
+    parameters: list[object]
+    new: list[str]
+    """The streams that it makes."""
+
+
 class PostgresAppend:
     """Appends groups, one after another, on a session of its own that nothing else can keep busy."""
 
@@ -46,6 +65,8 @@ class PostgresAppend:
         self._turn = asyncio.Lock()
         self._last_recorded_at = 0
         self._is_careful_until = 0.0
+        # What is being stored at this moment.
+        self._under_way: Group | None = None
         self.last_position = 0
         """The end of the log as far as it was stored here; the log may be further."""
         self.stored_through = 0
@@ -74,13 +95,32 @@ class PostgresAppend:
             if session is not None:
                 await session.close()
 
-    async def append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        """Store the batches in one commit. On any error nothing is remembered."""
+    def plan_behind(self, batches: Sequence[Batch]) -> Plan | None:
+        """Decide about the next append while one is under way. None: there is none, or the batches rest on it."""
+        under_way, session = self._under_way, self._session
+        stream_ids = _stream_ids(batches)
+        if (
+            session is None
+            or under_way is None
+            or not stream_ids <= self._streams.keys()
+            or not stream_ids.isdisjoint(under_way.versions)
+        ):
+            return None
+        group = Group(self._streams, under_way.last_position + len(under_way.rows))
+        if group.stores_all(batches) and not group.is_empty:
+            # What cannot be encoded is told to whoever waits for it.
+            with suppress(EventEncodeError):
+                return self._plan(group, stream_ids, at_once=self._may_move_at_once(session))
+        return None
+
+    async def append(self, batches: Sequence[Batch], plan: Plan | None = None) -> Sequence[AppendOutcome]:
+        """Store the batches in one commit, by a plan that was made for them, if it still holds. On any error nothing is
+        remembered."""
         async with self._turn:
             while self._outdated:
                 self._streams.pop(self._outdated.pop(), None)
             try:
-                outcomes = await self._append(batches)
+                outcomes = await self._append(batches, plan)
             except BaseException:
                 self._streams.clear()
                 # A position that was taken and not committed is given to another event if the server breaks down.
@@ -98,7 +138,7 @@ class PostgresAppend:
         """
         apart = PostgresAppend(self._sql, self._connect)
         apart._last_recorded_at = self._last_recorded_at
-        stream_ids = {write.stream_id for batch in batches for write in batch}
+        stream_ids = _stream_ids(batches)
         return await apart._append_looked_up(session, batches, stream_ids)
 
     def stored(self, batch: Batch, outcome: Appended) -> None:
@@ -108,13 +148,13 @@ class PostgresAppend:
         self.last_position = max(self.last_position, outcome.position)
         self.stored_through = max(self.stored_through, outcome.position)
 
-    async def _append(self, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
-        stream_ids = {write.stream_id for batch in batches for write in batch}
+    async def _append(self, batches: Sequence[Batch], plan: Plan | None) -> Sequence[AppendOutcome]:
+        stream_ids = _stream_ids(batches)
         for number in range(_ROUNDS):
             session = await self._usable_session()
             try:
                 if number == 0:
-                    outcomes = await self._append_remembered(session, batches, stream_ids)
+                    outcomes = await self._append_remembered(session, batches, stream_ids, plan)
                 elif number <= _OPTIMISTIC_ROUNDS:
                     outcomes = await self._append_looked_up(session, batches, stream_ids)
                 else:
@@ -135,9 +175,13 @@ class PostgresAppend:
         raise StoreBusy("other writers were faster every time: nothing was stored, try again")
 
     async def _append_remembered(
-        self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str]
+        self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str], plan: Plan | None
     ) -> Sequence[AppendOutcome] | None:
         """Decide on what is remembered. None: it takes more than that to decide."""
+        at_once = self._may_move_at_once(session)
+        if plan is not None and plan.at_once == at_once and stream_ids <= self._streams.keys():
+            # If it was decided on something else than is remembered now, the statement finds out, as it always does.
+            return await self._store(session, plan)
         if len(self._streams) > _MAX_REMEMBERED:
             self._streams.clear()
         unknown = stream_ids.difference(self._streams)
@@ -150,10 +194,7 @@ class PostgresAppend:
         group = Group(self._streams, self.last_position)
         if not group.stores_all(batches) or group.is_empty:
             return None
-        # Behind a proxy it is the server that chooses how to find the streams, and with that in which order they are
-        # locked.
-        at_once = not session.is_pooled and asyncio.get_running_loop().time() >= self._is_careful_until
-        return await self._store(session, group, stream_ids, at_once=at_once)
+        return await self._store(session, self._plan(group, stream_ids, at_once=at_once))
 
     async def _append_looked_up(
         self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str], *, lock: bool = False
@@ -169,7 +210,9 @@ class PostgresAppend:
         for batch in batches:
             if isinstance(group.decide(batch), Appended):
                 used.update(write.stream_id for write in batch)
-        return group.outcomes if group.is_empty else await self._store(session, group, used)
+        if group.is_empty:
+            return group.outcomes
+        return await self._store(session, self._plan(group, used, at_once=False))
 
     async def _refused(
         self, session: PostgresSession, batches: Sequence[Batch], stream_ids: set[str], fence: str
@@ -215,15 +258,20 @@ class PostgresAppend:
             self._drop(session)
             raise translated(error, writing=False) from error
 
-    async def _store(
-        self, session: PostgresSession, group: Group, stream_ids: set[str], *, at_once: bool = False
-    ) -> Sequence[AppendOutcome] | None:
-        """Store what the group has, if its streams still are what it was decided on. None: one is not.
+    async def _store(self, session: PostgresSession, plan: Plan) -> Sequence[AppendOutcome] | None:
+        """Store what a group has, if its streams still are what it was decided on. None: one is not.
 
-        `at_once`: that may be an error of the driver, too (`was_outdated`).
+        Where streams are moved `at_once`, that may be an error of the driver, too (`was_outdated`).
         """
-        statement, parameters, new = self._statement(group, stream_ids, at_once=at_once)
-        ((count, updated, recorded_at, first, last, positions, *more),) = await session.fetch(statement, *parameters)
+        group, _, statement, parameters, new = plan
+        parameters[RECORDED_AT] = self._last_recorded_at
+        self._under_way = group
+        try:
+            ((count, updated, recorded_at, first, last, positions, *more),) = await session.fetch(
+                statement, *parameters
+            )
+        finally:
+            self._under_way = None
         remembered = more.pop(0) if group.commands else 0
         if count == remembered == updated == 0:
             return None
@@ -245,17 +293,21 @@ class PostgresAppend:
             return group.outcomes
         return [_positioned(outcome, group.last_position, first, positions) for outcome in group.outcomes]
 
-    def _statement(self, group: Group, stream_ids: set[str], *, at_once: bool) -> tuple[str, list[object], list[str]]:
-        """The statement that stores the group, its parameters, and the streams that it makes."""
+    def _may_move_at_once(self, session: PostgresSession) -> bool:
+        # Behind a proxy it is the server that chooses how to find the streams, and with that in which order they are
+        # locked.
+        return not session.is_pooled and asyncio.get_running_loop().time() >= self._is_careful_until
+
+    def _plan(self, group: Group, stream_ids: set[str], *, at_once: bool) -> Plan:
         with_commands = bool(group.commands)
         is_one_each = len(group.rows) == len(group.versions) == len(stream_ids) and not group.has_new_streams
         if is_one_each and not group.replicas and (not group.has_epochs or _is_by_owners(group.rows)):
-            parameters = [*event_columns(group.rows, {}), self._last_recorded_at]
+            parameters = [*event_columns(group.rows, {}), None]
             if with_commands:
                 heads = [row[0] for row in group.rows]
                 parameters += [forgotten_column(heads), *command_columns(group.commands, {})]
             statement = self._sql.append_one_each(owned=group.has_epochs, commands=with_commands, at_once=at_once)
-            return statement, parameters, []
+            return Plan(group, at_once, statement, parameters, [])
         found = {stream_id: self._streams[stream_id] for stream_id in stream_ids}
         known = sorted(
             ((head, group.versions.get(stream_id, head.version)) for stream_id, head in found.items() if head.id),
@@ -263,7 +315,7 @@ class PostgresAppend:
         )
         new = [stream_id for stream_id, head in found.items() if not head.id]
         places = {id(found[stream_id]): -place for place, stream_id in enumerate(new, start=1)}
-        parameters = [*event_columns(group.rows, places), self._last_recorded_at, *head_columns(known)]
+        parameters = [*event_columns(group.rows, places), None, *head_columns(known)]
         statement = self._sql.append_to(new=bool(new), commands=with_commands, replicas=bool(group.replicas))
         if new:
             versions = [group.versions.get(stream_id, 0) for stream_id in new]
@@ -272,7 +324,7 @@ class PostgresAppend:
             parameters += [forgotten_column([head for head, _ in known]), *command_columns(group.commands, places)]
         if group.replicas:
             parameters += replica_columns(group.replicas)
-        return statement, parameters, new
+        return Plan(group, at_once, statement, parameters, new)
 
     async def _usable_session(self) -> PostgresSession:
         if self._session is None or not self._session.is_usable:
@@ -286,6 +338,10 @@ class PostgresAppend:
         if session is not None and not session.is_usable:
             session.cut()
             self._session = None
+
+
+def _stream_ids(batches: Sequence[Batch]) -> set[str]:
+    return {write.stream_id for batch in batches for write in batch}
 
 
 def _is_by_owners(rows: Sequence[tuple[Any, ...]]) -> bool:

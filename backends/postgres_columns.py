@@ -12,6 +12,10 @@ from eventstore.errors import EventEncodeError
 # What stands between texts that are strung together.
 _SEPARATOR = "\x1e"
 
+RECORDED_AT = 10
+"""The place among an append's parameters, behind the columns of events, of the time below which none may be recorded:
+it is known when the append before has ended."""
+
 
 def event_columns(rows: Sequence[tuple[Any, ...]], places: Mapping[int, int]) -> list[object]:
     """The columns of events, `stream` to `checksum`. `places` has the numbers of streams without a row, by head."""

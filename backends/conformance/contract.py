@@ -10,6 +10,7 @@ from backends.conformance.checkpoints import Checkpoints
 from backends.conformance.commands import Commands
 from backends.conformance.concurrency import Concurrency
 from backends.conformance.epochs import Epochs
+from backends.conformance.following import Following
 from backends.conformance.forgetting import Forgetting
 from backends.conformance.ids import Ids
 from backends.conformance.log import Log
@@ -36,6 +37,7 @@ class BackendContract(
     Commands,
     Concurrency,
     Epochs,
+    Following,
     Forgetting,
     Ids,
     Log,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeGuard
 
 import pytest
@@ -15,7 +15,7 @@ from backends.conformance.events import collect, happened, numbers, outcome, ver
 from backends.postgres import PostgresBackend
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, ConcurrencyError, EventStore, OutcomeUnknown, StoreClosed
-from eventstore.backend import Appended, Backend, Batch, Claim, CommandLookup, Expected, Load
+from eventstore.backend import Appended, AppendOutcome, Backend, Batch, Claim, CommandLookup, Expected, Load
 from eventstore.codec import new_event_id
 from eventstore.errors import EventEncodeError, FencedError, StoreBusy
 from eventstore.store import Append
@@ -96,6 +96,63 @@ async def test_an_append_to_streams_that_are_known_is_one_statement(
         statements.clear()
         await backend.append([[write(name, b"2", expected=1)] for name in names])
         assert len(statements) == 1
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "forgotten", "claimed", "under way"])
+async def test_a_second_append_is_decided_while_the_first_is_stored_unless_it_rests_on_what_is_not_known(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, statements: list[str], meanwhile: str
+) -> None:
+    plans: list[object] = []
+    plan = postgres_append.PostgresAppend._plan
+    monkeypatch.setattr(
+        postgres_append.PostgresAppend, "_plan", lambda *args, **named: plans.append(plan(*args, **named)) or plans[-1]
+    )
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:
+        backend = backend_of(store)
+        await backend.append([[write(name, b"1")] for name in ("a", "b", "c")])
+        await holder.execute("BEGIN; SELECT * FROM journal_streams WHERE stream_id = 'a' FOR UPDATE")
+        # The last append was recorded a long time after the server's now.
+        before = backend._open.append._last_recorded_at = 2**52
+        appending = backend.append([[write("a" if meanwhile != "under way" else "b", b"2"), write("a", b"2")]])
+        await waiting_for_locks(postgres_url)
+        behind = backend.append([[write("b", b"2")], [write("c", b"2")]])
+        if meanwhile == "forgotten":
+            await store.truncate("b", 0, reason="nothing goes")
+        elif meanwhile == "claimed":
+            await store.claim("b")
+        planned = len(plans)
+        statements.clear()
+        await holder.execute("ROLLBACK")
+        outcomes = [*await appending, *await behind]
+        assert [each.position for each in outcomes if isinstance(each, Appended)] == [5, 6, 7]
+        assert len(plans) - planned == (meanwhile != "nothing")
+        looked_up = [backend._open.append._sql.streams] if meanwhile in ("forgotten", "claimed") else []
+        assert [statement for statement in statements if "INSERT" not in statement] == looked_up
+        assert len(statements) == len(looked_up) + 1
+        recorded = await fetch(postgres_url, "SELECT DISTINCT recorded_at FROM journal_events WHERE position > 3")
+        assert [tuple(row) for row in recorded] == [(before,)]
+        assert backend._open.append._under_way is None
+
+
+@pytest.mark.parametrize("broken", ["first", "second"])
+async def test_of_two_appends_one_that_cannot_be_encoded_does_not_harm_the_other(
+    postgres_url: str, broken: str
+) -> None:
+    async with EventStore.open(postgres_url) as store, connected(postgres_url) as holder:
+        backend = backend_of(store)
+        await backend.append([[write(name, b"1")] for name in ("a", "b")])
+        await holder.execute("BEGIN; SELECT * FROM journal_streams FOR UPDATE")
+        appends: list[Awaitable[Sequence[AppendOutcome]]] = []
+        for which, name in (("first", "a"), ("second", "b")):
+            appends.append(backend.append([[write(name, b"\xff" if which == broken else b"2", expected=1)]]))
+            if which == broken:
+                await asyncio.sleep(0)
+            else:
+                await waiting_for_locks(postgres_url)
+        await holder.execute("ROLLBACK")
+        failed, fine = await asyncio.gather(*(appends if broken == "first" else appends[::-1]), return_exceptions=True)
+        assert isinstance(failed, EventEncodeError)
+        assert fine == [Appended(3, (2,))]
 
 
 async def test_new_streams_are_made_by_the_append_itself(postgres_url: str, statements: list[str]) -> None:
