@@ -208,8 +208,10 @@ class MemoryBackend:
             del stream.snapshots[version]
         return len(doomed)
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
-        return self._opened.truncate(stream_id, through, reason, epoch)
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
+        return self._opened.truncate(stream_id, through, reason, epoch, fingerprint)
 
     async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
         journal = self._opened.log.journal(NO_TENANT) if shared else self._opened

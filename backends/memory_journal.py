@@ -33,7 +33,7 @@ from eventstore.backend import (
 )
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.contract.archive import Fence, StreamKey
-from eventstore.contract.passed_events import check_passed
+from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.errors import (
     CommandForgotten,
     ConcurrencyError,
@@ -304,13 +304,17 @@ class Journal:
             if (stream.owner, stream.epoch) == (owner, epoch):
                 stream.owner = None
 
-    def truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+    def truncate(self, stream_id: str, through: int, reason: str, epoch: int | None, fingerprint: str | None) -> int:
         self.log.check_fence()
         stream = self.stream(stream_id)
         stream.check_epoch(stream_id, epoch)
         for last in stream.select(after=0, through=through, limit=len(stream.entries))[-1:]:
             checkpoints = [*self.checkpoints.values(), *self.log.journal(NO_TENANT).checkpoints.values()]
             check_passed(checkpoints, self.tenant, stream_id, last.position)
+            if fingerprint is not None and not any(
+                each.fingerprint == fingerprint and each.version >= last.version for each in stream.snapshots.values()
+            ):
+                raise no_snapshot(stream_id, last.version, fingerprint)
         return self._remove(stream_id, stream, through, reason)
 
     def _remove(self, stream_id: str, stream: Stream, through: int, reason: str) -> int:

@@ -135,9 +135,11 @@ class PostgresBackend:
         # It is used in the event loop of another thread.
         return self._open_anywhere.lease(owner)
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
         parts = self._open
-        removed = await parts.changes.truncate(stream_id, through, reason=reason, epoch=epoch)
+        removed = await parts.changes.truncate(stream_id, through, reason=reason, epoch=epoch, fingerprint=fingerprint)
         parts.append.forget(stream_id)
         return removed
 

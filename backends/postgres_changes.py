@@ -10,7 +10,7 @@ from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
 from eventstore.backend import StoredSeal, StoredSnapshot
-from eventstore.contract.passed_events import check_passed
+from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
@@ -22,24 +22,15 @@ _LOCK_STREAM = """
 SELECT id, version, truncated, epoch FROM {schema}.journal_streams
 WHERE tenant = {tenant} AND stream_id = $1 FOR NO KEY UPDATE
 """
-_STREAM_ID = "SELECT id FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = $1"
 _NEW_STREAM = """
 INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, created_at) VALUES ({tenant}, $1, $2, $3)
-ON CONFLICT (tenant, stream_id) DO NOTHING RETURNING id
+ON CONFLICT (tenant, stream_id) DO NOTHING
 """
-# Where events were removed, other code has nothing but its newest snapshot from there on: that stays.
-_SAVE_SNAPSHOT = """
-INSERT INTO {schema}.journal_snapshots AS n
-    (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
-    payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch, recorded_at = excluded.recorded_at
-WHERE n.fingerprint = excluded.fingerprint OR NOT EXISTS
-    (SELECT 1 FROM {schema}.journal_streams s WHERE s.id = $1 AND s.truncated > 0 AND s.truncated <= $2)
-"""
+# Where events were removed, other code has nothing but its newest snapshot from there on: that stays. The stream's row
+# is locked, so that a truncation that found a snapshot there has removed the events before this looks, or comes after.
 # One statement, so that an owner that is stopped in the middle keeps nobody from claiming the stream. It does not see
-# its own snapshot in the table.
-_SAVE_OWNERS_SNAPSHOT = """
+# its own snapshot in the table. Epoch 0 is nobody's, and is never overtaken.
+_SAVE_SNAPSHOT = """
 WITH s AS MATERIALIZED (
     SELECT id, epoch, truncated FROM {schema}.journal_streams
     WHERE tenant = {tenant} AND stream_id = $9 FOR NO KEY UPDATE
@@ -58,7 +49,7 @@ WITH s AS MATERIALIZED (
     INSERT INTO {schema}.journal_snapshots AS n
         (stream, version, fingerprint, encoding, payload, checksum, epoch, recorded_at)
     SELECT s.id, $1::bigint, $2::text, $3::text, $4::bytea, $5::bytea, $6::bigint, $7::bigint FROM s
-    WHERE s.epoch <= $6 AND ($1 IN (SELECT version FROM kept) OR $1 IN (SELECT version FROM standing))
+    WHERE (s.epoch <= $6 OR $6 = 0) AND ($1 IN (SELECT version FROM kept) OR $1 IN (SELECT version FROM standing))
     ON CONFLICT (stream, version) DO UPDATE SET fingerprint = excluded.fingerprint, encoding = excluded.encoding,
         payload = excluded.payload, checksum = excluded.checksum, epoch = excluded.epoch,
         recorded_at = excluded.recorded_at
@@ -66,17 +57,10 @@ WITH s AS MATERIALIZED (
         (SELECT 1 FROM s WHERE s.truncated > 0 AND s.truncated <= $1)
 ), dropped AS (
     DELETE FROM {schema}.journal_snapshots n USING s
-    WHERE n.stream = s.id AND s.epoch <= $6 AND n.version NOT IN (SELECT version FROM kept)
+    WHERE n.stream = s.id AND (s.epoch <= $6 OR $6 = 0) AND n.version NOT IN (SELECT version FROM kept)
         AND n.version NOT IN (SELECT version FROM standing)
 )
 SELECT epoch FROM s
-"""
-_DROP_SNAPSHOTS = """
-DELETE FROM {schema}.journal_snapshots WHERE stream = $1 AND version NOT IN
-    (SELECT version FROM {schema}.journal_snapshots WHERE stream = $1 ORDER BY version DESC LIMIT $2)
-    AND version NOT IN
-    (SELECT max(n.version) FROM {schema}.journal_snapshots n JOIN {schema}.journal_streams s ON s.id = n.stream
-    WHERE n.stream = $1 AND s.truncated > 0 AND n.version >= s.truncated GROUP BY n.fingerprint)
 """
 _DELETE_SNAPSHOTS = """
 DELETE FROM {schema}.journal_snapshots n USING {schema}.journal_streams s
@@ -87,6 +71,10 @@ INSERT INTO {schema}.journal_removals (stream, through, log_end, reason, is_open
 VALUES ($1, $2, (SELECT last_value FROM {schema}.journal_events_position_seq), $3, true, $4) RETURNING id
 """
 _LAST = "SELECT position FROM {schema}.journal_events WHERE stream = $1 AND version <= $2 ORDER BY version DESC LIMIT 1"
+# The stream's row is locked by now: who saves a snapshot, and so may take others away, has committed, or waits.
+_STANDING = """
+SELECT 1 FROM {schema}.journal_snapshots WHERE stream = $1 AND version >= $2 AND fingerprint = $3 LIMIT 1
+"""
 _REMOVE = "DELETE FROM {schema}.journal_events WHERE stream = $1 AND version <= $2"
 _CLOSE_REMOVAL = "UPDATE {schema}.journal_removals SET is_open = false, removed = $2 WHERE id = $1"
 _TRUNCATED = "UPDATE {schema}.journal_streams SET truncated = $2 WHERE id = $1"
@@ -130,11 +118,8 @@ class PostgresChanges:
     def __init__(self, sql: PostgresSQL, pool: PostgresPool) -> None:
         self._pool = pool
         self._lock_stream = sql.named(_LOCK_STREAM)
-        self._stream_id = sql.named(_STREAM_ID)
         self._new_stream = sql.named(_NEW_STREAM)
-        self._save_owners_snapshot = sql.named(_SAVE_OWNERS_SNAPSHOT)
         self._save_snapshot = sql.named(_SAVE_SNAPSHOT)
-        self._drop_snapshots = sql.named(_DROP_SNAPSHOTS)
         self._delete_snapshots = sql.named(_DELETE_SNAPSHOTS)
         self._tenant = sql.tenant
         self._lock_removals = sql.lock_removals
@@ -142,13 +127,16 @@ class PostgresChanges:
         self._concerning = sql.concerning_checkpoints
         self._add_seal = sql.named(_ADD_SEAL)
         self._open_removal = sql.named(_OPEN_REMOVAL)
+        self._standing = sql.named(_STANDING)
         self._remove = sql.named(_REMOVE)
         self._close_removal = sql.named(_CLOSE_REMOVAL)
         self._truncated = sql.named(_TRUNCATED)
         self._forget_old = sql.named(_FORGET, doomed=_OLD)
         self._forget_up_to = sql.named(_FORGET, doomed=_UP_TO)
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None) -> int:
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None, fingerprint: str | None
+    ) -> int:
         """Remove events, and the outcomes of commands, up to a version. Returns how many events."""
 
         async def truncate(session: PostgresSession) -> int:
@@ -166,6 +154,8 @@ class PostgresChanges:
                 for (position,) in await session.fetch(self._last, stream, last):
                     checkpoints = [stored_checkpoint(*row) for row in await session.fetch(self._concerning)]
                     check_passed(checkpoints, self._tenant, stream_id, position)
+                if fingerprint is not None and not await session.fetch(self._standing, stream, last, fingerprint):
+                    raise no_snapshot(stream_id, last, fingerprint)
                 # The door that the delete trigger looks for; it stays as the record of what was removed.
                 ((door,),) = await session.fetch(self._open_removal, stream, last, reason, _now())
                 removed = await session.execute(self._remove, stream, last)
@@ -202,14 +192,12 @@ class PostgresChanges:
         )
 
         async def save(session: PostgresSession) -> None:
-            if epoch:
-                for (claimed,) in await session.fetch(self._save_owners_snapshot, *values, keep, stream_id):
-                    _check_epoch(stream_id, epoch, claimed)
-                    return
-            async with session.transaction():
-                stream = await self._stream_row(session, stream_id)
-                await session.execute(self._save_snapshot, stream, *values)
-                await session.execute(self._drop_snapshots, stream, keep)
+            rows = await session.fetch(self._save_snapshot, *values, keep, stream_id)
+            if not rows:
+                await session.execute(self._new_stream, stream_id, stream_kind(stream_id), _now())
+                rows = await session.fetch(self._save_snapshot, *values, keep, stream_id)
+            ((claimed,),) = rows
+            _check_epoch(stream_id, epoch or None, claimed)
 
         await self._pool.run(save, writing=True)
 
@@ -218,16 +206,6 @@ class PostgresChanges:
         return await self._pool.run(
             lambda session: session.execute(self._delete_snapshots, stream_id, last), writing=True
         )
-
-    async def _stream_row(self, session: PostgresSession, stream_id: str) -> int:
-        """The id of a stream's row, which is made if there is none."""
-        find = (self._stream_id, stream_id)
-        make = (self._new_stream, stream_id, stream_kind(stream_id), _now())
-        # Again at the end: who made it at the same moment has made it by then.
-        for statement, *parameters in (find, make, find):
-            if rows := await session.fetch(statement, *parameters):
-                return int(rows[0][0])
-        raise RuntimeError("a stream was neither there nor could it be made")
 
 
 def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:

@@ -50,7 +50,7 @@ from eventstore.backend import (
     StoredSnapshot,
 )
 from eventstore.calls.appending import Appending
-from eventstore.contract.passed_events import check_passed
+from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
 from eventstore.events import stream_kind
@@ -65,6 +65,7 @@ _REMOVED_AT_ONCE = 2000
 # What the script of a truncation that was refused replies first.
 _FENCED = -1
 _BEHIND = -2
+_NO_SNAPSHOT = -3
 
 
 class RedisBackend(RedisReader):
@@ -172,8 +173,11 @@ class RedisBackend(RedisReader):
         # Not on the writer's connection: a seal is large, and appends would wait for it.
         return bool(await self._run(ADD_SEAL, [seal.number, packed_seal(seal)]))
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
-        return await self._tasks.finish(self._truncate(stream_id, min(through, MAX_VERSION), reason, epoch))
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
+        last = min(through, MAX_VERSION)
+        return await self._tasks.finish(self._truncate(stream_id, last, reason, epoch, fingerprint))
 
     async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
         if snapshot.version > MAX_VERSION:
@@ -247,15 +251,20 @@ class RedisBackend(RedisReader):
         self._wake()
         return outcomes
 
-    async def _truncate(self, stream_id: str, through: int, reason: str, epoch: int | None) -> int:
+    async def _truncate(
+        self, stream_id: str, through: int, reason: str, epoch: int | None, fingerprint: str | None
+    ) -> int:
         own = -1 if epoch is None else epoch
         arguments: list[Argument] = [self._whose.name(stream_id), through, _REMOVED_AT_ONCE, reason.encode(), own]
         arguments += (self._whose.name(""), self.tenant.encode(), stream_kind(stream_id).encode())
+        arguments.append(b"" if fingerprint is None else b"=" + fingerprint.encode())
         removed, more = 0, 1
         while more:
             count, more, *behind = await self._write(TRUNCATE, arguments)
             if count == _FENCED:
                 raise FencedError(stream_id, own, more)
+            if count == _NO_SNAPSHOT and fingerprint is not None:
+                raise no_snapshot(stream_id, more, fingerprint, removed=removed)
             if count == _BEHIND:
                 check_passed([found_checkpoint(*behind)], self.tenant, stream_id, more, removed=removed)
                 # It is of a partition to which the stream does not belong.

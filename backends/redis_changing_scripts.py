@@ -5,14 +5,30 @@ from __future__ import annotations
 from backends.redis_command_scripts import FORGETTING
 from backends.redis_scripts import ONE_STREAM, OPENED, REFUSAL, REFUSED, script
 
+# Of which schema the stream's snapshot of a version is: false where there is none, or it is damaged. It is in the
+# snapshot, which comes as a whole, and may have megabytes: read no more of them than is needed.
+_SCHEMA_OF = """
+local snapshots, schemas = base .. ':snapshots:' .. text(number), {}
+local function schema_in(packed)
+    if not packed or #packed < 30 then return false end
+    return string.sub(packed, 31, 30 + struct.unpack('>H', packed, 25))
+end
+local function schema_of(each)
+    if schemas[each] == nil then schemas[each] = schema_in(redis.call('HGET', snapshots, text(each))) end
+    return schemas[each]
+end
+"""
+
 # ARGV: 6 through, 7 how many events at most, 8 reason, 9 epoch or -1, 10 what stands before the tenant's names, 11 the
-# tenant, 12 the stream's kind, then the checkpoints that do not want this stream's events, whatever they say of kinds
-# and tenants. The reply: how many were removed, 1 if more are to be; or -1, epoch, for a fenced writer; or -2, the last
-# position that would go, and the name and the value of a checkpoint that stands before it, and may want the event.
+# tenant, 12 the stream's kind, 13 '' or '=' and the schema of which a snapshot must be there, then the checkpoints that
+# do not want this stream's events, whatever they say of kinds and tenants. The reply: how many were removed, 1 if more
+# are to be; or -1, epoch, for a fenced writer; or -2, the last position that would go, and the name and the value of a
+# checkpoint that stands before it, and may want the event; or -3, the last version that would go, without a snapshot.
 _TRUNCATE = (
     REFUSAL
     + ONE_STREAM
     + FORGETTING
+    + _SCHEMA_OF
     + """
 if tonumber(ARGV[9]) >= 0 and tonumber(ARGV[9]) < epoch then return {-1, epoch} end
 local count = math.min(tonumber(ARGV[6]), version) - truncated
@@ -25,7 +41,7 @@ local last = redis.call('LRANGE', base .. ':events:' .. text(number), count - 1,
 if not last then return redis.error_reply('DAMAGED events of the stream are missing') end
 last = struct.unpack('>I7', last, 2)
 local indifferent = {}
-for i = 13, #ARGV do indifferent[ARGV[i]] = true end
+for i = 14, #ARGV do indifferent[ARGV[i]] = true end
 local function may_have(all, one)
     if type(all) ~= 'table' or #all == 0 then return true end
     for i = 1, #all do
@@ -47,6 +63,12 @@ for _, field in ipairs(redis.call('HKEYS', base .. ':checkpoints')) do
         end
     end
 end
+local stands = ARGV[13] == ''
+for _, each in ipairs(versions_falling(snapshots)) do
+    if stands or each < truncated + count then break end
+    stands = schema_of(each) == string.sub(ARGV[13], 2)
+end
+if not stands then return {-3, truncated + count} end
 local more = 0
 if count > tonumber(ARGV[7]) then
     count = tonumber(ARGV[7])
@@ -91,35 +113,36 @@ _SAVE_SNAPSHOT = (
     + """
 if tonumber(ARGV[9]) > 0 and tonumber(ARGV[9]) < epoch then return epoch end
 if number == 0 then save_head() end
-local key = base .. ':snapshots:' .. text(number)
+"""
+    + _SCHEMA_OF
+    + """
 -- Where events were removed, other code has nothing but its newest snapshot from there on: that stays.
 local function stands(each) return truncated > 0 and each >= truncated end
-local function schema_of(packed)
-    if not packed or #packed < 30 then return false end
-    return string.sub(packed, 31, 30 + struct.unpack('>H', packed, 25))
+local bytes, added, own = tonumber(journal[6]), 0, tonumber(ARGV[6])
+local there = redis.call('HSTRLEN', snapshots, ARGV[6])
+if there == 0 or not stands(own) or not schema_of(own) or schema_of(own) == schema_in(ARGV[7]) then
+    bytes = bytes + #ARGV[7] - there
+    added = redis.call('HSET', snapshots, ARGV[6], ARGV[7])
+    schemas[own] = schema_in(ARGV[7])
 end
-local bytes, added = tonumber(journal[6]), 0
-local there = stands(tonumber(ARGV[6])) and schema_of(redis.call('HGET', key, ARGV[6]))
-if not there or there == schema_of(ARGV[7]) then
-    bytes = bytes + #ARGV[7] - redis.call('HSTRLEN', key, ARGV[6])
-    added = redis.call('HSET', key, ARGV[6], ARGV[7])
+local versions = versions_falling(snapshots)
+local function is_newest_of_schema(at)
+    local schema = schema_of(versions[at])
+    if not schema then return false end
+    -- Those that were read first: nearly always one of them is of this schema, and the others need not be.
+    for i = 1, at - 1 do
+        if schemas[versions[i]] == schema then return false end
+    end
+    for i = 1, at - 1 do
+        if schema_of(versions[i]) == schema then return false end
+    end
+    return true
 end
-local versions = versions_falling(key)
-local keep, schemas = tonumber(ARGV[8]), {}
 newest = 0
 for i = 1, #versions do
-    local stays = i <= keep
-    -- They are large: looked at only where it counts.
-    if stands(versions[i]) and versions[keep + 1] and stands(versions[keep + 1]) then
-        local schema = schema_of(redis.call('HGET', key, text(versions[i])))
-        if schema then
-            stays = stays or not schemas[schema]
-            schemas[schema] = true
-        end
-    end
-    if not stays then
-        bytes = bytes - redis.call('HSTRLEN', key, text(versions[i]))
-        redis.call('HDEL', key, text(versions[i]))
+    if i > tonumber(ARGV[8]) and not (stands(versions[i]) and is_newest_of_schema(i)) then
+        bytes = bytes - redis.call('HSTRLEN', snapshots, text(versions[i]))
+        redis.call('HDEL', snapshots, text(versions[i]))
         added = added - 1
     elseif newest == 0 then
         newest = versions[i]

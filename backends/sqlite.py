@@ -168,9 +168,13 @@ class SQLiteBackend(SQLiteAudit):
             [stream_id],
         )
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
         return await self._change(
-            lambda connection: sqlite_changing.truncate(connection, self.tenant, stream_id, through, reason, epoch),
+            lambda connection: sqlite_changing.truncate(
+                connection, self.tenant, stream_id, through, reason, epoch, fingerprint
+            ),
             None,
         )
 

@@ -12,7 +12,7 @@ from backends import sqlite_checkpoints
 from backends.sqlite_append import LOG_END
 from backends.sqlite_filing import OF_STREAM
 from eventstore.backend import StoredSeal, StoredSnapshot
-from eventstore.contract.passed_events import check_passed
+from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
@@ -37,6 +37,7 @@ SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?1 = (SELECT coalesce(max(number), 0) + 1 FROM j
 """
 _TRUNCATED = "c.version <= :through"
 _LAST = "SELECT position FROM journal_events WHERE stream = ? AND version <= ? ORDER BY version DESC LIMIT 1"
+_STANDING = "SELECT 1 FROM journal_snapshots WHERE stream = ? AND version >= ? AND fingerprint = ? LIMIT 1"
 
 
 @contextmanager
@@ -59,7 +60,13 @@ def now() -> int:
 
 
 def truncate(
-    connection: sqlite3.Connection, tenant: str, stream_id: str, through: int, reason: str, epoch: int | None
+    connection: sqlite3.Connection,
+    tenant: str,
+    stream_id: str,
+    through: int,
+    reason: str,
+    epoch: int | None,
+    fingerprint: str | None,
 ) -> int:
     """Remove events and outcomes up to a version, and record it. Returns how many events were removed."""
     with transaction(connection):
@@ -77,6 +84,8 @@ def truncate(
             return 0
         for (position,) in connection.execute(_LAST, (stream, last)).fetchall():
             check_passed(sqlite_checkpoints.concerning(connection, tenant), tenant, stream_id, position)
+        if fingerprint is not None and not connection.execute(_STANDING, (stream, last, fingerprint)).fetchone():
+            raise no_snapshot(stream_id, last, fingerprint)
         removed = remove_events(connection, stream, last, reason)
         _forget(connection, _TRUNCATED, stream=stream, through=last)
     return removed

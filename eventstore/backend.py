@@ -268,14 +268,17 @@ class Backend(Protocol):
         """Remove snapshots of at most version `through` (all if None). Returns how many."""
         ...
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
         """Remove the events up to a version, and record that it was done. Returns how many were removed.
 
         Versions and positions are never used again. Above the stream's version it is clipped to it. The outcomes of
         commands up to that version are forgotten with them. With an `epoch` it raises `FencedError` once a newer one
         has been claimed. Raises `ProjectionBehind`, by `passed_events.check_passed`, while a checkpoint of this
         tenant's or of the store without one has not passed the last event that would go: in the same step, so that none
-        that is begun or put back meanwhile loses one.
+        that is begun or put back meanwhile loses one. With a `fingerprint` it raises `RetentionRefused`, in that step
+        too, unless a snapshot of this schema is there, of the version of the last event that would go or a later one.
         """
         ...
 

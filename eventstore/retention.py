@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 from eventstore.backend import StreamInfo
-from eventstore.contract.audit_query import MAX_POSITION
 from eventstore.contract.passed_events import check_passed
 from eventstore.errors import EventStoreError, ProjectionBehind, RetentionRefused, SnapshotUnusable, TruncationRefused
 from eventstore.events import Snapshot, stream_kind
@@ -20,7 +19,6 @@ from eventstore.store import EventStore
 # So many are removed in one transaction: others wait for it, and where it ended the next one goes on.
 _REMOVED_AT_ONCE = 5000
 _SNAPSHOTS = 4
-_ALL = 1_000_000
 
 # What replicas keep about each other is read from its beginning.
 _KEPT = "replication."
@@ -88,32 +86,16 @@ class Retention:
 
     async def _applied(self, cut: Cut, reason: str) -> Cut:
         first = cut.through - cut.events
+        schema = (self._policy.fingerprints or {})[stream_kind(cut.stream_id)] if self._policy.needs_snapshots else None
         try:
-            # From the first removal on it stays, whatever other code saves. Until then it may go.
-            snapshot = await self._needed(cut) if not first and self._policy.needs_snapshots else None
             while first < cut.through:
                 first = min(first + _REMOVED_AT_ONCE, cut.through)
-                await self._store.truncate(cut.stream_id, first, reason=reason)
-                if snapshot is not None:
-                    await self._brought_back(snapshot)
-                    snapshot = None
+                # Until the first removal other code may take the snapshot away; from then on it stays.
+                await self._store.truncate(cut.stream_id, first, reason=reason, fingerprint=schema)
         except (ProjectionBehind, TruncationRefused, RetentionRefused) as error:
             # It has come about since the stream was looked at.
             return cut._replace(refusal=error)
         return cut
-
-    async def _needed(self, cut: Cut) -> Snapshot:
-        """The snapshot from which the state is rebuilt after a cut. Raises `RetentionRefused` if it has gone."""
-        snapshot, _ = await self._snapshot(cut.stream_id, MAX_POSITION)
-        if snapshot is None or snapshot.version < cut.through:
-            raise RetentionRefused(cut.stream_id, "its snapshot was removed meanwhile: try again")
-        return snapshot
-
-    async def _brought_back(self, snapshot: Snapshot) -> None:
-        """Save a snapshot again that newer ones of another schema have taken away before it stood for anything."""
-        found, _ = await self._snapshot(snapshot.stream_id, MAX_POSITION)
-        if found is None or found.version < snapshot.version:
-            await self._store.save_snapshot(snapshot, keep=_ALL)
 
     async def _cut(self, info: StreamInfo) -> Cut | None:
         stream_id, version, truncated, _ = info

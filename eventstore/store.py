@@ -359,18 +359,22 @@ class EventStore:
             raise JournalCorrupt("the backend refused an unconditional claim", stream_id=stream_id)
         return epoch
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
         """Remove a stream's events up to a version, and record that and why. Returns how many were removed.
 
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
         With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `TruncationRefused` for the
         stream of a replicated actor, and `ProjectionBehind` while a projection of that kind of streams has not passed
-        the events, one of the tenant's or one of the store without a tenant: nothing was removed then.
+        the events, one of the tenant's or one of the store without a tenant: nothing was removed then. With a
+        `fingerprint`, the schema of the state that is folded from the stream, it raises `RetentionRefused` where no
+        snapshot of that schema is there, at that moment, from which the state can be rebuilt afterwards.
         """
         checked_stream_id(stream_id)
         last = await removable(self._open, stream_id, through)
-        return await self._open.truncate(stream_id, last, reason=reason, epoch=epoch)
+        return await self._open.truncate(stream_id, last, reason=reason, epoch=epoch, fingerprint=fingerprint)
 
     # Commands that are remembered
 

@@ -10,7 +10,7 @@ from backends.conformance.fixtures import StoreFixtures, reopened
 from backends.conformance.snapshots import schemas
 from eventstore.backend import Appended, Backend, Expected, Load, StreamInfo
 from eventstore.contract.checkpoint import Checkpoint, partition_of
-from eventstore.errors import ConcurrencyError, JournalCorrupt, ProjectionBehind
+from eventstore.errors import ConcurrencyError, JournalCorrupt, ProjectionBehind, RetentionRefused
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
@@ -202,6 +202,23 @@ class Truncation(StoreFixtures):
         with pytest.raises(JournalCorrupt, match="the checkpoint of projection 'reader' version 1 is damaged"):
             await backend.truncate("a-1", 2, reason="test")
         assert await versions(store.read("a-1")) == [1, 2]
+
+    async def test_where_a_state_is_to_be_rebuilt_its_snapshot_must_be_there(
+        self, store: EventStore, backend: Backend
+    ) -> None:
+        await store.append("a", happened(1, 2, 3, 4, 5))
+        await store.save_snapshot(new_snapshot("a", 2, "one", b"{}"))
+        await store.save_snapshot(new_snapshot("a", 4, "two", b"{}"))
+        for through, schema in ((3, "one"), (5, "two"), (MAX_VERSION, "two"), (1, "none")):
+            with pytest.raises(RetentionRefused, match=f"nothing of 'a' may go: .* '{schema}'"):
+                await backend.truncate("a", through, reason="test", fingerprint=schema)
+        assert await versions(store.read("a")) == [1, 2, 3, 4, 5]
+        assert await backend.truncate("a", 1, reason="test", fingerprint="one") == 1
+        assert await backend.truncate("a", 2, reason="test", fingerprint="one") == 1
+        assert await backend.truncate("a", 4, reason="test", fingerprint="two") == 2
+        # Nothing would go.
+        assert await backend.truncate("a", 4, reason="test", fingerprint="one") == 0
+        assert await versions(store.read("a")) == [5]
 
     async def test_truncation_leaves_snapshots(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2, 3))

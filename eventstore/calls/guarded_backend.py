@@ -152,8 +152,12 @@ class GuardedBackend:
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         return await self._call(self._backend.delete_snapshots, stream_id, through=through)
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
-        return await self._call(self._backend.truncate, stream_id, through, reason=reason, epoch=epoch)
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
+        return await self._call(
+            self._backend.truncate, stream_id, through, reason=reason, epoch=epoch, fingerprint=fingerprint
+        )
 
     async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
         return await self._call(self._backend.checkpoints, shared=shared)

@@ -1,4 +1,4 @@
-"""What a stream's events are still needed for. A backend asks here in the step that removes them."""
+"""What a stream's events are still needed for: a backend refuses with this, in the step that would remove them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from eventstore.contract.checkpoint import Checkpoint
 from eventstore.contract.journal_facts import StoredCheckpoint
-from eventstore.errors import ProjectionBehind
+from eventstore.errors import ProjectionBehind, RetentionRefused
 from eventstore.events import stream_kind
 
 
@@ -31,3 +31,14 @@ def check_passed(
                 position,
                 f"{stream_id!r} cannot be truncated, {gone}; let the projection catch up first, or forget it",
             )
+
+
+def no_snapshot(stream_id: str, version: int, fingerprint: str, *, removed: int = 0) -> RetentionRefused:
+    """What is raised where a state could not be rebuilt once the events up to a version are gone. `removed` counts what
+    has gone before, at a snapshot that was there then."""
+    gone = f"; {removed} events were removed before" if removed else ""
+    return RetentionRefused(
+        stream_id,
+        f"it has no snapshot of schema {fingerprint!r} at version {version} or above, from which its state could be "
+        f"rebuilt: take one with `eventstore rebuild snapshots`{gone}",
+    )

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from backends.conformance.events import happened, versions
-from eventstore import EventStore, ProjectionBehind
+from eventstore import EventStore, ProjectionBehind, RetentionRefused
 from eventstore.contract.checkpoint import Checkpoint
 from eventstore.copies.copying import Copy
+from eventstore.snapshots import new_snapshot
 from tests.backends.postgres_help import connected, waiting_for_locks
 
 READER = Checkpoint("reader", 1, kinds=("a",))
@@ -77,6 +78,27 @@ async def test_a_projection_that_is_begun_before_a_truncation_keeps_the_events(p
         with pytest.raises(ProjectionBehind):
             await truncation
         assert await versions(store.read("a-1")) == [1]
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+async def test_a_save_that_takes_the_snapshot_away_keeps_the_events(postgres_url: str, is_owned: bool) -> None:
+    async with EventStore.open(postgres_url) as store, EventStore.open(postgres_url) as other:
+        await store.append("a-1", happened(1, 2, 3))
+        epoch = await other.claim("a-1") if is_owned else None
+        await store.save_snapshot(new_snapshot("a-1", 2, "one", b"{}"))
+        async with connected(postgres_url) as session:
+            async with session.transaction():
+                await session.execute("SELECT FROM journal_snapshots FOR UPDATE")
+                saving = asyncio.ensure_future(
+                    other.save_snapshot(new_snapshot("a-1", 3, "two", b"{}"), keep=1, epoch=epoch)
+                )
+                await waiting_for_locks(postgres_url)
+                truncation = asyncio.ensure_future(store.truncate("a-1", 2, reason="test", fingerprint="one"))
+                await waiting_for_locks(postgres_url, 2)
+            await saving
+            with pytest.raises(RetentionRefused):
+                await truncation
+        assert await versions(store.read("a-1")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("stream_id", ["a-1", "a-2"])

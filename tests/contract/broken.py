@@ -111,8 +111,10 @@ class _KeepsOneSnapshotMore(MemoryBackend):
 
 
 class _TruncatesOneTooMany(MemoryBackend):
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
-        return await super().truncate(stream_id, through + 1, reason=reason, epoch=epoch)
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
+        return await super().truncate(stream_id, through + 1, reason=reason, epoch=epoch, fingerprint=fingerprint)
 
 
 class _ClaimsTwice(MemoryBackend):
@@ -140,18 +142,22 @@ class _TakesSnapshotsFromAnyone(MemoryBackend):
 
 
 class _TruncatesForAnyone(MemoryBackend):
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
-        return await super().truncate(stream_id, through, reason=reason)
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
+        return await super().truncate(stream_id, through, reason=reason, fingerprint=fingerprint)
 
 
 class _TruncatesWithoutATrace(MemoryBackend):
     """Forgets up to when the outcomes were issued that it removes."""
 
-    async def truncate(self, stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+    async def truncate(
+        self, stream_id: str, through: int, *, reason: str, epoch: int | None = None, fingerprint: str | None = None
+    ) -> int:
         stream = self._journal.stream(stream_id)
         forgotten = stream.forgotten
         try:
-            return await super().truncate(stream_id, through, reason=reason, epoch=epoch)
+            return await super().truncate(stream_id, through, reason=reason, epoch=epoch, fingerprint=fingerprint)
         finally:
             stream.forgotten = forgotten
 

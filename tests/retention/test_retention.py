@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,26 +103,88 @@ async def test_a_snapshot_that_was_truncated_beyond_is_none(store: EventStore) -
     assert isinstance(planned.refusal, RetentionRefused)
 
 
-async def test_a_snapshot_that_other_code_takes_away_in_between_comes_back(
-    store: EventStore, monkeypatch: pytest.MonkeyPatch
+class Others:
+    """Other code, which saves snapshots of another schema just before a step that writes. The process ends at a step:
+    before it is done, or behind it. Steps are counted from 1; 0 is none."""
+
+    def __init__(self, store: EventStore, *, come_at: int = 0, ends_at: int = 0, is_done: bool = False) -> None:
+        self._store = store
+        self._come_at = come_at
+        self._ends_at = ends_at
+        self._is_done = is_done
+        self.steps: list[str] = []
+
+    def disturb(self, store: EventStore, patches: pytest.MonkeyPatch) -> None:
+        for name in ("truncate", "save_snapshot", "delete_snapshots"):
+            patches.setattr(store._backend, name, self._step(name, getattr(store._backend, name)))
+
+    def _step(self, name: str, work: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def run(*arguments: object, **named: object) -> object:
+            self.steps.append(name)
+            step = len(self.steps)
+            if step == self._come_at:
+                for version in (9, 10):
+                    await snapshot(self._store, "a-1", version, "other")
+            if step == self._ends_at and not self._is_done:
+                raise KeyboardInterrupt
+            answer = await work(*arguments, **named)
+            if step == self._ends_at:
+                raise KeyboardInterrupt
+            return answer
+
+        return run
+
+
+@pytest_asyncio.fixture
+async def others(url: str, store: EventStore) -> AsyncGenerator[EventStore, None]:
+    async with EventStore.open(url) as others:
+        yield others
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before it", "behind it"])
+@pytest.mark.parametrize("ends_at", [1, 2, 3])
+@pytest.mark.parametrize("come_at", [1, 2, 3])
+async def test_wherever_it_is_ended_a_state_can_be_rebuilt(
+    store: EventStore, others: EventStore, monkeypatch: pytest.MonkeyPatch, come_at: int, ends_at: int, is_done: bool
+) -> None:
+    monkeypatch.setattr("eventstore.retention._REMOVED_AT_ONCE", 3)
+    await store.append("a-1", happened(*range(1, 11)))
+    await snapshot(store, "a-1", 8)
+    with monkeypatch.context() as patches, suppress(KeyboardInterrupt):
+        Others(others, come_at=come_at, ends_at=ends_at, is_done=is_done).disturb(store, patches)
+        await collect(Retention(store, keeping(1)).apply(reason="test"))
+    (info,) = await collect(store.streams())
+    found = [each for each in await store.snapshots("a-1") if isinstance(each, Snapshot)]
+    assert info.truncated == 0 or any(each.fingerprint == "f" and each.version >= info.truncated for each in found)
+    assert await versions(store.read("a-1")) == list(range(info.truncated + 1, 11))
+
+
+async def test_a_snapshot_that_other_code_takes_away_in_between_keeps_the_events(
+    store: EventStore, others: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.append("a-1", happened(*range(1, 11)))
     await snapshot(store, "a-1", 8)
-    truncate = store.truncate
+    come = Others(others, come_at=1)
+    come.disturb(store, monkeypatch)
+    (kept,) = await collect(Retention(store, keeping(1)).apply(reason="test"))
+    assert come.steps == ["truncate"]
+    assert isinstance(kept.refusal, RetentionRefused)
+    assert "eventstore rebuild snapshots" in str(kept.refusal)
+    assert len(await versions(store.read("a-1"))) == 10
 
-    async def behind_others(stream_id: str, through: int, *, reason: str) -> int:
-        for version in (9, 10):
-            await snapshot(store, stream_id, version, "other")
-        assert [each.version for each in await store.snapshots(stream_id)] == [10, 9]
-        return await truncate(stream_id, through, reason=reason)
 
-    monkeypatch.setattr(store, "truncate", behind_others)
+async def test_from_the_first_removal_on_other_code_does_not_take_the_snapshot_away(
+    store: EventStore, others: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.retention._REMOVED_AT_ONCE", 3)
+    await store.append("a-1", happened(*range(1, 11)))
+    await snapshot(store, "a-1", 8)
+    Others(others, come_at=2).disturb(store, monkeypatch)
     (done,) = await collect(Retention(store, keeping(1)).apply(reason="test"))
     assert (done.through, done.refusal) == (8, None)
     assert await versions(store.read("a-1")) == [9, 10]
     found = [each for each in await store.snapshots("a-1") if isinstance(each, Snapshot)]
     assert [(each.version, each.fingerprint) for each in found] == [(10, "other"), (9, "other"), (8, "f")]
-    assert found[-1].data == b'{"state":1}'
 
 
 async def plan_before(
@@ -260,11 +323,11 @@ async def test_large_streams_go_in_parts_and_can_be_taken_up(
     calls: list[int] = []
     truncate = store.truncate
 
-    async def interrupted(stream_id: str, through: int, *, reason: str, epoch: int | None = None) -> int:
+    async def interrupted(stream_id: str, through: int, *, reason: str, fingerprint: str | None = None) -> int:
         calls.append(through)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return await truncate(stream_id, through, reason=reason, epoch=epoch)
+        return await truncate(stream_id, through, reason=reason, fingerprint=fingerprint)
 
     monkeypatch.setattr(store, "truncate", interrupted)
     with pytest.raises(KeyboardInterrupt):
