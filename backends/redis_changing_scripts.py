@@ -23,7 +23,8 @@ end
 # tenant, 12 the stream's kind, 13 '' or '=' and the schema of which a snapshot must be there, then the checkpoints that
 # do not want this stream's events, whatever they say of kinds and tenants. The reply: how many were removed, 1 if more
 # are to be; or -1, epoch, for a fenced writer; or -2, the last position that would go, and the name and the value of a
-# checkpoint that stands before it, and may want the event; or -3, the last version that would go, without a snapshot.
+# checkpoint that stands before it, and may want the event, or has one of the stream's among its dead letters; or -3,
+# the last version that would go, without a snapshot.
 _TRUNCATE = (
     REFUSAL
     + ONE_STREAM
@@ -49,17 +50,27 @@ local function may_have(all, one)
     end
     return false
 end
+local stream_id = string.sub(ARGV[5], #ARGV[10] + 1)
+-- Position, stream, and at the end its tenant. What cannot be read is the caller's to complain of.
+local function has_letter(letters)
+    if type(letters) ~= 'table' then return true end
+    for i = 1, #letters do
+        local letter = letters[i]
+        if type(letter) ~= 'table' or type(letter[1]) ~= 'number' then return true end
+        if letter[1] <= last and letter[2] == stream_id and (letter[8] or '') == ARGV[11] then return true end
+    end
+    return false
+end
 for _, field in ipairs(redis.call('HKEYS', base .. ':checkpoints')) do
     local is_shared = string.sub(field, 1, 1) ~= string.char(0)
     local is_own = ARGV[10] ~= '' and string.sub(field, 1, #ARGV[10]) == ARGV[10]
     if (is_shared or is_own) and not indifferent[field] then
         local found = redis.call('HGET', base .. ':checkpoints', field)
-        if struct.unpack('>I7', found, 10) < last then
-            local is_read, state = pcall(cjson.decode, string.sub(found, 41))
-            if not is_read or type(state) ~= 'table' or may_have(state.kinds, ARGV[12])
-                and may_have(state.tenants, ARGV[11]) then
-                return {-2, last, field, found}
-            end
+        local is_read, state = pcall(cjson.decode, string.sub(found, 41))
+        if not is_read or type(state) ~= 'table' or has_letter(state.letters)
+            or struct.unpack('>I7', found, 10) < last and may_have(state.kinds, ARGV[12])
+            and may_have(state.tenants, ARGV[11]) then
+            return {-2, last, field, found}
         end
     end
 end

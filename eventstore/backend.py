@@ -276,9 +276,10 @@ class Backend(Protocol):
         Versions and positions are never used again. Above the stream's version it is clipped to it. The outcomes of
         commands up to that version are forgotten with them. With an `epoch` it raises `FencedError` once a newer one
         has been claimed. Raises `ProjectionBehind`, by `passed_events.check_passed`, while a checkpoint of this
-        tenant's or of the store without one has not passed the last event that would go: in the same step, so that none
-        that is begun or put back meanwhile loses one. With a `fingerprint` it raises `RetentionRefused`, in that step
-        too, unless a snapshot of this schema is there, of the version of the last event that would go or a later one.
+        tenant's or of the store without one has not passed the last event that would go, or has one that would among
+        its dead letters (`DeadLetterWaits`): in the same step, so that none that is begun or put back meanwhile loses
+        one. With a `fingerprint` it raises `RetentionRefused`, in that step too, unless a snapshot of this schema is
+        there, of the version of the last event that would go or a later one.
         """
         ...
 

@@ -540,6 +540,28 @@ class ProjectionBehind(ProjectionError):
         self.wanted = wanted
 
 
+class DeadLetterWaits(ProjectionBehind):
+    """Events were to be removed, and one of them is among a projection's dead letters: it can be applied again only as
+    long as it is there.
+
+    Nothing was done: apply it again (`eventstore dead-letters replay`), or forget it (`eventstore dead-letters purge`).
+    `position` is where the projection is, `wanted` where the event stands, which is `version` of `stream_id`.
+    """
+
+    def __init__(self, projection: str, position: int, wanted: int, stream_id: str, version: int, what: str) -> None:
+        # Not in the words of a projection that need only be waited for.
+        ProjectionError.__init__(
+            self,
+            f"projection {projection!r} could not apply the event at position {wanted}, {stream_id!r} version "
+            f"{version}, which waits among its dead letters: {what}",
+        )
+        self.projection = projection
+        self.position = position
+        self.wanted = wanted
+        self.stream_id = stream_id
+        self.version = version
+
+
 class ExtraMissing(EventStoreError):
     """What was asked for needs a package that is not installed. Nothing was done: install the extra that is named."""
 

@@ -366,11 +366,13 @@ class EventStore:
 
         The stream keeps its version: the next event gets the next number. A state that is to be rebuilt afterwards
         needs a snapshot at or above `through`. The outcomes of commands up to that version are forgotten with them.
+
         With an `epoch` it raises `FencedError` once a newer one has been claimed. Raises `TruncationRefused` for the
-        stream of a replicated actor, and `ProjectionBehind` while a projection of that kind of streams has not passed
-        the events, one of the tenant's or one of the store without a tenant: nothing was removed then. With a
-        `fingerprint`, the schema of the state that is folded from the stream, it raises `RetentionRefused` where no
-        snapshot of that schema is there, at that moment, from which the state can be rebuilt afterwards.
+        stream of a replicated actor, `ProjectionBehind` while a projection of that kind of streams has not passed the
+        events, one of the tenant's or one of the store without a tenant, and `DeadLetterWaits` while it has one of them
+        among its dead letters: nothing was removed then. With a `fingerprint`, the schema of the state that is folded
+        from the stream, it raises `RetentionRefused` where, at that moment, no snapshot of that schema is there from
+        which the state can be rebuilt afterwards.
         """
         checked_stream_id(stream_id)
         last = await removable(self._open, stream_id, through)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from backends.conformance.cases import case
@@ -9,8 +11,8 @@ from backends.conformance.events import collect, happened, numbers, versions, wr
 from backends.conformance.fixtures import StoreFixtures, reopened
 from backends.conformance.snapshots import schemas
 from eventstore.backend import Appended, Backend, Expected, Load, StreamInfo
-from eventstore.contract.checkpoint import Checkpoint, partition_of
-from eventstore.errors import ConcurrencyError, JournalCorrupt, ProjectionBehind, RetentionRefused
+from eventstore.contract.checkpoint import Checkpoint, DeadLetter, partition_of
+from eventstore.errors import ConcurrencyError, DeadLetterWaits, JournalCorrupt, ProjectionBehind, RetentionRefused
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
@@ -202,6 +204,26 @@ class Truncation(StoreFixtures):
         with pytest.raises(JournalCorrupt, match="the checkpoint of projection 'reader' version 1 is damaged"):
             await backend.truncate("a-1", 2, reason="test")
         assert await versions(store.read("a-1")) == [1, 2]
+
+    async def test_the_event_of_a_dead_letter_stays_until_it_is_none(self, store: EventStore, backend: Backend) -> None:
+        positions = [(await store.append("a-1", happened(number))).position for number in (1, 2, 3)]
+        letters = (
+            DeadLetter(positions[0], "b-1", 1, "happened", "another stream's", 1, ""),
+            DeadLetter(positions[0], "a-1", 1, "happened", "another tenant's", 1, "", "somebody"),
+            DeadLetter(positions[1], "a-1", 2, "happened", "ValueError", 1, ""),
+        )
+        reader = Checkpoint("reader", 1, kinds=("a",), position=positions[2], letters=letters)
+        assert await backend.save_checkpoint(reader.stored())
+        with pytest.raises(DeadLetterWaits, match="'a-1' cannot be truncated, nothing was removed") as waits:
+            await backend.truncate("a-1", 3, reason="test")
+        refused = waits.value
+        assert (refused.projection, refused.position, refused.wanted) == ("reader", positions[2], positions[1])
+        assert (refused.stream_id, refused.version) == ("a-1", 2)
+        assert f"eventstore dead-letters purge URL reader {positions[1]}" in str(refused)
+        assert await versions(store.read("a-1")) == [1, 2, 3]
+        assert await backend.truncate("a-1", 1, reason="test") == 1
+        assert await backend.save_checkpoint(replace(reader, revision=1, letters=letters[:2]).stored())
+        assert await backend.truncate("a-1", 3, reason="test") == 2
 
     async def test_where_a_state_is_to_be_rebuilt_its_snapshot_must_be_there(
         self, store: EventStore, backend: Backend

@@ -6,31 +6,33 @@ from collections.abc import Iterable
 
 from eventstore.contract.checkpoint import Checkpoint
 from eventstore.contract.journal_facts import StoredCheckpoint
-from eventstore.errors import ProjectionBehind, RetentionRefused
+from eventstore.errors import DeadLetterWaits, ProjectionBehind, RetentionRefused
 from eventstore.events import stream_kind
 
 
 def check_passed(
     checkpoints: Iterable[StoredCheckpoint], tenant: str, stream_id: str, position: int, *, removed: int = 0
 ) -> None:
-    """Raise `ProjectionBehind` while a projection that wants the events of a tenant's stream has not passed a position.
+    """Raise `ProjectionBehind` while a projection that wants the events of a tenant's stream has not passed a position,
+    and `DeadLetterWaits` while it has one of them, up to there, among its dead letters.
 
     The checkpoints are the tenant's, and those of the store without a tenant. Raises `JournalCorrupt` for a damaged
     one. `removed` counts what has gone before.
     """
     kind = stream_kind(stream_id)
-    for stored in checkpoints:
-        if stored.position >= position:
-            continue
-        found = Checkpoint.of(stored)
-        if found.has(stream_id) and found.wants(tenant, kind):
-            gone = f"{removed} events were removed before" if removed else "nothing was removed"
-            raise ProjectionBehind(
-                found.name,
-                found.position,
-                position,
-                f"{stream_id!r} cannot be truncated, {gone}; let the projection catch up first, or forget it",
-            )
+    gone = f"{removed} events were removed before" if removed else "nothing was removed"
+    cannot = f"{stream_id!r} cannot be truncated, {gone}"
+    for found in map(Checkpoint.of, checkpoints):
+        if found.position < position and found.has(stream_id) and found.wants(tenant, kind):
+            what = f"{cannot}; let the projection catch up first, or forget it"
+            raise ProjectionBehind(found.name, found.position, position, what)
+        for letter in found.letters:
+            if letter.position <= position and (letter.tenant, letter.stream_id) == (tenant, stream_id):
+                what = (
+                    f"{cannot}; apply it with `eventstore dead-letters replay` once its cause is mended, or forget it "
+                    f"with `eventstore dead-letters purge URL {found.name} {letter.position}`"
+                )
+                raise DeadLetterWaits(found.name, found.position, letter.position, stream_id, letter.version, what)
 
 
 def no_snapshot(stream_id: str, version: int, fingerprint: str, *, removed: int = 0) -> RetentionRefused:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from eventstore import EventStore, ProjectionError, ProjectionRunner, ProjectionStopped
+from eventstore import DeadLetterWaits, EventStore, ProjectionError, ProjectionRunner, ProjectionStopped
 from eventstore.read_models.projection_control import live_checkpoint, purge_letters, replay_letter, resume
 
 from .ledger import Ledger, PlainLedger, amounts, pay, write_raw
@@ -113,15 +113,29 @@ async def test_a_dead_letter_is_applied_once_its_cause_is_mended(store: EventSto
         await replay_letter(store, PlainLedger, letter)
 
 
-async def test_a_dead_letter_whose_event_was_removed_cannot_be_applied_and_is_kept(store: EventStore):
+async def test_the_event_of_a_dead_letter_is_not_truncated_before_it_was_applied(store: EventStore):
+    PlainLedger.fails_on = 2
+    await pay(store, 1, 2, 3)
+    await run(store, PlainLedger)
+    (letter,) = (await live_checkpoint(store, "plain")).letters
+    with pytest.raises(DeadLetterWaits, match=r"'account-a' version 2, which waits among its dead letters"):
+        await store.truncate("account-a", 3, reason="a test")
+    assert [recorded.version async for recorded in store.read("account-a")] == [1, 2, 3]
+
+    PlainLedger.fails_on = None
+    assert await replay_letter(store, PlainLedger, letter) is None
+    assert await store.truncate("account-a", 3, reason="a test") == 3
+
+
+async def test_a_dead_letter_that_was_forgotten_and_whose_event_was_removed_cannot_be_applied(store: EventStore):
     PlainLedger.fails_on = 1
     await pay(store, 1, 2)
     await run(store, PlainLedger)
-    PlainLedger.fails_on = None
-    await store.truncate("account-a", 1, reason="a test")
     (letter,) = (await live_checkpoint(store, "plain")).letters
+    PlainLedger.fails_on = None
+    await purge_letters(store, "plain")
+    await store.truncate("account-a", 1, reason="a test")
     assert "was removed from the journal" in (await replay_letter(store, PlainLedger, letter) or "")
-    assert (await live_checkpoint(store, "plain")).letters == (letter,)
 
 
 async def test_dead_letters_are_purged_by_position_or_all(store: EventStore):

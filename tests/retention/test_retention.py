@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from backends.conformance.events import collect, happened, versions
 from backends.conformance.replicas import REPLICA, replicated
-from eventstore import EventStore, ProjectionBehind, RetentionRefused, StoreFenced, TruncationRefused
-from eventstore.contract.checkpoint import Checkpoint
+from eventstore import DeadLetterWaits, EventStore, ProjectionBehind, RetentionRefused, StoreFenced, TruncationRefused
+from eventstore.contract.checkpoint import Checkpoint, DeadLetter
 from eventstore.events import Snapshot
 from eventstore.retention import Cut, Policy, Retention
 from eventstore.snapshots import new_snapshot
@@ -275,6 +275,20 @@ async def test_a_projection_that_has_not_come_so_far_keeps_it(store: EventStore)
     assert (planned.refusal.projection, planned.refusal.position, planned.refusal.wanted) == ("totals", 2, 3)
     assert await versions(store.read("a-1")) == [1, 2, 3, 4]
     (planned,) = await cuts(store, keeping(2))
+    assert planned.refusal is None
+
+
+async def test_a_dead_letter_keeps_its_event(store: EventStore) -> None:
+    await store.append("a-1", happened(1, 2, 3, 4))
+    await snapshot(store, "a-1", 4)
+    letter = DeadLetter(2, "a-1", 2, "happened", "ValueError", 1, "")
+    await store.save_checkpoint(Checkpoint("totals", 1, position=4, letters=(letter,)))
+    for cuts_of in (Retention(store, keeping(1)).plan(), Retention(store, keeping(1)).apply(reason="test")):
+        (kept,) = await collect(cuts_of)
+        assert isinstance(kept.refusal, DeadLetterWaits)
+        assert (kept.refusal.projection, kept.refusal.stream_id, kept.refusal.version) == ("totals", "a-1", 2)
+    assert await versions(store.read("a-1")) == [1, 2, 3, 4]
+    (planned,) = await cuts(store, keeping(3))
     assert planned.refusal is None
 
 
