@@ -29,6 +29,9 @@ class MemoryArchive:
     def __init__(self, log: Log) -> None:
         self._log = log
 
+    async def identity(self) -> str:
+        return f"memory:{id(self._log)}"
+
     async def events(self, *, after: int, limit: int) -> ArchivePage:
         log = self._log.entries
         found: list[ArchivedEvent] = []

@@ -75,6 +75,12 @@ SELECT s.stream_id, n.version, n.fingerprint, n.encoding, n.payload, n.checksum,
 FROM {schema}.journal_snapshots n JOIN {schema}.journal_streams s ON s.id = n.stream
 WHERE n.stream = $1 ORDER BY n.version
 """
+# A server is known by its cluster, whichever host and port lead to it; a journal by its table, however its schema is
+# named.
+_IDENTITY = """
+SELECT c.system_identifier, d.oid::bigint, '{schema}.journal_streams'::regclass::oid::bigint
+FROM pg_control_system() c, pg_database d WHERE d.datname = current_database()
+"""
 _MARK = "SELECT value FROM {schema}.journal_marks WHERE name = $1"
 _SET_MARK = """
 INSERT INTO {schema}.journal_marks (name, value) VALUES ($1, $2)
@@ -178,6 +184,10 @@ class PostgresArchive:
         self._pool = pool
         self._settle = settle
         self._changed = changed
+
+    async def identity(self) -> str:
+        ((cluster, database, table),) = await self._rows(_IDENTITY)
+        return f"postgres:{cluster}:{database}:{table}"
 
     async def events(self, *, after: int, limit: int) -> ArchivePage:
         end = await self._settle()

@@ -134,8 +134,7 @@ class RedisBackend(RedisReader):
         return await self._tasks.finish(self._forget_commands(stream_id, keep, before))
 
     def archive(self) -> RedisArchive:
-        self.check_open()
-        return RedisArchive(self._run, self._archive_write)
+        return RedisArchive(self._opened.identity, self._run, self._archive_write)
 
     async def begin_sql(self, *, seconds: float) -> SqlTransaction:
         raise CapabilityError(

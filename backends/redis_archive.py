@@ -47,9 +47,13 @@ Run = Callable[[Script, Sequence[Argument]], Awaitable[Any]]
 class RedisArchive:
     """Each call is one script, but for pages with wide holes, and for streams: a script is one stream's."""
 
-    def __init__(self, read: Run, write: Run) -> None:
+    def __init__(self, identity: bytes, read: Run, write: Run) -> None:
+        self._identity = identity
         self._read = read
         self._write = write
+
+    async def identity(self) -> str:
+        return f"redis:{self._identity.hex()}"
 
     async def events(self, *, after: int, limit: int) -> ArchivePage:
         bounds = [min(after, MAX_VERSION), MAX_VERSION, limit, max(limit, 4096), 0, _EVERYBODY]

@@ -143,7 +143,7 @@ class SQLiteBackend(SQLiteAudit):
 
     def archive(self) -> SQLiteArchive:
         self.check_open()
-        return SQLiteArchive(self._driver_rows, lambda work: self._change(work, None))
+        return SQLiteArchive(self._path, self._driver_rows, lambda work: self._change(work, None))
 
     async def begin_sql(self, *, seconds: float) -> SQLiteTransaction:
         self.check_open()

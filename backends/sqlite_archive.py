@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -139,9 +142,17 @@ Read = Callable[[str, Sequence[Any]], Awaitable[Sequence[Any]]]
 class SQLiteArchive:
     """Reads on a reading connection; stores as a job of the writer's thread (`change`)."""
 
-    def __init__(self, read: Read, change: Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]) -> None:
+    def __init__(
+        self, path: Path, read: Read, change: Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+    ) -> None:
+        self._path = path
         self._read = read
         self._change = change
+
+    async def identity(self) -> str:
+        # Its path may lead over a link, and a file may have several names.
+        file = await asyncio.to_thread(os.stat, self._path)
+        return f"sqlite:{file.st_dev}:{file.st_ino}"
 
     async def events(self, *, after: int, limit: int) -> ArchivePage:
         rows = await self._read(_EVENTS, (after, limit))

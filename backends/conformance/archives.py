@@ -93,6 +93,26 @@ class Archives(StoreFixtures):
         await copy.bring_streams()
         return copy
 
+    async def test_a_journal_is_told_from_every_other_however_it_was_opened(
+        self, store: EventStore, other: EventStore, elsewhere: EventStore
+    ) -> None:
+        identity = await store.archive().identity()
+        assert await other.archive().identity() == identity
+        assert await elsewhere.archive().identity() != identity
+        await fill(store)
+        assert await store.archive().identity() == identity
+
+    async def test_a_journal_is_not_copied_onto_itself(
+        self, store: EventStore, other: EventStore, elsewhere: EventStore
+    ) -> None:
+        with pytest.raises(CopyRefused, match="the same journal"):
+            await Copy(store, other).begin()
+        assert await store.archive().copied() is None
+        # Nor one that could go on as a copy.
+        await self.copied(elsewhere, store)
+        with pytest.raises(CopyRefused, match="the same journal"):
+            await Copy(store, other).begin()
+
     async def test_what_is_stored_comes_back_as_it_was_given(self, store: EventStore, elsewhere: EventStore) -> None:
         await fill(elsewhere)
         copy = await self.copied(elsewhere, store)

@@ -108,6 +108,11 @@ class Fence(NamedTuple):
 class Archive(Protocol):
     """A journal's records, of every tenant. `Backend.archive` gives it."""
 
+    async def identity(self) -> str:
+        """What tells this journal from every other one: two archives that give the same are of one journal, however
+        each store was addressed, or one is a physical copy of the other's database."""
+        ...
+
     async def events(self, *, after: int, limit: int) -> ArchivePage:
         """The next events of the log, settled as `Backend.read_all` has it. Checksums are the caller's to verify."""
         ...

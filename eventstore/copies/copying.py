@@ -82,8 +82,13 @@ class Copy:
     async def begin(self) -> int:
         """Find out how far the target is. Returns the position.
 
-        Raises `CopyRefused` if it is no copy of this source, and not empty either.
+        Raises `CopyRefused` if it is no copy of this source, and not empty either, or if it is the source.
         """
+        if await self._source.identity() == await self._target.identity():
+            raise CopyRefused(
+                "FROM and TO are the same journal, whatever their URLs: nothing was copied or fenced; copy into an "
+                "empty journal"
+            )
         copied = await self._target.copied()
         if copied is None:
             # Even of an empty journal: from now on the target is nothing else than a copy.

@@ -208,6 +208,14 @@ async def test_the_keepers_role_cannot_delete_without_the_record(roles: Roles) -
                 await execute(roles.keeper_url, statement)
 
 
+async def test_every_role_is_told_which_journal_it_is(roles: Roles) -> None:
+    identities: set[str] = set()
+    for url in (roles.owner_url, roles.app_url, roles.keeper_url):
+        async with EventStore.open(url) as store:
+            identities.add(await store.archive().identity())
+    assert len(identities) == 1
+
+
 async def test_a_role_without_rights_is_refused_when_the_store_is_opened(own_roles: Roles) -> None:
     roles = own_roles
     await execute(roles.owner_url, f"REVOKE ALL ON eventstore_version FROM {roles.app}")

@@ -206,3 +206,56 @@ def _report(log: Path, url: str) -> dict[str, object]:
 def _permits(log: Path, url: str) -> subprocess.CompletedProcess[bytes]:
     program = [sys.executable, str(ROOT / "examples" / "permits.py"), str(log), "--store", url, "--json"]
     return subprocess.run(program, env=environment(), capture_output=True, timeout=120, check=False)
+
+
+def by_another_name(url: str, tmp_path: Path) -> str:
+    """The same store, by a URL that is another text."""
+    scheme, _, rest = url.partition("://")
+    match scheme:
+        case "sqlite":
+            (tmp_path / "link").symlink_to(tmp_path)
+            return f"sqlite:///{tmp_path}/link/{Path(rest).name}"
+        case "postgresql":
+            return f"{url}{'&' if '?' in url else '?'}schema=public&application_name=another"
+        case _:
+            return url.replace("127.0.0.1", "localhost")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
+@pytest.mark.parametrize("is_copy", [False, True])
+async def test_a_store_is_not_copied_onto_itself_by_another_name(
+    kind: str, is_copy: bool, journals: Journals, tmp_path: Path
+) -> None:
+    url = journals(kind)
+    same = by_another_name(url, tmp_path)
+    assert same != url
+    async with EventStore.open(url) as store:
+        if is_copy:
+            async with EventStore.open("memory://") as source:
+                await source.append("a-1", happened(1, 2))
+                copying = Copy(source, store)
+                await copying.begin()
+                await copying.catch_up()
+        before = await store.archive().copied()
+        for order in ((url, same), (same, url)):
+            done = await asyncio.to_thread(run, "copy", *order, "--cutover")
+            assert (done.returncode, done.stdout) == (3, b"")
+            assert b"FROM and TO are the same journal" in done.stderr
+        assert await store.archive().copied() == before
+        assert await store.archive().fenced() is None
+
+
+def test_one_file_by_two_names_is_one_store(journals: Journals, tmp_path: Path) -> None:
+    url = journals("sqlite")
+    path = Path(url.removeprefix("sqlite:///"))
+    asyncio.run(_made(url))
+    (tmp_path / "hard.db").hardlink_to(path)
+    for other in (f"sqlite:///{tmp_path}/./{path.name}", f"sqlite:///{tmp_path}/hard.db"):
+        done = run("copy", url, other)
+        assert (done.returncode, done.stdout) == (3, b"")
+        assert b"FROM and TO are the same journal" in done.stderr
+
+
+async def _made(url: str) -> None:
+    async with EventStore.open(url):
+        pass
