@@ -189,11 +189,11 @@ class MemoryBackend:
             return
         await log.waiters.wait(timeout)
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
         self._opened.log.check_fence()
         stream = self._opened.made(snapshot.stream_id)
         stream.check_epoch(snapshot.stream_id, snapshot.epoch or None)
-        stream.save_snapshot(snapshot, keep)
+        return stream.save_snapshot(snapshot, keep)
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         stream = self._opened.stream(stream_id)

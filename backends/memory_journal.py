@@ -134,7 +134,7 @@ class Stream:
             versions = versions[::-1]
         return [self.entries[version - self.truncated - 1] for version in versions[:limit]]
 
-    def save_snapshot(self, snapshot: StoredSnapshot, keep: int) -> None:
+    def save_snapshot(self, snapshot: StoredSnapshot, keep: int) -> bool:
         there = self.snapshots.get(snapshot.version)
         if there is None or there.fingerprint == snapshot.fingerprint or not self._stands_for_removed(snapshot.version):
             self.snapshots[snapshot.version] = snapshot
@@ -144,6 +144,7 @@ class Stream:
             if number >= keep and (schema in schemas or not self._stands_for_removed(version)):
                 del self.snapshots[version]
             schemas.add(schema)
+        return self.snapshots.get(snapshot.version) is snapshot
 
     def _stands_for_removed(self, version: int) -> bool:
         """Whether what a snapshot of that version holds cannot be had from the events any more."""

@@ -153,8 +153,8 @@ class PostgresBackend:
     async def add_seal(self, seal: StoredSeal) -> bool:
         return await self._open.changes.add_seal(seal)
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        await self._open.changes.save_snapshot(snapshot, keep=keep)
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
+        return await self._open.changes.save_snapshot(snapshot, keep=keep)
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         return await self._open.changes.delete_snapshots(stream_id, through=through)

@@ -55,12 +55,13 @@ WITH s AS MATERIALIZED (
         recorded_at = excluded.recorded_at
     WHERE n.fingerprint = excluded.fingerprint OR NOT EXISTS
         (SELECT 1 FROM s WHERE s.truncated > 0 AND s.truncated <= $1)
+    RETURNING 1
 ), dropped AS (
     DELETE FROM {schema}.journal_snapshots n USING s
     WHERE n.stream = s.id AND (s.epoch <= $6 OR $6 = 0) AND n.version NOT IN (SELECT version FROM kept)
         AND n.version NOT IN (SELECT version FROM standing)
 )
-SELECT epoch FROM s
+SELECT epoch, EXISTS (SELECT FROM saved) FROM s
 """
 _DELETE_SNAPSHOTS = """
 DELETE FROM {schema}.journal_snapshots n USING {schema}.journal_streams s
@@ -179,7 +180,7 @@ class PostgresChanges:
         count = await self._pool.run(lambda session: session.execute(self._add_seal, *seal), writing=True)
         return count == 1
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
         stream_id, epoch = snapshot.stream_id, snapshot.epoch
         values = (
             snapshot.version,
@@ -191,15 +192,16 @@ class PostgresChanges:
             _microseconds(snapshot.recorded_at),
         )
 
-        async def save(session: PostgresSession) -> None:
+        async def save(session: PostgresSession) -> bool:
             rows = await session.fetch(self._save_snapshot, *values, keep, stream_id)
             if not rows:
                 await session.execute(self._new_stream, stream_id, stream_kind(stream_id), _now())
                 rows = await session.fetch(self._save_snapshot, *values, keep, stream_id)
-            ((claimed,),) = rows
+            ((claimed, is_there),) = rows
             _check_epoch(stream_id, epoch or None, claimed)
+            return bool(is_there)
 
-        await self._pool.run(save, writing=True)
+        return await self._pool.run(save, writing=True)
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         last = _LARGEST if through is None else through

@@ -178,15 +178,16 @@ class RedisBackend(RedisReader):
         last = min(through, MAX_VERSION)
         return await self._tasks.finish(self._truncate(stream_id, last, reason, epoch, fingerprint))
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
         if snapshot.version > MAX_VERSION:
             raise CapabilityError(f"Redis counts versions up to {MAX_VERSION}, not {snapshot.version}")
         stream_id, version, epoch = snapshot.stream_id, snapshot.version, snapshot.epoch
         arguments: list[Argument] = [self._whose.name(stream_id), version, packed_snapshot(snapshot), keep, epoch]
         # Not on the writer's connection: many actors save at about the same time, and appends would wait for each.
-        current: int = await self._run(SAVE_SNAPSHOT, arguments)
+        current, is_there = await self._run(SAVE_SNAPSHOT, arguments)
         if current:
             raise FencedError(stream_id, epoch, current)
+        return bool(is_there)
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         last = MAX_VERSION if through is None else min(through, MAX_VERSION)

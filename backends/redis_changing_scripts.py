@@ -118,23 +118,25 @@ return {count, more}
 """
 )
 
-# ARGV: 6 version, 7 snapshot, 8 how many to keep, 9 epoch or 0. The reply: 0, or the epoch that fences the writer.
+# ARGV: 6 version, 7 snapshot, 8 how many to keep, 9 epoch or 0. The reply: 0, or the epoch that fences the writer;
+# and 1 if the snapshot is there now.
 _SAVE_SNAPSHOT = (
     ONE_STREAM
     + """
-if tonumber(ARGV[9]) > 0 and tonumber(ARGV[9]) < epoch then return epoch end
+if tonumber(ARGV[9]) > 0 and tonumber(ARGV[9]) < epoch then return {epoch, 0} end
 if number == 0 then save_head() end
 """
     + _SCHEMA_OF
     + """
 -- Where events were removed, other code has nothing but its newest snapshot from there on: that stays.
 local function stands(each) return truncated > 0 and each >= truncated end
-local bytes, added, own = tonumber(journal[6]), 0, tonumber(ARGV[6])
+local bytes, added, own, is_there = tonumber(journal[6]), 0, tonumber(ARGV[6]), 0
 local there = redis.call('HSTRLEN', snapshots, ARGV[6])
 if there == 0 or not stands(own) or not schema_of(own) or schema_of(own) == schema_in(ARGV[7]) then
     bytes = bytes + #ARGV[7] - there
     added = redis.call('HSET', snapshots, ARGV[6], ARGV[7])
     schemas[own] = schema_in(ARGV[7])
+    is_there = 1
 end
 local versions = versions_falling(snapshots)
 local function is_newest_of_schema(at)
@@ -155,6 +157,7 @@ for i = 1, #versions do
         bytes = bytes - redis.call('HSTRLEN', snapshots, text(versions[i]))
         redis.call('HDEL', snapshots, text(versions[i]))
         added = added - 1
+        if versions[i] == own then is_there = 0 end
     elseif newest == 0 then
         newest = versions[i]
     end
@@ -163,7 +166,7 @@ save_head()
 if newest > 0 then redis.call('ZADD', base .. ':names', '0', ARGV[5]) end
 redis.call('HSET', base, 'bytes', text(bytes))
 redis.call('HINCRBY', base, 'snapshots', text(added))
-return 0
+return {0, is_there}
 """
 )
 

@@ -181,8 +181,8 @@ class SQLiteBackend(SQLiteAudit):
     async def add_seal(self, seal: StoredSeal) -> bool:
         return await self._open_writer.run(lambda connection: sqlite_changing.add_seal(connection, seal))
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        await self._open_writer.run(
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
+        return await self._open_writer.run(
             lambda connection: sqlite_changing.save_snapshot(connection, self.tenant, snapshot, keep)
         )
 

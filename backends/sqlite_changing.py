@@ -37,6 +37,7 @@ SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?1 = (SELECT coalesce(max(number), 0) + 1 FROM j
 """
 _TRUNCATED = "c.version <= :through"
 _LAST = "SELECT position FROM journal_events WHERE stream = ? AND version <= ? ORDER BY version DESC LIMIT 1"
+_IS_THERE = "SELECT 1 FROM journal_snapshots WHERE stream = ? AND version = ? AND fingerprint = ?"
 _STANDING = "SELECT 1 FROM journal_snapshots WHERE stream = ? AND version >= ? AND fingerprint = ? LIMIT 1"
 
 
@@ -147,8 +148,9 @@ DELETE FROM journal_snapshots WHERE stream = ?1 AND version NOT IN (
 """
 
 
-def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredSnapshot, keep: int) -> None:
-    """Store a snapshot, and remove all but the newest, and but those that stand for removed events."""
+def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredSnapshot, keep: int) -> bool:
+    """Store a snapshot, and remove all but the newest, and but those that stand for removed events. Returns whether it
+    is there then."""
     with transaction(connection):
         stream, claimed = stream_row(connection, tenant, snapshot.stream_id)
         _check_epoch(snapshot.stream_id, snapshot.epoch or None, claimed)
@@ -166,6 +168,7 @@ def save_snapshot(connection: sqlite3.Connection, tenant: str, snapshot: StoredS
             ),
         )
         connection.execute(_DROP_SNAPSHOTS, (stream, keep))
+        return connection.execute(_IS_THERE, (stream, snapshot.version, snapshot.fingerprint)).fetchone() is not None
 
 
 def delete_snapshots(connection: sqlite3.Connection, tenant: str, stream_id: str, through: int | None) -> int:

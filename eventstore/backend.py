@@ -250,8 +250,9 @@ class Backend(Protocol):
         """
         ...
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        """Store a snapshot, replacing one of the same version, and remove all but the newest `keep`.
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
+        """Store a snapshot, replacing one of the same version, and remove all but the newest `keep`. Returns whether it
+        is there then.
 
         Where events were removed, the newest snapshot of each fingerprint stays that is at or above the last of them,
         and is not replaced by one of another fingerprint: other code could not rebuild its state without it.

@@ -639,11 +639,12 @@ class EventStore:
 
     # Snapshots
 
-    async def save_snapshot(self, snapshot: Snapshot, *, keep: int = 2, epoch: int | None = None) -> None:
+    async def save_snapshot(self, snapshot: Snapshot, *, keep: int = 2, epoch: int | None = None) -> bool:
         """Store a state, and remove all but the newest `keep`. One of the same version is replaced.
 
         Where the events that a snapshot stands for were removed, the newest of each other schema stays too, and is not
-        replaced, for the code that has that schema.
+        replaced, for the code that has that schema. Returns whether the state is there now: not where one of these
+        stands, nor where `keep` newer ones do.
 
         Raises `PayloadTooLarge`; with an `epoch`, `FencedError` once a newer one has been claimed. A snapshot is only
         an optimisation: a failure here loses nothing.
@@ -654,7 +655,7 @@ class EventStore:
             stored = pack(snapshot, limit=self.max_snapshot_bytes)
         else:
             stored = await asyncio.to_thread(pack, snapshot, limit=self.max_snapshot_bytes)
-        await self._open.save_snapshot(stored._replace(epoch=epoch or 0), keep=keep)
+        return await self._open.save_snapshot(stored._replace(epoch=epoch or 0), keep=keep)
 
     async def snapshots(
         self, stream_id: str, *, through: int | None = None, limit: int = 10

@@ -151,8 +151,9 @@ class Snapshots(StoreFixtures):
 
     async def test_the_newest_are_kept_by_version_and_not_by_time(self, store: EventStore) -> None:
         await _save(store, 8, 9)
-        await _save(store, 3, keep=2)
+        assert not await store.save_snapshot(_snapshot(3), keep=2)
         assert await _versions(store) == [9, 8]
+        assert await store.save_snapshot(_snapshot(8), keep=2)
 
     async def test_where_no_events_were_removed_only_the_newest_stay(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2, 3))

@@ -305,13 +305,13 @@ class Truncation(StoreFixtures):
         await store.append("a", happened(1, 2, 3))
         epoch = await store.claim("a") if is_owned else None
         await store.save_snapshot(new_snapshot("a", 3, "one", b"{}"), epoch=epoch)
-        await store.save_snapshot(new_snapshot("a", 3, "two", b"{}"), epoch=epoch)
+        assert await store.save_snapshot(new_snapshot("a", 3, "two", b"{}"), epoch=epoch)
         assert await schemas(store) == [(3, "two")]
         await store.truncate("a", 3, reason="test", epoch=epoch)
-        await store.save_snapshot(new_snapshot("a", 3, "one", b"[1]"), epoch=epoch)
+        assert not await store.save_snapshot(new_snapshot("a", 3, "one", b"[1]"), epoch=epoch)
         assert await schemas(store) == [(3, "two")]
         assert (await store.statistics()).snapshots == 1
-        await store.save_snapshot(new_snapshot("a", 3, "two", b"[]"), epoch=epoch)
+        assert await store.save_snapshot(new_snapshot("a", 3, "two", b"[]"), epoch=epoch)
         assert [each.data for each in await store.snapshots("a") if isinstance(each, Snapshot)] == [b"[]"]
 
     async def test_a_save_that_does_not_replace_another_schemas_snapshot_lets_older_ones_go(

@@ -143,8 +143,8 @@ class GuardedBackend:
     async def wait(self, after: int, timeout: float) -> None:
         await self._backend.wait(after, timeout)
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        await self._call(self._backend.save_snapshot, snapshot, keep=keep)
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
+        return await self._call(self._backend.save_snapshot, snapshot, keep=keep)
 
     async def read_snapshots(self, stream_id: str, *, through: int | None, limit: int) -> Sequence[StoredSnapshot]:
         return await self._call(self._backend.read_snapshots, stream_id, through=through, limit=limit)

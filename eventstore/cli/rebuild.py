@@ -159,18 +159,23 @@ async def _take(store: EventStore, cls: type[PersistentActor[Any]], key: str, *,
         if version == snapshot_version:
             return Outcome(stream_id, version, "is there already")
         taken = new_snapshot(stream_id, version, cls.state_type.fingerprint, cls.state_type.kept(state))
-        await store.save_snapshot(taken, keep=cls.snapshot_policy.keep)
-        for there in await store.snapshots(stream_id, through=version, limit=1):
-            if isinstance(there, Snapshot) and there.version == version and there.fingerprint != taken.fingerprint:
-                raise CommandFailed(
-                    f"at version {version} stands a snapshot of another schema, which other code needs: it can be "
-                    "taken when the actor has another event"
-                )
+        if not await store.save_snapshot(taken, keep=cls.snapshot_policy.keep):
+            await _check_place(store, taken)
     except STORE_TROUBLE:
         raise
     except Exception as error:
         return Outcome(stream_id, None, "failed", str(error) or type(error).__name__)
     return Outcome(stream_id, version, "saved")
+
+
+async def _check_place(store: EventStore, taken: Snapshot) -> None:
+    """Whether it was not stored because newer ones are there by now. Else it is reported."""
+    for there in await store.snapshots(taken.stream_id, through=taken.version, limit=1):
+        if isinstance(there, Snapshot) and there.version == taken.version:
+            raise CommandFailed(
+                f"at version {taken.version} stands a snapshot of another schema, which other code needs: it can be "
+                "taken when the actor has another event"
+            )
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class Faults:
                 await self.before_load(load)
         return await self.journal.load(loads)
 
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
         if self.before_snapshot is not None:
             await self.before_snapshot(snapshot)
-        await self.journal.save_snapshot(snapshot, keep=keep)
+        return await self.journal.save_snapshot(snapshot, keep=keep)

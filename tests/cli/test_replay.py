@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from backends.sqlite import SQLiteBackend
 from eventstore import EventStore, Snapshot, StoreClosed
+from eventstore.backend import StoredSnapshot
 from eventstore.cli.folding import replay_actor
 from eventstore.snapshots import new_snapshot
 
@@ -230,6 +233,20 @@ class TestRebuildSnapshots:
         objects = cli("rebuild", "snapshots", own_url, ACCOUNT, "--all", "--json").objects
         assert [one["saved"] for one in objects] == [True, True, True, False]
         assert "Note-1" not in [one["stream_id"] for one in objects]
+
+    def test_what_was_saved_is_not_read_again(self, cli: Run, own_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[str] = []
+        read_snapshots = SQLiteBackend.read_snapshots
+
+        async def noted(
+            backend: SQLiteBackend, stream_id: str, *, through: int | None, limit: int
+        ) -> Sequence[StoredSnapshot]:
+            read.append(stream_id)
+            return await read_snapshots(backend, stream_id, through=through, limit=limit)
+
+        monkeypatch.setattr(SQLiteBackend, "read_snapshots", noted)
+        assert cli("rebuild", "snapshots", own_url, ACCOUNT, "alice").lines == ["Account-alice\t5\tsaved"]
+        assert read == []
 
     def test_no_more_are_kept_than_the_class_says(self, cli: Run, own_url: str, change: Change) -> None:
         change(lambda store: store.save_snapshot(snapshot("alice", 3, b"{}"), keep=9))

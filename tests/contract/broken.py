@@ -106,8 +106,8 @@ class _FindsTagsInValues(MemoryBackend):
 
 
 class _KeepsOneSnapshotMore(MemoryBackend):
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
-        await super().save_snapshot(snapshot, keep=keep + 1)
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
+        return await super().save_snapshot(snapshot, keep=keep + 1)
 
 
 class _TruncatesOneTooMany(MemoryBackend):
@@ -134,11 +134,11 @@ class _ExecutesAgain(MemoryBackend):
 
 
 class _TakesSnapshotsFromAnyone(MemoryBackend):
-    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> None:
+    async def save_snapshot(self, snapshot: StoredSnapshot, *, keep: int) -> bool:
         with suppress(FencedError):
             return await super().save_snapshot(snapshot, keep=keep)
         self._journal.stream(snapshot.stream_id).snapshots[snapshot.version] = snapshot
-        return None
+        return True
 
 
 class _TruncatesForAnyone(MemoryBackend):

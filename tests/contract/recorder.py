@@ -161,8 +161,7 @@ class Recorder:
             case ListStreams(page_size, kind):
                 return await self._streams(page_size, kind)
             case SaveSnapshot(snapshot, keep):
-                await backend.save_snapshot(snapshot, keep=keep)
-                return None
+                return await backend.save_snapshot(snapshot, keep=keep)
             case ReadSnapshots(stream_id, through, limit):
                 return list(await backend.read_snapshots(stream_id, through=through, limit=limit))
             case DeleteSnapshots(stream_id, through):
