@@ -85,6 +85,8 @@ async def test_the_scenario_holds_every_kind_of_operation_and_of_outcome() -> No
                 outcomes.update(kind_of(outcome) for outcome in answer)
             case FindCommands() if isinstance(answer, list):
                 outcomes.update("found" if found.outcome else "not found" for found in answer)
+            case SaveSnapshot() if isinstance(answer, bool):
+                outcomes["snapshot stored" if answer else "snapshot not stored"] += 1
             case ClaimMany() | SaveSnapshot() | Truncate() if answer is not None:
                 outcomes[f"{type(operation).__name__}: {type(answer).__name__}"] += 1
             case ForgetCommands() if answer:
@@ -100,6 +102,7 @@ async def test_the_scenario_holds_every_kind_of_operation_and_of_outcome() -> No
         *("command stored before", "command remembered", "command forgotten"),
         *("found", "not found", "commands forgotten"),
         *("claimed", "held", "ClaimMany: LeaseLost"),
+        *("snapshot stored", "snapshot not stored"),
         *("SaveSnapshot: FencedError", "Truncate: FencedError", "Truncate: int"),
     }
     assert {kind: count for kind, count in outcomes.items() if count < 2} == {}
