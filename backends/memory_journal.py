@@ -154,11 +154,13 @@ class Stream:
         newest = max(self.snapshots, default=0) if load.use_snapshot else 0
         snapshot = self.snapshots[newest] if newest > load.after else None
         after = load.after if snapshot is None else snapshot.version
+        found = self.select(after=after, through=None, limit=load.limit)
         events = EventPage.of(
             (version, event.type, event.schema_version, event.payload, event.checksum)
-            for _, _, _, version, event, _, _ in self.select(after=after, through=None, limit=load.limit)
+            for _, _, _, version, event, _, _ in found
         )
-        return Loaded(snapshot, events, self.version, self.truncated)
+        is_stamped = bool(found) and found[0].event.replica is not None
+        return Loaded(snapshot, events, self.version, self.truncated, is_stamped)
 
     def check_epoch(self, stream_id: str, epoch: int | None) -> None:
         """Raise `FencedError` for an epoch that has been overtaken. None is not checked."""

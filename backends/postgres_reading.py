@@ -403,13 +403,15 @@ def _loaded(
     checksum: bytes,
     recorded_at: int,
     epoch: int,
+    is_stamped: bool | None,
     *page: Any,
 ) -> Loaded | JournalCorrupt:
     snapshot = None
     if version is not None:
         snapshot = snapshot_of(load.stream_id, version, fingerprint, encoding, payload, checksum, recorded_at, epoch)
     try:
-        return Loaded(snapshot, _events(*page), head, truncated)
+        events = _events(*page)
+        return Loaded(snapshot, events, head, truncated, bool(is_stamped) and len(events) > 0)
     except ValueError:
         return JournalCorrupt(
             f"an event behind version {max(load.after, version or 0)} is damaged: it holds a control character, which "

@@ -147,7 +147,11 @@ WITH wanted AS MATERIALIZED (
     ) n ON true
 )
 SELECT w.number, w.head, w.truncated,
-    w.version, w.fingerprint, w.encoding, w.payload AS snapshot, w.checksum, w.recorded_at, w.epoch, p.*
+    w.version, w.fingerprint, w.encoding, w.payload AS snapshot, w.checksum, w.recorded_at, w.epoch,
+    (
+        SELECT e.origin IS NOT NULL FROM {schema}.journal_events e WHERE e.stream = w.stream AND e.version = w.after + 1
+    ) AS is_stamped,
+    p.*
 FROM wanted w CROSS JOIN LATERAL (
     SELECT count(*), min(e.version) AS first_version,
         CASE WHEN max(e.version) - min(e.version) + 1 <> count(*) THEN array_agg(e.version) END AS versions,

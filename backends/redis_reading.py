@@ -22,7 +22,7 @@ from backends.redis_reading_scripts import (
     STREAMS,
     TENANTS,
 )
-from backends.redis_records import MAX_VERSION, recorded, replayed, unpacked_snapshot
+from backends.redis_records import MAX_VERSION, is_of_replica, recorded, replayed, unpacked_snapshot
 from backends.redis_seals import REMOVALS, SEALS, found_removals, found_seals
 from backends.redis_tenant import RedisTenant, seen, split
 from eventstore.auditing.audit_scan import scanned_page
@@ -264,7 +264,8 @@ def _loaded(stream_id: str, answer: Sequence[Any]) -> Loaded | JournalCorrupt:
         if version < 0:
             raise _misses_events(stream_id, truncated, *records)
         stored = None if snapshot is None else unpacked_snapshot(stream_id, snapshot)
-        return Loaded(stored, replayed(stream_id, max(after, truncated) + 1, records), version, truncated)
+        events = replayed(stream_id, max(after, truncated) + 1, records)
+        return Loaded(stored, events, version, truncated, bool(records) and is_of_replica(records[0]))
     except JournalCorrupt as error:
         return error
 

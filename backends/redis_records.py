@@ -248,6 +248,12 @@ def replayed(stream_id: str, version: int, records: Sequence[bytes]) -> EventPag
     return EventPage(range(version, version + count), types, schema_versions, payloads, list(checksums))
 
 
+def is_of_replica(record: bytes) -> bool:
+    """Whether a stored record, which is whole, has what a replica says of it."""
+    _, type_bytes, _ = _REPLAYED.unpack(record[_SIZES])
+    return bool(type_bytes & _HAS_REPLICA)
+
+
 class _Layout(NamedTuple):
     """Where a record has its name and its payload. With a replica's part in it, that says nothing of others."""
 

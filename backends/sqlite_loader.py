@@ -24,7 +24,10 @@ WITH wanted AS MATERIALIZED (
 )
 SELECT
     (SELECT json_group_array(json_array(w.number, w.truncated, w.newest, n.version, n.fingerprint, n.encoding,
-            hex(n.payload), hex(n.checksum), n.recorded_at, n.epoch))
+            hex(n.payload), hex(n.checksum), n.recorded_at, n.epoch, (
+                SELECT f.origin IS NOT NULL FROM journal_events f
+                WHERE f.stream = w.stream AND f.version = max(coalesce(w.snapshot, w.after), w.truncated) + 1
+            )))
         FROM wanted w LEFT JOIN journal_snapshots n ON n.stream = w.stream AND n.version = w.snapshot),
 """
 
@@ -59,7 +62,7 @@ _LOAD_MANY = f"""{_WANTED} (
 _BEHIND_NUMBER = len(_COLUMNS)
 """Columns of a page, behind the number of its load."""
 
-_FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int]
+_FoundRow = tuple[int, int, int | None, int | None, str, str, str, str, int, int, int | None]
 
 
 class SQLiteLoader:
@@ -141,7 +144,8 @@ def _page(versions: bytes, types: bytes, schema_versions: bytes, payloads: bytes
 
 def _loaded(loads: Sequence[Load], found: Sequence[_FoundRow], pages: Mapping[int, EventPage]) -> Sequence[Loaded]:
     answers: list[Loaded] = [Loaded(None, NO_EVENTS, 0, 0)] * len(loads)
-    for number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch in found:
+    for row in found:
+        number, truncated, newest, version, fingerprint, encoding, payload, checksum, recorded_at, epoch, stamped = row
         snapshot = None
         if version is not None:
             snapshot = StoredSnapshot(
@@ -154,5 +158,7 @@ def _loaded(loads: Sequence[Load], found: Sequence[_FoundRow], pages: Mapping[in
                 nearest_time(recorded_at),
                 epoch,
             )
-        answers[number] = Loaded(snapshot, pages.get(number, NO_EVENTS), max(newest or 0, truncated), truncated)
+        events = pages.get(number, NO_EVENTS)
+        is_stamped = bool(stamped) and len(events) > 0
+        answers[number] = Loaded(snapshot, events, max(newest or 0, truncated), truncated, is_stamped)
     return answers

@@ -676,6 +676,30 @@ class RecoveryError(ActorError):
         self.version = version
 
 
+class ReplicationChanged(RecoveryError):
+    """The class of the actor has become replicated, or is so no more, and the stream has events from before.
+
+    Nothing is stored among them: replicated events have a stamp that says where they belong, and the others have none.
+    Let the class be what it was, or give what it has become a kind of its own. `version` is that of the first event of
+    the other sort that was met.
+    """
+
+    def __init__(self, stream_id: str, version: int, *, is_replicated: bool) -> None:
+        super().__init__(
+            stream_id,
+            f"the event at version {version} "
+            + (
+                "was not written by a replicated actor, so that no other replica has it, and its class is a "
+                "ReplicatedActor now: let it be a PersistentActor, or give it another kind, whose actors begin anew"
+                if is_replicated
+                else "was written by a replicated actor, and its class is none any more; what it stored would reach no "
+                "other replica, and stop this one: let it be a ReplicatedActor, or give it another kind, whose actors "
+                "begin anew"
+            ),
+            version=version,
+        )
+
+
 class ActorStopped(ActorError):
     """The actor, or its system, is stopped. The command was not handled, unless the message says otherwise."""
 

@@ -19,7 +19,7 @@ from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
 from eventstore.collector import collector_paused
-from eventstore.errors import ActorError, BackendUnavailable, JournalCorrupt
+from eventstore.errors import ActorError, BackendUnavailable, JournalCorrupt, ReplicationChanged
 from eventstore.events import Event
 from eventstore.store import EventStore
 
@@ -133,7 +133,11 @@ class Replay:
                 task.exception()
 
     async def _ask(self, after: int, limit: int, *, use_snapshot: bool = False) -> Loaded:
-        return await self._store.load(Load(self._stage.stream_id, after, use_snapshot, limit))
+        loaded = await self._store.load(Load(self._stage.stream_id, after, use_snapshot, limit))
+        if loaded.is_stamped:
+            # The handlers would take it, and what is decided then would stand behind it without a stamp.
+            raise ReplicationChanged(self._stage.stream_id, loaded.events.versions[0], is_replicated=False)
+        return loaded
 
     async def _within_time(self, page: Awaitable[Loaded]) -> Loaded:
         try:

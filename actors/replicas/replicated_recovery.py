@@ -15,7 +15,7 @@ from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
 from actors.replicas.convergence import Base, Entry, History, fold_failed
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.told_error import ENDS_THE_PROGRAM
-from eventstore.errors import EventStoreError, JournalCorrupt, RecoveryError, SnapshotUnusable
+from eventstore.errors import EventStoreError, JournalCorrupt, RecoveryError, ReplicationChanged, SnapshotUnusable
 from eventstore.events import RecordedEvent, Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.stamp import Stamp, parse_stamp
@@ -181,7 +181,7 @@ def checked_next(clock: VectorClock, base: VectorClock, entry: Entry, stream_id:
 
 
 def entry_of(recorded: RecordedEvent) -> Entry:
-    """A stored event as a history holds it. Raises `JournalCorrupt` for one without a stamp, or a damaged one."""
+    """A stored event as a history holds it. Raises as `stamp_of` does."""
     stamp = stamp_of(recorded)
     return Entry(
         stamp.key,
@@ -196,21 +196,22 @@ def entry_of(recorded: RecordedEvent) -> Entry:
 
 
 def stamp_of(recorded: RecordedEvent) -> Stamp:
-    """Where and after what a stored event was written. Raises `JournalCorrupt`."""
+    """Where and after what a stored event was written. Raises `ReplicationChanged` for one without a stamp, and
+    `JournalCorrupt` for a stamp that is damaged."""
     origin, sequence, clock = recorded.origin, recorded.origin_sequence, recorded.clock
-    if origin is None or sequence is None or clock is None:
-        problem = "was not written by a replicated actor"
-    else:
-        try:
-            return parse_stamp(origin, sequence, clock)
-        except ValueError as error:
-            problem = f"has a damaged stamp: {error}"
-    raise JournalCorrupt(
-        f"the event at version {recorded.version} {problem}",
-        stream_id=recorded.stream_id,
-        version=recorded.version,
-        position=recorded.position,
-    )
+    if origin is None and sequence is None and clock is None:
+        raise ReplicationChanged(recorded.stream_id, recorded.version, is_replicated=True)
+    try:
+        if origin is None or sequence is None or clock is None:
+            raise ValueError("there is but a part of it")
+        return parse_stamp(origin, sequence, clock)
+    except ValueError as error:
+        raise JournalCorrupt(
+            f"the event at version {recorded.version} has a damaged stamp: {error}",
+            stream_id=recorded.stream_id,
+            version=recorded.version,
+            position=recorded.position,
+        ) from error
 
 
 # Snapshots

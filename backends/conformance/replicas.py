@@ -6,10 +6,11 @@ import pytest
 
 from backends.conformance.events import Happened, collect, outcome, write
 from backends.conformance.fixtures import StoreFixtures, reopened
-from eventstore.backend import Appended, Backend, EventFilter, Load, ReplicaFields, StreamWrite
+from eventstore.backend import Appended, Backend, EventFilter, Load, Loaded, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event, new_event_id
 from eventstore.errors import ConcurrencyError, DuplicateEventError
 from eventstore.events import Metadata, RecordedEvent
+from eventstore.snapshots import new_snapshot
 from eventstore.store import EventStore
 
 REPLICA = ReplicaFields("eu", 7, b'{"clock":{"eu":7,"us":2},"time":1764000000000000}', concurrent=True)
@@ -135,6 +136,33 @@ class ReplicatedEvents(StoreFixtures):
             (version, event.type, event.schema_version, event.payload, event.checksum)
             for version, event in enumerate(made.events, 1)
         ]
+
+    async def test_a_load_tells_whether_its_first_event_is_a_replicas(
+        self, store: EventStore, backend: Backend
+    ) -> None:
+        await backend.append([[replicated("a", 0, REPLICA, None, ODD[2])], [replicated("b", 0, None, REPLICA)]])
+        wanted = {
+            Load("a"): True,
+            Load("a", after=1): False,
+            Load("a", after=2): True,
+            Load("a", after=3): False,
+            Load("a", limit=1): True,
+            Load("a", limit=0): False,
+            Load("b"): False,
+            Load("b", after=1): True,
+            Load("c"): False,
+        }
+        for load, is_stamped in wanted.items():
+            assert (await store.load(load)).is_stamped == is_stamped
+        together = [each for each in await backend.load(list(wanted)) if isinstance(each, Loaded)]
+        assert [each.is_stamped for each in together] == list(wanted.values())
+
+    async def test_with_a_snapshot_that_is_the_first_event_behind_it(self, store: EventStore, backend: Backend) -> None:
+        await backend.append([[replicated("a", 0, REPLICA, None, ODD[2])]])
+        for version, is_stamped in ((1, False), (2, True), (3, False)):
+            await store.save_snapshot(new_snapshot("a", version, "schema", b"{}"))
+            assert (await store.load(Load("a"))).is_stamped == is_stamped
+            assert (await store.load(Load("a", use_snapshot=False))).is_stamped
 
     async def test_a_large_group(self, store: EventStore, backend: Backend) -> None:
         replicas = [ODD[1]._replace(origin_sequence=number) for number in range(1, 701)]

@@ -115,10 +115,12 @@ NO_EVENTS = EventPage([], [], [], [], [])
 class Loaded(NamedTuple):
     """What a `Load` found, at one moment: a snapshot, then the first events after it.
 
-    Replay compares payload and checksum of each. `version` is the stream's own.
+    Replay compares payload and checksum of each. `version` is the stream's own. `is_stamped` says whether the first of
+    the events has what a replica says of it; with no events it is False.
     """
 
     snapshot: StoredSnapshot | None
     events: EventPage
     version: int
     truncated: int
+    is_stamped: bool = False

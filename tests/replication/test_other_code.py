@@ -9,13 +9,22 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from actors import ActorSystem, Fold, RecoveryError, ReplicatedActor, event_handler, fold
-from eventstore import UnknownEventType
+from actors import (
+    ActorSystem,
+    Fold,
+    PersistentActor,
+    RecoveryError,
+    ReplicatedActor,
+    command_handler,
+    event_handler,
+    fold,
+)
+from eventstore import ReplicationChanged, UnknownEventType
 from eventstore.backend import EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event
 from eventstore.stamp import Stamp
 from eventstore.vector_clock import VectorClock
-from tests.replication.ledger import KeptLedger, Ledger, Note, Noted, Read
+from tests.replication.ledger import KeptLedger, Ledger, Lines, Note, Noted, Read
 from tests.replication.replicas import Replicas
 
 
@@ -56,9 +65,13 @@ async def test_a_snapshot_that_the_state_does_not_take_is_passed_over(
     assert "going to an older snapshot or to the first event" in caplog.text
 
 
+def _stamped(sequence: int) -> EncodedEvent:
+    stamp = Stamp("eu", sequence, VectorClock({"eu": sequence}), 2**62)
+    return encode_event(Noted(text="later"), replica=stamp.fields(concurrent=False))
+
+
 def _unknown(version: int) -> EncodedEvent:
-    clock = VectorClock({"eu": version})
-    encoded = encode_event(Noted(text="later"), replica=Stamp("eu", version, clock, 2**62).fields(concurrent=False))
+    encoded = _stamped(version)
     checksum = checksum_of("test.unknown", encoded.schema_version, encoded.payload, encoded.metadata)
     return encoded._replace(type="test.unknown", checksum=checksum)
 
@@ -102,6 +115,76 @@ async def test_an_event_that_no_replica_wrote_stops_a_fold_with_its_version(repl
     await eu.ref(Ledger, "x").ask(Note(text="a"))
     await eu.store.append("Ledger-x", [Noted(text="by hand")], expected_version=1)
     for through in (None, 2):
-        with pytest.raises(RecoveryError, match="was not written by a replicated actor") as raised:
+        with pytest.raises(ReplicationChanged, match="was not written by a replicated actor") as raised:
             await fold(eu.store, Ledger, "x", through=through)
         assert raised.value.version == 2
+
+
+class PlainLedger(PersistentActor[Lines], kind="Ledger"):
+    """What `Ledger` is once its class is not replicated any more."""
+
+    @command_handler
+    def note(self, command: Note) -> int:
+        self.persist(Noted(text=command.text))
+        return len(self.state.lines)
+
+    @command_handler
+    def read(self, command: Read) -> list[str]:
+        return list(self.state.lines)
+
+    @event_handler
+    def noted(self, event: Noted) -> None:
+        self.state.lines.append(event.text)
+
+
+class PlainKeptLedger(PlainLedger, kind="KeptLedger"):
+    """The same of `KeptLedger`."""
+
+
+@pytest.mark.parametrize(("was", "now"), [(Ledger, PlainLedger), (KeptLedger, PlainKeptLedger)], ids=["", "snapshots"])
+async def test_an_actor_that_is_replicated_no_more_stores_nothing_among_stamped_events(
+    replicas: Replicas, was: type[Ledger], now: type[PlainLedger]
+) -> None:
+    (eu,) = await replicas.start("eu", actors=[was])
+    for text in "abcdefg":
+        await eu.ref(was, "x").ask(Note(text=text))
+    await eu.close()
+    store = replicas.stores["eu"]
+    async with ActorSystem(store) as system:
+        with pytest.raises(ReplicationChanged, match=r"was written by a replicated actor.*another kind") as raised:
+            await system.ref(now, "x").ask(Note(text="h"))
+    assert (raised.value.stream_id, raised.value.version) == (f"{was.kind}-x", 1)
+    assert await store.version(f"{was.kind}-x") == 7
+    with pytest.raises(ReplicationChanged):
+        await fold(store, now, "x")
+
+
+@pytest.mark.parametrize("is_replicated_first", [True, False])
+async def test_of_old_code_and_new_beside_it_the_first_to_store_something_decides(
+    replicas: Replicas, is_replicated_first: bool
+) -> None:
+    (eu,) = await replicas.start("eu", actors=[Ledger])
+    async with ActorSystem(replicas.stores["eu"]) as other:
+        refs = [eu.ref(Ledger, "x"), other.ref(PlainLedger, "x")]
+        # Both have found a stream without events.
+        assert [await ref.ask(Read()) for ref in refs] == [[], []]
+        first, second = refs if is_replicated_first else refs[::-1]
+        await first.ask(Note(text="a"))
+        with pytest.raises(ReplicationChanged) as raised:
+            await second.ask(Note(text="b"))
+        assert raised.value.version == 1
+        assert await first.ask(Note(text="c")) == 2
+    assert await eu.store.version("Ledger-x") == 2
+
+
+async def test_an_actor_that_has_become_replicated_stores_nothing_among_events_without_a_stamp(
+    replicas: Replicas,
+) -> None:
+    store = await replicas.store("eu")
+    async with ActorSystem(store) as system:
+        await system.ref(PlainLedger, "x").ask(Note(text="a"))
+    (eu,) = await replicas.start("eu", actors=[Ledger])
+    with pytest.raises(ReplicationChanged, match=r"was not written by a replicated actor.*another kind") as raised:
+        await eu.ref(Ledger, "x").ask(Note(text="b"))
+    assert (raised.value.stream_id, raised.value.version) == ("Ledger-x", 1)
+    assert await store.version("Ledger-x") == 1
