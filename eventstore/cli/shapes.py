@@ -221,10 +221,10 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
     ),
     "whatif": (
         Shape(
-            "for each actor that differs",
+            "for each actor that differs, or that neither can fold: then both errors are there, and nothing was compared",
             {
                 "stream_id": "",
-                "version": "the first at which they differ",
+                "version": "the first at which they differ, or at which one stops",
                 "changes": [_CHANGE],
                 "changes_left_out": "",
                 "old_error": _FOLD_ERROR,
@@ -236,7 +236,8 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
             {
                 "summary": {
                     "actors": "",
-                    "events": "",
+                    "compared": "those that both can fold",
+                    "events": "of these",
                     "differ": "",
                     "only_old_can_fold": "",
                     "only_new_can_fold": "",

@@ -60,7 +60,8 @@ def whatif(
     json: Json = False,
 ) -> Exit:
     """Fold actors with two versions of your code, each in a process of its own, and list the states that differ and the
-    events that can no longer be read. It writes nothing to the store. The exit code is 1 if anything differs.
+    events that can no longer be read. It writes nothing to the store. The exit code is 1 if anything differs, or if an
+    actor could not be compared because neither can fold it.
 
     CODE is a folder that the module is imported from, or a requirement such as bank==1.2, which pip installs into a
     virtual environment that is removed afterwards. The current folder is the default of each. Code that is installed
@@ -81,7 +82,8 @@ def whatif(
 
 
 class Difference(NamedTuple):
-    """One actor of which the two make different things. `version` is the first at which they part."""
+    """One actor of which the two make different things, or neither makes anything, which compares nothing. `version` is
+    the first at which they part, or at which one stops."""
 
     stream_id: str
     version: int
@@ -93,10 +95,12 @@ class Difference(NamedTuple):
 
 @dataclass
 class Summary:
-    """The sum over all actors. `undecodable` are the events at which the new code stops and the old does not: the first
-    of each kind, and how many actors have one."""
+    """The sum over all actors. Those that both can fold are `compared`, and the `events` are theirs. `undecodable` are
+    the events at which the new code stops and the old does not: the first of each kind, and how many actors have one.
+    """
 
     actors: int = 0
+    compared: int = 0
     events: int = 0
     differ: int = 0
     only_old_can_fold: int = 0
@@ -115,7 +119,7 @@ class Summary:
 
     @property
     def is_same(self) -> bool:
-        """Whether both make the same of everything."""
+        """Whether both make the same of all that one of them can fold."""
         return not (self.differ or self.only_old_can_fold or self.only_new_can_fold)
 
 
@@ -151,7 +155,7 @@ async def _whatif(
         write_json({"summary": vars(summary)})
     else:
         _write_summary(summary)
-    return Exit.FINE if summary.is_same else Exit.WRONG
+    return Exit.FINE if summary.is_same and not summary.neither_can_fold else Exit.WRONG
 
 
 async def _started(address: Address, target: str, name: str, code: str, stack: AsyncExitStack) -> FoldProcess:
@@ -179,10 +183,11 @@ async def _streams(store: EventStore, kind: str, keys: Sequence[str]) -> AsyncIt
 async def _compared(one: FoldProcess, other: FoldProcess, info: StreamInfo, summary: Summary) -> Difference | None:
     key, end = info.stream_id[len(one.kind) + 1 :], info.version
     summary.actors += 1
-    summary.events += end - info.truncated
     old, new = await asyncio.gather(one.fold(key, end, stride=_STRIDE), other.fold(key, end, stride=_STRIDE))
     match old.error, new.error:
         case None, None:
+            summary.compared += 1
+            summary.events += end - info.truncated
             if old.digests[end] == new.digests[end]:
                 return None
             summary.differ += 1
@@ -197,9 +202,6 @@ async def _compared(one: FoldProcess, other: FoldProcess, info: StreamInfo, summ
             summary.only_new_can_fold += 1
         case _:
             summary.neither_can_fold += 1
-            if old.error == new.error:
-                return None
-            summary.differ += 1
     error = new.error or old.error
     version = end if error is None or error.version is None else error.version
     return Difference(info.stream_id, version, [], 0, old.error, new.error)
@@ -222,15 +224,18 @@ def _first_difference(old: FoldAnswer, new: FoldAnswer) -> int:
 
 async def _note_undecodable(store: EventStore, difference: Difference, summary: Summary) -> None:
     error = difference.new_error
-    if error is None or error.version is None or error.name not in _UNDECODABLE:
+    if error is None or error == difference.old_error or error.version is None or error.name not in _UNDECODABLE:
         return
     async for recorded in store.read(difference.stream_id, after=error.version - 1, limit=1):
         summary.add_undecodable(difference.stream_id, error.version, recorded.type, recorded.schema_version, error.name)
 
 
 def _write_summary(summary: Summary) -> None:
-    read = f"{counted(summary.actors, 'actor')}, {counted(summary.events, 'event')} folded with both: "
-    neither = f", {summary.neither_can_fold:,} neither can fold" if summary.neither_can_fold else ""
+    read = f"{counted(summary.compared, 'actor')}, {counted(summary.events, 'event')} folded with both: "
+    neither = ""
+    if count := summary.neither_can_fold:
+        them = "it" if count == 1 else "them"
+        neither = f"; {counted(count, 'actor')} not compared: neither code can fold {them}"
     if summary.is_same:
         write_line((read, ""), ("no differences", "bold green"), (neither, "bold red"))
         return
@@ -260,11 +265,7 @@ def _cells(difference: Difference) -> tuple[str, ...]:
 
 
 def _in_words(difference: Difference) -> list[str]:
-    words = [
-        f"the {name} code cannot fold it: {error.reason}"
-        for name, error in (("old", difference.old_error), ("new", difference.new_error))
-        if error is not None
-    ]
+    words = _failures_in_words(difference.old_error, difference.new_error)
     for change in difference.changes[:_SHOWN_CHANGES]:
         place = change.pointer or "the state"
         match change.kind:
@@ -276,6 +277,17 @@ def _in_words(difference: Difference) -> list[str]:
                 words.append(f"{place} is {short(change.after)} instead of {short(change.before)}")
     more = len(difference.changes) - _SHOWN_CHANGES + difference.left_out
     return [*words, f"and {more:,} more"] if more > 0 else words
+
+
+def _failures_in_words(old: FoldError | None, new: FoldError | None) -> list[str]:
+    if old is not None and old == new:
+        return [f"nothing was compared: neither code can fold it: {old.reason}"]
+    words = [
+        f"the {name} code cannot fold it: {error.reason}"
+        for name, error in (("old", old), ("new", new))
+        if error is not None
+    ]
+    return ["nothing was compared", *words] if len(words) > 1 else words
 
 
 def _record(difference: Difference) -> Mapping[str, Any]:

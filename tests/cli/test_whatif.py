@@ -153,7 +153,7 @@ class TestWhatif:
         assert result.lines[2:] == [
             "till.returned version 1 cannot be read by the new code (UnknownEventType): 2 actors, first Till-b at "
             "version 3",
-            "3 actors, 1,008 events folded with both: 2 only the old code can fold",
+            "1 actor, 3 events folded with both: 2 only the old code can fold",
         ]
 
     def test_code_that_mends_something_makes_a_difference_too(
@@ -166,15 +166,51 @@ class TestWhatif:
         assert result.objects[0]["old_error"]["version"] == 3
         assert "no returns" in result.objects[0]["old_error"]["reason"]
 
-    def test_what_neither_can_fold_alike_is_no_difference(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
+    def test_what_neither_can_fold_was_not_compared(self, cli: Run, url: str, folders: tuple[str, str]) -> None:
+        old, new = folders
         for folder in folders:
             change(folder, ("        self.state.cents -= event.cents", "        raise ValueError('no returns')"))
-        old, new = folders
-        result = cli("whatif", url, "till:Till", "--old", old, "--new", new, "--json")
-        assert (result.code, result.objects[-1]["summary"]["neither_can_fold"]) == (0, 2)
-        assert cli("whatif", url, "till:Till", "--old", old, "--new", new).lines == [
-            "3 actors, 1,008 events folded with both: no differences, 2 neither can fold"
+        result = cli("whatif", url, "till:Till", "--old", old, "--new", new)
+        reason = "its handler for 'till.returned' raised ValueError at version"
+        assert (result.code, result.lines) == (
+            1,
+            [
+                f"Till-b\t3\tnothing was compared: neither code can fold it: {reason} 3: no returns",
+                f"Till-c\t701\tnothing was compared: neither code can fold it: {reason} 701: no returns",
+                "1 actor, 3 events folded with both: no differences; 2 actors not compared: neither code can fold them",
+            ],
+        )
+        *rows, last = cli("whatif", url, "till:Till", "--old", old, "--new", new, "--json").objects
+        summary = last["summary"]
+        assert [(row["version"], row["old_error"]) for row in rows] == [
+            (3, rows[0]["new_error"]),
+            (701, rows[1]["new_error"]),
         ]
+        counts = {name: summary[name] for name in ("actors", "compared", "events", "differ", "neither_can_fold")}
+        assert counts == {"actors": 3, "compared": 1, "events": 3, "differ": 0, "neither_can_fold": 2}
+
+    def test_what_each_fails_at_in_its_own_way_was_not_compared_either(
+        self, cli: Run, url: str, folders: tuple[str, str]
+    ) -> None:
+        old, new = folders
+        change(old, ("        self.state.cents -= event.cents", "        raise ValueError('no returns')"))
+        change(new, ("        self.state.cents -= event.cents", "        raise ValueError('no refunds')"))
+        result = cli("whatif", url, "till:Till", "a", "b", "--old", old, "--new", new)
+        assert (result.code, result.lines[-1]) == (
+            1,
+            "1 actor, 3 events folded with both: no differences; 1 actor not compared: neither code can fold it",
+        )
+        assert "the old code cannot fold it: " in result.lines[0]
+        assert "the new code cannot fold it: " in result.lines[0]
+
+    def test_an_event_that_neither_can_read_is_not_one_that_only_the_new_code_cannot(
+        self, cli: Run, url: str, folders: tuple[str, str]
+    ) -> None:
+        old, new = folders
+        for folder in folders:
+            change(folder, ('name="till.returned"', 'name="till.refunded"'))
+        result = cli("whatif", url, "till:Till", "b", "--old", old, "--new", new, "--json")
+        assert result.objects[-1]["summary"]["undecodable"] == []
 
     def test_what_handlers_leave_to_the_hashes_is_no_difference(
         self, cli: Run, url: str, folders: tuple[str, str]
