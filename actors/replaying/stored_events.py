@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.actor import PersistentActor, Stage
+from actors.replaying.unfoldable import NoHandler
 from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.codec import decode_stored
-from eventstore.errors import DefinitionError, RecoveryError
+from eventstore.errors import RecoveryError
 from eventstore.events import Event, event_class
 
 
@@ -35,8 +36,7 @@ def apply_one(
 def decoded_for(
     actor: PersistentActor[Any], type_: str, schema_version: int, payload: bytes, *, stream_id: str, version: int
 ) -> Sequence[Event]:
-    """A stored event as the events that the actor's handlers take. Raises the codec's errors, and `DefinitionError` for
-    an event without a handler."""
+    """A stored event as the events that the actor's handlers take. Raises the codec's errors, and `NoHandler`."""
     handlers = actor.handlers
 
     def class_of(name: str) -> type[Event] | None:
@@ -47,9 +47,10 @@ def decoded_for(
     events = decode_stored(type_, schema_version, payload, class_of=class_of, stream_id=stream_id, version=version)
     for event in events:
         if event.__class__ not in handlers.events:
-            raise DefinitionError(
+            raise NoHandler(
                 f"{type(actor).__qualname__} has no @event_handler for {type(event).__qualname__} "
-                f"(stored as {type_!r}, version {version})"
+                f"(stored as {type_!r}, version {version})",
+                version=version,
             )
     return events
 

@@ -8,6 +8,15 @@ UNFOLDABLE = (CodecError, JournalCorrupt, DefinitionError)
 """What stands in the way of a fold, and is told as a `RecoveryError`."""
 
 
+class NoHandler(DefinitionError):
+    """A class has no event handler for what is stored, or for what its rule has made of that. `version` is that of the
+    stored event."""
+
+    def __init__(self, message: str, *, version: int) -> None:
+        super().__init__(message)
+        self.version = version
+
+
 def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
     """What a fold fails with where the journal, or the code, does not let it go on."""
     return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from actors.replaying.stored_events import decoded_for
+from actors.replaying.unfoldable import NoHandler
 from actors.replicas.conflict import Conflict, Stamped, steps_of
 from actors.replicas.replicated_actor import ReplicatedActor, stamping
 from actors.snapshotting import snapshot_data
+from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
-from eventstore.errors import ActorError, DefinitionError, RecoveryError
+from eventstore.errors import ActorError, CodecError, JournalCorrupt, RecoveryError
 from eventstore.events import Event
 from eventstore.stamp import Key, Stamp
 from eventstore.vector_clock import EMPTY, VectorClock
@@ -121,8 +123,9 @@ class History:
     def extend(self, entries: Sequence[Entry]) -> int:
         """Put events that are not known yet in their places. Returns how many that were known were applied again.
 
-        Those of each replica must follow what is known of it, without a gap. Where it raises, the history is lost: it
-        must be read from the journal again.
+        Those of each replica must follow what is known of it, without a gap. Raises `RecoveryError` for a handler or a
+        rule that raises, `NoHandler` for what has no handler, and the codec's errors and `JournalCorrupt` for an event
+        that cannot be read. Then the history is lost: it must be read from the journal again.
         """
         new = sorted(entries)
         if not self.reaches(entry.stamp for entry in new):
@@ -181,7 +184,15 @@ class History:
         """Fold entries behind those that are there. The state is kept after the first `mark` of them as well: where
         one came late, more may follow, right behind it."""
         for number, entry in enumerate(entries, 1):
-            self._fold(entry, decoded(self._actor, entry))
+            events = decoded(self._actor, entry)
+            try:
+                self._fold(entry, events)
+            except (CodecError, JournalCorrupt, NoHandler, *ENDS_THE_PROGRAM):
+                # The first two are of another event, which a rule is shown.
+                raise
+            except BaseException as error:
+                # Nothing is awaited here: a CancelledError is the handler's own, too.
+                raise _fold_failed(self._actor, entry, error) from error
             if number == mark or len(self.entries) >= self._checkpoint_from:
                 self._checkpoint()
 
@@ -193,7 +204,7 @@ class History:
         try:
             for event in events:
                 if is_in_conflict:
-                    self._resolve(Conflict(event, stamp, lambda: self._without(stamp)))
+                    self._resolve(Conflict(event, stamp, lambda: self._without(stamp)), entry.version)
                 else:
                     actor.handlers.events[event.__class__](actor, event)
         finally:
@@ -202,13 +213,14 @@ class History:
         self._by_origin.setdefault(stamp.origin, []).append(entry)
         self.entries.append(entry)
 
-    def _resolve(self, conflict: Conflict) -> None:
+    def _resolve(self, conflict: Conflict, version: int) -> None:
         actor = self._actor
         for event, fields in steps_of(actor.resolve(conflict)):
             handler = actor.handlers.events.get(event.__class__)
             if handler is None:
-                raise DefinitionError(
-                    f"{type(actor).__qualname__}.resolve returned {event!r}, and there is no @event_handler for it"
+                raise NoHandler(
+                    f"{type(actor).__qualname__}.resolve returned {event!r}, and there is no @event_handler for it",
+                    version=version,
                 )
             handler(actor, event)
             for field in fields:
@@ -317,11 +329,12 @@ def decoded(actor: ReplicatedActor[Any], entry: Entry) -> Sequence[Event]:
     return decoded_for(actor, type_, schema_version, payload, stream_id=stream_id, version=version)
 
 
-def fold_failed(actor: ReplicatedActor[Any], error: BaseException) -> RecoveryError:
-    """What is raised where a handler or a rule fails while stored events are folded."""
-    failure = RecoveryError(
+def _fold_failed(actor: ReplicatedActor[Any], entry: Entry, error: BaseException) -> RecoveryError:
+    # Where that is to be merged, the version is the one that it would have here; the other replicas know its number.
+    origin, sequence, _, _ = entry.stamp
+    return RecoveryError(
         actor.persistence_id,
-        f"a handler or resolve raised {type(error).__name__} when events were put in order: {error}",
+        f"a handler or resolve raised {type(error).__name__} at version {entry.version}, event {sequence} of "
+        f"{origin!r}, when events were put in order: {error}",
+        version=entry.version,
     )
-    failure.__cause__ = error
-    return failure

@@ -15,7 +15,7 @@ from actors.cells.phase import Phase
 from actors.handlers import unhandled
 from actors.handling import Handling, deciding
 from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
-from actors.replicas.convergence import Entry, History, fold_failed
+from actors.replicas.convergence import Entry, History
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import (
     Found,
@@ -31,6 +31,7 @@ from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
     EventStoreError,
     FencedError,
+    RecoveryError,
     ReplicaRefused,
     ReplicationError,
     TransactionError,
@@ -134,7 +135,7 @@ class ReplicatedCell(Cell):
             if not self.history.reaches(entry.stamp for entry in new):
                 await self.rebuild(store)
                 return
-            await extend(self.history, self._replicated, new)
+            await extend(self.history, new)
             self.version += len(entries)
             self._durable = self.version
             for entry in entries:
@@ -325,7 +326,7 @@ class ReplicatedCell(Cell):
             encoded.append(event)
             entries.append(_entry(event, stamp, before + len(encoded)))
         self.version += len(encoded)
-        await extend(self.history, self._replicated, entries)
+        await extend(self.history, entries)
         encoded += self._afterthought()
         await store.append_writes([StreamWrite(self.stream_id, before, encoded, self.epoch)])
         for stamp in stamps:
@@ -375,7 +376,9 @@ class ReplicatedCell(Cell):
             error = told_error(raised, self.stream_id)
         staged, failure = self.end_decision(error)
         if failure is not None:
-            raise fold_failed(actor, failure) if isinstance(failure, Exception) else failure
+            if not isinstance(failure, Exception):
+                raise failure
+            raise _afterthought_failed(self.stream_id, failure) from failure
         return staged
 
     # Snapshots
@@ -407,6 +410,12 @@ class ReplicatedCell(Cell):
         super()._let_go()
         if hasattr(self, "history"):
             del self.history
+
+
+def _afterthought_failed(stream_id: str, error: Exception) -> RecoveryError:
+    return RecoveryError(
+        stream_id, f"after_merge raised {type(error).__name__} when events of other replicas were merged: {error}"
+    )
 
 
 def _entry(event: EncodedEvent, stamp: Stamp, version: int) -> Entry:

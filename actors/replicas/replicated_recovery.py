@@ -12,10 +12,9 @@ import orjson
 from actors.actor import Stage
 from actors.replaying.replay import late_page
 from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
-from actors.replicas.convergence import Base, Entry, History, fold_failed
+from actors.replicas.convergence import Base, Entry, History
 from actors.replicas.replicated_actor import ReplicatedActor
-from actors.told_error import ENDS_THE_PROGRAM
-from eventstore.errors import EventStoreError, JournalCorrupt, RecoveryError, ReplicationChanged, SnapshotUnusable
+from eventstore.errors import JournalCorrupt, RecoveryError, ReplicationChanged, SnapshotUnusable
 from eventstore.events import RecordedEvent, Snapshot
 from eventstore.snapshots import new_snapshot
 from eventstore.stamp import Stamp, parse_stamp
@@ -113,7 +112,7 @@ async def _from(
         )
     if not history.reaches([*(entry.stamp for entry in entries), *reaching]):
         return None
-    await extend(history, actor, entries)
+    await extend(history, entries)
     stage.version = version
     return Found(history, version, heard, base.version)
 
@@ -134,20 +133,13 @@ def _begun(actor: ReplicatedActor[Any], snapshot: Snapshot | SnapshotUnusable | 
         raise SnapshotUnusable(str(error), stream_id=snapshot.stream_id, version=snapshot.version) from error
 
 
-async def extend(history: History, actor: ReplicatedActor[Any], entries: Sequence[Entry]) -> None:
-    """Put events in their places part by part; in between the event loop serves others. Raises `RecoveryError`."""
+async def extend(history: History, entries: Sequence[Entry]) -> None:
+    """Put events in their places part by part; in between the event loop serves others. Raises as `History.extend`."""
     in_order = sorted(entries)
     for start in range(0, len(in_order), _EVENTS_AT_ONCE):
         if start:
             await asyncio.sleep(0)
-        try:
-            history.extend(in_order[start : start + _EVENTS_AT_ONCE])
-        except EventStoreError:
-            raise
-        except ENDS_THE_PROGRAM:
-            raise
-        except BaseException as error:
-            raise fold_failed(actor, error) from error
+        history.extend(in_order[start : start + _EVENTS_AT_ONCE])
 
 
 async def newer_entries(

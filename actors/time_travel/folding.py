@@ -242,7 +242,7 @@ class Fold:
         """The same for a replicated actor: events go where they belong, not behind those that were there before."""
         if version <= self.version:
             return
-        history, actor = cast("History", self._history), cast("ReplicatedActor[Any]", self._actor)
+        history = cast("History", self._history)
         entries = await newer_entries(
             self._store, history, self._stage, through=version, page_timeout=self._page_timeout
         )
@@ -253,7 +253,7 @@ class Fold:
             await self.through(version, on_events=on_events, after_each=after_each)
             return
         for part in [entries] if after_each is None else [[entry] for entry in entries]:
-            await extend(history, actor, part)
+            await extend(history, part)
             self._stage.version = part[-1].version if part else self._stage.version
             if on_events is not None:
                 on_events(len(part))

@@ -221,7 +221,7 @@ SHAPES: Mapping[str, Sequence[Shape]] = {
     ),
     "whatif": (
         Shape(
-            "for each actor that differs, or that neither can fold: then both errors are there, and nothing was compared",
+            "for each actor that differs, or that neither can fold: both errors are there then, nothing was compared",
             {
                 "stream_id": "",
                 "version": "the first at which they differ, or at which one stops",

@@ -410,6 +410,7 @@ async def test_a_known_event_without_a_handler_stops_the_recovery_with_class_typ
     with pytest.raises(RecoveryError, match=r"Fragile has no @event_handler for Unhandled .*version 1") as raised:
         await system.ref(fragile, "a").ask(Read())
     assert isinstance(raised.value.__cause__, DefinitionError)
+    assert raised.value.version == 1
 
 
 @pytest.mark.parametrize("payload", [b"{}", b'{"text":1}', b"[]"], ids=["a field is missing", "a wrong type", "a list"])

@@ -4,13 +4,15 @@ that says so."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel, field_validator
 
 from actors import (
     ActorSystem,
+    CommandRejected,
+    Conflict,
     Fold,
     PersistentActor,
     RecoveryError,
@@ -19,12 +21,13 @@ from actors import (
     event_handler,
     fold,
 )
+from actors.replicas.conflict import Resolution
 from eventstore import ReplicationChanged, UnknownEventType
 from eventstore.backend import EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event
 from eventstore.stamp import Stamp
 from eventstore.vector_clock import VectorClock
-from tests.replication.ledger import KeptLedger, Ledger, Lines, Note, Noted, Read
+from tests.replication.ledger import KeptLedger, Ledger, Lines, Note, Noted, OverdraftFound, Read
 from tests.replication.replicas import Replicas
 
 
@@ -188,3 +191,67 @@ async def test_an_actor_that_has_become_replicated_stores_nothing_among_events_w
         await eu.ref(Ledger, "x").ask(Note(text="b"))
     assert (raised.value.stream_id, raised.value.version) == ("Ledger-x", 1)
     assert await store.version("Ledger-x") == 1
+
+
+class Failing(Ledger, kind="Ledger"):
+    """What `Ledger` is once its handler does not take a text any more."""
+
+    @event_handler
+    def noted(self, event: Noted) -> None:
+        if event.text == "c":
+            raise self.error("no c")
+        self.state.lines.append(event.text)
+
+    error: ClassVar[type[Exception]] = ValueError
+
+
+class Rejecting(Failing, kind="Ledger"):
+    error = CommandRejected
+
+
+class Refusing(Ledger, kind="Ledger"):
+    """The same of a rule."""
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        raise ValueError("no c")
+
+
+class Wrong(Ledger, kind="Ledger"):
+    """A rule that returns what nobody handles."""
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        return OverdraftFound(amount=1)
+
+
+async def test_a_rule_that_returns_what_nobody_handles_stops_recovery_with_the_version_of_the_event(
+    replicas: Replicas,
+) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    await us.ref(Ledger, "x").ask(Note(text="a"))
+    await eu.ref(Ledger, "x").ask(Note(text="b"))
+    await replicas.sync(("us", "eu"))
+    with pytest.raises(RecoveryError, match="Wrong.resolve returned OverdraftFound") as raised:
+        await fold(replicas.stores["us"], Wrong, "x")
+    assert raised.value.version == 2
+
+
+@pytest.mark.parametrize("actor", [Failing, Rejecting, Refusing])
+async def test_a_handler_or_a_rule_that_raises_stops_recovery_with_the_version_of_the_event(
+    replicas: Replicas, actor: type[Ledger]
+) -> None:
+    eu, us = await replicas.start("eu", "us", actors=[Ledger])
+    await us.ref(Ledger, "x").ask(Note(text="c"))
+    for text in "ab":
+        await eu.ref(Ledger, "x").ask(Note(text=text))
+    await replicas.sync(("eu", "us"))
+    await eu.close()
+    store = replicas.stores["eu"]
+    (eu,) = await replicas.start("eu", actors=[actor])
+    where = r"at version {}, event {} of '{}', .*no c"
+    version, sequence, origin = (1, 1, "eu") if actor is Refusing else (3, 1, "us")
+    with pytest.raises(RecoveryError, match=where.format(version, sequence, origin)) as raised:
+        await eu.ref(actor, "x").ask(Read())
+    assert raised.value.version == version
+    with pytest.raises(RecoveryError, match="no c") as raised:
+        await fold(store, actor, "x")
+    assert raised.value.version == version
