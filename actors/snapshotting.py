@@ -19,8 +19,8 @@ class SnapshotPolicy:
 
     `every` takes one whenever so many events have been stored; `when(state, version)` decides after every command
     that stored events; `on_passivation` takes one when the actor leaves memory. The newest `keep` are kept.
-    A snapshot is valid as long as the state's schema is unchanged; raise `revision` when an event handler changes
-    what it computes, and snapshots of the old meaning are left aside.
+    A snapshot is valid as long as the state's schema is unchanged; raise `revision` when an event handler, or `resolve`
+    of a replicated actor, changes what it computes, and snapshots of the old meaning are left aside.
     """
 
     every: int | None = None

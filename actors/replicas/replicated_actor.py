@@ -55,7 +55,8 @@ class ReplicatedActor(PersistentActor[S]):
 
         Return events, one, several or none; each goes to its event handler. Change nothing here. It is called anew
         whenever events are put in order, on every replica, so it uses the conflict and the state alone: no clock, no
-        random numbers, nothing of the place where it runs. `actors.testing.converges` tries that.
+        random numbers, nothing of the place where it runs. `actors.testing.converges` tries that. Like an event handler
+        it is no part of a snapshot's schema: raise `SnapshotPolicy.revision` when it changes what it returns.
         """
         return conflict.event
 

@@ -152,6 +152,36 @@ def test_replicated_actors_are_shown_and_replayed(cli: Run, urls: dict[str, str]
     refused = cli("rebuild", "snapshots", urls["us"], "cli_shop:Shop", "--all")
     assert refused.code == 2
     assert "its replica takes snapshots" in refused.err
+    assert "raise its SnapshotPolicy.revision to have those that are there left aside" in refused.err
+
+
+def test_a_rule_that_has_changed_is_found_by_a_replay_until_the_revision_is_raised(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT))
+    from cli_shop import Add, KeptShop  # type: ignore[import-not-found]
+
+    urls = {name: f"sqlite:///{tmp_path / name}.db" for name in ("eu", "us")}
+
+    async def fill() -> None:
+        options = {"replicated": [KeptShop], "replication_seconds": None}
+        async with (
+            ActorSystem(urls["eu"], replica="eu", peers={"us": urls["us"]}, **options) as eu,
+            ActorSystem(urls["us"], replica="us", peers={"eu": urls["eu"]}, **options) as us,
+        ):
+            await eu.ref(KeptShop, "x").ask(Add(item="a"))
+            await us.ref(KeptShop, "x").ask(Add(item="b"))
+            for system, other in ((eu, "us"), (us, "eu"), (eu, "us")):
+                await system.replication.pull_from(other)
+
+    asyncio.run(fill())
+    as_it_was, changed, told_of = [
+        cli("replay", urls["eu"], f"cli_shop:{name}") for name in ("KeptShop", "RuledShop", "RevisedShop")
+    ]
+    assert as_it_was.lines == ["1 Shop actor, 2 events folded, 1 snapshot compared: no differences"]
+    assert changed.code == 1
+    assert "snapshot differs" in changed.lines[0]
+    assert told_of.lines == ["1 Shop actor, 2 events folded, 0 snapshots compared: no differences"]
 
 
 def test_a_conflict_of_a_version_that_is_not_there(cli: Run, urls: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from actors import Command, Conflict, ReplicatedActor, command_handler, event_handler
+from actors import Command, Conflict, ReplicatedActor, SnapshotPolicy, command_handler, event_handler
 from actors.replicas.conflict import Resolution
 from eventstore import Event
 
@@ -34,3 +34,22 @@ class Shop(ReplicatedActor[Items]):
 class FirstOnly(Shop, kind="FirstOnly"):
     def resolve(self, conflict: Conflict) -> Resolution:
         return None
+
+
+class KeptShop(Shop, kind="Shop"):
+    """The same with snapshots."""
+
+    snapshot_policy = SnapshotPolicy(on_passivation=True)
+
+
+class RuledShop(KeptShop, kind="Shop"):
+    """What it is once it has a rule."""
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        return None
+
+
+class RevisedShop(RuledShop, kind="Shop"):
+    """The same, told of."""
+
+    snapshot_policy = SnapshotPolicy(on_passivation=True, revision=1)
