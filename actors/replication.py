@@ -19,6 +19,7 @@ from eventstore.errors import (
     BackendUnavailable,
     ConcurrencyError,
     DefinitionError,
+    DuplicateEventError,
     JournalLost,
     OutcomeUnknown,
     ReplicaRefused,
@@ -424,8 +425,8 @@ class Replication:
         for tries_left in reversed(range(_TRIES)):
             try:
                 return await cell.merge(self._store, events, self._runtime.next_age())
-            except ConcurrencyError:
-                # Another process of this replica has stored something in between.
+            except (ConcurrencyError, DuplicateEventError):
+                # Another process of this replica has stored something in between, or a part of this.
                 if not tries_left:
                     raise
         raise AssertionError("unreachable: the last try returns or raises")

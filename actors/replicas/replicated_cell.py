@@ -29,6 +29,7 @@ from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
 from eventstore.codec import checksum_of, encode_event, encode_metadata
 from eventstore.errors import (
+    ConcurrencyError,
     EventStoreError,
     FencedError,
     RecoveryError,
@@ -297,7 +298,12 @@ class ReplicatedCell(Cell):
             new = self._new(events)
             if new:
                 failure = TransactionError(f"{self.stream_id!r}: what was to be merged was not stored")
-                await self._store_merged(store, new)
+                if not self.history.reaches(stamp for _, stamp in new):
+                    await self.rebuild(store, reaching=[stamp for _, stamp in new])
+                    # Another process of this replica may have stored some of it meanwhile.
+                    new = self._new(events)
+                if new:
+                    await self._store_merged(store, new)
                 failure = None
             return len(new)
         except FencedError as error:
@@ -313,9 +319,6 @@ class ReplicatedCell(Cell):
             await granted
 
     async def _store_merged(self, store: EventStore, new: Sequence[tuple[RecordedEvent, Stamp]]) -> None:
-        stamps = [stamp for _, stamp in new]
-        if not self.history.reaches(stamps):
-            await self.rebuild(store, reaching=stamps)
         before = self.version
         known = self.history.clock
         encoded: list[EncodedEvent] = []
@@ -328,8 +331,11 @@ class ReplicatedCell(Cell):
         self.version += len(encoded)
         await extend(self.history, entries)
         encoded += self._afterthought()
-        await store.append_writes([StreamWrite(self.stream_id, before, encoded, self.epoch)])
-        for stamp in stamps:
+        appended = await store.append_writes([StreamWrite(self.stream_id, before, encoded, self.epoch)])
+        if appended.versions != (self.version,):
+            # Another process of this replica has stored the very same events, behind others that are not known here.
+            raise ConcurrencyError(self.stream_id, before, appended.versions[0])
+        for _, stamp in new:
             self.hear(stamp.origin, stamp.clock)
         self.stored(before, None)
 

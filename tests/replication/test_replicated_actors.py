@@ -11,6 +11,7 @@ import pytest
 
 from actors import ActorSystem, CommandRejected, DefinitionError, fold, with_metadata
 from actors.replicas.peer import Peer, Pull, Pulled, StorePeer
+from actors.replicas.replicated_recovery import Found, read_history
 from backends.conformance.cases import case
 from eventstore import (
     AskTimeout,
@@ -24,6 +25,7 @@ from eventstore import (
     TruncationRefused,
 )
 from eventstore.backend import AppendOutcome, Backend, Batch
+from eventstore.stamp import Stamp
 from eventstore.vector_clock import VectorClock
 from tests.actors.journals import new_journal
 from tests.replication.ledger import (
@@ -541,6 +543,70 @@ async def test_what_another_process_overtook_is_merged_again(tmp_path: Path) -> 
             while await one.replication.pull_from("us"):
                 pass
             assert sorted(await lines(one)) == ["a", "b", "b"]
+
+
+async def test_what_another_process_has_merged_meanwhile_is_not_taken_for_ones_own_append(tmp_path: Path) -> None:
+    url = new_journal("sqlite", tmp_path)
+    async with EventStore.open(url) as store, ActorSystem("memory://", replica="us", replicated=[Ledger]) as us:
+        options: dict[str, Any] = {"peers": {"us": us.store}, "replicated": [Ledger], "replication_seconds": None}
+        one = ActorSystem(store, replica="eu", name="one", **options)
+        other = ActorSystem(url, replica="eu", name="other", **options)
+        async with one, other:
+            await note(us, "a")
+            overtakings = iter([True])
+
+            async def append(backend: Backend, batches: Sequence[Batch]) -> Sequence[AppendOutcome]:
+                is_of_actor = any(write.stream_id == "Ledger-x" for batch in batches for write in batch)
+                if is_of_actor and next(overtakings, False):
+                    # Behind an event of its own, it stores the very same events.
+                    await note(other, "b")
+                    await other.replication.pull_from("us")
+                return await backend.append(batches)
+
+            assert await lines(one) == []
+            store.append_through(append)
+            while await one.replication.pull_from("us"):
+                pass
+            assert await one.ref(Ledger, "x").ask(Read(), fresh=True) == await lines(other) == ["a", "b"]
+            await note(one, "c")
+            assert [(origin, sequence) for origin, sequence, *_ in await journaled(store, "Ledger-x")] == [
+                ("eu", 1),
+                ("us", 1),
+                ("eu", 2),
+            ]
+            assert (await fold(store, Ledger, "x")).state.lines == await lines(one) == ["a", "b", "c"]
+
+
+async def test_what_another_process_has_merged_during_a_rebuild_is_not_merged_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_journal("sqlite", tmp_path)
+    async with EventStore.open(url) as store, ActorSystem("memory://", replica="us", replicated=[KeptLedger]) as us:
+        options: dict[str, Any] = {"peers": {"us": us.store}, "replicated": [KeptLedger], "replication_seconds": None}
+        await note(us, "early", KeptLedger)
+        async with ActorSystem(store, replica="eu", replicated=[KeptLedger]) as eu:
+            # Alone, it takes all that it has for stable.
+            for text in "abcde":
+                await note(eu, text, KeptLedger)
+        one = ActorSystem(store, replica="eu", name="one", **options)
+        other = ActorSystem(url, replica="eu", name="other", **options)
+        async with one, other:
+            assert await lines(one, KeptLedger) == list("abcde")
+            reads: list[bool] = []
+
+            async def overtaken(*arguments: Any, reaching: Sequence[Stamp] = (), **named: Any) -> Found:
+                if reaching and not reads:
+                    reads.append(True)
+                    await other.replication.pull_from("us")
+                return await read_history(*arguments, reaching=reaching, **named)
+
+            monkeypatch.setattr("actors.replicas.replicated_cell.read_history", overtaken)
+            await one.replication.pull_from("us")
+            assert reads
+            wanted = ["early", *"abcde"]
+            assert await lines(one, KeptLedger) == await lines(other, KeptLedger) == wanted
+            await note(one, "f", KeptLedger)
+            assert (await fold(store, KeptLedger, "x")).state.lines == [*wanted, "f"]
 
 
 async def test_what_is_set_around_an_ask_is_stored_with_its_events(replicas: Replicas) -> None:
