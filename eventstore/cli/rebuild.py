@@ -61,9 +61,9 @@ def snapshots(
     cls = actor_class(target)
     if issubclass(cls, ReplicatedActor):
         raise WrongUsage(
-            f"{target} is replicated: its replica takes snapshots, because it knows what the others have; where handlers "
-            "or resolve compute something else than before, raise its SnapshotPolicy.revision to have those that are "
-            "there left aside"
+            f"{target} is replicated: its replica takes snapshots, because it knows what the others have; where "
+            "handlers or resolve compute something else than before, raise its SnapshotPolicy.revision to have those "
+            "that are there left aside"
         )
     return asyncio.run(_take_all(context.obj, Address(url, tenant), cls, keys or (), rows, full=full))
 
