@@ -44,6 +44,11 @@ class Pair(Enum):
     ONE = (1, 2)
 
 
+class One(Enum):
+    NUMBER = Decimal(1)
+    TEXT = "1"
+
+
 class Rights(IntFlag):
     READ = 1
     WRITE = 2
@@ -180,6 +185,15 @@ class Counting(Event, name="tests.form-counting"):
         return self
 
 
+class Painted(Event, name="tests.form-painted"):
+    colour: Colour
+    value: Any = None
+
+
+class OfOnes(Event, name="tests.form-ones"):
+    one: One
+
+
 async def stored(store: EventStore, event: Event) -> Event:
     await store.append("x", [event])
     [recorded] = [each async for each in store.read("x", backwards=True, limit=1)]
@@ -210,6 +224,8 @@ INFINITE = Item(price=math.inf, prices={"a": -math.inf})
         Shown(secret=SecretStr("x")),
         Own(value=math.inf),
         Counting(number=1),
+        Painted(colour=Colour.BLUE, value=1),
+        OfOnes(one=One.TEXT),
     ],
     ids=repr,
 )
@@ -241,6 +257,8 @@ async def test_not_a_number_comes_back_from_within_a_nested_model():
         (Short(), "text could not be read again"),
         (Own(data=b"ab"), "data would be read as another bytes"),
         (Counting(number=1).see(), "_seen would be read as another int"),
+        (Painted(colour=Colour.RED, value=Colour.BLUE), "value, a Colour, would be read as a str"),
+        (OfOnes(one=One.NUMBER), "one would be read as another One"),
     ],
     ids=repr,
 )
