@@ -93,6 +93,9 @@ def encode_event(
             _check_return(event, payload, special.form)
         if special.is_tagged:
             metadata = with_tags(event, metadata)
+    if event.__pydantic_extra__ and (special is None or special.form.is_exact):
+        # It was read: a class that takes no such fields does not write them.
+        _check_return(event, payload, form_of_model(cls, extra="allow"))
     # As `checksum_of` has it.
     checksum = crc32(payload, seed)
     if metadata is not None:
@@ -109,7 +112,8 @@ def _check_return(event: Event, payload: bytes, form: JsonForm) -> None:
     if difference is not None:
         raise EventEncodeError(
             f"event {event.__event_type__!r} would not come back from the journal as it is, nothing was stored: "
-            f"{difference}; give the field a type that holds just what is in it"
+            f"{difference}; give the field a type that holds just what is in it, or the class a field for what it does "
+            "not know"
         )
 
 

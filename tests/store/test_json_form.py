@@ -259,6 +259,7 @@ async def test_not_a_number_comes_back_from_within_a_nested_model():
         (Counting(number=1).see(), "_seen would be read as another int"),
         (Painted(colour=Colour.RED, value=Colour.BLUE), "value, a Colour, would be read as a str"),
         (OfOnes(one=One.NUMBER), "one would be read as another One"),
+        (Plain.model_validate_json('{"number":1,"size":2}', extra="allow"), "size would be lost"),
     ],
     ids=repr,
 )
