@@ -50,6 +50,7 @@ from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_par
 from eventstore.contract.archive import Archive
 from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
 from eventstore.contract.checkpoint import Checkpoint
+from eventstore.contract.journal_facts import StoredCheckpoint
 from eventstore.contract.pages import checked_limit, checked_page_size
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
@@ -593,14 +594,19 @@ class EventStore:
         without a tenant, whosever this one is."""
         return [Checkpoint.of(stored) for stored in await self._open.checkpoints(shared=shared)]
 
+    async def stored_checkpoints(self) -> Sequence[StoredCheckpoint]:
+        """The same as the database has them, damaged ones too."""
+        return await self._open.checkpoints()
+
     async def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Save a checkpoint in place of the one it was made of. False if that has been changed since: nothing was done
         then."""
         return await self._open.save_checkpoint(checkpoint.stored())
 
-    async def delete_checkpoint(self, checkpoint: Checkpoint) -> bool:
+    async def delete_checkpoint(self, checkpoint: Checkpoint | StoredCheckpoint) -> bool:
         """Forget a version of a read model. False if it has been changed since it was read."""
-        return await self._open.delete_checkpoint(checkpoint.stored_name, checkpoint.version, checkpoint.revision)
+        name = checkpoint.stored_name if isinstance(checkpoint, Checkpoint) else checkpoint.name
+        return await self._open.delete_checkpoint(name, checkpoint.version, checkpoint.revision)
 
     # Seals (docs/tamper-evidence.md). They are of the whole journal: a store with a tenant raises `CapabilityError`.
 

@@ -6,7 +6,6 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -23,7 +22,15 @@ from eventstore.contract.checkpoint import Checkpoint
 from eventstore.errors import ProjectionError
 from eventstore.projections import Projection
 from eventstore.read_models.completeness import Completeness, check_completeness
-from eventstore.read_models.projection_control import live_checkpoints, pause, resume, seek
+from eventstore.read_models.projection_control import (
+    forget,
+    is_run,
+    live_checkpoints,
+    pause,
+    resume,
+    seconds_silent,
+    seek,
+)
 from eventstore.read_models.projection_runner import ProjectionRunner
 from eventstore.store import EventStore
 
@@ -231,6 +238,28 @@ def seek_(
     )
 
 
+@projections.command("forget", short_help="Forget a projection that nobody needs, or whose checkpoint is damaged.")
+def forget_(url: Url, name: Name, tenant: Tenant = None) -> Exit:
+    """Forget how far a projection is, in every version of its read model: no event is kept for it any more. This is for
+    one that nobody runs any more, and for one whose checkpoint is damaged. Its tables stay: drop what nobody reads.
+
+    End whatever runs it before: it would begin at the first event, on the tables as they are. To have it again, rebuild
+    it.
+
+    \b
+    Example:
+      eventstore projections forget sqlite:///bank.db balances
+    """
+    return asyncio.run(_forget(Address(url, tenant), name))
+
+
+async def _forget(address: Address, name: str) -> Exit:
+    async with address.store() as store:
+        count = await forget(store, name)
+    write_line((f"{escaped(name)}: ", "bold"), (f"forgotten, with {counted(count, 'checkpoint')}", ""))
+    return Exit.FINE
+
+
 @projections.command(short_help="Compare a projection with the journal.")
 def check(url: Url, target: Target, tenant: Tenant = None, json: Json = False) -> Exit:
     """Read the journal up to where the projection is, and compare: how many events it was given, and a checksum of
@@ -375,9 +404,9 @@ def _state(checkpoint: Checkpoint) -> str:
     state = str(checkpoint.status)
     if not checkpoint.runner:
         return f"{state}, not running"
-    # It is heard of at least every third of its lease.
-    silent = (datetime.now(UTC) - datetime.fromisoformat(checkpoint.updated_at)).total_seconds()
-    return f"{state}, running" if silent < 60 else f"{state}, not heard of for {silent:,.0f} s"
+    return (
+        f"{state}, running" if is_run(checkpoint) else f"{state}, not heard of for {seconds_silent(checkpoint):,.0f} s"
+    )
 
 
 def _cells(row: _Row) -> tuple[str, ...]:

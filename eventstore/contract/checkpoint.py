@@ -28,6 +28,11 @@ def partition_of(stream_id: str, partitions: int) -> int:
     return crc32(stream_id.encode()) % partitions
 
 
+def projection_of(stored_name: str) -> str:
+    """The projection that a checkpoint is of, whichever partition's."""
+    return stored_name.partition(_PARTITION)[0]
+
+
 def now() -> str:
     """The time for people: nothing rests on it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -124,7 +129,10 @@ class Checkpoint:
                 tuple(fields.get("tables", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise JournalCorrupt(f"the checkpoint of projection {name!r} version {version} is damaged") from error
+            raise JournalCorrupt(
+                f"the checkpoint of projection {name!r} version {version} is damaged: forget it with `eventstore "
+                f"projections forget URL {name}`, and rebuild the projection"
+            ) from error
 
     def stored(self) -> StoredCheckpoint:
         """As the database keeps it."""

@@ -24,7 +24,10 @@ def check_passed(
     cannot = f"{stream_id!r} cannot be truncated, {gone}"
     for found in map(Checkpoint.of, checkpoints):
         if found.position < position and found.has(stream_id) and found.wants(tenant, kind):
-            what = f"{cannot}; let the projection catch up first, or forget it"
+            what = (
+                f"{cannot}; let the projection catch up first, or forget it with `eventstore projections forget URL "
+                f"{found.name}` if nobody needs it any more"
+            )
             raise ProjectionBehind(found.name, found.position, position, what)
         for letter in found.letters:
             if letter.position <= position and (letter.tenant, letter.stream_id) == (tenant, stream_id):

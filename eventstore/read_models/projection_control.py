@@ -1,20 +1,34 @@
-"""What is done to projections from outside: pausing, seeking, waiting for them, and their dead letters."""
+"""What is done to projections from outside: pausing, seeking, forgetting, waiting for them, and their dead letters."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 
-from eventstore.contract.checkpoint import NOTHING, Checkpoint, DeadLetter, Mark, Status, added, version_of
-from eventstore.errors import ProjectionBehind, ProjectionError
+from eventstore.contract.checkpoint import (
+    NOTHING,
+    Checkpoint,
+    DeadLetter,
+    Mark,
+    Status,
+    added,
+    projection_of,
+    version_of,
+)
+from eventstore.errors import JournalCorrupt, ProjectionBehind, ProjectionError
 from eventstore.events import RecordedEvent
 from eventstore.projections import Projection
 from eventstore.read_models.applying import Lost, apply_events
 from eventstore.read_models.beginning import check_partitions
 from eventstore.read_models.delivering import Poison
 from eventstore.store import EventStore
+
+# A runner is heard of at least every third of its lease.
+_SILENT_SECONDS = 60
 
 
 async def live_checkpoints(store: EventStore, name: str) -> list[Checkpoint]:
@@ -74,6 +88,46 @@ async def seek(store: EventStore, projection: type[Projection], position: int) -
         return replace(found, position=position, events=events, checksum=checksum, marks=marks, runner="")
 
     return await change(store, projection.name, moved)
+
+
+async def forget(store: EventStore, name: str) -> int:
+    """Forget a projection, all versions of its read model, whose tables stay: no event is kept for it any more. A
+    damaged checkpoint goes as well. Returns how many checkpoints went.
+
+    Who has the class and is not ended begins it anew, on the tables as they are: end them all before, and rebuild it if
+    it is to be there again. Raises `ProjectionError` while it is run, as far as one can tell, and for one that has
+    never been run.
+    """
+    count = 0
+    while found := [one for one in await store.stored_checkpoints() if projection_of(one.name) == name]:
+        for one in found:
+            with suppress(JournalCorrupt):
+                _check_stands_still(Checkpoint.of(one))
+        count += sum([await store.delete_checkpoint(one) for one in found])
+    if not count:
+        known = sorted({projection_of(one.name) for one in await store.stored_checkpoints()})
+        raise ProjectionError(
+            f"projection {name!r} has never been run on this store; there are: {', '.join(known) or 'none'}"
+        )
+    return count
+
+
+def _check_stands_still(checkpoint: Checkpoint) -> None:
+    if is_run(checkpoint):
+        raise ProjectionError(
+            f"projection {checkpoint.name!r} is run by {checkpoint.runner_name}: end that first, or it would begin "
+            f"anew; one that was killed counts as ended after {_SILENT_SECONDS} s"
+        )
+
+
+def is_run(checkpoint: Checkpoint) -> bool:
+    """Whether somebody brings it forward, as far as one can tell."""
+    return checkpoint.runner != "" and seconds_silent(checkpoint) < _SILENT_SECONDS
+
+
+def seconds_silent(checkpoint: Checkpoint) -> float:
+    """How long ago it was last saved, by the clocks of two machines."""
+    return (datetime.now(UTC) - datetime.fromisoformat(checkpoint.updated_at)).total_seconds()
 
 
 async def caught_up(

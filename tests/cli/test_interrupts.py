@@ -222,7 +222,7 @@ TABLE = [
 
 SHORT = """owners, migrate, doctor, audit trace, audit prove, audit keys new, replication status, conflicts list,
     conflicts show, projections list, projections status, projections pause, projections resume, projections seek,
-    dead-letters list, dead-letters show, dead-letters purge, schema export, schema diff"""
+    projections forget,    dead-letters list, dead-letters show, dead-letters purge, schema export, schema diff"""
 """What lasts no longer than a look at a few rows, or is one transaction."""
 
 

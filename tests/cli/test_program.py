@@ -34,7 +34,7 @@ GROUPS = {
     "audit": ["query", "trace", "stats"],
     "schema": ["export", "check", "diff"],
     "retention": ["plan", "apply"],
-    "projections": ["list", "status", "run", "pause", "resume", "seek", "check"],
+    "projections": ["list", "status", "run", "pause", "resume", "seek", "forget", "check"],
     "dead-letters": ["list", "show", "replay", "purge"],
 }
 NOTES = [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from eventstore import EventStore
+from eventstore import EventStore, EventStoreError
 
 from .conftest import Run, start
 
@@ -232,6 +232,69 @@ def test_truncation_is_refused_while_a_projection_needs_the_events(cli: Run, own
         return ""
 
     assert asyncio.run(truncate()) == "ProjectionBehind"
+
+
+def test_a_projection_that_nobody_runs_any_more_is_forgotten(cli: Run, own_url: str) -> None:
+    cli("projections", "run", own_url, TARGET)
+    cli("projections", "seek", own_url, TARGET, "0")
+    refused = truncation(own_url)
+    assert "eventstore projections forget URL amounts" in refused
+    done = cli("projections", "forget", own_url, "amounts")
+    assert (done.code, done.out) == (0, "amounts: forgotten, with 1 checkpoint\n")
+    assert truncation(own_url) == ""
+    unknown = cli("projections", "forget", own_url, "amounts")
+    assert (unknown.code, "has never been run on this store; there are: none" in unknown.err) == (1, True)
+
+
+def test_a_damaged_checkpoint_says_how_it_goes_and_then_all_is_made_anew(
+    cli: Run, own_url: str, own_journal: Path
+) -> None:
+    cli("projections", "run", own_url, TARGET)
+    before = amounts(own_journal)
+    with closing(sqlite3.connect(own_journal)) as connection:
+        connection.execute("UPDATE journal_checkpoints SET state = '[]'")
+        connection.commit()
+    advice = "is damaged: forget it with `eventstore projections forget URL amounts`, and rebuild the projection"
+    assert advice in truncation(own_url)
+    listed = cli("projections", "list", own_url)
+    assert (listed.code, advice in listed.err) == (3, True)
+    assert cli("projections", "forget", own_url, "amounts").code == 0
+    assert cli("rebuild", "projections", own_url, TARGET).code == 0
+    assert amounts(own_journal) == before
+    assert truncation(own_url) == ""
+
+
+def test_a_projection_is_not_forgotten_while_it_is_run(cli: Run, own_url: str, own_journal: Path) -> None:
+    cli("projections", "run", own_url, PARTS)
+    with closing(sqlite3.connect(own_journal)) as connection:
+        connection.execute(
+            "UPDATE journal_checkpoints SET state = json_set(state, '$.runner', 'r', '$.runner_name', 'web-1') "
+            "WHERE position = (SELECT max(position) FROM journal_checkpoints)"
+        )
+        connection.commit()
+    done = cli("projections", "forget", own_url, "amounts")
+    assert (done.code, "'amounts' is run by web-1: end that first" in done.err) == (1, True)
+    assert len(states(own_journal)) == 2
+    with closing(sqlite3.connect(own_journal)) as connection:
+        connection.execute(
+            "UPDATE journal_checkpoints SET state = json_set(state, '$.updated_at', '2020-01-01T00:00Z')"
+        )
+        connection.commit()
+    assert cli("projections", "forget", own_url, "amounts").out == "amounts: forgotten, with 2 checkpoints\n"
+
+
+def truncation(url: str) -> str:
+    """What is said against removing events."""
+
+    async def truncate() -> str:
+        async with EventStore.open(url) as store:
+            try:
+                await store.truncate("Account-alice", 2, reason="test")
+            except EventStoreError as error:
+                return str(error)
+        return ""
+
+    return asyncio.run(truncate())
 
 
 PARTS = "cli_parts:Parts"
