@@ -334,7 +334,8 @@ class Survey:
     def _note_secret(self, serialization: Mapping[str, Any], place: str) -> None:
         """A secret is written as asterisks, unless the field has a serializer of its own."""
         function = serialization.get("function")
-        is_secrets = (function.__module__, function.__name__) == _SECRETS_WRITER if callable(function) else False
+        # Not every callable has a name: a partial has none, nor what takes an attribute.
+        is_secrets = (getattr(function, "__module__", None), getattr(function, "__name__", None)) == _SECRETS_WRITER
         if is_secrets and all(loss.place != place for loss in self.losses):
             self.losses.append(Loss(place, "of a secret only asterisks are written"))
 

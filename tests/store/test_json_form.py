@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -190,6 +191,10 @@ class Painted(Event, name="tests.form-painted"):
     value: Any = None
 
 
+class Searched(Event, name="tests.form-searched"):
+    pattern: re.Pattern[str]
+
+
 class OfOnes(Event, name="tests.form-ones"):
     one: One
 
@@ -226,6 +231,7 @@ INFINITE = Item(price=math.inf, prices={"a": -math.inf})
         Counting(number=1),
         Painted(colour=Colour.BLUE, value=1),
         OfOnes(one=One.TEXT),
+        Searched(pattern=re.compile("a+")),
     ],
     ids=repr,
 )
