@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -53,11 +54,17 @@ class Circle(Shape):
     radius: float = 0.0
 
 
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
 class Contents(BaseModel):
     amount: float = Field(0, alias="theAmount")
     limit: float | None = None
     shape: Shape = Shape()
     notes: dict[str, float] = {}
+    colour: Colour = Colour.BLUE
 
     @computed_field  # type: ignore[prop-decorator]
     @property
