@@ -18,7 +18,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from eventstore.backend import Appended, AppendOutcome, Batch
@@ -71,7 +71,8 @@ class GroupCommit:
         self._started_at = 0.0
         self._halving = Halving()
         self._group: list[PendingAppend] = []
-        self._untold: list[PendingAppend] = []
+        # What is known of the group before, and told in the next turn of the loop.
+        self._untold: list[tuple[PendingAppend, AppendOutcome | EventStoreError]] = []
         self._in_flight: asyncio.Future[Any] | None = None
         # The group that was sent behind the one in flight. It is looked at when that one has its outcome.
         self._follower: list[PendingAppend] = []
@@ -320,7 +321,7 @@ class GroupCommit:
             following, self._following = self._following, None
             self._group, self._follower = self._follower, []
             self._await(following)
-            self._tell_all(group, outcomes)
+            self._tell_all(zip(group, outcomes, strict=True))
             if len(self._waiting) >= self._follow_at:
                 self._follow_soon()
             return
@@ -329,20 +330,24 @@ class GroupCommit:
             self._start(len(self._waiting))
         if self._in_flight is not None:
             # A turn later: a backend that works in a task sends the group first.
-            self._untold = group
-            self._loop.call_soon(self._tell_all, group, outcomes)
+            self._untold = list(zip(group, outcomes, strict=True))
+            self._loop.call_soon(self._tell_untold)
             return
         self._flush_scheduled = True
-        self._tell_all(group, outcomes)
+        self._tell_all(zip(group, outcomes, strict=True))
         if self._waiting:
             self._loop.call_soon(self._flush)
         else:
             self._flush_scheduled = False
             self._notify_drained()
 
-    def _tell_all(self, group: Sequence[PendingAppend], outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
-        self._untold = []
-        for pending, outcome in zip(group, outcomes, strict=True):
+    def _tell_untold(self) -> None:
+        untold, self._untold = self._untold, []
+        if untold:
+            self._tell_all(untold)
+
+    def _tell_all(self, told: Iterable[tuple[PendingAppend, AppendOutcome | EventStoreError]]) -> None:
+        for pending, outcome in told:
             try:
                 pending.on_outcome(pending, outcome)
             except Exception as error:
@@ -377,7 +382,8 @@ class GroupCommit:
 
     def _refuse_waiting(self) -> None:
         """Refuse every batch that waits, unless its owner has one in flight: that one's outcome comes first."""
-        ahead = {pending.on_outcome for pending in (*self._group, *self._follower, *self._untold)}
+        ahead = {pending.on_outcome for pending in (*self._group, *self._follower)}
+        ahead.update(pending.on_outcome for pending, _ in self._untold)
         waiting, self._waiting = self._waiting, deque()
         refused: list[PendingAppend] = []
         for pending in waiting:

@@ -29,8 +29,11 @@ class Line:
         self.groups: list[list[str]] = []
         self.under_way: list[Appending] = []
         self.may_be_followed = True
+        self.refusal: EventStoreError | None = None
 
     def append(self, batches: Sequence[Batch]) -> Appending:
+        if self.refusal is not None:
+            raise self.refusal
         appending = Appending()
         appending.may_be_followed = self.may_be_followed
         self.groups.append([writes[0].stream_id for writes in batches])
