@@ -38,6 +38,9 @@ RESOLVE_WITHIN_SECONDS = 30.0
 # Everybody waits so long for an append whose outcome is unknown. Then those who need not are refused.
 UNRESOLVED_SECONDS = 1.0
 
+# Fewer behind another group are not worth a commit, and would say that two groups do not pay.
+_FEWEST_BEHIND = MIN_HALVED // 2
+
 _NEVER = sys.maxsize
 
 _Outcome = TypeVar("_Outcome", bound=AppendOutcome | EventStoreError)
@@ -214,8 +217,7 @@ class GroupCommit:
             return
         appending.on_end = self._on_done
         if appending.may_be_followed and self._halving.pays:
-            # Fewer would not be worth a commit.
-            self._follow_at = max(MIN_HALVED // 2, (len(self._group) + 1) // 2)
+            self._follow_at = max(_FEWEST_BEHIND, (len(self._group) + 1) // 2)
 
     def _follow_soon(self) -> None:
         # One turn of the loop later, as in `submit`.
@@ -228,26 +230,33 @@ class GroupCommit:
         may_be_followed = isinstance(first, Appending) and first.may_be_followed and self._following is None
         if self.is_refusing or not may_be_followed:
             return
-        share = (len(self._waiting) + len(self._group) + 1) // 2
-        self._follower = self._take_group(min(share, len(self._waiting)), behind=self._group)
-        if self._follower:
+        count = self._count_apart((len(self._waiting) + len(self._group) + 1) // 2)
+        if count >= _FEWEST_BEHIND:
+            self._follower = self._take_group(count)
             self._following = self._sent(self._follower)
 
-    def _take_group(self, at_most: int, *, behind: Sequence[PendingAppend] = ()) -> list[PendingAppend]:
-        """The first that wait, so many at most. One that has a stream or the owner of those `behind` which the group
-        would go may rest on them, and whatever waits after it may rest on it: these are not taken."""
-        streams = {write.stream_id for pending in behind for write in pending.writes}
-        owners = {pending.on_outcome for pending in behind}
+    def _count_apart(self, at_most: int) -> int:
+        """How many of the first that wait do not rest on the group in flight. One that has a stream or the owner of it
+        may, and whatever waits after that may rest on that."""
+        streams = {write.stream_id for pending in self._group for write in pending.writes}
+        owners = {pending.on_outcome for pending in self._group}
+        count = 0
+        for pending in self._waiting:
+            if pending.is_withdrawn:
+                continue
+            if count == at_most or pending.on_outcome in owners:
+                break
+            if any(write.stream_id in streams for write in pending.writes):
+                break
+            count += 1
+        return count
+
+    def _take_group(self, at_most: int) -> list[PendingAppend]:
+        """The first that wait, so many at most."""
         waiting, group = self._waiting, list[PendingAppend]()
         events = size = 0
         while waiting and len(group) < at_most:
             pending = waiting[0]
-            if (
-                behind
-                and not pending.is_withdrawn
-                and (pending.on_outcome in owners or any(write.stream_id in streams for write in pending.writes))
-            ):
-                break
             size_bytes = pending.size_bytes
             count = 0
             for _, _, new, _, commands in pending.writes:
@@ -265,8 +274,7 @@ class GroupCommit:
             group.append(pending)
             events += count
             size += size_bytes
-        if group or not behind:
-            self._last_group_events = events
+        self._last_group_events = events
         return group
 
     def _on_done(self, future: asyncio.Future[Any]) -> None:
@@ -309,6 +317,8 @@ class GroupCommit:
         return outcomes
 
     def _deliver(self, outcomes: Sequence[AppendOutcome | EventStoreError]) -> None:
+        # What ends at once, because it could not be sent, may rest on it.
+        self._tell_untold()
         group, self._group, self._in_flight = self._group, [], None
         self._follow_at = _NEVER
         now = time.perf_counter()

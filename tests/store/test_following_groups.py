@@ -19,6 +19,8 @@ from eventstore.errors import BackendUnavailable, CircuitOpen, ConcurrencyError,
 
 FIRST = [f"first-{number}" for number in range(MIN_HALVED)]
 SECOND = [f"second-{number}" for number in range(MIN_HALVED)]
+# So many go behind the first.
+FEWEST = MIN_HALVED // 2
 THIRD = [f"third-{number}" for number in range(MIN_HALVED)]
 
 
@@ -124,12 +126,12 @@ async def test_no_third_is_sent_where_the_first_ends_before_the_second_is_sent(l
 
 
 async def test_few_wait_for_the_end_of_the_first(line: Line, callers: Callers):
-    callers.append(*SECOND[: MIN_HALVED // 2 - 1])
+    callers.append(*SECOND[: FEWEST - 1])
     await turns()
     assert len(line.groups) == 2
     line.end(1)
     await turns()
-    assert line.groups[2:] == [SECOND[: MIN_HALVED // 2 - 1]]
+    assert line.groups[2:] == [SECOND[: FEWEST - 1]]
 
 
 async def test_a_backend_that_does_not_say_so_gets_one_group_at_a_time(line: Line, callers: Callers):
@@ -144,20 +146,20 @@ async def test_a_backend_that_does_not_say_so_gets_one_group_at_a_time(line: Lin
 
 
 async def test_what_has_a_stream_of_the_first_waits_and_so_does_what_came_after_it(line: Line, callers: Callers):
-    callers.append(*SECOND[:4], FIRST[3], *SECOND[4:])
+    callers.append(*SECOND[:FEWEST], FIRST[3], *SECOND[FEWEST:])
     await turns()
-    assert line.groups[2:] == [SECOND[:4]]
+    assert line.groups[2:] == [SECOND[:FEWEST]]
     line.end(1)
     await turns()
     assert line.groups[3][0] == FIRST[3]
 
 
 async def test_a_batch_of_several_streams_waits_if_the_first_has_one_of_them(line: Line, callers: Callers):
-    callers.append(*SECOND[:4])
+    callers.append(*SECOND[:FEWEST])
     callers.append_of(partial(callers.hear), "other", FIRST[3])
-    callers.append(*SECOND[4:])
+    callers.append(*SECOND[FEWEST:])
     await turns()
-    assert line.groups[2:] == [SECOND[:4]]
+    assert line.groups[2:] == [SECOND[:FEWEST]]
 
 
 async def test_what_has_the_owner_of_one_of_the_first_waits(line: Line, callers: Callers):
@@ -168,11 +170,11 @@ async def test_what_has_the_owner_of_one_of_the_first_waits(line: Line, callers:
     line.end(1)
     await turns()
     assert line.groups[2:] == [["one", *SECOND]]
-    callers.append(*THIRD[:4])
+    callers.append(*THIRD[:FEWEST])
     callers.append_of(owner, "another")
-    callers.append(*THIRD[4:])
+    callers.append(*THIRD[FEWEST:])
     await turns()
-    assert line.groups[3:] == [THIRD[:4]]
+    assert line.groups[3:] == [THIRD[:FEWEST]]
 
 
 async def test_the_outcome_of_the_second_is_told_after_that_of_the_first(line: Line, callers: Callers):
@@ -216,6 +218,31 @@ async def test_after_a_refusal_nothing_more_is_taken_before_its_owner_has_heard(
     await turns()
     assert behind[0].is_withdrawn
     assert len(line.groups) == 4
+
+
+async def test_what_cannot_be_sent_at_all_is_told_after_what_it_may_rest_on(line: Line, callers: Callers):
+    owner = partial(callers.hear)
+    callers.append(*SECOND)
+    callers.append_of(owner, "one")
+    await turns()
+    callers.append_of(owner, "what rests on it")
+    line.end(1)
+    await turns()
+    line.refusal = BackendUnavailable("the group is too large for a command")
+    line.end(2)
+    await turns()
+    assert list(callers.heard)[-2:] == ["one", "what rests on it"]
+    assert callers.heard["what rests on it"] is BackendUnavailable
+
+
+async def test_a_few_before_one_that_waits_are_not_worth_a_commit(line: Line, callers: Callers):
+    few = SECOND[: FEWEST - 1]
+    callers.append(*few, FIRST[0], *THIRD)
+    await turns()
+    assert len(line.groups) == 2
+    line.end(1)
+    await turns()
+    assert line.groups[2:] == [[*few, FIRST[0], *THIRD]]
 
 
 async def test_both_are_found_out_about_when_the_outcome_of_neither_is_known(line: Line, callers: Callers):
