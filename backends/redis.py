@@ -52,7 +52,14 @@ from eventstore.backend import (
 from eventstore.calls.appending import Appending
 from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.contract.sql_transaction import SqlTransaction
-from eventstore.errors import BackendUnavailable, CapabilityError, FencedError, SchemaError, SchemaMissing
+from eventstore.errors import (
+    BackendUnavailable,
+    CapabilityError,
+    EventStoreError,
+    FencedError,
+    SchemaError,
+    SchemaMissing,
+)
 from eventstore.events import stream_kind
 from eventstore.tenant import NO_TENANT
 from eventstore.url import StoreUrl
@@ -229,9 +236,9 @@ class RedisBackend(RedisReader):
         try:
             group = packed_group(self._whose, batches)
             is_sent = writer.start(APPEND, journal.key, [*journal.arguments, *group.arguments], receive)
-        except Exception as error:
-            appending.end(None, error)
-            return True
+        except EventStoreError:
+            # A task finds out again, and tells it. Raised here it would keep the callers' frames, and these keep it.
+            return False
         finally:
             if not is_sent:
                 turn.release()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +14,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backends import redis_records
 from backends.conformance.events import collect, happened, numbers, tagged, write
 from eventstore import EventStore, JournalCorrupt
 from eventstore.backend import StreamWrite
@@ -176,6 +180,25 @@ async def test_more_than_one_command_can_carry_is_refused_before_it_is_sent(url:
         with pytest.raises(PayloadTooLarge):
             await backend_of(store).append([[write("a", *[large] * 65)]])
         assert await store.version("a") == 0
+
+
+async def test_what_is_too_large_to_be_sent_is_let_go_of_without_the_garbage_collector(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    async with EventStore.open(url) as store:
+        await store.append("a", happened(1))
+        monkeypatch.setattr(redis_records, "MAX_GROUP_BYTES", 1)
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(PayloadTooLarge) as refused:
+                await store.append("a", happened(2))
+            refusal = weakref.ref(refused.value)
+            del refused
+            await asyncio.sleep(0)
+            assert refusal() is None
+        finally:
+            gc.enable()
 
 
 async def test_payloads_types_and_metadata_are_kept_byte_for_byte(url: str):
