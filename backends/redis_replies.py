@@ -45,7 +45,8 @@ class RedisReplies(asyncio.Protocol):
 
     def close(self) -> None:
         """Whoever waits is told that no reply comes."""
-        self._stream.close()
+        # At once: what was not sent yet would keep the connection open, for as long as the server does not read.
+        self._stream.transport.abort()
         self.end(driver.ConnectionError("the connection was closed"))
 
     @property
@@ -86,7 +87,7 @@ class RedisReplies(asyncio.Protocol):
                 else:
                     self._kept.append(reply)
         except driver.InvalidResponse as error:
-            self._stream.close()
+            self._stream.transport.abort()
             self.end(error)
 
     def eof_received(self) -> None:

@@ -117,6 +117,27 @@ async def test_two_groups_on_a_server_that_does_not_answer_are_unknown_in_time(
         await patiently(lambda: store.append("d", happened(1)))
 
 
+async def test_what_was_not_sent_yet_does_not_keep_a_connection_that_is_given_up(
+    server: Redis, url: str, proxy: FaultProxy
+):
+    large = b'"' + b"x" * (16 * 1024 * 1024) + b'"'
+    async with opened_patiently(journal_url(server, port=proxy.port, command_timeout=0.5)) as store:
+        await patiently(lambda: store.append("a", happened(1)))
+        proxy.stall()
+        before = _sockets()
+        with pytest.raises(OutcomeUnknown):
+            await backend_of(store).append([[write("a", large)]])
+        async with asyncio.timeout(20):
+            while _sockets() >= before:
+                await asyncio.sleep(0.01)
+
+
+def _sockets() -> int:
+    """How many this process has."""
+    links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+    return sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+
+
 async def test_a_backend_that_is_closed_waits_for_the_groups_that_are_under_way(
     server: Redis, url: str, proxy: FaultProxy
 ):
