@@ -189,7 +189,10 @@ class GroupCommit:
             return
         self._start(self._halving.portion(len(self._waiting)))
         if not self._group:
-            self._notify_drained()
+            # Everything that waited was withdrawn.
+            self._notify_room()
+            if self._in_flight is None and not self._waiting:
+                self._notify_drained()
 
     def _start(self, count: int) -> None:
         """Append the first batches that wait, so many at most."""
@@ -433,7 +436,10 @@ class GroupCommit:
 
     def _notify_room(self) -> None:
         while self._on_room and not self.is_full:
-            self._on_room.popleft()()
+            try:
+                self._on_room.popleft()()
+            except Exception as error:
+                self._callback_failed(error)
 
     def _notify_drained(self) -> None:
         drained, self._drained = self._drained, []

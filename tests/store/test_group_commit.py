@@ -10,7 +10,7 @@ import pytest
 
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
 from eventstore.calls.circuit_breaker import CircuitBreaker
-from eventstore.calls.group_commit import Append, GroupCommit
+from eventstore.calls.group_commit import MAX_WAITING_BYTES, Append, GroupCommit
 from eventstore.calls.halving import MIN_HALVED
 from eventstore.calls.pending_append import PendingAppend
 from eventstore.codec import encoded_event
@@ -205,4 +205,45 @@ async def test_neither_a_loser_nor_an_owner_that_fails_to_take_its_outcome_costs
         await commits.close()
     assert sizes(journal.groups) == [1, 4]
     assert heard == dict.fromkeys(("alone", "first", "broken", "last"), Appended) | {"loser": ConcurrencyError}
+    assert reported == ["a slip in an owner"]
+
+
+async def test_there_is_room_where_nothing_is_left_but_what_was_withdrawn(journal: Journal):
+    commits = GroupCommit(journal.append, CircuitBreaker())
+    journal.refused = {"loser"}
+
+    def batch(size_bytes: int) -> PendingAppend:
+        event = encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))
+        return PendingAppend([StreamWrite("loser", 0, [event])], size_bytes, lost)
+
+    def lost(_: PendingAppend, __: AppendOutcome | EventStoreError) -> None:
+        behind.is_withdrawn = True
+
+    commits.submit(batch(1))
+    behind = batch(MAX_WAITING_BYTES)
+    commits.submit(behind)
+    assert commits.is_full
+    async with asyncio.timeout(20):
+        await commits.room()
+        await commits.close()
+    assert sizes(journal.groups) == [1]
+
+
+async def test_who_fails_when_there_is_room_costs_the_others_nothing(journal: Journal):
+    commits = GroupCommit(journal.append, CircuitBreaker())
+    heard: list[object] = []
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
+
+    def broken() -> None:
+        raise ValueError("a slip in an owner")
+
+    for _ in range(3):
+        write = StreamWrite("a", 0, [encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))])
+        commits.submit(PendingAppend([write], MAX_WAITING_BYTES, lambda _, outcome: heard.append(type(outcome))))
+    commits.when_room(broken)
+    async with asyncio.timeout(20):
+        await commits.room()
+        await commits.close()
+    assert heard == [Appended] * 3
     assert reported == ["a slip in an owner"]
