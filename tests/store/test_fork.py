@@ -235,7 +235,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def run(program: str, url: str, whose_loop: str = "its own") -> None:
-    command = [sys.executable, "-c", PRELUDE + program, url, whose_loop]
+    # From 3.12 on Python warns of every fork beside threads. What comes of one here is what the tests are about.
+    quiet = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", quiet, "-c", PRELUDE + program, url, whose_loop]
     checkout = Path(__file__).parents[2]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=45, cwd=checkout)
     assert (done.returncode, done.stderr) == (0, "")
