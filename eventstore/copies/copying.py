@@ -118,12 +118,18 @@ class Copy:
                 )
 
     async def catch_up(self, *, with_streams: bool = False) -> int:
-        """Copy the events up to the end of the log, as it is when that is reached. Returns how many.
+        """Copy the events that the log has by now. What comes meanwhile is for the next time: who writes there may be
+        faster. Returns how many.
 
         `with_streams` brings what else there is to know of their streams after each page.
         """
         before = self.events
+        newest = 0
+        async for recorded in self._source_store.read_all(last=1):
+            newest = recorded.position
         while True:
+            # One page more: the log may end behind its newest event.
+            is_last = self.position >= newest
             page = await self._source.events(after=self.position, limit=self._limit)
             if page.events or page.position > self.position:
                 for event in page.events:
@@ -134,7 +140,7 @@ class Copy:
                 if with_streams and page.events:
                     keys = list(dict.fromkeys(event.key for event in page.events))
                     await self._bring(list((await self._source.find(keys)).values()))
-            if page.is_end:
+            if page.is_end or is_last:
                 return self.events - before
 
     async def bring_streams(self) -> None:
@@ -173,7 +179,7 @@ class Copy:
         source, and the target has all of it. Done again it goes on where it was, behind the same fence."""
         await self.catch_up()
         await self.bring_streams()
-        # Writers are kept out for as long as this takes: only what came meanwhile is left to copy.
+        # Writers are kept out for as long as the rest takes: only what comes during this is left to copy.
         await self.catch_up(with_streams=True)
         fence = await self._source.fence(reason)
         await self.catch_up()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -16,6 +17,8 @@ import pytest
 from backends.conformance.archives import everything
 from backends.conformance.events import collect, happened
 from eventstore import EventStore, StoreFenced
+from eventstore.contract.archive import ArchivePage
+from eventstore.copies import copying
 from eventstore.copies.copying import Copy
 from tests.copying.conftest import Journals, environment
 
@@ -71,6 +74,37 @@ async def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("old", "new"), ROUTES)
+async def test_a_copy_and_a_cutover_end_where_writers_are_faster_than_the_copy(
+    old: str, new: str, journals: Journals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_FIRST_PAGE", 2)
+    monkeypatch.setattr(copying, "_LARGEST_PAGE", 4)
+    async with EventStore.open(journals(old)) as source, EventStore.open(journals(new)) as target:
+        await source.append("a", happened(*range(11)))
+        copy = Copy(source, target)
+        read = copy._source.events
+        stored = 11
+
+        async def behind_a_writer(*, after: int, limit: int) -> ArchivePage:
+            nonlocal stored
+            with suppress(StoreFenced):
+                await source.append(f"b-{stored % 3}", happened(*range(6)))
+                stored += 6
+            return await read(after=after, limit=limit)
+
+        monkeypatch.setattr(copy._source, "events", behind_a_writer)
+        async with asyncio.timeout(SECONDS):
+            await copy.begin()
+            before = stored
+            await copy.catch_up()
+            assert before <= copy.position < stored
+            await copy.cut_over("test")
+        # What was refused may have left a hole behind the last of them.
+        assert copy.events == stored <= copy.position
+        assert await everything(target) == await everything(source)
 
 
 async def test_an_append_that_waits_while_the_fence_is_put_up_is_refused(journals: Journals) -> None:
