@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     """A group that is decided on what is remembered, and the statement that stores it."""
 
     group: Group
+    stream_ids: set[str]
     at_once: bool
     statement: str
     parameters: list[object]
@@ -98,13 +99,10 @@ class PostgresAppend:
     def plan_behind(self, batches: Sequence[Batch]) -> Plan | None:
         """Decide about the next append while one is under way. None: there is none, or the batches rest on it."""
         under_way, session = self._under_way, self._session
+        if session is None or under_way is None:
+            return None
         stream_ids = _stream_ids(batches)
-        if (
-            session is None
-            or under_way is None
-            or not stream_ids <= self._streams.keys()
-            or not stream_ids.isdisjoint(under_way.versions)
-        ):
+        if not stream_ids <= self._streams.keys() or not stream_ids.isdisjoint(under_way.versions):
             return None
         group = Group(self._streams, under_way.last_position + len(under_way.rows))
         if group.stores_all(batches) and not group.is_empty:
@@ -149,7 +147,7 @@ class PostgresAppend:
         self.stored_through = max(self.stored_through, outcome.position)
 
     async def _append(self, batches: Sequence[Batch], plan: Plan | None) -> Sequence[AppendOutcome]:
-        stream_ids = _stream_ids(batches)
+        stream_ids = _stream_ids(batches) if plan is None else plan.stream_ids
         for number in range(_ROUNDS):
             session = await self._usable_session()
             try:
@@ -263,7 +261,7 @@ class PostgresAppend:
 
         Where streams are moved `at_once`, that may be an error of the driver, too (`was_outdated`).
         """
-        group, _, statement, parameters, new = plan
+        group, _, _, statement, parameters, new = plan
         parameters[RECORDED_AT] = self._last_recorded_at
         self._under_way = group
         try:
@@ -307,7 +305,7 @@ class PostgresAppend:
                 heads = [row[0] for row in group.rows]
                 parameters += [forgotten_column(heads), *command_columns(group.commands, {})]
             statement = self._sql.append_one_each(owned=group.has_epochs, commands=with_commands, at_once=at_once)
-            return Plan(group, at_once, statement, parameters, [])
+            return Plan(group, stream_ids, at_once, statement, parameters, [])
         found = {stream_id: self._streams[stream_id] for stream_id in stream_ids}
         known = sorted(
             ((head, group.versions.get(stream_id, head.version)) for stream_id, head in found.items() if head.id),
@@ -324,7 +322,7 @@ class PostgresAppend:
             parameters += [forgotten_column([head for head, _ in known]), *command_columns(group.commands, places)]
         if group.replicas:
             parameters += replica_columns(group.replicas)
-        return Plan(group, at_once, statement, parameters, new)
+        return Plan(group, stream_ids, at_once, statement, parameters, new)
 
     async def _usable_session(self) -> PostgresSession:
         if self._session is None or not self._session.is_usable:
