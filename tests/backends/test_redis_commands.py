@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,22 +14,9 @@ from backends.conformance.events import collect, happened, outcome, versions, wr
 from eventstore import BackendUnavailable, EventStore, JournalCorrupt, OutcomeUnknown
 from eventstore.backend import Appended, CommandLookup, StreamWrite
 from eventstore.errors import PayloadTooLarge
-from tests.backends.redis_help import KEY, admin, backend_of, commands_run, journal_url, migrated, scripts_run
+from tests.backends.redis_help import KEY, backend_of, commands_run, journal_url, migrated, scripts_run
 from tests.servers.proxy import FaultProxy
 from tests.servers.redis import Redis
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Redis]:
-    with Redis(durable=True) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Redis) -> Iterator[redis.Redis]:
-    with admin(server) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from eventstore.backend import StreamWrite
 from eventstore.codec import encoded_event, new_event_id
 from eventstore.errors import PayloadTooLarge
 from eventstore.snapshots import new_snapshot
-from tests.backends.redis_help import KEY, admin, backend_of, migrated
+from tests.backends.redis_help import KEY, backend_of, migrated
 from tests.servers.redis import Redis
 
 
@@ -29,13 +29,6 @@ from tests.servers.redis import Redis
 def server() -> Iterator[Redis]:
     with Redis(durable=False) as server:
         yield server
-
-
-@pytest.fixture
-def client(server: Redis) -> Iterator[redis.Redis]:
-    with admin(server) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

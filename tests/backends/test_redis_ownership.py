@@ -7,7 +7,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import redis
@@ -27,19 +27,6 @@ from tests.servers.proxy import FaultProxy
 from tests.servers.redis import Redis
 
 DAY = 24 * 3600
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Redis]:
-    with Redis(durable=True) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Redis) -> Iterator[redis.Redis]:
-    with admin(server) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
@@ -11,21 +9,8 @@ from backends.conformance.events import happened
 from backends.conformance.snapshots import schemas
 from eventstore import EventStore
 from eventstore.snapshots import new_snapshot
-from tests.backends.redis_help import admin, commands_run, migrated
+from tests.backends.redis_help import commands_run, migrated
 from tests.servers.redis import Redis
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Redis]:
-    with Redis(durable=True) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Redis) -> Iterator[redis.Redis]:
-    with admin(server) as client:
-        client.flushall()
-        yield client
 
 
 async def _read_by_a_save(store: EventStore, client: redis.Redis, version: int, schema: str) -> int:

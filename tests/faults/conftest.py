@@ -1,12 +1,28 @@
-"""What several fault tests need of the machine."""
+"""What several fault tests need: a network that fails in front of a database, and what they need of the machine."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
+
+from tests.backends.postgres_help import proxy_to
+from tests.servers.proxy import FaultProxy
+
+
+@pytest.fixture(params=["postgres", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest_asyncio.fixture
+async def proxy(url: str) -> AsyncIterator[FaultProxy]:
+    async with proxy_to(url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import pytest
-import pytest_asyncio
 
 from actors import ActorSystem
 from backends.conformance.events import collect, happened, numbers
@@ -23,19 +21,6 @@ from tests.servers.proxy import FaultProxy
 from .broken import BROKEN, opened_with
 from .vault import Record, keep_depositing
 from .verdict import verdict
-
-
-@pytest.fixture(params=["postgres", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest_asyncio.fixture
-async def proxy(url: str) -> AsyncIterator[FaultProxy]:
-    parts = urlsplit(url)
-    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
-        yield proxy
-
 
 # Under load
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from statistics import median
-from urllib.parse import urlsplit
 
 import pytest
-import pytest_asyncio
 
 from actors import ActorRef, ActorSystem
 from eventstore import EventStore
@@ -22,18 +19,6 @@ from tests.servers.proxy import FaultProxy
 
 ACTORS = 40
 LATE = 0.2
-
-
-@pytest.fixture(params=["postgres", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest_asyncio.fixture
-async def proxy(url: str) -> AsyncIterator[FaultProxy]:
-    parts = urlsplit(url)
-    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
-        yield proxy
 
 
 class Load:

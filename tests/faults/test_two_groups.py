@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import pytest
-import pytest_asyncio
 
 from backends.conformance.events import Happened, collect
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown
@@ -23,18 +21,6 @@ from tests.servers.proxy import FaultProxy
 WRITERS = 40
 FOLLOWED = 60
 FAULTS = 10
-
-
-@pytest.fixture(params=["postgres", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest_asyncio.fixture
-async def proxy(url: str) -> AsyncIterator[FaultProxy]:
-    parts = urlsplit(url)
-    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
-        yield proxy
 
 
 class Groups:

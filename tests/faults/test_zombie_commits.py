@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import pytest_asyncio
 
 from actors import ActorSystem
 from eventstore import EventStore
@@ -32,18 +31,6 @@ KEYS = ("a", "b", "c")
 # Of who asks with an id, until they ask again.
 PATIENCE = 0.25
 GUILTY = {"refused but stored", "doubled", "outcome not remembered", "torn"}
-
-
-@pytest.fixture(params=["postgres", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest_asyncio.fixture
-async def proxy(url: str) -> AsyncIterator[FaultProxy]:
-    parts = urlsplit(url)
-    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
-        yield proxy
 
 
 @asynccontextmanager

@@ -48,8 +48,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest_asyncio.fixture
 async def proxy(url: str) -> AsyncIterator[FaultProxy]:
-    parts = urlsplit(url)
-    async with FaultProxy(parts.hostname or "", parts.port or 0) as proxy:
+    async with proxy_to(url) as proxy:
         yield proxy
 
 
