@@ -48,20 +48,22 @@ async def test_an_event_that_is_stored_after_the_stream_was_looked_at_stays(post
 async def test_a_projection_that_changes_while_events_are_removed_changes_afterwards(
     postgres_url: str, change: Callable[[Checkpoint], Checkpoint]
 ) -> None:
-    async with truncating(postgres_url) as (store, truncation):
-        (found,) = await store.checkpoints()
-        changing = asyncio.ensure_future(store.save_checkpoint(change(found)))
-        await waiting_for_locks(postgres_url, 2)
-    assert await truncation == 1
-    assert await changing
+    async with EventStore.open(postgres_url) as store:
+        async with truncating(store, postgres_url) as truncation:
+            (found,) = await store.checkpoints()
+            changing = asyncio.ensure_future(store.save_checkpoint(change(found)))
+            await waiting_for_locks(postgres_url, 2)
+        assert await truncation == 1
+        assert await changing
 
 
 async def test_a_projection_that_goes_on_does_not_wait_for_a_truncation(postgres_url: str) -> None:
-    async with truncating(postgres_url) as (store, truncation):
-        (found,) = await store.checkpoints()
-        assert await store.save_checkpoint(replace(found, position=found.position + 1))
-        assert not truncation.done()
-    assert await truncation == 1
+    async with EventStore.open(postgres_url) as store:
+        async with truncating(store, postgres_url) as truncation:
+            (found,) = await store.checkpoints()
+            assert await store.save_checkpoint(replace(found, position=found.position + 1))
+            assert not truncation.done()
+        assert await truncation == 1
 
 
 async def test_a_projection_that_is_begun_before_a_truncation_keeps_the_events(postgres_url: str) -> None:
@@ -135,15 +137,14 @@ async def copy(source: EventStore, target: EventStore) -> None:
 
 
 @asynccontextmanager
-async def truncating(url: str) -> AsyncGenerator[tuple[EventStore, asyncio.Future[int]], None]:
-    """While this lasts, a stream is being truncated that a projection has passed."""
-    async with EventStore.open(url) as store, EventStore.open(url) as other:
-        stored = await store.append("a-1", happened(1))
-        assert await store.save_checkpoint(replace(READER, position=stored.position))
-        async with connected(url) as session:
-            async with session.transaction():
-                await session.execute("SELECT FROM journal_events FOR UPDATE")
-                truncation = asyncio.ensure_future(other.truncate("a-1", 1, reason="test"))
-                await waiting_for_locks(url)
-                yield store, truncation
-            await truncation
+async def truncating(store: EventStore, url: str) -> AsyncGenerator[asyncio.Future[int], None]:
+    """While this lasts, another store is truncating a stream that a projection has passed."""
+    stored = await store.append("a-1", happened(1))
+    assert await store.save_checkpoint(replace(READER, position=stored.position))
+    async with EventStore.open(url) as other, connected(url) as session:
+        async with session.transaction():
+            await session.execute("SELECT FROM journal_events FOR UPDATE")
+            truncation = asyncio.ensure_future(other.truncate("a-1", 1, reason="test"))
+            await waiting_for_locks(url)
+            yield truncation
+        await truncation
