@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import typer
 
 from eventstore.cli.app import app
-from eventstore.cli.shapes import SHAPES, Shape, in_words
+from eventstore.cli.shape import Shape, in_words
+from eventstore.cli.shapes import SHAPES
 
 MARK = "<!-- What follows is made of the commands: `make reference`. -->"
 

@@ -14,7 +14,8 @@ import pytest
 from eventstore import EventStore, Metadata, NewEvent
 from eventstore.backend import Claim, Owner
 from eventstore.cli.reference import described
-from eventstore.cli.shapes import SHAPES, Shape, in_words
+from eventstore.cli.shape import Shape, in_words
+from eventstore.cli.shapes import SHAPES
 
 from .conftest import PROJECT, Rewrite, Run
 from .test_conflicts import build
