@@ -14,7 +14,8 @@ from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
 from eventstore.cli.output import View, counted, json_cell, listing, timestamp, write_fields, write_json, write_line
-from eventstore.cli.projections import Name, Target, live_checkpoints_named
+from eventstore.cli.projection_status import live_checkpoints_named
+from eventstore.cli.projections import Name, Target
 from eventstore.cli.targets import projection_class
 from eventstore.contract.checkpoint import DeadLetter, Status
 from eventstore.projections import Projection

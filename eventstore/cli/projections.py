@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
-from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
+from eventstore.cli.escaping import escaped, of_tenant
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
 from eventstore.cli.messages import Messages
-from eventstore.cli.output import View, counted, listing, write_fields, write_json, write_line
+from eventstore.cli.output import counted, listing, write_fields, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.projection_progress import projection_progress, shown_on
+from eventstore.cli.projection_status import (
+    PROJECTIONS,
+    PartitionStatus,
+    fields_of,
+    live_checkpoints_named,
+    record_of,
+    say_where,
+    status_of,
+)
 from eventstore.cli.targets import projection_class
-from eventstore.contract.checkpoint import Checkpoint
-from eventstore.errors import ProjectionError
 from eventstore.projections import Projection
 from eventstore.read_models.completeness import Completeness, check_completeness
 from eventstore.read_models.projection_control import (
     forget,
-    is_run,
-    live_checkpoints,
     pause,
     resume,
-    seconds_silent,
     seek,
 )
 from eventstore.read_models.projection_runner import ProjectionRunner
@@ -61,12 +66,12 @@ def list_(context: typer.Context, url: Url, tenant: Tenant = None, json: Json = 
 
 
 async def _list(messages: Messages, address: Address, *, json: bool) -> Exit:
-    rows = listing(_PROJECTIONS, json=json)
+    rows = listing(PROJECTIONS, json=json)
     async with address.store() as store:
         checkpoints = await store.checkpoints()
         end = await store.end()
     for checkpoint in checkpoints:
-        rows.add(_Row(checkpoint, max(0, end - checkpoint.position)))
+        rows.add(PartitionStatus(checkpoint, max(0, end - checkpoint.position)))
     rows.flush()
     if not checkpoints:
         messages.note("no projection was ever run on this store")
@@ -87,38 +92,13 @@ def status(url: Url, name: Name, tenant: Tenant = None, json: Json = False) -> E
 
 async def _status(address: Address, name: str, *, json: bool) -> Exit:
     async with address.store() as store:
-        rows = await _rows(store, name)
-    last = max(rows, key=lambda row: row.lag)
-    checkpoint = last.checkpoint
+        rows = await status_of(store, name)
     if json:
-        write_json(_record(last) if len(rows) == 1 else _record_of_all(rows))
+        write_json(record_of(rows))
     else:
-        fields = {
-            "projection": escaped(name),
-            "version": f"{checkpoint.version}",
-            "state": _state(checkpoint),
-            "position": f"{checkpoint.position:,}, {last.lag:,} behind the end of the log",
-            "events": f"{sum(row.checkpoint.events for row in rows):,}",
-            "dead letters": f"{sum(len(row.checkpoint.letters) for row in rows):,}",
-            "changed": checkpoint.updated_at,
-        }
-        if len(rows) > 1:
-            del fields["state"], fields["changed"]
-            fields["position"] += ", the last partition"
-            fields |= {f"partition {row.checkpoint.partition}": _partition(row) for row in rows}
-        elif checkpoint.runner_name:
-            fields["runner"] = printable(checkpoint.runner_name) + ("" if checkpoint.runner else " (it has ended)")
-        if checkpoint.pause is not None:
-            fields["paused"] = one_line(checkpoint.pause)
-        write_fields(fields)
+        write_fields(fields_of(name, rows))
     is_wrong = any(row.checkpoint.pause is not None or row.checkpoint.letters for row in rows)
     return Exit.WRONG if is_wrong else Exit.FINE
-
-
-def _partition(row: _Row) -> str:
-    found = row.checkpoint
-    runner = f" by {printable(found.runner_name)}" if found.runner else ""
-    return f"position {found.position:,}, {row.lag:,} behind, {counted(found.events, 'event')}, {_state(found)}{runner}"
 
 
 @projections.command(short_help="Bring a projection forward.")
@@ -332,135 +312,3 @@ async def _change(
         await work(store)
         await say_where(store, name, messages)
     return Exit.FINE
-
-
-async def say_where(store: EventStore, name: str, messages: Messages) -> None:
-    """Tell how far a projection is, behind a command that moved it."""
-    rows = await _rows(store, name)
-    last = max(rows, key=lambda row: row.lag)
-    lag = f"{counted(last.lag, 'position')} behind the end of the log" if last.lag else "at the end of the log"
-    events = sum(row.checkpoint.events for row in rows)
-    write_line(
-        (f"{escaped(name)}: ", "bold"),
-        (f"position {last.checkpoint.position:,}, {lag}, {counted(events, 'event')} applied", ""),
-    )
-    if letters := sum(len(row.checkpoint.letters) for row in rows):
-        messages.note(f"{counted(letters, 'event')} could not be applied: eventstore dead-letters list shows which")
-
-
-async def write_status(store: EventStore, name: str) -> None:
-    """The same as an object, as `status --json` has it."""
-    rows = await _rows(store, name)
-    write_json(_record(rows[0]) if len(rows) == 1 else _record_of_all(rows))
-
-
-def shown_on(progress: Progress) -> Callable[[int, int, int], None]:
-    """What a runner tells, on a bar."""
-
-    def shown(position: int, count: int, end: int) -> None:
-        progress.advance(count, lag=end - position)
-
-    return shown
-
-
-async def projection_progress(
-    store: EventStore, projection: type[Projection] | None, stack: ExitStack, *, follow: bool = False
-) -> Progress:
-    """A bar over the events that a projection has not had; None: one that has had none. One that follows has no end."""
-    if not is_shown():
-        return Silent()
-    if follow:
-        return stack.enter_context(bar("events", None))
-    done = 0
-    if projection is not None:
-        done = sum(one.events for one in await store.checkpoints() if one.name == projection.name)
-    return stack.enter_context(bar("events", max(0, (await store.statistics()).events - done)))
-
-
-async def live_checkpoints_named(store: EventStore, name: str) -> list[Checkpoint]:
-    """Those of a projection's live version. Raises `CommandFailed`, with the names that there are."""
-    try:
-        return await live_checkpoints(store, name)
-    except ProjectionError as error:
-        known = sorted({one.name for one in await store.checkpoints()})
-        raise CommandFailed(f"{error}; there are: {', '.join(map(escaped, known)) or 'none'}") from error
-
-
-class _Row(NamedTuple):
-    checkpoint: Checkpoint
-    lag: int
-
-
-async def _rows(store: EventStore, name: str) -> list[_Row]:
-    """The live version, a row for each partition."""
-    parts = await live_checkpoints_named(store, name)
-    end = await store.end()
-    return [_Row(part, max(0, end - part.position)) for part in parts]
-
-
-def _state(checkpoint: Checkpoint) -> str:
-    if checkpoint.pause is not None:
-        return "paused"
-    state = str(checkpoint.status)
-    if not checkpoint.runner:
-        return f"{state}, not running"
-    return (
-        f"{state}, running" if is_run(checkpoint) else f"{state}, not heard of for {seconds_silent(checkpoint):,.0f} s"
-    )
-
-
-def _cells(row: _Row) -> tuple[str, ...]:
-    found = row.checkpoint
-    return (
-        escaped(found.name) + ("" if found.partitions == 1 else f" {found.partition} of {found.partitions}"),
-        str(found.version),
-        str(found.position),
-        str(row.lag),
-        str(found.events),
-        str(len(found.letters)),
-        _state(found) if found.pause is None else f"paused: {one_line(found.pause)}",
-    )
-
-
-def _record(row: _Row) -> dict[str, Any]:
-    found = row.checkpoint
-    return {
-        "name": found.name,
-        "version": found.version,
-        "partition": found.partition,
-        "partitions": found.partitions,
-        "status": found.status,
-        "position": found.position,
-        "lag": row.lag,
-        "events": found.events,
-        "checksum": found.checksum.hex(),
-        "dead_letters": len(found.letters),
-        "paused": found.pause,
-        "runner": found.runner_name if found.runner else None,
-        "updated_at": found.updated_at,
-    }
-
-
-def _record_of_all(rows: Sequence[_Row]) -> dict[str, Any]:
-    """A projection in several partitions: as far as the last of them is, with the sums of all."""
-    last = max(rows, key=lambda row: row.lag)
-    letters = sum(len(row.checkpoint.letters) for row in rows)
-    return {
-        "name": last.checkpoint.name,
-        "version": last.checkpoint.version,
-        "status": last.checkpoint.status,
-        "position": last.checkpoint.position,
-        "lag": last.lag,
-        "events": sum(row.checkpoint.events for row in rows),
-        "dead_letters": letters,
-        "partitions": [_record(row) for row in rows],
-    }
-
-
-_PROJECTIONS = View(
-    ("NAME", "VERSION", "POSITION", "LAG", "EVENTS", "DEAD", "STATE"),
-    _cells,
-    _record,
-    6,
-    frozenset({"VERSION", "POSITION", "LAG", "EVENTS", "DEAD"}),
-)

@@ -19,7 +19,9 @@ from eventstore.cli.groups import command_group, other_name
 from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import Listing, View, listing
-from eventstore.cli.projections import projection_progress, projections, say_where, shown_on, write_status
+from eventstore.cli.projection_progress import projection_progress, shown_on
+from eventstore.cli.projection_status import say_where, write_status
+from eventstore.cli.projections import projections
 from eventstore.cli.targets import actor_class, actor_keys, projection_class
 from eventstore.events import Snapshot
 from eventstore.projections import Projection
