@@ -26,13 +26,14 @@ _SESSION_ENDED = ("57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
 _OTHER_WRITERS = ("23505", "40001", "40P01")
 
 _AGAIN = "nothing was stored by this call: try again"
+ROLLED_BACK = "the transaction was rolled back, nothing of it was stored: run it again"
 
 
 def translated(error: BaseException, *, writing: bool) -> EventStoreError:
     """The error of a statement or a connection. While `writing`, a session that ended leaves the outcome unknown."""
     if isinstance(error, ServerError):
         return _refused(error, writing=writing)
-    return _lost(f"{type(error).__name__}: {_line(error)}", writing=writing)
+    return _lost(f"{type(error).__name__}: {first_line(error)}", writing=writing)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -45,7 +46,7 @@ def is_lost(error: BaseException) -> bool:
 
 def fence_of(error: BaseException) -> str | None:
     """Why the journal is fenced, if that is what has refused a statement (`postgres_archive`)."""
-    return _line(error) if sqlstate(error) == "ES001" else None
+    return first_line(error) if sqlstate(error) == "ES001" else None
 
 
 def may_be_decided_again(error: BaseException) -> bool:
@@ -59,12 +60,12 @@ def was_outdated(error: BaseException) -> bool:
 
 
 def _refused(error: BaseException, *, writing: bool) -> EventStoreError:
-    reason = f"Postgres: {_line(error)} (SQLSTATE {sqlstate(error)})"
+    reason = f"Postgres: {first_line(error)} (SQLSTATE {sqlstate(error)})"
     match sqlstate(error):
         case state if is_lost(error) and state != "57P03":
             return _lost(reason, writing=writing)
         case "ES001":
-            return StoreFenced("", _line(error))
+            return StoreFenced("", first_line(error))
         case "53100" | "53400":
             return StorageFull(f"the server's disk is full: free some space; {reason}")
         case "53300":
@@ -105,6 +106,6 @@ def _lost(reason: str, *, writing: bool) -> EventStoreError:
     return BackendUnavailable(f"the database cannot be reached; {reason}")
 
 
-def _line(error: BaseException) -> str:
-    # The lines after the first can quote a row's values.
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that can quote a row's values."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,19 +7,20 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backends.checkpoints_sql import saved_values, stored_checkpoint
-from backends.deciding import Group, Head
 from backends.postgres_append import PostgresAppend
 from backends.postgres_driver import DRIVER_ERRORS, ServerError, sqlstate
-from backends.postgres_errors import is_lost, translated
+from backends.postgres_errors import ROLLED_BACK, first_line, is_lost, translated
+from backends.postgres_in_doubt import InDoubt, has_committed
 from backends.postgres_reading import log_within
 from backends.postgres_session import PLANNING, PostgresSession
 from backends.postgres_sql import PostgresSQL
+from backends.postgres_stream_locks import lock_streams, streams_of
 from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint, stored_by
 from eventstore.calls.finishing import finish_then_cancel
 from eventstore.contract.sql_transaction import Stored, Unread
@@ -27,13 +28,11 @@ from eventstore.errors import (
     BackendUnavailable,
     CapabilityError,
     EventStoreError,
-    OutcomeUnknown,
     StoreClosed,
     TransactionConflict,
     TransactionExpired,
     TransactionRefused,
 )
-from eventstore.events import stream_kind
 
 # One trip: the journal's own statements are planned as in its own sessions, the user's were not; what the server calls
 # this transaction, if it must be asked later what became of it (a server that was started since may have given that
@@ -58,24 +57,6 @@ SELECT pg_current_xact_id()::text, pg_postmaster_start_time()::text, current_set
 """
 _PLANNED_AS_BEFORE = "; ".join(f"SET LOCAL {name} TO DEFAULT" for name in PLANNING)
 _PLANNING = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in PLANNING.items())
-_STATUS = "SELECT pg_postmaster_start_time()::text, pg_xact_status($1::text::xid8)"
-
-# A stream that is not there can be neither locked nor be kept from being made, so its row is made. One that another
-# transaction is making at this moment is waited for.
-_MAKE_STREAMS = """
-INSERT INTO {schema}.journal_streams (tenant, stream_id, kind, version, created_at)
-SELECT {tenant}, n.stream_id, n.kind, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-FROM unnest($1::text[], $2::text[]) AS n (stream_id, kind)
-ORDER BY n.stream_id COLLATE "C"
-ON CONFLICT DO NOTHING
-"""
-_TRUNCATED = """
-SELECT stream_id, truncated FROM {schema}.journal_streams WHERE tenant = {tenant} AND stream_id = ANY ($1::text[])
-"""
-
-# How often streams that do not exist yet are looked for again because others make them.
-_ROUNDS = 12
-
 # The server's word for a transaction that took too long: idle inside it, or altogether.
 _EXPIRED = ("25P03", "25P04")
 _CONFLICTS = ("40001", "40P01")
@@ -84,23 +65,12 @@ _TIMEOUTS = ("55P03", "57014")
 
 _CLOCKS_DIFFER_SECONDS = 0.1
 
-_NOTHING_STORED = "the transaction was rolled back, nothing of it was stored: run it again"
-
 
 class _State(Enum):
     OPEN = "open"
     # COMMIT was sent, and no answer came.
     IN_DOUBT = "in doubt"
     ENDED = "ended"
-
-
-class _InDoubt(NamedTuple):
-    """What is known of a transaction that was told to commit. All that is still to be told is whether it has."""
-
-    batch: Batch
-    outcome: Appended
-    xid: str
-    server_started: str
 
 
 class PostgresTransaction:
@@ -127,8 +97,8 @@ class PostgresTransaction:
         self._let_go = let_go
         self._stored = stored
         self._state = _State.OPEN
-        self._doubt: _InDoubt | None = None
-        self._stored_now: _InDoubt | None = None
+        self._doubt: InDoubt | None = None
+        self._stored_now: InDoubt | None = None
         self._is_expired = False
         self._turn = asyncio.Lock()
         self._pid = os.getpid()
@@ -214,11 +184,11 @@ class PostgresTransaction:
             self._is_expired = True
             return TransactionExpired(self._seconds)
         if state in _CONFLICTS:
-            return TransactionConflict(f"{_NOTHING_STORED}; {_line(error)} (SQLSTATE {state})")
+            return TransactionConflict(f"{ROLLED_BACK}; {first_line(error)} (SQLSTATE {state})")
         if state in _TIMEOUTS:
             return translated(error, writing=False)
         if is_cut:
-            return BackendUnavailable(f"the connection was lost; {_NOTHING_STORED}; {_line(error)}")
+            return BackendUnavailable(f"the connection was lost; {ROLLED_BACK}; {first_line(error)}")
         return None
 
     # Committing
@@ -236,7 +206,7 @@ class PostgresTransaction:
             try:
                 for checkpoint in checkpoints:
                     if not await self._is_saved(checkpoint):
-                        raise TransactionConflict(f"somebody else has changed a checkpoint; {_NOTHING_STORED}")
+                        raise TransactionConflict(f"somebody else has changed a checkpoint; {ROLLED_BACK}")
                 outcome = await self._store_and_commit(batch)
                 committed = isinstance(outcome, Appended) and not outcome.is_duplicate
                 return outcome
@@ -250,9 +220,9 @@ class PostgresTransaction:
             xid, server_started, (outcome,) = await self._stored_in_turn(batch)
             if not isinstance(outcome, Appended) or outcome.is_duplicate:
                 return outcome
-            stored = _InDoubt(batch, outcome, xid, server_started)
+            stored = InDoubt(batch, outcome, xid, server_started)
         elif batch:
-            raise TransactionRefused(f"its batches were stored before, and it takes no further one; {_NOTHING_STORED}")
+            raise TransactionRefused(f"its batches were stored before, and it takes no further one; {ROLLED_BACK}")
         if self._is_expired:
             raise TransactionExpired(self._seconds)
         # From here on nobody can tell that nothing was stored because the time is over.
@@ -271,14 +241,14 @@ class PostgresTransaction:
 
     async def _stored_in_turn(self, batch: Batch) -> tuple[str, str, Sequence[AppendOutcome]]:
         """Store a batch beside other appends. Returns what the server calls the transaction, too."""
-        stream_ids = _streams(batch)
+        stream_ids = streams_of(batch)
         prepare = self._sql.named(_PREPARE, planning=_PLANNING, shared=_SHARED if stream_ids else "")
 
         async def store() -> tuple[str, str, Sequence[AppendOutcome] | None]:
             ((xid, server_started, is_new, *_),) = await self.session.fetch(prepare, stream_ids)
             if not batch:
                 return xid, server_started, [Appended(0, ())]
-            await _lock(self.session, self._sql, stream_ids, are_made=not is_new)
+            await lock_streams(self.session, self._sql, stream_ids, are_made=not is_new)
             return xid, server_started, await self._append.append_within(self.session, [batch])
 
         return await self._certainly(store)
@@ -291,7 +261,7 @@ class PostgresTransaction:
             ((xid, server_started, isolation, *_),) = await self.session.fetch(alone)
             if isolation != "read committed":
                 # What others have stored meanwhile would not be seen.
-                raise TransactionRefused(f"the transaction is {isolation}, and not read committed; {_NOTHING_STORED}")
+                raise TransactionRefused(f"the transaction is {isolation}, and not read committed; {ROLLED_BACK}")
             outcomes = await self._append.append_within(self.session, batches)
             # The user's statements come next.
             await self.session.execute(_PLANNED_AS_BEFORE)
@@ -305,7 +275,7 @@ class PostgresTransaction:
                 found = await self._locked(one.name, one.version)
                 if found is None:
                     raise TransactionConflict(
-                        f"there is no version {one.version} of the checkpoint {one.name!r}; {_NOTHING_STORED}"
+                        f"there is no version {one.version} of the checkpoint {one.name!r}; {ROLLED_BACK}"
                     )
                 checkpoints.append(found)
             xid, server_started, outcomes = await self._certainly(store)
@@ -313,7 +283,7 @@ class PostgresTransaction:
             versions = tuple(version for outcome in appended for version in outcome.versions)
             position = max((outcome.position for outcome in appended), default=0)
             batch = stored_by(batches, outcomes)
-            self._stored_now = _InDoubt(batch, Appended(position, versions), xid, server_started)
+            self._stored_now = InDoubt(batch, Appended(position, versions), xid, server_started)
             try:
                 pages = [
                     await log_within(
@@ -332,7 +302,7 @@ class PostgresTransaction:
         try:
             xid, server_started, outcomes = await store()
             if outcomes is None:
-                raise TransactionConflict(f"another append was in the way; {_NOTHING_STORED}")
+                raise TransactionConflict(f"another append was in the way; {ROLLED_BACK}")
             return xid, server_started, outcomes
         except DRIVER_ERRORS as error:
             raise self._refusal(error) from error
@@ -354,66 +324,18 @@ class PostgresTransaction:
         state = sqlstate(error)
         if state.startswith(("23", "25P02", "P0", "44")):
             return TransactionRefused(
-                f"the user's own statements cannot be committed, nothing was stored; Postgres: {_line(error)} "
+                f"the user's own statements cannot be committed, nothing was stored; Postgres: {first_line(error)} "
                 f"(SQLSTATE {state})"
             )
         return translated(error, writing=False)
 
-    # Finding out
-
-    async def _find_out(self, doubt: _InDoubt) -> AppendOutcome:
-        """Whether the transaction was committed. It has locked the rows of the batch's streams, so who locks them next
-        has waited for its end: only then is looked."""
-        batch = doubt.batch
-        try:
-            session = await self._connect()
-        except EventStoreError as error:
-            raise _still_unknown(error) from error
-        try:
-            async with session.transaction():
-                await _lock(session, self._sql, _streams(batch), are_made=False)
-                is_stored = await self._has_committed(session, batch, doubt)
-                # Nothing of this is to stay.
-                raise _Found(is_stored)
-        except _Found as found:
-            is_stored = found.is_stored
-        except DRIVER_ERRORS as error:
-            raise _still_unknown(error) from error
-        finally:
-            await session.close()
-        if is_stored is None:
-            raise OutcomeUnknown("the server was started anew since it was told to commit, and nothing tells now")
+    async def _find_out(self, doubt: InDoubt) -> AppendOutcome:
+        is_stored = await has_committed(doubt, self._connect, self._sql)
         self._doubt, self._state = None, _State.ENDED
         if not is_stored:
-            raise BackendUnavailable(f"the connection was lost while it committed; {_NOTHING_STORED}")
-        self._is_stored(batch, doubt.outcome)
+            raise BackendUnavailable(f"the connection was lost while it committed; {ROLLED_BACK}")
+        self._is_stored(doubt.batch, doubt.outcome)
         return doubt.outcome
-
-    async def _has_committed(self, session: PostgresSession, batch: Batch, doubt: _InDoubt) -> bool | None:
-        """None: it cannot be told, yet or any more."""
-        ((server_started, status),) = await session.fetch(_STATUS, doubt.xid)
-        if server_started == doubt.server_started and status is not None:
-            return {"committed": True, "aborted": False}.get(status)
-        # It is another server, or the same one started anew: no session of that time is left. What is stored decides.
-        events = [event.event_id for write in batch for event in write.events]
-        keys = [(write.stream_id, command.command_id) for write in batch for command in write.commands]
-        if not events and not keys:
-            return None
-        stream_ids = list({write.stream_id for write in batch})
-        streams = {row[0]: Head(*row[1:]) for row in await session.fetch(self._sql.streams, stream_ids)}
-        places = {row[0]: tuple(row[1:]) for row in await session.fetch(self._sql.places, events)}
-        columns: Sequence[Sequence[str]] = list(zip(*keys, strict=True)) or [(), ()]
-        remembered = {
-            (stream_id, command_id): (outcome_id, version)
-            for stream_id, command_id, outcome_id, version in await session.fetch(self._sql.remembered, *columns)
-        }
-        outcome = Group(streams, 0, places, remembered).decide(batch)
-        if isinstance(outcome, Appended) and outcome.is_duplicate:
-            return True
-        # What was stored may have been removed since, with its ids.
-        versions = dict(zip([write.stream_id for write in batch], doubt.outcome.versions, strict=True))
-        truncated = await session.fetch(self._sql.named(_TRUNCATED), stream_ids)
-        return None if any(through >= versions[stream_id] > 0 for stream_id, through in truncated) else False
 
     # The end
 
@@ -457,46 +379,7 @@ class PostgresTransaction:
             raise StoreClosed("this transaction was begun in another event loop: begin one in each")
 
 
-class _Found(Exception):
-    """Ends the transaction that was begun only to look."""
-
-    def __init__(self, is_stored: bool | None) -> None:
-        super().__init__()
-        self.is_stored = is_stored
-
-
-async def _lock(session: PostgresSession, sql: PostgresSQL, stream_ids: list[str], *, are_made: bool) -> None:
-    """Lock the rows of streams until the end of the transaction, in the order of all appends: those that are there by
-    their ids, then new ones by their names. Raises the driver's errors."""
-    if are_made:
-        await session.fetch(sql.lock_streams, stream_ids)
-        return
-    await session.execute("SAVEPOINT eventstore_streams")
-    for _ in range(_ROUNDS):
-        found = {row[0] for row in await session.fetch(sql.lock_streams, stream_ids)}
-        missing = [stream_id for stream_id in stream_ids if stream_id not in found]
-        kinds = [stream_kind(stream_id) for stream_id in missing]
-        if not missing or await session.execute(sql.named(_MAKE_STREAMS), missing, kinds) == len(missing):
-            return
-        # Others have made some of them meanwhile. To lock these now would be out of order, so it begins anew.
-        await session.execute("ROLLBACK TO SAVEPOINT eventstore_streams")
-    raise TransactionConflict(f"others were faster every time; {_NOTHING_STORED}")
-
-
-def _streams(batch: Batch) -> list[str]:
-    return sorted({write.stream_id for write in batch}, key=str.encode)
-
-
 def transaction_of(connection: Connection) -> PostgresTransaction | None:
     """The transaction whose connection it is."""
     found = connection.get_execution_options().get("eventstore_transaction")
     return found if isinstance(found, PostgresTransaction) else None
-
-
-def _still_unknown(error: BaseException) -> OutcomeUnknown:
-    return OutcomeUnknown(f"whether the transaction was committed could not be found out: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    # The lines after the first can quote a row's values.
-    return (str(error).splitlines() or [type(error).__name__])[0]
