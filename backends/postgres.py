@@ -15,6 +15,7 @@ from backends.postgres_audit import PostgresAudit
 from backends.postgres_changes import PostgresChanges
 from backends.postgres_commands import PostgresCommands
 from backends.postgres_lease import PostgresLease
+from backends.postgres_mark import PostgresMark
 from backends.postgres_ownership import PostgresOwnership
 from backends.postgres_pool import PostgresPool
 from backends.postgres_server import PostgresServer, check_server
@@ -116,7 +117,7 @@ class PostgresBackend:
 
     def archive(self) -> PostgresArchive:
         parts = self._open
-        return PostgresArchive(self._sql, parts.pool, parts.reader.settle, parts.restored)
+        return PostgresArchive(self._sql, parts.pool, parts.mark.settle, parts.restored)
 
     async def begin_sql(self, *, seconds: float) -> PostgresTransaction:
         return await self._open.transactions.begin(seconds)
@@ -261,7 +262,7 @@ class _Parts:
             try:
                 # After a fail-over it is another server.
                 await check_server(opened, sql, target, url)
-                await self.reader.check_kept(opened)
+                await self.mark.check_kept(opened)
             except BaseException:
                 opened.cut()
                 raise
@@ -282,12 +283,13 @@ class _Parts:
         self.changes = PostgresChanges(sql, self.pool)
         self.commands = PostgresCommands(sql, self.pool)
         self.ownership = PostgresOwnership(sql, self.pool)
-        self.reader = PostgresAudit(
+        self.mark = PostgresMark(
             sql,
             self.pool,
             settle_seconds=target.command_timeout,
             stored_through=lambda: self.append.stored_through,
         )
+        self.reader = PostgresAudit(sql, self.pool, self.mark)
         # A proxy that pools connections gives the one that listens to somebody else.
         self.wakeup = PostgresWakeUp(sql.channel, sql.listeners_lock, self.pool, session, listens=not server.is_pooled)
         self.transactions = PostgresTransactions(

@@ -14,8 +14,10 @@ from backends.audit_paging import is_scan, located, part_of, totals_of
 from backends.audit_shape import Shape
 from backends.audit_sql import HOUR_US, PAGE_BYTES
 from backends.postgres_audit_sql import PostgresAuditSQL
+from backends.postgres_mark import PostgresMark, check_end, check_event, seen
+from backends.postgres_pages import log_columns
 from backends.postgres_pool import PostgresPool
-from backends.postgres_reading import PostgresReader, check_end, check_event, log_columns, seen
+from backends.postgres_reading import PostgresReader
 from backends.postgres_session import PLANNING_ANEW, PostgresSession
 from backends.postgres_sql import PostgresSQL
 from backends.sql_records import recorded
@@ -53,10 +55,8 @@ class PostgresAudit(PostgresReader):
     """A page is one statement, and one trip, unless something was appended since it was last looked how far the log is
     settled: then that is waited for, and it is asked again."""
 
-    def __init__(
-        self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float, stored_through: Callable[[], int]
-    ) -> None:
-        super().__init__(sql, pool, settle_seconds=settle_seconds, stored_through=stored_through)
+    def __init__(self, sql: PostgresSQL, pool: PostgresPool, mark: PostgresMark) -> None:
+        super().__init__(sql, pool, mark)
         self._audit = PostgresAuditSQL(sql.schema, sql.tenant)
         # Once there is metadata that jsonb cannot hold, it stays.
         self._has_unreadable = False
@@ -70,7 +70,7 @@ class PostgresAudit(PostgresReader):
         self._question_of = lru_cache(maxsize=_STATEMENTS)(self._new_question)
 
     async def audit_page(self, query: AuditQuery, *, cursor: int | None, limit: int, backwards: bool) -> AuditPage:
-        end = self._settled
+        end = self._mark.settled
         known = None if query.through is not None and query.through <= end else end
         is_located = query.is_located or query.recorded_us == (None, None)
         is_walk = is_scan(query, by_streams=bool(query.where.kinds or query.where.stream_ids))
@@ -80,7 +80,7 @@ class PostgresAudit(PostgresReader):
             question = self._question_of(shape, is_located, is_walk, backwards)
             # The times will leave less of it.
             part = part_of(query, cursor=cursor, end=end, backwards=backwards, is_scan=is_walk and is_located)
-            before, last_seen = self._known_end, self._newest
+            before, last_seen = self._mark.known_end, self._mark.newest
             asked = {
                 "known": known,
                 "seen": last_seen.position,
@@ -95,7 +95,7 @@ class PostgresAudit(PostgresReader):
             if is_final:
                 check_end(log_end, before)
             else:
-                end = await self._settled_at(log_end, appends, seen(newest, newest_id), before)
+                end = await self._mark.settled_at(log_end, appends, seen(newest, newest_id), before)
                 known = None
             if is_unreadable:
                 self._has_unreadable = True
@@ -179,9 +179,9 @@ class PostgresAudit(PostgresReader):
 
     async def _end(self, query: AuditQuery) -> int:
         """A position up to which the log is final, and which reaches as far as the query, if the log does."""
-        if query.through is not None and query.through <= self._settled:
-            return self._settled
-        return await self.settle()
+        if query.through is not None and query.through <= self._mark.settled:
+            return self._mark.settled
+        return await self._mark.settle()
 
 
 def _grouped(chosen: Any, top: int) -> SelectBase:

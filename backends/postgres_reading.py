@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import orjson
 from pydantic import ValidationError
 
 from backends.checkpoints_sql import stored_checkpoint
-from backends.log_columns import LogColumns, optional_texts, rare_of
-from backends.page_texts import SEPARATOR, names_of
 from backends.postgres_driver import ServerError, sqlstate
+from backends.postgres_mark import PostgresMark, check_end
+from backends.postgres_pages import loaded, log_columns
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
@@ -24,7 +21,6 @@ from backends.tenants_sql import first_tenant
 from eventstore.backend import (
     NO_EVENTS,
     EventFilter,
-    EventPage,
     Load,
     Loaded,
     LogPage,
@@ -38,16 +34,11 @@ from eventstore.backend import (
     StreamPage,
 )
 from eventstore.codec import decode_metadata
-from eventstore.errors import JournalCorrupt, JournalLost, StoreBusy
+from eventstore.errors import JournalCorrupt
 from eventstore.events import RecordedEvent
 from eventstore.tenant import NO_TENANT
 
 _MAX_VERSION = 2**63 - 1
-
-# How often it is looked whether the appends that a reader waits for have ended. They take about a millisecond, unless
-# their process or its connection has stopped in the middle.
-_FIRST_LOOK_SECONDS = 0.001
-_LONGEST_LOOK_SECONDS = 0.05
 
 _CANDIDATES = 5000
 
@@ -66,33 +57,13 @@ class _Part(NamedTuple):
     rows: int = 0
 
 
-class Seen(NamedTuple):
-    """An event that was there."""
-
-    position: int
-    event_id: bytes
-
-
-def seen(position: int | None, event_id: bytes) -> Seen | None:
-    """The event that a statement has found, if there was one."""
-    return None if position is None else Seen(position, event_id)
-
-
 class PostgresReader:
-    """Reads through the pool. One statement is one moment; a call that takes several says why.
+    """Reads through the pool. One statement is one moment; a call that takes several says why."""
 
-    `stored_through` tells up to which position events are known to be stored that this store has appended.
-    """
-
-    def __init__(
-        self, sql: PostgresSQL, pool: PostgresPool, *, settle_seconds: float, stored_through: Callable[[], int]
-    ) -> None:
+    def __init__(self, sql: PostgresSQL, pool: PostgresPool, mark: PostgresMark) -> None:
         self._sql = sql
         self._pool = pool
-        self._settle_seconds = settle_seconds
-        self._stored_through = stored_through
-        self._settled = 0
-        self._newest = Seen(0, b"")
+        self._mark = mark
 
     async def load(self, loads: Sequence[Load]) -> Sequence[Loaded | JournalCorrupt]:
         if not loads:
@@ -110,7 +81,7 @@ class PostgresReader:
             return await self._load_in_parts(loads)
         found = {row[0]: row for row in rows}
         return [
-            _loaded(load, *found[number][1:]) if number in found else Loaded(None, NO_EVENTS, 0, 0)
+            loaded(load, *found[number][1:]) if number in found else Loaded(None, NO_EVENTS, 0, 0)
             for number, load in enumerate(loads, start=1)
         ]
 
@@ -143,14 +114,14 @@ class PostgresReader:
     async def read_all(self, *, after: int, limit: int, where: EventFilter) -> LogPage:
         settled = _Part((), max(after, 0), is_full=not limit, end=0)
         # As it is now: another read may find the log settled further while the page of this one is on its way.
-        final = self._settled
+        final = self._mark.settled
         if limit and settled.position < final:
             # All of this part is final: who catches up needs one trip for a page, and no look at the locks.
             settled = await self._page(settled.position, final, limit, where)
             if settled.is_full:
                 return LogPage(settled.events, settled.position, is_end=False, end=settled.end)
             settled = settled._replace(position=final)
-        end = await self.settle()
+        end = await self._mark.settle()
         events = settled.events
         if settled.position < end:
             more = await self._page(settled.position, end, limit - settled.rows, where)
@@ -161,13 +132,13 @@ class PostgresReader:
 
     async def moved(self, *, after: int, limit: int) -> Moved:
         after = max(after, 0)
-        end = await self.settle()
+        end = await self._mark.settle()
         through = min(after + limit, max(after, end))
         versions = {} if through == after else dict(await self._rows(self._sql.moved, after, through))
         return Moved(versions, through, through >= end)
 
     async def start_of_last(self, count: int, where: EventFilter) -> int:
-        end = await self.settle()
+        end = await self._mark.settle()
         if count <= 0:
             return end
         if where.tags:
@@ -224,7 +195,7 @@ class PostgresReader:
     async def _page(self, after: int, through: int, limit: int, where: EventFilter) -> _Part:
         """The matching events of a settled part: fewer than the limit if they are too large for one answer."""
         parameters = [*_matches(where), after, through, limit]
-        known = self._known_end
+        known = self._mark.known_end
         while (row := await self._pool.run(lambda session: self._columns(session, parameters))) is None:
             parameters[-1] = limit = max(1, limit // 8)
         end, count = row[0], row[1]
@@ -243,11 +214,6 @@ class PostgresReader:
             events = [event for event in events if event.metadata and set(event.metadata.tags) & set(where.tags)]
         return _Part(events, last, count == limit, end, count)
 
-    @property
-    def _known_end(self) -> int:
-        """The log does not end before this position: it has an event there."""
-        return max(self._newest.position, self._stored_through())
-
     async def _columns(self, session: PostgresSession, parameters: Sequence[object]) -> Any:
         """The one row of a page. None if it would be too large."""
         try:
@@ -257,76 +223,6 @@ class PostgresReader:
                 raise
             return None
         return row
-
-    async def settle(self) -> int:
-        """A position up to which the log is final: nothing appears below it any more.
-
-        Positions are taken before they can be seen, and a later one may be seen first. So the sequence is read, then
-        the appends that are under way: once these have ended, whatever they stored up to there can be seen. No
-        connection is kept while they are waited for: others may have work for it.
-
-        Raises `JournalLost` for a server that has lost events, whose positions it gives to others.
-        """
-        known, last = self._known_end, self._newest
-        ((end, appends, newest, newest_id, event_id),) = await self._rows(self._sql.settle, last.position)
-        check_event(event_id, last)
-        return await self._settled_at(end, appends, seen(newest, newest_id), known)
-
-    async def check_kept(self, session: PostgresSession) -> None:
-        """Raise `JournalLost` if the server of a new session has lost events that were there. Raises the driver's
-        errors."""
-        known, last = self._known_end, self._newest
-        if known > 0:
-            ((end, _, _, _, event_id),) = await session.fetch(self._sql.settle, last.position)
-            check_event(event_id, last)
-            check_end(end, known)
-
-    async def _settled_at(self, end: int, appends: Sequence[str] | None, newest: Seen | None, known: int) -> int:
-        """The same, out of what a statement told: where the log ends, which appends were under way then, and the newest
-        event. By then an event at the `known` position had been seen."""
-        check_end(end, known)
-        deadline = time.monotonic() + self._settle_seconds
-        pause = _FIRST_LOOK_SECONDS
-        while appends:
-            if time.monotonic() > deadline:
-                # Not that the database does not serve: only this part of the log has to be waited for.
-                raise StoreBusy(
-                    f"an append has been under way for {self._settle_seconds:g} s, and may still store events before "
-                    f"position {end}: the log cannot be read past it yet. Its process may hang: pg_stat_activity shows "
-                    "it; try again"
-                )
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
-            ((now, appends),) = await self._rows(self._sql.still_appending, appends)
-            if now < end:
-                # The server broke down, and those appends are gone with their positions, which others will get.
-                return await self.settle()
-        if newest is not None and newest.position > self._newest.position:
-            # Behind an event that is stored, and not behind positions that were taken and hold none: when a server
-            # breaks down these may be given to others.
-            self._newest = newest
-            self._settled = newest.position
-        return int(end)
-
-
-def check_end(end: int, known: int) -> None:
-    """Raise `JournalLost` for a log that ends before a position at which an event is known to have been."""
-    if end < known:
-        raise _lost(f"its log ends at position {end}, and has had an event at {known}")
-
-
-def check_event(event_id: bytes | None, last: Seen) -> None:
-    """Raise `JournalLost` for another event than the one that was seen. None: it was truncated since."""
-    if event_id is not None and event_id != last.event_id:
-        raise _lost(f"another event is at position {last.position} now")
-
-
-def _lost(how: str) -> JournalLost:
-    return JournalLost(
-        "the server has lost events that it had stored: it was restored from an older copy, or a standby that lagged "
-        f"has taken over ({how}); nothing was read or stored. Restore the newer data, or open a new store to go on "
-        "without those events"
-    )
 
 
 async def log_within(
@@ -355,90 +251,3 @@ def _may_carry(metadata: str, tags: Sequence[str]) -> bool:
     except ValidationError:
         return True
     return decoded is not None and not set(decoded.tags).isdisjoint(tags)
-
-
-def log_columns(
-    tenant: str,
-    count: int,
-    positions: list[int],
-    stream_ids: list[str],
-    versions: list[int],
-    types: str,
-    schema_versions: list[int],
-    payloads: str,
-    with_metadata: int,
-    metadata: str | None,
-    event_ids: bytes,
-    batch_ids: bytes | None,
-    recorded_at: list[int],
-    checksums: list[int],
-    rare: str | None,
-) -> LogColumns:
-    """A page as it came. Raises `ValueError` where its texts are not as many as its events."""
-    return LogColumns(
-        positions,
-        stream_ids,
-        versions,
-        names_of(types, count),
-        schema_versions,
-        payloads.encode().split(SEPARATOR.encode()),
-        None if metadata is None else optional_texts(metadata.encode(), count, with_metadata),
-        event_ids,
-        batch_ids,
-        recorded_at,
-        checksums,
-        tenant,
-        {} if rare is None else rare_of(orjson.loads(rare), positions),
-    )
-
-
-def _loaded(
-    load: Load,
-    head: int,
-    truncated: int,
-    version: int | None,
-    fingerprint: str,
-    encoding: str,
-    payload: bytes,
-    checksum: bytes,
-    recorded_at: int,
-    epoch: int,
-    is_stamped: bool | None,
-    *page: Any,
-) -> Loaded | JournalCorrupt:
-    snapshot = None
-    if version is not None:
-        snapshot = snapshot_of(load.stream_id, version, fingerprint, encoding, payload, checksum, recorded_at, epoch)
-    try:
-        events = _events(*page)
-        return Loaded(snapshot, events, head, truncated, bool(is_stamped) and len(events) > 0)
-    except ValueError:
-        return JournalCorrupt(
-            f"an event behind version {max(load.after, version or 0)} is damaged: it holds a control character, which "
-            "JSON does not; restore it from a copy",
-            stream_id=load.stream_id,
-        )
-
-
-def _events(
-    count: int,
-    first_version: int,
-    versions: list[int] | None,
-    types: str,
-    schema_version: int,
-    schema_versions: list[int] | None,
-    payloads: str,
-    checksums: str,
-) -> EventPage:
-    """A page that came as strings. Raises `ValueError` if a text in it holds what stands between them."""
-    if not count:
-        return NO_EVENTS
-    joined = payloads.encode()
-    return EventPage(
-        versions or range(first_version, first_version + count),
-        names_of(types, count),
-        schema_versions or [schema_version] * count,
-        joined.split(SEPARATOR.encode()),
-        orjson.loads(f"[{checksums}]"),
-        size=len(joined),
-    )
