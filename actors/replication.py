@@ -6,32 +6,25 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from actors.replicas.incoming import Gap
+from actors.replicas.lazy_peer import LazyPeer
 from actors.replicas.members import Cursor, Members
+from actors.replicas.merging import Merging
 from actors.replicas.peer import Peer, Pull, StorePeer, in_order
 from actors.replicas.replicated_actor import ReplicatedActor
-from actors.replicas.replicated_cell import Gap, ReplicatedCell
-from actors.replicas.replicated_recovery import stamp_of
+from actors.replicas.replicated_cell import ReplicatedCell
 from actors.replicas.source import Source, pause_after
 from actors.runtime import Runtime
 from eventstore.errors import (
-    BackendUnavailable,
-    ConcurrencyError,
     DefinitionError,
-    DuplicateEventError,
-    JournalLost,
-    OutcomeUnknown,
     ReplicaRefused,
     ReplicationError,
-    SchemaError,
     StoreClosed,
-    StoreFenced,
 )
-from eventstore.events import RecordedEvent, stream_kind
 from eventstore.stamp import WallClock, wall_clock
 from eventstore.store import EventStore
-from eventstore.vector_clock import EMPTY, VectorClock
 
 logger = logging.getLogger(__name__)
 
@@ -42,28 +35,8 @@ _MANUAL_SECONDS = 1.0
 
 _LEFT = "it has left for good"
 
-# So many actors have something merged at the same time.
-_ACTORS_AT_ONCE = 32
-
-# So many of a stream's newest events are looked at to find that all of what came is known.
-_NEWEST = 20
-
-# So often is something merged again that another process of this replica has overtaken.
-_TRIES = 3
-
 # Of more than so many actors of a kind that cannot be merged, it is not the actors that are at fault.
 _MOST_HELD_BACK = 100
-
-# Why nothing can be merged at all, by whichever actor it shows.
-_OF_THE_STORE = (
-    BackendUnavailable,
-    JournalLost,
-    OutcomeUnknown,
-    ReplicaRefused,
-    SchemaError,
-    StoreClosed,
-    StoreFenced,
-)
 
 
 class PeerStatus(NamedTuple):
@@ -108,6 +81,7 @@ class Replication:
         self._peers = peers
         self._seconds = seconds
         self._members = Members(store, replica, peers)
+        self._merging = Merging(runtime, store)
         self._kinds: dict[str, type[ReplicatedActor[Any]]] = {}
         self._sources: dict[str, Source] = {}
         self._stack = AsyncExitStack()
@@ -125,7 +99,7 @@ class Replication:
     async def _reached(self, name: str, given: str | EventStore | Peer) -> Peer:
         if isinstance(given, str):
             # What another replica has is never made here.
-            return _LazyPeer(name, given, self._store.tenant, self._stack)
+            return LazyPeer(name, given, self._store.tenant, self._stack)
         if not isinstance(given, EventStore):
             return given
         if given.tenant != self._store.tenant:
@@ -295,7 +269,9 @@ class Replication:
             events = in_order(wish, pulled)
             source.ends[kind] = pulled.end
             # Those of one that is held back come after what it has missed.
-            failed = await self._merge(source, actor, [one for one in events if one.stream_id not in cursor.held_back])
+            failed = await self._merging.merge(
+                source, actor, [one for one in events if one.stream_id not in cursor.held_back]
+            )
             if (too_many := self._too_many(cursor, failed)) is not None:
                 # That kind is read again from here; the others need not wait for it, nor those that are held back.
                 stuck = stuck or too_many
@@ -349,7 +325,7 @@ class Replication:
             pulled = await source.peer.pull(wish)
             # What is behind where all are comes again with what others get, and is known then.
             missed = [one for one in in_order(wish, pulled) if one.stream_id == stream_id]
-            failed = await self._merge(source, actor, missed)
+            failed = await self._merging.merge(source, actor, missed)
             if failed:
                 self._hold_back(source, cursor, failed, after=after)
                 return list(failed.values())
@@ -363,104 +339,3 @@ class Replication:
         await self._members.keep(cursor)
         logger.info("replica %r: %r is held back no more", self.replica, stream_id)
         return []
-
-    async def _merge(
-        self, source: Source, actor: type[ReplicatedActor[Any]], events: Sequence[RecordedEvent]
-    ) -> Mapping[str, Exception]:
-        """Have events merged by their actors. Returns by which they could not be. Raises what is no single actor's."""
-        streams: dict[str, list[RecordedEvent]] = {}
-        for recorded in events:
-            if stream_kind(recorded.stream_id) != actor.kind:
-                raise ReplicationError(f"an event of {recorded.stream_id!r} came with those of {actor.kind!r}")
-            if recorded.tenant != self._store.tenant:
-                # Under the same id it has another actor.
-                raise ReplicationError(f"an event of {recorded.stream_id!r} came that is another tenant's")
-            streams.setdefault(recorded.stream_id, []).append(recorded)
-        at_once = asyncio.Semaphore(_ACTORS_AT_ONCE)
-
-        async def merge_one(stream_id: str, new: Sequence[RecordedEvent]) -> None:
-            async with at_once:
-                source.merged += await self._merge_stream(source.name, actor, stream_id, new)
-
-        results = await asyncio.gather(
-            *(merge_one(stream_id, new) for stream_id, new in streams.items()), return_exceptions=True
-        )
-        by_stream = dict(zip(streams, results, strict=True))
-        failed = {
-            stream_id: result
-            for stream_id, result in by_stream.items()
-            if isinstance(result, Exception) and not isinstance(result, _OF_THE_STORE) and self._runtime.is_open
-        }
-        rest = [
-            result
-            for stream_id, result in by_stream.items()
-            if isinstance(result, BaseException) and stream_id not in failed
-        ]
-        for failure in sorted(rest, key=lambda each: not isinstance(each, ReplicaRefused)):
-            raise failure
-        return failed
-
-    async def _merge_stream(
-        self, source: str, actor: type[ReplicatedActor[Any]], stream_id: str, events: Sequence[RecordedEvent]
-    ) -> int:
-        stamps = [stamp_of(recorded) for recorded in events]
-        clock = EMPTY
-        for stamp in stamps:
-            clock = clock.merge(stamp.clock)
-        cell = self._runtime.live_cell(stream_id)
-        if cell is None and (await self._newest(stream_id)).covers(clock):
-            return 0  # All of it is known, and nobody in memory wants to know that they know.
-        live = cast("ReplicatedCell", cell or self._runtime.cell_of(actor, stream_id))
-        known = live.certain_clock
-        merged = 0
-        if known is None or not known.covers(clock) or live.differs(events, stamps):
-            merged = await self._merge_into(live, events)
-        live.hear(source, clock)
-        for stamp in stamps:
-            live.hear(stamp.origin, stamp.clock)
-        live.heard_more()
-        return merged
-
-    async def _merge_into(self, cell: ReplicatedCell, events: Sequence[RecordedEvent]) -> int:
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                return await cell.merge(self._store, events, self._runtime.next_age())
-            except (ConcurrencyError, DuplicateEventError):
-                # Another process of this replica has stored something in between, or a part of this.
-                if not tries_left:
-                    raise
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    async def _newest(self, stream_id: str) -> VectorClock:
-        """What the newest events of a stream know. It may know more, if one replica has not written for long."""
-        clock = EMPTY
-        async for recorded in self._store.read(stream_id, backwards=True, limit=_NEWEST):
-            clock = clock.merge(stamp_of(recorded).clock)
-        return clock
-
-
-class _LazyPeer:
-    """A peer by URL, which is opened when it can be: it may be away when this replica starts."""
-
-    def __init__(self, name: str, url: str, tenant: str, stack: AsyncExitStack) -> None:
-        self._name = name
-        self._url = url
-        self._tenant = tenant or None
-        self._stack = stack
-        self._peer: StorePeer | None = None
-
-    async def journal(self) -> Any:
-        return await (await self._opened()).journal()
-
-    async def pull(self, wish: Pull) -> Any:
-        return await (await self._opened()).pull(wish)
-
-    async def wait(self, after: int, timeout: float) -> None:
-        await (await self._opened()).wait(after, timeout)
-
-    async def _opened(self) -> StorePeer:
-        if self._peer is None:
-            store = EventStore.open(self._url, create=False, tenant=self._tenant)
-            await self._stack.enter_async_context(store)
-            self._peer = StorePeer(self._name, store)
-        return self._peer

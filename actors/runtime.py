@@ -27,8 +27,9 @@ from actors.permits import Permits
 from actors.rebuilding import rebuild
 from actors.recovery import catch_up
 from actors.ref import give_up
+from actors.replicas.membership import Membership
 from actors.replicas.replicated_actor import ReplicatedActor
-from actors.replicas.replicated_cell import Membership, ReplicatedCell
+from actors.replicas.replicated_cell import ReplicatedCell
 from actors.settings import Settings
 from actors.stats import SystemStats
 from actors.stopped_actors import StoppedActors, stopped_after

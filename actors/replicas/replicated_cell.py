@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from actors.actor import PersistentActor
 from actors.cells.cell import Cell
@@ -16,6 +16,8 @@ from actors.handlers import unhandled
 from actors.handling import Handling, deciding
 from actors.replaying.unfoldable import UNFOLDABLE, unfoldable
 from actors.replicas.convergence import Entry, History
+from actors.replicas.incoming import as_stored, new_events
+from actors.replicas.membership import Membership
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import (
     Found,
@@ -23,48 +25,21 @@ from actors.replicas.replicated_recovery import (
     newer_entries,
     pack_base,
     read_history,
-    stamp_of,
 )
 from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent, StreamWrite
-from eventstore.codec import checksum_of, encode_event, encode_metadata
+from eventstore.codec import encode_event
 from eventstore.errors import (
     ConcurrencyError,
     EventStoreError,
     FencedError,
     RecoveryError,
-    ReplicaRefused,
-    ReplicationError,
     TransactionError,
 )
 from eventstore.events import Event, RecordedEvent, Snapshot
-from eventstore.stamp import Stamp, WallClock, time_after
+from eventstore.stamp import Stamp, time_after
 from eventstore.store import EventStore
 from eventstore.vector_clock import EMPTY, VectorClock
-
-
-class Membership(Protocol):
-    """Who takes part, as the cells need to know it."""
-
-    replica: str
-    wall: WallClock
-    page_timeout: float
-    refusal: ReplicationError | None
-    """Why this replica must not write any more."""
-
-    @property
-    def others(self) -> Sequence[str]:
-        """The other replicas that take part."""
-        ...
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the replica, of those that take part, that makes good what a merge broke."""
-        ...
-
-
-class Gap(ReplicationError):
-    """An event came before those it was written after. Nothing was lost: they will be fetched first."""
 
 
 class ReplicatedCell(Cell):
@@ -324,7 +299,7 @@ class ReplicatedCell(Cell):
         encoded: list[EncodedEvent] = []
         entries: list[Entry] = []
         for recorded, stamp in new:
-            event = _encoded(recorded, stamp, concurrent=not stamp.clock.covers(known))
+            event = as_stored(recorded, stamp, concurrent=not stamp.clock.covers(known))
             known = known.merge(stamp.clock)
             encoded.append(event)
             entries.append(_entry(event, stamp, before + len(encoded)))
@@ -340,33 +315,7 @@ class ReplicatedCell(Cell):
         self.stored(before, None)
 
     def _new(self, events: Sequence[RecordedEvent]) -> list[tuple[RecordedEvent, Stamp]]:
-        history, own = self.history, self._membership.replica
-        known = history.clock
-        new: list[tuple[RecordedEvent, Stamp]] = []
-        for recorded in events:
-            stamp = stamp_of(recorded)
-            origin, sequence, clock, _ = stamp
-            if sequence <= known[origin]:
-                held = history.find(origin, sequence)
-                if held is not None and held.event_id != recorded.event_id.bytes:
-                    raise ReplicaRefused(
-                        origin, f"it wrote two different events as its event {sequence} of {self.stream_id!r}"
-                    )
-            elif origin == own:
-                raise ReplicaRefused(
-                    own,
-                    f"others have its event {sequence} of {self.stream_id!r}, and its own journal ends at event "
-                    f"{known[own]}: that is an older copy",
-                )
-            elif sequence == known[origin] + 1 and known.incremented(origin).covers(clock):
-                known = known.incremented(origin)
-                new.append((recorded, stamp))
-            else:
-                raise Gap(
-                    f"{self.stream_id!r}: event {sequence} of {origin!r} was written after {clock}, and only {known} "
-                    "is here"
-                )
-        return new
+        return new_events(events, self.history, own=self._membership.replica, stream_id=self.stream_id)
 
     def _afterthought(self) -> list[EncodedEvent]:
         """What the actor persists about what was merged."""
@@ -427,20 +376,4 @@ def _afterthought_failed(stream_id: str, error: Exception) -> RecoveryError:
 def _entry(event: EncodedEvent, stamp: Stamp, version: int) -> Entry:
     return Entry(
         stamp.key, stamp, event.event_id, version, event.type, event.schema_version, event.payload, event.checksum
-    )
-
-
-def _encoded(recorded: RecordedEvent, stamp: Stamp, *, concurrent: bool) -> EncodedEvent:
-    """An event of another replica as it is stored here: the same, and whether it met something it did not know."""
-    metadata = encode_metadata(recorded.metadata)
-    type_, schema_version, payload = recorded.type, recorded.schema_version, recorded.payload
-    return EncodedEvent(
-        recorded.event_id.bytes,
-        type_,
-        schema_version,
-        payload,
-        metadata,
-        recorded.batch_id.bytes,
-        checksum_of(type_, schema_version, payload, metadata),
-        stamp.fields(concurrent=concurrent),
     )
