@@ -24,8 +24,9 @@ from sqlalchemy.types import TypeEngine
 
 from backends.audit_shape import Shape, texts_of
 from backends.tables import LABEL_CHARACTERS
-from eventstore.contract.audit_query import MAX_POSITION, AuditQuery
+from eventstore.contract.audit_query import AuditQuery
 from eventstore.contract.json_condition import JsonCondition
+from eventstore.contract.pages import MAX_POSITION
 
 HOUR_US = 3_600_000_000
 

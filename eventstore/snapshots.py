@@ -55,6 +55,14 @@ def unpack(stored: StoredSnapshot, *, limit: int) -> Snapshot:
     return Snapshot(stream_id, version, fingerprint, data, recorded_at)
 
 
+def unpacked(stored: StoredSnapshot, *, limit: int) -> Snapshot | SnapshotUnusable:
+    """The same, and a damaged one as its error."""
+    try:
+        return unpack(stored, limit=limit)
+    except SnapshotUnusable as error:
+        return error
+
+
 def new_snapshot(stream_id: str, version: int, fingerprint: str, data: bytes) -> Snapshot:
     """A snapshot taken now."""
     return Snapshot(stream_id, version, fingerprint, data, datetime.now(UTC))

@@ -48,10 +48,10 @@ from eventstore.calls.guarded_sql import GuardedSqlTransaction
 from eventstore.calls.pending_append import PendingAppend, size_of
 from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_parts, encode_batch
 from eventstore.contract.archive import Archive
-from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery, AuditTotals
+from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.contract.checkpoint import Checkpoint
 from eventstore.contract.journal_facts import StoredCheckpoint
-from eventstore.contract.pages import checked_limit, checked_page_size
+from eventstore.contract.pages import MAX_POSITION, checked_limit, held
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     CapabilityError,
@@ -60,24 +60,23 @@ from eventstore.errors import (
     EventStoreError,
     InvalidArgument,
     JournalCorrupt,
-    SchemaMissing,
     SnapshotUnusable,
     StoreClosed,
 )
 from eventstore.events import Event, NewEvent, RecordedEvent, Snapshot, checked_stream_id
+from eventstore.opening import open_backend
 from eventstore.reading.log_reader import LogReader
 from eventstore.reading.paging import every
 from eventstore.reading.reading_past import OnDamage
-from eventstore.schemes import backend_factory, imported
-from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpack
+from eventstore.reading.stream_events import stream_events
+from eventstore.schemes import backend_factory
+from eventstore.snapshots import COMPRESS_FROM_BYTES, pack, unpacked
 from eventstore.tenant import NO_TENANT, checked_tenant
 from eventstore.truncation import removable
 from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
 
 logger = logging.getLogger(__name__)
-
-_CREATE_SCHEMA = "eventstore.schema:upgrade"
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
@@ -164,22 +163,7 @@ class EventStore:
         if self._commits is not None:
             raise StoreClosed("this store is already open: enter it once")
         UPCASTERS.check()
-        try:
-            await self._backend.open()
-        except SchemaMissing as error:
-            if not self._backend.capabilities.creates_schema:
-                # It says what to do, and nothing is ever created there.
-                raise
-            if not self._creates:
-                raise SchemaMissing(
-                    f"{self._url} holds no journal ({error}): nothing was created; to make one, run: "
-                    f"eventstore migrate {self._url}",
-                    found=error.found,
-                    expected=error.expected,
-                ) from error
-            create_schema = cast("Callable[[StoreUrl], None]", imported(_CREATE_SCHEMA))
-            await asyncio.to_thread(create_schema, self._url)
-            await self._backend.open()
+        await open_backend(self._backend, self._url, creates=self._creates)
         self._pid = os.getpid()
         breaker = CircuitBreaker()
         self._guarded = GuardedBackend(self._backend, breaker)
@@ -390,7 +374,7 @@ class EventStore:
         """Forget the outcomes of commands that are not among the newest `keep` and, with `before` (aware), were stored
         before that. Returns how many. From then on such a command is answered with `CommandForgotten` if its id is a
         UUIDv7, which tells its age; any other would be handled again."""
-        return await self._open.forget_commands(checked_stream_id(stream_id), keep=_held(keep), before=before)
+        return await self._open.forget_commands(checked_stream_id(stream_id), keep=held(keep), before=before)
 
     # Ownership
 
@@ -423,7 +407,7 @@ class EventStore:
 
     # Reading
 
-    async def read(
+    def read(
         self,
         stream_id: str,
         *,
@@ -437,22 +421,17 @@ class EventStore:
 
         An unknown stream has none. What is appended meanwhile may or may not come. `limit` bounds the count.
         """
-        checked_stream_id(stream_id)
-        checked_page_size(page_size)
-        after, through = _held(after), None if through is None else _held(through)
-        remaining = checked_limit(limit)
-        while remaining is None or remaining > 0:
-            size = page_size if remaining is None else min(page_size, remaining)
-            page = await self._open.read_stream(
-                stream_id, after=after, through=through, limit=size, backwards=backwards
-            )
-            for recorded in page.events:
-                yield recorded
-            if len(page.events) < size:
-                return
-            remaining = None if remaining is None else remaining - len(page.events)
-            last = page.events[-1].version
-            after, through = (after, last - 1) if backwards else (last, through)
+        return stream_events(
+            lambda after, through, limit: self._open.read_stream(
+                stream_id, after=after, through=through, limit=limit, backwards=backwards
+            ),
+            stream_id,
+            after=after,
+            through=through,
+            limit=limit,
+            backwards=backwards,
+            page_size=page_size,
+        )
 
     async def version(self, stream_id: str) -> int:
         """The stream's version: that of its newest event, also after truncation. 0 for an unknown stream."""
@@ -484,7 +463,7 @@ class EventStore:
     async def read_page(self, *, after: int = 0, limit: int = _PAGE, where: EventFilter = _EVERYTHING) -> LogPage:
         """One page of the log: for readers that keep their own position (`LogPage.position`)."""
         checked_limit(limit)
-        return await self._open.read_all(after=_held(after), limit=_held(limit), where=where)
+        return await self._open.read_all(after=held(after), limit=held(limit), where=where)
 
     async def end(self) -> int:
         """Where the log ends, whosever the last event is: what is appended from now on stands behind it."""
@@ -505,8 +484,8 @@ class EventStore:
     async def moved(self, *, after: int, limit: int = 50_000) -> Moved:
         """Which of the store's own streams got events in the next `limit` positions of the log, and how far they are:
         for those who want to know what to look at again, and not what happened."""
-        after = _held(after)
-        return await self._open.moved(after=after, limit=_held(min(limit, MAX_POSITION - after)))
+        after = held(after)
+        return await self._open.moved(after=after, limit=held(min(limit, MAX_POSITION - after)))
 
     async def wait(self, after: int, timeout: float) -> None:
         """Return when an event after the position may exist, at the latest after `timeout` seconds. It is a hint."""
@@ -668,19 +647,13 @@ class EventStore:
     ) -> Sequence[Snapshot | SnapshotUnusable]:
         """The newest snapshots of at most version `through`, newest first. A damaged one is given as its error."""
         checked_limit(limit)
-        newest = None if through is None else _held(through)
-        stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=newest, limit=_held(limit))
-        found: list[Snapshot | SnapshotUnusable] = []
-        for packed in stored:
-            try:
-                found.append(unpack(packed, limit=self.max_snapshot_bytes))
-            except SnapshotUnusable as error:
-                found.append(error)
-        return found
+        newest = None if through is None else held(through)
+        stored = await self._open.read_snapshots(checked_stream_id(stream_id), through=newest, limit=held(limit))
+        return [unpacked(packed, limit=self.max_snapshot_bytes) for packed in stored]
 
     async def delete_snapshots(self, stream_id: str, *, through: int | None = None) -> int:
         """Remove snapshots of at most version `through`, all if None. Returns how many."""
-        newest = None if through is None else _held(through)
+        newest = None if through is None else held(through)
         return await self._open.delete_snapshots(checked_stream_id(stream_id), through=newest)
 
     def archive(self) -> Archive:
@@ -728,11 +701,6 @@ class EventStore:
         if self._commits is None:
             raise _closed()
         return self._commits
-
-
-def _held(number: int) -> int:
-    """A version, a position or a count as databases can be asked for it: they hold none below 0, and no greater one."""
-    return max(0, min(number, MAX_POSITION))
 
 
 def _elsewhere() -> StoreClosed:

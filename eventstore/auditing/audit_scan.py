@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from eventstore.backend import EventFilter, LogPage
-from eventstore.contract.audit_query import MAX_POSITION, AuditPage, AuditQuery
+from eventstore.contract.audit_query import AuditPage, AuditQuery
+from eventstore.contract.pages import MAX_POSITION
 from eventstore.events import RecordedEvent
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from eventstore.contract.audit_query import MAX_POSITION
+from eventstore.contract.pages import MAX_POSITION
 from eventstore.errors import InvalidTenant
 from eventstore.store import EventStore
 from eventstore.tenant import checked_tenant

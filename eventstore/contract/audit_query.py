@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from eventstore.contract.event_filter import EventFilter
 from eventstore.contract.json_condition import JsonCondition, exact_json
+from eventstore.contract.pages import MAX_POSITION
 from eventstore.errors import InvalidQuery
 from eventstore.events import Metadata, RecordedEvent
-
-MAX_POSITION = 2**63 - 1
 
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 _NOTHING = Metadata()

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from eventstore.errors import InvalidArgument
 from eventstore.events import RecordedEvent
 
+MAX_POSITION = 2**63 - 1
+"""The greatest position, version or count that databases hold."""
+
 
 class LogPage(NamedTuple):
     """Part of the whole log, in position order.
@@ -56,3 +59,8 @@ def checked_limit(limit: int | None, name: str = "limit") -> int | None:
     if limit is not None and limit < 0:
         raise InvalidArgument(f"{name} is how many may come at most, 0 or more, not {limit}")
     return limit
+
+
+def held(number: int) -> int:
+    """A version, a position or a count as databases can be asked for it: they hold none below 0, and no greater one."""
+    return max(0, min(number, MAX_POSITION))
