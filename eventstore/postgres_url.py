@@ -12,9 +12,6 @@ from urllib.parse import unquote
 from eventstore.errors import InvalidStoreUrl
 from eventstore.url import StoreUrl
 
-POSTGRES_SCHEMES = ("postgresql", "postgres")
-"""The schemes of a Postgres URL; they mean the same."""
-
 POSTGRES_PARAMETERS = frozenset(
     {
         "application_name",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -75,8 +74,6 @@ from eventstore.tenant import NO_TENANT, checked_tenant
 from eventstore.truncation import removable
 from eventstore.upcasters import UPCASTERS
 from eventstore.url import StoreUrl, parse_store_url
-
-logger = logging.getLogger(__name__)
 
 _PAGE = 500
 _EVERYTHING = EventFilter()
