@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, in one tree: what happened, and what to do then."""
+"""Every error this package raises on purpose, in one tree, by subject: what happened, and what to do then."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class EventStoreError(Exception):
 def remade(cls: type[E], *args: object) -> E:
     """An error with the arguments that one had, by which it says the same."""
     return cls.__new__(cls, *args)
+
+
+# What was asked for cannot be meant, or cannot be had here
 
 
 class InvalidArgument(EventStoreError, ValueError):
@@ -50,11 +53,27 @@ class InvalidReplica(EventStoreError, ValueError):
     """A replica cannot be named so: the message says what is wrong with it."""
 
 
-class StoreClosed(EventStoreError):
-    """The store is not open here: not entered yet, already closed, or carried over a fork or to another loop.
+class DefinitionError(EventStoreError, TypeError):
+    """A class is declared wrongly: found when it is defined, before anything runs. The message names the place."""
 
-    Nothing was stored by this call. Open a store of its own in each process and event loop.
-    """
+
+class UpcasterError(DefinitionError):
+    """Upcasters contradict each other, or lead nowhere. Found when a store is opened, before anything is read."""
+
+
+class CapabilityError(EventStoreError):
+    """This backend, or a store that was opened for a tenant, cannot do what was asked. Nothing was done."""
+
+
+class ExtraMissing(EventStoreError):
+    """What was asked for needs a package that is not installed. Nothing was done: install the extra that is named."""
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(f"{what} needs a package that is not installed: pip install 'eventstore-actors[{extra}]'")
+        self.extra = extra
+
+
+# Another writer was there before
 
 
 class ConcurrencyError(EventStoreError):
@@ -70,18 +89,6 @@ class ConcurrencyError(EventStoreError):
         self.stream_id = stream_id
         self.expected = expected
         self.actual = actual
-
-
-class TransactionOvertaken(ConcurrencyError):
-    """A transaction gave way to others, so that nobody waits in a circle: to an older one, which wants what it holds
-    while it wants what that one holds; or, once it has begun statements of its own, to whoever has an actor.
-
-    Nothing of it was stored: run it again. `ActorSystem.transact` does so by itself.
-    """
-
-    def __init__(self, stream_id: str, reason: str) -> None:
-        super().__init__(stream_id, "", None)
-        self.args = (f"the transaction gave way at {stream_id!r}: {reason}; nothing of it was stored, run it again",)
 
 
 class FencedError(EventStoreError):
@@ -158,6 +165,16 @@ class CommandForgotten(EventStoreError):
         self.command_id = command_id
 
 
+# The database cannot serve, or has not answered
+
+
+class StoreClosed(EventStoreError):
+    """The store is not open here: not entered yet, already closed, or carried over a fork or to another loop.
+
+    Nothing was stored by this call. Open a store of its own in each process and event loop.
+    """
+
+
 class OutcomeUnknown(EventStoreError):
     """The store stopped answering while it committed: the events may be stored or not.
 
@@ -200,6 +217,33 @@ class StoreBusy(BackendUnavailable):
     """Another writer was in the way for the whole time allowed. Nothing was stored: retry."""
 
 
+class StorageFull(BackendUnavailable):
+    """The disk, or the database's size limit, is full. Nothing of this call was stored: free space and retry."""
+
+
+class DurabilityError(EventStoreError):
+    """The database is not set up to keep what was asked of it. Nothing was written: change it, or ask for less."""
+
+
+class SchemaError(EventStoreError):
+    """The database's journal tables are not those of this version. Nothing was written.
+
+    `found` and `expected` are schema revisions; `found` is None where there is no journal.
+    """
+
+    def __init__(self, message: str, *, found: str | None, expected: str) -> None:
+        super().__init__(message)
+        self.found = found
+        self.expected = expected
+
+
+class SchemaMissing(SchemaError):
+    """The database has no journal yet. Run `eventstore migrate URL`."""
+
+
+# Transactions
+
+
 class TransactionError(EventStoreError):
     """A transaction is over, or is used in a way that it cannot serve. Nothing of it was stored."""
 
@@ -232,6 +276,18 @@ class TransactionRepeated(TransactionError):
         self.replies = tuple(replies)
 
 
+class TransactionOvertaken(ConcurrencyError):
+    """A transaction gave way to others, so that nobody waits in a circle: to an older one, which wants what it holds
+    while it wants what that one holds; or, once it has begun statements of its own, to whoever has an actor.
+
+    Nothing of it was stored: run it again. `ActorSystem.transact` does so by itself.
+    """
+
+    def __init__(self, stream_id: str, reason: str) -> None:
+        super().__init__(stream_id, "", None)
+        self.args = (f"the transaction gave way at {stream_id!r}: {reason}; nothing of it was stored, run it again",)
+
+
 class TransactionConflict(StoreBusy):
     """The transaction and another one stood in each other's way: a deadlock, or rows that changed under it.
 
@@ -244,32 +300,7 @@ class TransactionRefused(EventStoreError):
     at the commit does not hold. Nothing was stored. The cause is chained."""
 
 
-class StorageFull(BackendUnavailable):
-    """The disk, or the database's size limit, is full. Nothing of this call was stored: free space and retry."""
-
-
-class DurabilityError(EventStoreError):
-    """The database is not set up to keep what was asked of it. Nothing was written: change it, or ask for less."""
-
-
-class SchemaError(EventStoreError):
-    """The database's journal tables are not those of this version. Nothing was written.
-
-    `found` and `expected` are schema revisions; `found` is None where there is no journal.
-    """
-
-    def __init__(self, message: str, *, found: str | None, expected: str) -> None:
-        super().__init__(message)
-        self.found = found
-        self.expected = expected
-
-
-class SchemaMissing(SchemaError):
-    """The database has no journal yet. Run `eventstore migrate URL`."""
-
-
-class CapabilityError(EventStoreError):
-    """This backend, or a store that was opened for a tenant, cannot do what was asked. Nothing was done."""
+# What is stored, and its form
 
 
 class JournalCorrupt(EventStoreError):
@@ -295,79 +326,10 @@ class JournalCorrupt(EventStoreError):
         self.tenant = tenant
 
 
-class CopyRefused(EventStoreError):
-    """The target cannot become, or go on to be, a copy of the source: it holds something else, or somebody has written
-    to one of the two. Nothing was stored by this call: copy into an empty journal."""
-
-
-class CopyDiffers(EventStoreError):
-    """A copy was compared with its source, and is not the same. Nothing was changed.
-
-    `difference` names the first place where they differ. Do not use the copy: make another one, into an empty journal.
-    """
-
-    def __init__(self, difference: str) -> None:
-        super().__init__(f"the copy differs from its source: {difference}; do not use it, copy into an empty journal")
-        self.difference = difference
-
-
-class InvalidCloudEvent(EventStoreError):
-    """A line is no CloudEvent that can be imported: the message says why."""
-
-
-class ImportRefused(EventStoreError):
-    """A line cannot be imported. Its window of lines, some hundred at most, was not stored; those before it are.
-
-    `line` is its number, from 1. Mend it, and import the whole file again: what is stored already is known by its ids.
-    """
-
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(f"line {line}: {reason}")
-        self.line = line
-
-
 class JournalLost(JournalCorrupt):
     """The server no longer holds what this store has seen there: it was emptied, replaced, or restored from an older
     copy. Nothing was read or stored. Restore the newer data; or open a new store, to go on without it.
     """
-
-
-class ReplicationError(EventStoreError):
-    """Replicas cannot work together as they are. Nothing was lost: the message says what to do."""
-
-
-class ReplicaRefused(ReplicationError):
-    """A replica is not the one that was known by its name, or has lost what others have seen of it. Nothing is taken
-    from it any more, because it would number other events as it numbered those.
-
-    `replica` names it. Give what is there a name that was never used, and let it join as a new replica.
-    """
-
-    def __init__(self, replica: str, reason: str) -> None:
-        super().__init__(
-            f"replica {replica!r} is refused: {reason}; let it join anew, with an empty journal and a name that was "
-            "never used"
-        )
-        self.replica = replica
-        self.reason = reason
-
-
-class TruncationRefused(ReplicationError):
-    """The stream belongs to a replicated actor, whose events other replicas may still have to be put in order with.
-    Nothing was removed: take snapshots instead, which shorten its recovery."""
-
-    def __init__(self, stream_id: str) -> None:
-        super().__init__(f"{stream_id!r} is replicated: its events stay, and nothing was removed")
-        self.stream_id = stream_id
-
-
-class RetentionRefused(EventStoreError):
-    """A stream's old events may not go. Nothing was removed from it: the message says what stands against it."""
-
-    def __init__(self, stream_id: str, reason: str) -> None:
-        super().__init__(f"nothing of {stream_id!r} may go: {reason}")
-        self.stream_id = stream_id
-        self.reason = reason
 
 
 class CodecError(EventStoreError):
@@ -472,12 +434,61 @@ class PayloadTooLarge(CodecError):
         self.limit = limit
 
 
-class DefinitionError(EventStoreError, TypeError):
-    """A class is declared wrongly: found when it is defined, before anything runs. The message names the place."""
+# Copies and imports
 
 
-class UpcasterError(DefinitionError):
-    """Upcasters contradict each other, or lead nowhere. Found when a store is opened, before anything is read."""
+class CopyRefused(EventStoreError):
+    """The target cannot become, or go on to be, a copy of the source: it holds something else, or somebody has written
+    to one of the two. Nothing was stored by this call: copy into an empty journal."""
+
+
+class CopyDiffers(EventStoreError):
+    """A copy was compared with its source, and is not the same. Nothing was changed.
+
+    `difference` names the first place where they differ. Do not use the copy: make another one, into an empty journal.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(f"the copy differs from its source: {difference}; do not use it, copy into an empty journal")
+        self.difference = difference
+
+
+class InvalidCloudEvent(EventStoreError):
+    """A line is no CloudEvent that can be imported: the message says why."""
+
+
+class ImportRefused(EventStoreError):
+    """A line cannot be imported. Its window of lines, some hundred at most, was not stored; those before it are.
+
+    `line` is its number, from 1. Mend it, and import the whole file again: what is stored already is known by its ids.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+
+
+# Seals
+
+
+class SealError(EventStoreError):
+    """The root of what is said about seals, their keys, anchors and proofs."""
+
+
+class KeyFileError(SealError):
+    """A file holds no key that can be used for this. Nothing was done: the message says what it holds."""
+
+
+class SealRefused(SealError):
+    """No seal was made, because it would not go on from those that are there: they were made with another key, or by
+    somebody else. Nothing was changed: `eventstore audit verify` says what is there."""
+
+
+class ProofInvalid(SealError):
+    """What was given as a proof, or as an anchor, proves nothing. The message says where it does not hold."""
+
+
+# Projections
 
 
 class ProjectionError(EventStoreError):
@@ -562,61 +573,55 @@ class DeadLetterWaits(ProjectionBehind):
         self.version = version
 
 
-class ExtraMissing(EventStoreError):
-    """What was asked for needs a package that is not installed. Nothing was done: install the extra that is named."""
-
-    def __init__(self, extra: str, what: str) -> None:
-        super().__init__(f"{what} needs a package that is not installed: pip install 'eventstore-actors[{extra}]'")
-        self.extra = extra
+# Replication
 
 
-class SealError(EventStoreError):
-    """The root of what is said about seals, their keys, anchors and proofs."""
+class ReplicationError(EventStoreError):
+    """Replicas cannot work together as they are. Nothing was lost: the message says what to do."""
 
 
-class KeyFileError(SealError):
-    """A file holds no key that can be used for this. Nothing was done: the message says what it holds."""
+class ReplicaRefused(ReplicationError):
+    """A replica is not the one that was known by its name, or has lost what others have seen of it. Nothing is taken
+    from it any more, because it would number other events as it numbered those.
+
+    `replica` names it. Give what is there a name that was never used, and let it join as a new replica.
+    """
+
+    def __init__(self, replica: str, reason: str) -> None:
+        super().__init__(
+            f"replica {replica!r} is refused: {reason}; let it join anew, with an empty journal and a name that was "
+            "never used"
+        )
+        self.replica = replica
+        self.reason = reason
 
 
-class SealRefused(SealError):
-    """No seal was made, because it would not go on from those that are there: they were made with another key, or by
-    somebody else. Nothing was changed: `eventstore audit verify` says what is there."""
+# Removing old events
 
 
-class ProofInvalid(SealError):
-    """What was given as a proof, or as an anchor, proves nothing. The message says where it does not hold."""
+class TruncationRefused(ReplicationError):
+    """The stream belongs to a replicated actor, whose events other replicas may still have to be put in order with.
+    Nothing was removed: take snapshots instead, which shorten its recovery."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(f"{stream_id!r} is replicated: its events stay, and nothing was removed")
+        self.stream_id = stream_id
+
+
+class RetentionRefused(EventStoreError):
+    """A stream's old events may not go. Nothing was removed from it: the message says what stands against it."""
+
+    def __init__(self, stream_id: str, reason: str) -> None:
+        super().__init__(f"nothing of {stream_id!r} may go: {reason}")
+        self.stream_id = stream_id
+        self.reason = reason
+
+
+# Actors
 
 
 class ActorError(EventStoreError):
     """What concerns one actor, not the store."""
-
-
-class DuplicateCommandMismatch(ActorError):
-    """The id belongs to another command that was sent to this actor before. Nothing was done: use an id of its own."""
-
-    def __init__(self, stream_id: str, command_id: str) -> None:
-        super().__init__(
-            f"{stream_id!r} remembers another command under the id {command_id!r}: nothing was done; "
-            "give every command an id of its own, and repeat it only with the same content"
-        )
-        self.stream_id = stream_id
-        self.command_id = command_id
-
-
-class OwnedElsewhere(ActorError):
-    """Another process owns the actor, and is alive. The command was not accepted: send it there.
-
-    `owner` names the process (`eventstore owners` lists them), `remaining` are the seconds its lease still ran.
-    """
-
-    def __init__(self, stream_id: str, owner: str, remaining: float) -> None:
-        super().__init__(
-            f"actor {stream_id!r} is owned by {owner}: the command was not accepted; send it to that process, "
-            "or try again when it has stopped"
-        )
-        self.stream_id = stream_id
-        self.owner = owner
-        self.remaining = remaining
 
 
 class CommandRejected(ActorError):
@@ -661,6 +666,34 @@ class AskCycle(ActorError):
             f"asking would wait for itself: {' -> '.join(chain)}; use tell, or decide with the state at hand"
         )
         self.chain = tuple(chain)
+
+
+class DuplicateCommandMismatch(ActorError):
+    """The id belongs to another command that was sent to this actor before. Nothing was done: use an id of its own."""
+
+    def __init__(self, stream_id: str, command_id: str) -> None:
+        super().__init__(
+            f"{stream_id!r} remembers another command under the id {command_id!r}: nothing was done; "
+            "give every command an id of its own, and repeat it only with the same content"
+        )
+        self.stream_id = stream_id
+        self.command_id = command_id
+
+
+class OwnedElsewhere(ActorError):
+    """Another process owns the actor, and is alive. The command was not accepted: send it there.
+
+    `owner` names the process (`eventstore owners` lists them), `remaining` are the seconds its lease still ran.
+    """
+
+    def __init__(self, stream_id: str, owner: str, remaining: float) -> None:
+        super().__init__(
+            f"actor {stream_id!r} is owned by {owner}: the command was not accepted; send it to that process, "
+            "or try again when it has stopped"
+        )
+        self.stream_id = stream_id
+        self.owner = owner
+        self.remaining = remaining
 
 
 class RecoveryError(ActorError):
