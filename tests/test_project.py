@@ -150,6 +150,40 @@ class TestImportContracts:
         assert f"Contracts: {len(CONTRACTS) - 1} kept, 1 broken." in linted.stdout
 
 
+DATABASES = ("memory", "postgres", "redis", "sqlite")
+
+
+class TestBackends:
+    """A module's name begins with the database it is about; one of no database is for several."""
+
+    def test_no_part_of_a_backend_knows_a_part_of_another(self) -> None:
+        modules = sorted((ROOT / "backends").glob("*.py"))
+        assert {_database(path.stem) for path in modules} == {*DATABASES, None}
+        found = [
+            f"{path.stem} imports {name}"
+            for path in modules
+            for name in _imported_backends(path)
+            if _database(name) not in (None, _database(path.stem))
+        ]
+        assert found == []
+
+
+def _database(module: str) -> str | None:
+    name = module.partition("_")[0]
+    return name if name in DATABASES else None
+
+
+def _imported_backends(path: Path) -> set[str]:
+    """The modules of `backends` that one imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("backends.")}
+
+
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of the files in the wheel."""
