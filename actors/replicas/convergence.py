@@ -10,7 +10,7 @@ from zlib import crc32
 from actors.replaying.stored_events import decoded_for
 from actors.replaying.unfoldable import NoHandler
 from actors.replicas.conflict import Conflict, Stamped, steps_of
-from actors.replicas.replicated_actor import ReplicatedActor, stamping
+from actors.replicas.replicated_actor import ReplicatedActor, applying
 from actors.snapshotting import snapshot_data
 from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
@@ -199,7 +199,7 @@ class History:
     def _fold(self, entry: Entry, events: Sequence[Event]) -> None:
         actor, stamp = self._actor, entry.stamp
         self.applied += 1
-        stamping(actor, stamp)
+        applying(actor, (stamp, entry.version))
         is_in_conflict = actor.has_rule and self._is_in_conflict(stamp)
         try:
             for event in events:
@@ -208,7 +208,7 @@ class History:
                 else:
                     actor.handlers.events[event.__class__](actor, event)
         finally:
-            stamping(actor, None)
+            applying(actor, None)
         self._counts[stamp.origin] = stamp.sequence
         self._by_origin.setdefault(stamp.origin, []).append(entry)
         self.entries.append(entry)

@@ -25,14 +25,14 @@ class ReplicatedActor(PersistentActor[S]):
     `resolve` and `after_merge` are for those who want more than that order.
     """
 
-    __slots__ = ("_stamp",)
+    __slots__ = ("_applied",)
 
     has_rule: ClassVar[bool] = False
     """Whether the class has a `resolve` of its own."""
     has_afterthought: ClassVar[bool] = False
     """Whether the class has an `after_merge` of its own."""
 
-    _stamp: Stamp | None
+    _applied: tuple[Stamp, int] | None
 
     def __init_subclass__(cls, *, kind: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(kind=kind, **kwargs)
@@ -45,10 +45,20 @@ class ReplicatedActor(PersistentActor[S]):
     @property
     def stamp(self) -> Stamp:
         """Where and after what the event was written that is being applied. Only for event handlers and `resolve`."""
-        stamp: Stamp | None = getattr(self, "_stamp", None)
-        if stamp is None:
+        applied = self._now_applied()
+        if applied is None:
             raise ActorError(f"{self.persistence_id!r}: only while an event is applied there is a stamp, that event's")
-        return stamp
+        return applied[0]
+
+    @property
+    def version(self) -> int:
+        """The version of the state. While an event is applied: of that event, in this replica's journal. Other
+        replicas have it at another version, so a state must not depend on it."""
+        applied = self._now_applied()
+        return self._stage.version if applied is None else applied[1]
+
+    def _now_applied(self) -> tuple[Stamp, int] | None:
+        return getattr(self, "_applied", None)
 
     def resolve(self, conflict: Conflict) -> Resolution:
         """What is to be applied instead of an event that meets others it was written without. By default the event.
@@ -72,6 +82,6 @@ class ReplicatedActor(PersistentActor[S]):
 _DEFAULT: Any = ReplicatedActor
 
 
-def stamping(actor: ReplicatedActor[Any], stamp: Stamp | None) -> None:
-    """Let the actor see the stamp of the event that is applied next; None: none is."""
-    actor._stamp = stamp  # pyright: ignore[reportPrivateUsage]
+def applying(actor: ReplicatedActor[Any], applied: tuple[Stamp, int] | None) -> None:
+    """Let the actor see the stamp and the version of the event that is applied next; None: none is."""
+    actor._applied = applied  # pyright: ignore[reportPrivateUsage]

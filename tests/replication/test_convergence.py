@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any, ClassVar
 
 import pytest
 from pydantic import BaseModel
 
 from actors import ActorError, Conflict, DefinitionError, ReplicatedActor, event_handler, last_writer_wins
+from actors.replaying.determinism import breaches_noted
 from actors.replicas.conflict import Resolution
 from actors.replicas.convergence import CHECKPOINT_EVERY, Base, History
 from actors.replicas.convergence_check import Site, converges, entry_of
@@ -24,6 +26,36 @@ def lines(site: Site) -> list[str]:
     state = site.actor.state
     assert isinstance(state, Lines)
     return state.lines
+
+
+def test_while_an_event_is_applied_its_version_is_the_actor_s() -> None:
+    class Seen(ReplicatedActor[Lines], kind="Seen"):
+        @event_handler
+        def noted(self, event: Noted) -> None:
+            self.state.lines.append(f"{event.text} {self.version}")
+
+    a, b = Site(Seen, "a"), Site(Seen, "b")
+    for moment in (1, 3, 4):
+        a.write(Noted(text=str(moment)), moment)
+    b.write(Noted(text="2"), 2)
+    # The one that comes last stands second: what is applied again has the versions that the journal has.
+    a.receive(b.log)
+    assert lines(a) == ["1 1", "2 4", "3 2", "4 3"]
+
+
+def test_a_handler_s_call_is_told_with_the_version_of_the_event() -> None:
+    class Dated(ReplicatedActor[Lines], kind="Dated"):
+        @event_handler
+        def noted(self, event: Noted) -> None:
+            if event.text == "x":
+                self.state.lines.append(str(time.time()))
+
+    a, b = Site(Dated, "a"), Site(Dated, "b")
+    for moment, text in enumerate("abxd", 1):
+        a.write(Noted(text=text), moment)
+    with breaches_noted(Dated) as breaches:
+        b.receive(a.log)
+    assert [(breach.version, breach.call) for breach in breaches] == [(3, "time.time")]
 
 
 @case("C254")
