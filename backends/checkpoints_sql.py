@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Executable, select
 
 from backends.tables import journal_checkpoints as _c
-from eventstore.backend import StoredCheckpoint
+from eventstore.backend import CheckpointKey, StoredCheckpoint
 from eventstore.contract.sql_transaction import SqlTransaction
 
 CHECKPOINT_SECONDS = 10.0
-"""How long a transaction that changes a checkpoint alone may take."""
-
-_T = TypeVar("_T", bound=SqlTransaction)
+"""How long a transaction that changes nothing but checkpoints may take."""
 
 
 # The statements as text, made once: a projection saves a checkpoint with every batch, and SQLAlchemy would spend as
@@ -72,11 +70,20 @@ def saved_values(tenant: str, checkpoint: StoredCheckpoint) -> tuple[Any, ...]:
     return (tenant, *checkpoint[:2], checkpoint.revision + 1, *checkpoint[3:-1], checkpoint.state.decode())
 
 
-async def in_sql(transaction: _T, change: Callable[[_T], Awaitable[bool]]) -> bool:
-    """Change a checkpoint in a transaction of its own, which is committed if that changed one."""
+async def change_in_sql(
+    transaction: SqlTransaction, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey]
+) -> bool:
+    """Change checkpoints in a transaction of their own, which is committed if it could change all of them."""
     try:
-        if not await change(transaction):
-            return False
+        # All in one order: so no two of these wait for each other.
+        for change in sorted([*saving, *removing], key=lambda each: each[:2]):
+            match change:
+                case StoredCheckpoint():
+                    is_done = await transaction.save_checkpoint(change)
+                case CheckpointKey():
+                    is_done = await transaction.delete_checkpoint(*change)
+            if not is_done:
+                return False
         await transaction.commit(())
         return True
     finally:

@@ -13,6 +13,7 @@ from eventstore.backend import (
     AppendOutcome,
     Batch,
     Capabilities,
+    CheckpointKey,
     Claim,
     CommandLookup,
     CommandsFound,
@@ -217,11 +218,10 @@ class MemoryBackend:
         journal = self._opened.log.journal(NO_TENANT) if shared else self._opened
         return [found for _, found in sorted(journal.checkpoints.items(), key=_by_bytes)]
 
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return self._opened.save_checkpoint(checkpoint)
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return self._opened.delete_checkpoint((name, version), revision)
+    async def change_checkpoints(
+        self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey] = ()
+    ) -> bool:
+        return self._opened.change_checkpoints(saving, removing)
 
     async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
         return self._opened.log.removals[after : after + limit]

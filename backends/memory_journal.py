@@ -15,6 +15,7 @@ from eventstore.backend import (
     Appended,
     AppendOutcome,
     Batch,
+    CheckpointKey,
     Claim,
     CommandLookup,
     CommandOutcome,
@@ -269,19 +270,16 @@ class Journal:
         self._remove(stream_id, stream, through, reason)
         stream.truncated = max(stream.truncated, through)
 
-    def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        key = (checkpoint.name, checkpoint.version)
-        if not self._has_checkpoint(key, checkpoint.revision):
+    def change_checkpoints(self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey]) -> bool:
+        found = {key: stored.revision for key, stored in self.checkpoints.items()}
+        are_there = all(found.get((name, version)) == revision for name, version, revision in removing)
+        if not are_there or any(found.get(each.key[:2], 0) != each.revision for each in saving):
             return False
-        self.checkpoints[key] = checkpoint._replace(revision=checkpoint.revision + 1)
+        for each in saving:
+            self.checkpoints[each.key[:2]] = each._replace(revision=each.revision + 1)
+        for name, version, _ in removing:
+            del self.checkpoints[name, version]
         return True
-
-    def delete_checkpoint(self, key: tuple[str, int], revision: int) -> bool:
-        return self._has_checkpoint(key, revision) and self.checkpoints.pop(key, None) is not None
-
-    def _has_checkpoint(self, key: tuple[str, int], revision: int) -> bool:
-        found = self.checkpoints.get(key)
-        return (0 if found is None else found.revision) == revision
 
     def claim(self, claims: Sequence[Claim]) -> list[int | Holder]:
         self.log.check_fence()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
+from backends.checkpoints_sql import CHECKPOINT_SECONDS, change_in_sql
 from backends.postgres_append import PostgresAppend
 from backends.postgres_archive import PostgresArchive
 from backends.postgres_audit import PostgresAudit
@@ -28,6 +28,7 @@ from eventstore.backend import (
     AppendOutcome,
     Batch,
     Capabilities,
+    CheckpointKey,
     Claim,
     CommandLookup,
     CommandsFound,
@@ -160,14 +161,11 @@ class PostgresBackend:
     async def delete_snapshots(self, stream_id: str, *, through: int | None) -> int:
         return await self._open.changes.delete_snapshots(stream_id, through=through)
 
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await self._change_checkpoint(lambda transaction: transaction.save_checkpoint(checkpoint))
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._change_checkpoint(lambda transaction: transaction.delete_checkpoint(name, version, revision))
-
-    async def _change_checkpoint(self, change: Callable[[PostgresTransaction], Awaitable[bool]]) -> bool:
-        return await in_sql(await self.begin_sql(seconds=CHECKPOINT_SECONDS), change)
+    async def change_checkpoints(
+        self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey] = ()
+    ) -> bool:
+        transaction = await self.begin_sql(seconds=CHECKPOINT_SECONDS)
+        return await change_in_sql(transaction, saving, removing)
 
     # Reading
 

@@ -14,12 +14,11 @@ from backends.redis_append_script import APPEND
 from backends.redis_archive import RedisArchive
 from backends.redis_changing_scripts import DELETE_SNAPSHOTS, SAVE_SNAPSHOT, TRUNCATE
 from backends.redis_checkpoints import (
-    CHANGE_CHECKPOINT,
+    CHANGE_CHECKPOINTS,
     CHECKPOINTS,
-    deleting,
+    checkpoint_changes,
     found_checkpoint,
     found_checkpoints,
-    saving,
 )
 from backends.redis_command_scripts import FORGET_COMMANDS
 from backends.redis_connection import REVISION, Argument, RedisConnection, ReplyLost, Script, translated
@@ -41,6 +40,7 @@ from eventstore.backend import (
     AppendOutcome,
     Batch,
     Capabilities,
+    CheckpointKey,
     Claim,
     Durability,
     Holder,
@@ -167,13 +167,11 @@ class RedisBackend(RedisReader):
     async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
         return found_checkpoints(RedisTenant(NO_TENANT) if shared else self._whose, await self._run(CHECKPOINTS, []))
 
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINT, saving(self._whose, checkpoint))))
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return bool(
-            await self._tasks.finish(self._write(CHANGE_CHECKPOINT, deleting(self._whose, name, version, revision)))
-        )
+    async def change_checkpoints(
+        self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey] = ()
+    ) -> bool:
+        changes = checkpoint_changes(self._whose, saving, removing)
+        return bool(await self._tasks.finish(self._write(CHANGE_CHECKPOINTS, changes)))
 
     async def add_seal(self, seal: StoredSeal) -> bool:
         # Not on the writer's connection: a seal is large, and appends would wait for it.

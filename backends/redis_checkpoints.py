@@ -8,7 +8,7 @@ from struct import Struct
 from backends.redis_connection import Argument
 from backends.redis_scripts import OPENED, script
 from backends.redis_tenant import RedisTenant, split
-from eventstore.backend import StoredCheckpoint
+from eventstore.backend import CheckpointKey, StoredCheckpoint
 
 # Revision, position, number of events, checksum; then the state. The revision is what a change compares.
 _HEAD = Struct(">QQQ16s")
@@ -27,29 +27,36 @@ return found
 """
 )
 
-# ARGV: 5 field, 6 the revision that it must have, '' for none, 7 the new value, '' to remove it. Reply: 1 if it had.
-CHANGE_CHECKPOINT = script(
+# ARGV, for each: field, the revision that it must have, '' for none, the new value, '' to remove it. The reply: 1 if
+# all had theirs.
+CHANGE_CHECKPOINTS = script(
     OPENED
     + """
 local key = base .. ':checkpoints'
-local value = redis.call('HGET', key, ARGV[5])
-if (value and string.sub(value, 1, 8) or '') ~= ARGV[6] then return 0 end
-if ARGV[7] == '' then redis.call('HDEL', key, ARGV[5]) else redis.call('HSET', key, ARGV[5], ARGV[7]) end
+for i = 5, #ARGV, 3 do
+    local value = redis.call('HGET', key, ARGV[i])
+    if (value and string.sub(value, 1, 8) or '') ~= ARGV[i + 1] then return 0 end
+end
+for i = 5, #ARGV, 3 do
+    if ARGV[i + 2] == '' then redis.call('HDEL', key, ARGV[i]) else redis.call('HSET', key, ARGV[i], ARGV[i + 2]) end
+end
 return 1
 """
 )
 
 
-def saving(tenant: RedisTenant, checkpoint: StoredCheckpoint) -> list[Argument]:
-    """What replaces a checkpoint of this revision."""
-    name, version, revision, position, events, checksum, state = checkpoint
-    packed = _HEAD.pack(revision + 1, position, events, checksum) + state
-    return [_field(tenant, name, version), _REVISION.pack(revision) if revision else b"", packed]
-
-
-def deleting(tenant: RedisTenant, name: str, version: int, revision: int) -> list[Argument]:
-    """What removes one. No checkpoint has revision 0."""
-    return [_field(tenant, name, version), _REVISION.pack(revision), b""]
+def checkpoint_changes(
+    tenant: RedisTenant, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey]
+) -> list[Argument]:
+    """What replaces checkpoints of these revisions, and removes others."""
+    changes: list[Argument] = []
+    for name, version, revision, position, events, checksum, state in saving:
+        packed = _HEAD.pack(revision + 1, position, events, checksum) + state
+        changes += [_field(tenant, name, version), _REVISION.pack(revision) if revision else b"", packed]
+    for name, version, revision in removing:
+        # No checkpoint has revision 0.
+        changes += [_field(tenant, name, version), _REVISION.pack(revision), b""]
+    return changes
 
 
 def found_checkpoints(tenant: RedisTenant, reply: Sequence[bytes]) -> list[StoredCheckpoint]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar, cast
 
 from backends import checkpoints_sql, sqlite_changing, sqlite_commands, sqlite_ownership
-from backends.checkpoints_sql import CHECKPOINT_SECONDS, in_sql
+from backends.checkpoints_sql import CHECKPOINT_SECONDS, change_in_sql
 from backends.damaged_outcomes import damaged_outcome
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_archive import SQLiteArchive
@@ -26,6 +26,7 @@ from eventstore.backend import (
     AppendOutcome,
     Batch,
     Capabilities,
+    CheckpointKey,
     Claim,
     CommandLookup,
     CommandsFound,
@@ -153,14 +154,11 @@ class SQLiteBackend(SQLiteAudit):
         rows = await self._rows(checkpoints_sql.selected(NO_TENANT if shared else self.tenant))
         return [checkpoints_sql.stored_checkpoint(*row) for row in rows]
 
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await self._change_checkpoint(lambda transaction: transaction.save_checkpoint(checkpoint))
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._change_checkpoint(lambda transaction: transaction.delete_checkpoint(name, version, revision))
-
-    async def _change_checkpoint(self, change: Callable[[SQLiteTransaction], Awaitable[bool]]) -> bool:
-        return await in_sql(await self.begin_sql(seconds=CHECKPOINT_SECONDS), change)
+    async def change_checkpoints(
+        self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey] = ()
+    ) -> bool:
+        transaction = await self.begin_sql(seconds=CHECKPOINT_SECONDS)
+        return await change_in_sql(transaction, saving, removing)
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         return await self._change(

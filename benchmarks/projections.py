@@ -231,8 +231,7 @@ async def _forget(store: EventStore) -> None:
     transaction = await store.begin_sql(seconds=10)
     await transaction.connection.run_sync(_ENTRIES.metadata.drop_all)
     await transaction.commit(())
-    for checkpoint in await store.checkpoints():
-        assert await store.delete_checkpoint(checkpoint)
+    assert await store.change_checkpoints([], [checkpoint.key for checkpoint in await store.checkpoints()])
 
 
 @asynccontextmanager

@@ -16,7 +16,14 @@ from eventstore.contract.archive import Archive
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.contract.capabilities import Capabilities, Durability
 from eventstore.contract.event_filter import EventFilter
-from eventstore.contract.journal_facts import Removal, Statistics, StoredCheckpoint, StoredSeal, StreamInfo
+from eventstore.contract.journal_facts import (
+    CheckpointKey,
+    Removal,
+    Statistics,
+    StoredCheckpoint,
+    StoredSeal,
+    StreamInfo,
+)
 from eventstore.contract.loading import NO_EVENTS, EventPage, Load, Loaded, ReplayedEvent, StoredSnapshot
 from eventstore.contract.owner import Claim, Holder, Holding, Lease, Owner, OwnerInfo
 from eventstore.contract.pages import LogPage, Moved, StreamPage
@@ -40,6 +47,7 @@ __all__ = [
     "Backend",
     "Batch",
     "Capabilities",
+    "CheckpointKey",
     "Claim",
     "CommandLookup",
     "CommandOutcome",
@@ -291,16 +299,16 @@ class Backend(Protocol):
         """
         ...
 
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        """Store a checkpoint in place of the one that has its revision, which is raised by one; with revision 0, if
-        there is none. False, and nothing was done, if that is not so. Of several who replace one revision one succeeds.
+    async def change_checkpoints(
+        self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey] = ()
+    ) -> bool:
+        """In one step, store checkpoints, each in place of the one that has its revision, which is raised by one, or
+        with revision 0, if there is none; and remove others. A name and a version stand there once.
 
-        With `capabilities.user_sql`, a transaction can do the same (`SqlTransaction.save_checkpoint`).
+        False, and nothing was done, if one of them has another revision, or is not there. Of several who change one
+        revision one succeeds. With `capabilities.user_sql`, a transaction can do the same
+        (`SqlTransaction.save_checkpoint`, `delete_checkpoint`).
         """
-        ...
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        """Remove a checkpoint if it has this revision. Returns whether it had."""
         ...
 
     async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:

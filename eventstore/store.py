@@ -49,7 +49,7 @@ from eventstore.codec import DEFAULT_MAX_PAYLOAD_BYTES, decode_event, decode_par
 from eventstore.contract.archive import Archive
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals
 from eventstore.contract.checkpoint import Checkpoint
-from eventstore.contract.journal_facts import StoredCheckpoint
+from eventstore.contract.journal_facts import CheckpointKey, StoredCheckpoint
 from eventstore.contract.pages import MAX_POSITION, checked_limit, held
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
@@ -577,12 +577,12 @@ class EventStore:
     async def save_checkpoint(self, checkpoint: Checkpoint) -> bool:
         """Save a checkpoint in place of the one it was made of. False if that has been changed since: nothing was done
         then."""
-        return await self._open.save_checkpoint(checkpoint.stored())
+        return await self.change_checkpoints([checkpoint])
 
-    async def delete_checkpoint(self, checkpoint: Checkpoint | StoredCheckpoint) -> bool:
-        """Forget a version of a read model. False if it has been changed since it was read."""
-        name = checkpoint.stored_name if isinstance(checkpoint, Checkpoint) else checkpoint.name
-        return await self._open.delete_checkpoint(name, checkpoint.version, checkpoint.revision)
+    async def change_checkpoints(self, saving: Sequence[Checkpoint], removing: Sequence[CheckpointKey] = ()) -> bool:
+        """Save checkpoints, and forget others, in one step. False if one of them has been changed since it was read:
+        nothing was done then."""
+        return await self._open.change_checkpoints([each.stored() for each in saving], removing)
 
     # Seals (docs/tamper-evidence.md). They are of the whole journal: a store with a tenant raises `CapabilityError`.
 

@@ -415,7 +415,7 @@ class SQLTransactions(StoreFixtures):
     async def test_batches_that_are_stored_first_are_committed_with_the_statements_behind_them(
         self, store: EventStore, backend: Backend
     ) -> None:
-        await backend.save_checkpoint(AT_THE_START)
+        await backend.change_checkpoints([AT_THE_START])
         await store.append("a", happened(1))
         async with transaction(store) as begun:
             late = write("a", b"9", expected=5)
@@ -454,7 +454,7 @@ class SQLTransactions(StoreFixtures):
     async def test_nobody_appends_between_what_is_stored_first_and_the_commit(
         self, store: EventStore, other: EventStore
     ) -> None:
-        await backend_of(store).save_checkpoint(AT_THE_START)
+        await backend_of(store).change_checkpoints([AT_THE_START])
         await other.append("c", happened(0))
         async with transaction(store) as begun:
             asked = unread(kinds=("a", "c", "d"))
@@ -471,7 +471,7 @@ class SQLTransactions(StoreFixtures):
         first = await store.append("a", happened(0))
         await store.append("b", happened(9))
         for name, position in (("begins", 0), ("goes on", first.position)):
-            await backend_of(store).save_checkpoint(CHECKPOINT._replace(name=name, position=position))
+            await backend_of(store).change_checkpoints([CHECKPOINT._replace(name=name, position=position)])
         batches = [[write("a", *(b'{"number":%d}' % n for n in range(1, 5)))], [write("b", b'{"number":9}')]]
         asked = [
             unread("begins", limit=3, kinds=("a",)),
@@ -488,7 +488,7 @@ class SQLTransactions(StoreFixtures):
             assert (list(nothing.events), nothing.position, nothing.is_end) == ([], first.position, True)
 
     async def test_nothing_is_stored_where_a_checkpoint_is_not_there(self, store: EventStore) -> None:
-        await backend_of(store).save_checkpoint(CHECKPOINT)
+        await backend_of(store).change_checkpoints([CHECKPOINT])
         for asked in ([unread(version=2)], [unread(), unread("nobody")]):
             async with transaction(store) as begun:
                 with pytest.raises(TransactionConflict):
@@ -500,7 +500,7 @@ class SQLTransactions(StoreFixtures):
         self, store: EventStore, other: EventStore
     ) -> None:
         backend, second = backend_of(store), CHECKPOINT._replace(name="second")
-        await backend.save_checkpoint(second)
+        await backend.change_checkpoints([second])
         seen = second._replace(revision=1)
         async with transaction(store) as begun:
             await transfer(begun, 1)
@@ -517,13 +517,13 @@ class SQLTransactions(StoreFixtures):
     async def test_a_checkpoint_that_is_locked_is_changed_by_nobody_else(
         self, store: EventStore, other: EventStore
     ) -> None:
-        await backend_of(store).save_checkpoint(CHECKPOINT)
+        await backend_of(store).change_checkpoints([CHECKPOINT])
         seen = CHECKPOINT._replace(revision=1)
         async with transaction(store) as begun:
             assert await begun.lock_checkpoint("nobody", 1) is None
             assert await begun.lock_checkpoint("reader", 2) is None
             assert await begun.lock_checkpoint("reader", 1) == seen
-            late = asyncio.create_task(backend_of(other).save_checkpoint(seen._replace(position=2)))
+            late = asyncio.create_task(backend_of(other).change_checkpoints([seen._replace(position=2)]))
             await asyncio.sleep(0.1)
             assert not late.done()
             assert await begun.save_checkpoint(seen._replace(position=1))
@@ -534,11 +534,11 @@ class SQLTransactions(StoreFixtures):
     async def test_who_saves_over_one_that_is_being_saved_waits_and_fails(
         self, store: EventStore, other: EventStore
     ) -> None:
-        await backend_of(store).save_checkpoint(CHECKPOINT)
+        await backend_of(store).change_checkpoints([CHECKPOINT])
         seen = CHECKPOINT._replace(revision=1)
         begun = await store.begin_sql(seconds=SECONDS)
         assert await begun.save_checkpoint(seen._replace(position=1))
-        late = asyncio.create_task(backend_of(other).save_checkpoint(seen._replace(position=2)))
+        late = asyncio.create_task(backend_of(other).change_checkpoints([seen._replace(position=2)]))
         await asyncio.sleep(0.1)
         assert not late.done()
         await begun.commit(())

@@ -28,6 +28,7 @@ from backends.conformance.leases import HeldLease, Leases
 from eventstore.backend import (
     Appended,
     Backend,
+    CheckpointKey,
     Claim,
     CommandLookup,
     CommandOutcome,
@@ -82,7 +83,7 @@ async def belongings(store: EventStore, leases: Leases) -> Belongings:
     await stored(backend, command, stream_id=ID)
     lease = await leases.begin(backend, "owner")
     epoch = await lease.granted(backend, ID)
-    assert await backend.save_checkpoint(CHECKPOINT)
+    assert await backend.change_checkpoints([CHECKPOINT])
     return Belongings(backend, leases, lease, event_id, command, epoch)
 
 
@@ -261,11 +262,11 @@ async def _changes_the_checkpoint(other: Backend, owned: Belongings) -> None:
     assert list(await other.checkpoints()) == []
     shared = [] if owned.backend.tenant else [CHECKPOINT._replace(revision=1)]
     assert list(await other.checkpoints(shared=True)) == shared
-    assert not await other.save_checkpoint(CHECKPOINT._replace(revision=1, position=8))
-    assert not await other.delete_checkpoint("reader", 1, 1)
-    assert await other.save_checkpoint(CHECKPOINT._replace(position=9))
+    assert not await other.change_checkpoints([CHECKPOINT._replace(revision=1, position=8)])
+    assert not await other.change_checkpoints([], [CheckpointKey("reader", 1, 1)])
+    assert await other.change_checkpoints([CHECKPOINT._replace(position=9)])
     assert list(await other.checkpoints()) == [CHECKPOINT._replace(revision=1, position=9)]
-    assert await other.delete_checkpoint("reader", 1, 1)
+    assert await other.change_checkpoints([], [CheckpointKey("reader", 1, 1)])
 
 
 async def _commits_with_sql(other: Backend, _: Belongings) -> None:
@@ -317,7 +318,7 @@ CHANGES: Mapping[str, tuple[Sequence[str], Probe]] = {
         (("moved",), _looks_what_moved),
         (("tenants",), _lists_tenants),
         (("save_snapshot",), _saves_a_snapshot),
-        (("checkpoints", "save_checkpoint", "delete_checkpoint"), _changes_the_checkpoint),
+        (("checkpoints", "change_checkpoints"), _changes_the_checkpoint),
         (("begin_sql",), _commits_with_sql),
     )
 }

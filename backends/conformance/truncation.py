@@ -166,7 +166,7 @@ class Truncation(StoreFixtures):
 
     async def test_what_a_projection_has_not_passed_stays(self, store: EventStore, backend: Backend) -> None:
         positions = [(await store.append("a-1", happened(number))).position for number in (1, 2, 3)]
-        await backend.save_checkpoint(Checkpoint("reader", 1, kinds=("b", "a"), position=positions[1]).stored())
+        await backend.change_checkpoints([Checkpoint("reader", 1, kinds=("b", "a"), position=positions[1]).stored()])
         with pytest.raises(ProjectionBehind, match="'a-1' cannot be truncated, nothing was removed") as behind:
             await backend.truncate("a-1", 3, reason="test")
         refused = behind.value
@@ -187,20 +187,20 @@ class Truncation(StoreFixtures):
         self, store: EventStore, backend: Backend, other: Checkpoint
     ) -> None:
         await store.append("a-1", happened(1, 2))
-        await backend.save_checkpoint(other.stored())
+        await backend.change_checkpoints([other.stored()])
         assert await backend.truncate("a-1", 2, reason="test") == 2
 
     async def test_a_projection_keeps_what_is_of_its_partition(self, store: EventStore, backend: Backend) -> None:
         await store.append("a-1", happened(1, 2))
         parts = [Checkpoint("reader", 1, partition=number, partitions=2) for number in (0, 1)]
         for part in parts:
-            await backend.save_checkpoint(part.stored())
+            await backend.change_checkpoints([part.stored()])
         with pytest.raises(ProjectionBehind):
             await backend.truncate("a-1", 2, reason="test")
 
     async def test_a_damaged_checkpoint_lets_nothing_go(self, store: EventStore, backend: Backend) -> None:
         await store.append("a-1", happened(1, 2))
-        await backend.save_checkpoint(Checkpoint("reader", 1).stored()._replace(state=b"[]"))
+        await backend.change_checkpoints([Checkpoint("reader", 1).stored()._replace(state=b"[]")])
         with pytest.raises(JournalCorrupt, match="the checkpoint of projection 'reader' version 1 is damaged"):
             await backend.truncate("a-1", 2, reason="test")
         assert await versions(store.read("a-1")) == [1, 2]
@@ -213,7 +213,7 @@ class Truncation(StoreFixtures):
             DeadLetter(positions[1], "a-1", 2, "happened", "ValueError", 1, ""),
         )
         reader = Checkpoint("reader", 1, kinds=("a",), position=positions[2], letters=letters)
-        assert await backend.save_checkpoint(reader.stored())
+        assert await backend.change_checkpoints([reader.stored()])
         with pytest.raises(DeadLetterWaits, match="'a-1' cannot be truncated, nothing was removed") as waits:
             await backend.truncate("a-1", 3, reason="test")
         refused = waits.value
@@ -222,7 +222,7 @@ class Truncation(StoreFixtures):
         assert f"eventstore dead-letters purge URL reader {positions[1]}" in str(refused)
         assert await versions(store.read("a-1")) == [1, 2, 3]
         assert await backend.truncate("a-1", 1, reason="test") == 1
-        assert await backend.save_checkpoint(replace(reader, revision=1, letters=letters[:2]).stored())
+        assert await backend.change_checkpoints([replace(reader, revision=1, letters=letters[:2]).stored()])
         assert await backend.truncate("a-1", 3, reason="test") == 2
 
     async def test_where_a_state_is_to_be_rebuilt_its_snapshot_must_be_there(

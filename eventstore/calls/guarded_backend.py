@@ -10,6 +10,7 @@ from eventstore.backend import (
     Backend,
     Batch,
     Capabilities,
+    CheckpointKey,
     Claim,
     CommandLookup,
     CommandsFound,
@@ -162,11 +163,10 @@ class GuardedBackend:
     async def checkpoints(self, *, shared: bool = False) -> Sequence[StoredCheckpoint]:
         return await self._call(self._backend.checkpoints, shared=shared)
 
-    async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        return await self._call(self._backend.save_checkpoint, checkpoint)
-
-    async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        return await self._call(self._backend.delete_checkpoint, name, version, revision)
+    async def change_checkpoints(
+        self, saving: Sequence[StoredCheckpoint], removing: Sequence[CheckpointKey] = ()
+    ) -> bool:
+        return await self._call(self._backend.change_checkpoints, saving, removing)
 
     async def removals(self, *, after: int, limit: int) -> Sequence[Removal]:
         return await self._call(self._backend.removals, after=after, limit=limit)

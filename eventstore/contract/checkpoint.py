@@ -12,7 +12,7 @@ from zlib import crc32
 
 import orjson
 
-from eventstore.contract.journal_facts import StoredCheckpoint
+from eventstore.contract.journal_facts import CheckpointKey, StoredCheckpoint
 from eventstore.errors import JournalCorrupt
 
 NOTHING = bytes(16)
@@ -97,6 +97,11 @@ class Checkpoint:
         """The name that the database keeps it under: each partition has a checkpoint of its own."""
         return self.name if self.partitions == 1 else f"{self.name}{_PARTITION}{self.partition}"
 
+    @property
+    def key(self) -> CheckpointKey:
+        """Names it as it was read."""
+        return CheckpointKey(self.stored_name, self.version, self.revision)
+
     def has(self, stream_id: str) -> bool:
         """Whether a stream's events belong to it."""
         return self.partitions == 1 or partition_of(stream_id, self.partitions) == self.partition
@@ -177,9 +182,7 @@ class Checkpoint:
 
 
 def version_of(found: Iterable[Checkpoint], name: str, status: Status) -> list[Checkpoint]:
-    """The checkpoints of a projection's version that is live, or being built: one for each partition, in their order.
-
-    Where there are no transactions, there are two live ones for a moment when a rebuild takes its place: the newer."""
+    """The checkpoints of a projection's version that is live, or being built: one for each partition, in order."""
     of_status = [one for one in found if one.name == name and one.status is status]
     newest = max((one.version for one in of_status), default=0)
     return sorted((one for one in of_status if one.version == newest), key=lambda one: one.partition)

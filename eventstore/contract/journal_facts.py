@@ -15,6 +15,14 @@ class StreamInfo(NamedTuple):
     tenant: str = ""
 
 
+class CheckpointKey(NamedTuple):
+    """Names a checkpoint as somebody has seen it: once it has another revision, it is another one."""
+
+    name: str
+    version: int
+    revision: int
+
+
 class StoredCheckpoint(NamedTuple):
     """How far a projection has come through the log, in one version of its read model. Each tenant has its own.
 
@@ -29,6 +37,11 @@ class StoredCheckpoint(NamedTuple):
     events: int
     checksum: bytes
     state: bytes
+
+    @property
+    def key(self) -> CheckpointKey:
+        """Names it with the revision that it has."""
+        return CheckpointKey(self.name, self.version, self.revision)
 
 
 class Removal(NamedTuple):

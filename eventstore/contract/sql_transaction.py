@@ -88,12 +88,12 @@ class SqlTransaction(Protocol):
         ...
 
     async def save_checkpoint(self, checkpoint: StoredCheckpoint) -> bool:
-        """As `Backend.save_checkpoint`, and it is committed or rolled back with everything else. Who wants to save over
-        the same one meanwhile waits for the end of this transaction. Raises what a statement raises."""
+        """As `Backend.change_checkpoints` saves one, and it is committed or rolled back with everything else. Who wants
+        to save over the same one meanwhile waits for the end of this transaction. Raises what a statement raises."""
         ...
 
     async def delete_checkpoint(self, name: str, version: int, revision: int) -> bool:
-        """As `Backend.delete_checkpoint`, in this transaction."""
+        """As `Backend.change_checkpoints` removes one, in this transaction."""
         ...
 
     async def rollback(self) -> None:

@@ -103,7 +103,7 @@ async def forget(store: EventStore, name: str) -> int:
         for one in found:
             with suppress(JournalCorrupt):
                 _check_stands_still(Checkpoint.of(one))
-        count += sum([await store.delete_checkpoint(one) for one in found])
+        count += sum([await store.change_checkpoints([], [one.key]) for one in found])
     if not count:
         known = sorted({projection_of(one.name) for one in await store.stored_checkpoints()})
         raise ProjectionError(

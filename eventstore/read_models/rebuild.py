@@ -100,7 +100,7 @@ async def give_up(store: EventStore, projection: type[Projection]) -> bool:
         if not building:
             return False
         if not store.capabilities.user_sql:
-            gone = all([await store.delete_checkpoint(part) for part in building])
+            gone = await store.change_checkpoints([], [part.key for part in building])
         else:
             async with _transaction(store) as transaction:
                 gone = await _delete(transaction, building)
@@ -132,7 +132,7 @@ async def _switch(store: EventStore, projection: type[Projection], version: int)
     if not building or building[0].version != version:
         raise ProjectionError(f"the rebuild of projection {projection.name!r} was given up by somebody else")
     if not store.capabilities.user_sql:
-        return await _switch_without_transaction(store, projection, building)
+        return await _switch_without_transaction(store, projection, live, building)
     async with _transaction(store) as transaction:
         # From here on the live one stands still: whoever brings it forward waits, and finds it gone.
         locked = await _locked(transaction, live)
@@ -189,26 +189,15 @@ async def _caught_up(
 
 
 async def _switch_without_transaction(
-    store: EventStore, projection: type[Projection], building: Sequence[Checkpoint]
+    store: EventStore, projection: type[Projection], live: Sequence[Checkpoint], building: Sequence[Checkpoint]
 ) -> list[Checkpoint] | None:
-    # One that was broken off here has left some of its partitions live already.
-    live = [
-        one
-        for one in await store.checkpoints()
-        if one.name == projection.name and one.status is Status.LIVE and one.version < building[0].version
-    ]
     if any(part.position < _most(live) for part in building):
         return None
     behind = [replace(part, status=Status.LIVE, runner="") for part in building]
-    for part in behind:
-        if not await store.save_checkpoint(part):
-            return None
+    # In one step: what stayed of the version before would hold up truncation, and nobody would bring it forward.
+    if not await store.change_checkpoints(behind, [part.key for part in live]):
+        return None
     await new(projection, behind[0]).switched(None)
-    for part in live:
-        gone: Checkpoint | None = part
-        while gone is not None and not await store.delete_checkpoint(gone):
-            key = (part.stored_name, part.version)
-            gone = next((one for one in await store.checkpoints() if (one.stored_name, one.version) == key), None)
     return [part.saved() for part in behind]
 
 

@@ -324,3 +324,22 @@ async def test_without_sql_the_hooks_are_called_and_effects_can_be_left_out(stor
     await run(store, Mails)
     assert told == [("prepare", 1, False), 1, ("prepare", 2, True), ("switched", 2, False), 2]
     assert [one.version for one in await store.checkpoints()] == [2]
+
+
+@pytest.mark.without_sql
+async def test_without_sql_one_that_ends_when_it_has_taken_the_place_leaves_nothing_of_the_version_before(
+    store: EventStore,
+):
+    class Ends(Projection, name="ends"):
+        @event_handler
+        def paid(self, event: Paid) -> None:
+            pass
+
+        async def switched(self, connection: Any) -> None:
+            raise RuntimeError("here it ends")
+
+    await pay(store, 1)
+    await run(store, Ends)
+    with pytest.raises(RuntimeError, match="here it ends"):
+        await rebuild(store, Ends)
+    assert [(one.version, one.status) for one in await store.checkpoints()] == [(2, Status.LIVE)]
