@@ -17,7 +17,7 @@ from eventstore.contract.record_page import RecordPage
 from eventstore.errors import EventDecodeError, EventEncodeError, InvalidArgument, JournalCorrupt, PayloadTooLarge
 from eventstore.event_array import EventArray
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag, loss_of
-from eventstore.json_form import JsonForm, form_of_model, reader
+from eventstore.json_form import JsonForm, form_of_model, reader, survey_of
 from eventstore.upcasters import UPCASTERS
 
 DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -39,13 +39,15 @@ class Special(NamedTuple):
 
 class Encoding(NamedTuple):
     """How one event class is written: cached, because looking it up costs as much as using it. `seed` is what its
-    checksums go on from. `special` is None if its events have no tags, and always come back as they were."""
+    checksums go on from. `special` is None if its events have no tags, and always come back as they were. `keep` also
+    writes what the class does not know of itself."""
 
     type: str
     schema_version: int
     seed: int
     to_json: Callable[[Event], bytes]
     special: Special | None
+    keep: Callable[[Event], bytes]
 
 
 _encodings: dict[type[Event], Encoding] = {}
@@ -61,7 +63,10 @@ def _encoding_of(cls: type[Event]) -> Encoding:
         raise EventEncodeError(f"{loss_of(cls, form.losses[0])}; nothing was stored")
     seed = checksum_seed(type_, schema_version)
     special = Special(form, is_tagged) if is_tagged or not form.is_always_exact else None
-    encoding = Encoding(type_, schema_version, seed, form.write, special)
+    # To write what classes do not know takes up to a seventh more. Whether there is any, an event tells of itself, and
+    # not of what is nested in it.
+    to_json = form_of_model(cls).write if survey_of(cls).is_flat else form.write
+    encoding = Encoding(type_, schema_version, seed, to_json, special, form.write)
     _encodings[cls] = encoding
     return encoding
 
@@ -81,9 +86,9 @@ def encode_event(
     Raises `EventEncodeError` or `PayloadTooLarge`, and whatever `event_tags` raises; nothing has been stored then.
     """
     cls = event.__class__
-    type_, schema_version, seed, to_json, special = _encodings.get(cls) or _encoding_of(cls)
+    type_, schema_version, seed, to_json, special, keep = _encodings.get(cls) or _encoding_of(cls)
     try:
-        payload = to_json(event)
+        payload = keep(event) if event.__pydantic_extra__ else to_json(event)
     except (PydanticSerializationError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as error:
         raise EventEncodeError(f"event {type_!r} cannot be written as JSON, nothing was stored: {error}") from error
     if len(payload) > limit:
@@ -93,9 +98,6 @@ def encode_event(
             _check_return(event, payload, special.form)
         if special.is_tagged:
             metadata = with_tags(event, metadata)
-    if event.__pydantic_extra__ and (special is None or special.form.is_exact):
-        # It was read: a class that takes no such fields does not write them.
-        _check_return(event, payload, form_of_model(cls, extra="allow"))
     # As `checksum_of` has it.
     checksum = crc32(payload, seed)
     if metadata is not None:
@@ -112,8 +114,7 @@ def _check_return(event: Event, payload: bytes, form: JsonForm) -> None:
     if difference is not None:
         raise EventEncodeError(
             f"event {event.__event_type__!r} would not come back from the journal as it is, nothing was stored: "
-            f"{difference}; give the field a type that holds just what is in it, or the class a field for what it does "
-            "not know"
+            f"{difference}; give the field a type that holds just what is in it"
         )
 
 

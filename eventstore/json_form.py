@@ -7,7 +7,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, Literal, NamedTuple, TypeGuard, cast
 from uuid import UUID
 
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
@@ -19,6 +19,8 @@ STRINGS = "strings"
 """How infinities and not-a-number are written: JSON has no other word for them than null, which is read as None."""
 
 _CLASSES = ("model", "dataclass", "typed-dict")
+# A dataclass has no place for what it does not know.
+_FIELDS = ("model-fields", "typed-dict")
 _LEAVES = frozenset({"none", "bool", "int", "float", "str", "bytes", "decimal", "uuid"})
 _TIMES = frozenset({"date", "time", "datetime", "timedelta"})
 # Two of these in a union cannot be told apart by their JSON.
@@ -43,21 +45,26 @@ class Loss(NamedTuple):
 
 class JsonForm:
     """How the values of one type are written and read: by the names of their fields, whatever aliases these have, with
-    infinities as texts on every level."""
+    infinities as texts on every level. With `extra="allow"` unknown fields are read, and written again."""
 
     __slots__ = ("_extra", "_is_exact", "_models", "losses", "read", "to_python", "write")
 
     def __init__(
-        self, survey: Survey, serializer: SchemaSerializer, read: Callable[..., Any], *, extra: str | None = None
+        self,
+        survey: Survey,
+        serializer: SchemaSerializer,
+        read: Callable[..., Any],
+        *,
+        extra: Literal["allow"] | None = None,
     ) -> None:
         self.losses: Sequence[Loss] = survey.losses
         """What is lost whatever the value is."""
         self._is_exact = survey.is_exact
         self._models: Sequence[type] = survey.models
         self._extra = {} if extra is None else {"extra": extra}
-        if survey.has_floats and not survey.has_strings:
-            serializer, is_everywhere = _with_strings(survey.core_schema)
-            self._is_exact = self._is_exact and is_everywhere
+        if (survey.has_floats and not survey.has_strings) or extra is not None:
+            serializer, is_everywhere = _everywhere(survey.core_schema, keeps_unknown=extra is not None)
+            self._is_exact = self._is_exact and (is_everywhere or survey.is_flat)
         writing: dict[str, Any] = {"by_alias": False} if survey.has_aliases else {}
         if survey.has_derived:
             writing["round_trip"] = True
@@ -99,7 +106,7 @@ def form_of(adapter: TypeAdapter[Any]) -> JsonForm:
     return JsonForm(survey, adapter.serializer, adapter.validator.validate_json)
 
 
-def form_of_model(cls: type[BaseModel], *, extra: str | None = None) -> JsonForm:
+def form_of_model(cls: type[BaseModel], *, extra: Literal["allow"] | None = None) -> JsonForm:
     """The form of values whose class is exactly this one. Raises `PydanticUserError` as `form_of` does."""
     return JsonForm(survey_of(cls), cls.__pydantic_serializer__, cls.__pydantic_validator__.validate_json, extra=extra)
 
@@ -124,11 +131,11 @@ def survey_of(cls: type[BaseModel]) -> Survey:
     return Survey(cls.__pydantic_core_schema__, owner=cls)
 
 
-def _with_strings(core_schema: Mapping[str, Any]) -> tuple[SchemaSerializer, bool]:
-    """A serializer that writes infinities as texts within nested models too: each goes by its own configuration
-    otherwise. And whether it does."""
+def _everywhere(core_schema: Mapping[str, Any], *, keeps_unknown: bool) -> tuple[SchemaSerializer, bool]:
+    """A serializer that writes infinities as texts within nested models too, and what their classes do not know:
+    otherwise each goes by its own configuration. And whether it does."""
     config: Any = {"ser_json_inf_nan": STRINGS}
-    schema: Any = _rewritten(core_schema)
+    schema: Any = _rewritten(core_schema, keeps_unknown=keeps_unknown)
     try:
         # The models' own serializers, which are there already, would be used for what is nested.
         return SchemaSerializer(schema, config, _use_prebuilt=False), True
@@ -136,15 +143,22 @@ def _with_strings(core_schema: Mapping[str, Any]) -> tuple[SchemaSerializer, boo
         return SchemaSerializer(schema, config), False
 
 
-def _rewritten(node: Any) -> Any:
+def _rewritten(node: Any, *, keeps_unknown: bool) -> Any:
     if _is_dict(node):
-        made = {key: each if key in _UNTOUCHED else _rewritten(each) for key, each in node.items()}
+        made = {
+            key: each if key in _UNTOUCHED else _rewritten(each, keeps_unknown=keeps_unknown)
+            for key, each in node.items()
+        }
         if made.get("type") in _CLASSES:
             made["config"] = {**(made.get("config") or {}), "ser_json_inf_nan": STRINGS}
+            if keeps_unknown:
+                made["config"]["extra_fields_behavior"] = "allow"
+        if keeps_unknown and made.get("type") in _FIELDS:
+            made["extra_behavior"] = "allow"
         return made
     if _is_list(node):
-        parts = map(_rewritten, node)
-        return list(parts) if isinstance(node, list) else tuple(parts)
+        parts = [_rewritten(each, keeps_unknown=keeps_unknown) for each in node]
+        return parts if isinstance(node, list) else tuple(parts)
     return node
 
 

@@ -30,7 +30,7 @@ from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
 from eventstore import DefinitionError, Event, EventEncodeError, EventStore
-from eventstore.codec import encode_event
+from eventstore.codec import decode_payload, encode_event
 from eventstore.json_form import form_of, form_of_model
 
 T = TypeVar("T")
@@ -242,6 +242,30 @@ async def test_an_event_comes_back_as_it_was(event: Event):
     assert not again.model_extra
 
 
+@pytest.mark.parametrize(
+    ("cls", "payload"),
+    [
+        (Plain, '{"number":1,"size":{"a":[1,2.5,null]}}'),
+        (Aliased, '{"amount":1,"size":2}'),
+        (Sold, '{"item":{"price":"Infinity","size":2},"size":{"b":3}}'),
+        (Sold, '{"item":{"size":2}}'),
+        (Nested, '{"place":{"y":1.0,"z":2.0}}'),
+        (Nested, '{"tree":{"kids":[{"kids":[{"leaves":4}]}],"leaves":5}}'),
+        (Loose, '{"value":{"a":1},"size":2}'),
+    ],
+)
+async def test_what_its_class_does_not_know_of_an_event_is_stored_again(cls: type[Event], payload: str):
+    # As `read` gives it: newer code has written fields that this one does not have.
+    event = decode_payload(cls, payload, stream_id="x", version=1)
+    async with EventStore.open("memory://") as store:
+        again = await stored(store, event)
+        [recorded] = [each async for each in store.read("x")]
+    assert again == event
+    assert again.model_extra == event.model_extra
+    for unknown in re.findall(r'"(?:size|z|leaves)":', payload):
+        assert unknown in recorded.payload.decode()
+
+
 async def test_not_a_number_comes_back_from_within_a_nested_model():
     async with EventStore.open("memory://") as store:
         again = await stored(store, Sold(item=Item(price=math.nan)))
@@ -265,7 +289,6 @@ async def test_not_a_number_comes_back_from_within_a_nested_model():
         (Counting(number=1).see(), "_seen would be read as another int"),
         (Painted(colour=Colour.RED, value=Colour.BLUE), "value, a Colour, would be read as a str"),
         (OfOnes(one=One.NUMBER), "one would be read as another One"),
-        (Plain.model_validate_json('{"number":1,"size":2}', extra="allow"), "size would be lost"),
     ],
     ids=repr,
 )
