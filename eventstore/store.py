@@ -664,6 +664,11 @@ class EventStore:
             )
         return self._open.archive()
 
+    async def identity(self) -> str:
+        """What tells this store's journal from every other one, however it was addressed and whichever tenant's it is
+        (`Archive.identity`). Raises `CapabilityError` where `capabilities.archive` is off."""
+        return await self._open.archive().identity()
+
     @property
     def max_snapshot_bytes(self) -> int:
         """The limit on a state's JSON: sixteen times that of an event."""

@@ -17,7 +17,6 @@ from eventstore.cli.targets import actor_class
 from eventstore.cli.versions import head_of, parse_wanted, version_of
 from eventstore.copies.forking import ForkRefused, fork
 from eventstore.store import EventStore
-from eventstore.url import parse_store_url
 
 
 def fork_(
@@ -47,8 +46,6 @@ def fork_(
     if "://" in to and not to.startswith("sqlite:"):
         raise WrongUsage(f"{printable(to.partition('://')[0])}:// is no SQLite file: name one, such as scratch.db")
     target_url = to if "://" in to else f"sqlite:///{to}"
-    if parse_store_url(url) == parse_store_url(target_url):
-        raise WrongUsage("the stream cannot be forked into the store that it comes from: name another file")
     return asyncio.run(
         _fork(Address(url, tenant), stream_id_of(actor_class(target), key), target_url, wanted, json=json)
     )

@@ -33,8 +33,13 @@ async def fork(source: EventStore, target: EventStore, stream_id: str, *, throug
     the target has a beginning of the stream already it goes on from there, so one that was interrupted is taken up
     again. Snapshots and the outcomes of commands stay behind.
 
-    Raises `ForkRefused` if the first events were removed, or the target's stream is another one.
+    Raises `ForkRefused` if the first events were removed, the target's stream is another one, or the target is the
+    journal that it comes from.
     """
+    if await _is_one_journal(source, target):
+        raise ForkRefused(
+            f"{target.url} is the journal that {stream_id!r} comes from, whatever their URLs: name another file"
+        )
     done = await _version_in_common(source, target, stream_id, through)
     stored = 0
     while done < through:
@@ -49,6 +54,13 @@ async def fork(source: EventStore, target: EventStore, stream_id: str, *, throug
         await target.append_writes([StreamWrite(stream_id, done, _as_stored(page))])
         done, stored = page[-1].version, stored + len(page)
     return Forked(done, stored)
+
+
+async def _is_one_journal(source: EventStore, target: EventStore) -> bool:
+    # One that cannot tell is of a backend that the other is not of, or nothing can be told of either.
+    if not (source.capabilities.archive and target.capabilities.archive):
+        return source.url == target.url
+    return await source.identity() == await target.identity()
 
 
 async def _version_in_common(source: EventStore, target: EventStore, stream_id: str, through: int) -> int:

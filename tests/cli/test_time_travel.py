@@ -428,9 +428,12 @@ class TestFork:
         assert message in result.err
         assert list(tmp_path.iterdir()) == []
 
-    def test_the_original_is_no_place_for_a_fork(self, cli: Run, url: str) -> None:
-        result = cli("fork", url, ACCOUNT, "alice", url)
-        assert (result.code, "name another file" in result.err) == (2, True)
+    def test_the_original_is_no_place_for_a_fork_by_whatever_name(self, cli: Run, url: str, tmp_path: Path) -> None:
+        path = Path(url.removeprefix("sqlite:///"))
+        (tmp_path / "linked").symlink_to(path.parent)
+        for name in (url, str(path), f"sqlite:///{path.parent}/./{path.name}", str(tmp_path / "linked" / path.name)):
+            result = cli("fork", url, ACCOUNT, "alice", name)
+            assert (result.code, "name another file" in result.err) == (1, True)
 
 
 @pytest.fixture(params=DATABASES)
