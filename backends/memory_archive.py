@@ -48,6 +48,9 @@ class MemoryArchive:
         listed = self._log.streams[after : after + limit]
         return [_archived(number, *each) for number, each in enumerate(listed, after + 1)]
 
+    async def last_stream(self) -> int:
+        return len(self._log.streams)
+
     async def find(self, keys: Sequence[StreamKey]) -> Mapping[StreamKey, ArchivedStream]:
         wanted = set(keys)
         return {

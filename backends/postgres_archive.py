@@ -81,6 +81,7 @@ _IDENTITY = """
 SELECT c.system_identifier, d.oid::bigint, '{schema}.journal_streams'::regclass::oid::bigint
 FROM pg_control_system() c, pg_database d WHERE d.datname = current_database()
 """
+_LAST_STREAM = "SELECT coalesce(max(id), 0) FROM {schema}.journal_streams"
 _MARK = "SELECT value FROM {schema}.journal_marks WHERE name = $1"
 _SET_MARK = """
 INSERT INTO {schema}.journal_marks (name, value) VALUES ($1, $2)
@@ -199,6 +200,10 @@ class PostgresArchive:
 
     async def streams(self, *, after: int, limit: int) -> Sequence[ArchivedStream]:
         return _streams(await self._rows(self._sql.named(_STREAMS, page=_BY_NUMBER), after, limit))
+
+    async def last_stream(self) -> int:
+        ((number,),) = await self._rows(_LAST_STREAM)
+        return int(number)
 
     async def find(self, keys: Sequence[StreamKey]) -> Mapping[StreamKey, ArchivedStream]:
         rows = await self._rows(self._sql.named(_STREAMS, page=_BY_KEY), *_key_columns(keys))

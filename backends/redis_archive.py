@@ -70,6 +70,10 @@ class RedisArchive:
     async def streams(self, *, after: int, limit: int) -> Sequence[ArchivedStream]:
         return [_stream(*answer) for answer in await self._read(ARCHIVED_STREAMS, [1, after, limit])]
 
+    async def last_stream(self) -> int:
+        _, _, streams = await self._read(COPIED, [])
+        return int(streams)
+
     async def find(self, keys: Sequence[StreamKey]) -> Mapping[StreamKey, ArchivedStream]:
         wanted = [_name(key) for key in keys]
         found = [_stream(*answer) for answer in await self._read(ARCHIVED_STREAMS, [2, *wanted])]

@@ -78,6 +78,7 @@ _BY_KEY = _STREAMS.format(
     page="SELECT s.* FROM json_each(?1) w CROSS JOIN journal_streams s "
     "ON s.tenant = w.value ->> '$[0]' AND s.stream_id = w.value ->> '$[1]'"
 )
+_LAST_STREAM = "SELECT coalesce(max(id), 0) FROM journal_streams"
 # Two ways to find a stream's outcomes, and each is in the order of row ids.
 _COMMANDS = f"""
 SELECT command_id, fingerprint, outcome_id, is_rejection, CAST(payload AS BLOB), issued_at, version, recorded_at FROM (
@@ -164,6 +165,10 @@ class SQLiteArchive:
 
     async def streams(self, *, after: int, limit: int) -> Sequence[ArchivedStream]:
         return _streams(await self._read(_BY_NUMBER, (after, limit)))
+
+    async def last_stream(self) -> int:
+        ((number,),) = await self._read(_LAST_STREAM, ())
+        return int(number)
 
     async def find(self, keys: Sequence[StreamKey]) -> Mapping[StreamKey, ArchivedStream]:
         rows = await self._read(_BY_KEY, (_json(keys),))

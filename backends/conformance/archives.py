@@ -102,6 +102,13 @@ class Archives(StoreFixtures):
         await fill(store)
         assert await store.archive().identity() == identity
 
+    async def test_the_last_number_of_a_stream_is_told(self, store: EventStore, archive: None) -> None:
+        assert await store.archive().last_stream() == 0
+        await fill(store)
+        last = await store.archive().last_stream()
+        numbers = [each.number for each in await store.archive().streams(after=0, limit=100)]
+        assert (len(numbers), numbers[-1]) == (7, last)
+
     async def test_a_journal_is_not_copied_onto_itself(
         self, store: EventStore, other: EventStore, elsewhere: EventStore
     ) -> None:

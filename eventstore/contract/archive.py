@@ -121,6 +121,10 @@ class Archive(Protocol):
         """Every stream that the journal knows of, one that was only claimed too, by number, after a number."""
         ...
 
+    async def last_stream(self) -> int:
+        """The greatest number that a stream has by now; 0 if there is none."""
+        ...
+
     async def find(self, keys: Sequence[StreamKey]) -> Mapping[StreamKey, ArchivedStream]:
         """Those of the streams that the journal knows of."""
         ...

@@ -145,9 +145,10 @@ class Copy:
 
     async def bring_streams(self) -> None:
         """Give every stream of the target what the source has besides events: truncation marks, epochs, remembered
-        commands, snapshots. Only what differs is copied."""
-        after = 0
-        while heads := await self._source.streams(after=after, limit=_STREAMS):
+        commands, snapshots. Only what differs is copied. Streams that are new meanwhile are for the next time: whoever
+        makes them may be faster."""
+        after, last = 0, await self._source.last_stream()
+        while after < last and (heads := await self._source.streams(after=after, limit=_STREAMS)):
             await self._bring(heads)
             after = heads[-1].number
 
@@ -240,7 +241,8 @@ class Copy:
                 for portion in _portions(commands):
                     yield records._replace(commands=portion)
                     records, is_changed = records._replace(replaces=False, snapshots=None), False
-                if len(commands) < len(page):
+                # What is remembered meanwhile is for the next time, as streams are that are new.
+                if len(commands) < len(page) or head.newest in [each.outcome.command_id for each in page]:
                     break
         if is_changed:
             yield records

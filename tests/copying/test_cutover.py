@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import asyncpg
 import pytest
 
 from backends.conformance.archives import everything
-from backends.conformance.events import collect, happened
+from backends.conformance.events import collect, happened, outcome
 from eventstore import EventStore, StoreFenced
-from eventstore.contract.archive import ArchivePage
+from eventstore.backend import StreamWrite
+from eventstore.contract.archive import ArchivedCommand, ArchivedStream, ArchivePage
 from eventstore.copies import copying
 from eventstore.copies.copying import Copy
 from tests.copying.conftest import Journals, environment
@@ -105,6 +106,71 @@ async def test_a_copy_and_a_cutover_end_where_writers_are_faster_than_the_copy(
         # What was refused may have left a hole behind the last of them.
         assert copy.events == stored <= copy.position
         assert await everything(target) == await everything(source)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres", "redis"])
+async def test_it_ends_where_streams_come_faster_than_they_are_looked_at(
+    kind: str, journals: Journals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_STREAMS", 2)
+    async with EventStore.open(journals(kind)) as source, EventStore.open("memory://") as target:
+        for number in range(5):
+            await source.append(f"a-{number}", happened(number))
+        copy = Copy(source, target)
+        read = copy._source.streams
+        made = 0
+
+        async def behind_a_writer(*, after: int, limit: int) -> Sequence[ArchivedStream]:
+            nonlocal made
+            with suppress(StoreFenced):
+                for _ in range(2 * limit):
+                    made += 1
+                    await source.append(f"b-{made}", happened(made))
+            return await read(after=after, limit=limit)
+
+        monkeypatch.setattr(copy._source, "streams", behind_a_writer)
+        await copy.begin()
+        async with asyncio.timeout(SECONDS):
+            await copy.bring_streams()
+            assert made == 12
+            await copy.cut_over("test")
+        assert await everything(target) == await everything(source)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres", "redis"])
+async def test_it_ends_where_outcomes_come_faster_than_they_are_read(
+    kind: str, journals: Journals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_COMMANDS", 2)
+    monkeypatch.setattr(copying, "_FIRST_COMMANDS", 2)
+    async with EventStore.open(journals(kind)) as source, EventStore.open("memory://") as target:
+        made = 0
+
+        async def remember(count: int) -> None:
+            nonlocal made
+            for _ in range(count):
+                # A command that stores no event leaves the stream at its version.
+                await source.append_writes([StreamWrite("a", 1, (), commands=(outcome(f"command-{made}"),))])
+                made += 1
+
+        await source.append("a", happened(1))
+        await remember(5)
+        copy = Copy(source, target)
+        read = copy._source.commands
+
+        async def behind_a_writer(number: int, *, after: str, limit: int) -> Sequence[ArchivedCommand]:
+            with suppress(StoreFenced):
+                await remember(2 * limit)
+            return await read(number, after=after, limit=limit)
+
+        monkeypatch.setattr(copy._source, "commands", behind_a_writer)
+        await copy.begin()
+        await copy.catch_up()
+        async with asyncio.timeout(SECONDS):
+            await copy.bring_streams()
+            assert made == 17
+            await copy.cut_over("test")
+        assert (await copy.compare()).commands == made
 
 
 async def test_an_append_that_waits_while_the_fence_is_put_up_is_refused(journals: Journals) -> None:
