@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import typer
@@ -14,6 +15,8 @@ from eventstore.tenant import checked_tenant
 MOST = MAX_POSITION
 """The greatest version, position or count that a database holds."""
 
+_YEAR = 366 * 86_400
+
 Url = Annotated[str, typer.Argument(metavar="URL", help="The store, such as sqlite:///bank.db", show_default=False)]
 Target = Annotated[
     str,
@@ -23,6 +26,42 @@ Target = Annotated[
         show_default=False,
     ),
 ]
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Reads a whole number that lies between two, both included. What is none is answered in our words: Typer's are
+    others in each of its releases."""
+    to = "on" if most == MOST else f"to {most:,}"
+
+    def read(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no whole number: give one from {least} {to}") from None
+        if found < least:
+            raise typer.BadParameter(f"{found} is too small: give a whole number from {least} {to}")
+        if found > most:
+            raise typer.BadParameter(f"{found} is too great: give a whole number from {least} to {most:,}")
+        return found
+
+    return read
+
+
+def seconds(least: float) -> Callable[[str], float]:
+    """The same of a duration, which lasts no longer than a year."""
+
+    def read(text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no number: give seconds, {least} or more") from None
+        if not least <= found <= _YEAR:
+            raise typer.BadParameter(
+                f"{text!r} is too short, too long, or no time: give seconds, from {least} to {_YEAR:,} (a year)"
+            )
+        return found
+
+    return read
 
 
 def checked_name(tenant: str | None) -> str | None:

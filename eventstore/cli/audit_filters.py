@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import MOST, checked_name
+from eventstore.cli.arguments import checked_name, whole
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.contract.audit_query import AuditQuery
 from eventstore.contract.json_condition import JsonCondition
@@ -46,17 +46,17 @@ def _filters(
     command: Annotated[Texts, typer.Option(metavar="ID", help="With this command id.")] = None,
     origin: Annotated[Texts, typer.Option(metavar="REPLICA", help="First recorded by this replica.")] = None,
     epoch: Annotated[
-        list[int] | None, typer.Option(metavar="EPOCH", min=0, max=MOST, help="Written under this writer epoch.")
+        list[int] | None, typer.Option(metavar="EPOCH", parser=whole(0), help="Written under this writer epoch.")
     ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", metavar="TIME", help=f"Recorded then or later. {_TIME_HELP}")
     ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Recorded before that.")] = None,
     position_from: Annotated[
-        int, typer.Option(metavar="POSITION", min=1, max=MOST, help="At this position or later.")
+        int, typer.Option(metavar="POSITION", parser=whole(1), help="At this position or later.")
     ] = 1,
     position_to: Annotated[
-        int | None, typer.Option(metavar="POSITION", min=1, max=MOST, help="At this position or earlier.")
+        int | None, typer.Option(metavar="POSITION", parser=whole(1), help="At this position or earlier.")
     ] = None,
     where: Annotated[
         Texts,

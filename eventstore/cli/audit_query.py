@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from eventstore.auditing.audit_find import find
-from eventstore.cli.arguments import MOST, Json, Url
+from eventstore.cli.arguments import Json, Url, whole
 from eventstore.cli.audit_csv import CsvRows
 from eventstore.cli.audit_filters import filtered
 from eventstore.cli.audit_parquet import ParquetFile
@@ -32,11 +32,11 @@ def query(
     url: Url,
     query: AuditQuery,
     newest: Annotated[bool, typer.Option("--newest", help="The newest first.")] = False,
-    limit: Annotated[int | None, typer.Option(metavar="COUNT", min=0, max=MOST, help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="COUNT", parser=whole(0), help="At most so many.")] = None,
     after: Annotated[
         int | None,
         typer.Option(
-            metavar="CURSOR", min=0, max=MOST, help="Go on behind this position, the last of the page before."
+            metavar="CURSOR", parser=whole(0), help="Go on behind this position, the last of the page before."
         ),
     ] = None,
     decode: Annotated[

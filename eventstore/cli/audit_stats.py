@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from eventstore.auditing.audit_totals import totals
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Json, Url, whole
 from eventstore.cli.audit_filters import filtered
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import Exit
@@ -35,7 +35,9 @@ def stats(
     context: typer.Context,
     url: Url,
     query: AuditQuery,
-    top: Annotated[int, typer.Option(metavar="COUNT", min=0, max=1000, help="So many of the most frequent.")] = 10,
+    top: Annotated[
+        int, typer.Option(metavar="COUNT", parser=whole(0, 1000), help="So many of the most frequent, up to 1,000.")
+    ] = 10,
     json: Json = False,
 ) -> Exit:
     """Count the events of the journal, or those that the options leave: how many, how large, when, of what, by whom.

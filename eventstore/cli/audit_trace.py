@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from eventstore.auditing.audit_trace import MOST_EVENTS, Trace, TraceNode, trace
-from eventstore.cli.arguments import Json, Url
+from eventstore.cli.arguments import Json, Url, whole
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.messages import Messages
@@ -27,7 +27,7 @@ def trace_command(
     url: Url,
     correlation: Annotated[str, typer.Argument(metavar="CORRELATION", help="The request's correlation id.")],
     limit: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, max=100_000, help="At most so many events.")
+        int, typer.Option(metavar="COUNT", parser=whole(1, 100_000), help="At most so many events, up to 100,000.")
     ] = MOST_EVENTS,
     json: Json = False,
 ) -> Exit:

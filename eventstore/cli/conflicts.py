@@ -12,7 +12,7 @@ import typer
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import stamp_of
 from actors.time_travel.folding import fold
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.escaping import escaped
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.groups import command_group
@@ -79,7 +79,7 @@ def list_(
 def show(
     url: Url,
     stream_id: Annotated[str, typer.Argument(metavar="STREAM", help="The stream, such as Cart-ann.")],
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, max=MOST, help="The event's version here.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", parser=whole(1), help="The event's version here.")],
     resolver: Annotated[
         list[str] | None,
         typer.Option(

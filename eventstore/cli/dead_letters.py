@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.escaping import escaped, of_tenant, one_line, printable
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
@@ -26,7 +26,7 @@ dead_letters = command_group("Events that projections could not apply.", "dead-l
 
 Positions = Annotated[
     list[int] | None,
-    typer.Argument(metavar="POSITION", min=1, max=MOST, help="The events' positions; all if none is given."),
+    typer.Argument(metavar="POSITION", parser=whole(1), help="The events' positions; all if none is given."),
 ]
 
 
@@ -68,7 +68,7 @@ async def _list(messages: Messages, address: Address, name: str | None, *, json:
 def show(
     url: Url,
     name: Name,
-    position: Annotated[int, typer.Argument(metavar="POSITION", min=1, max=MOST, help="Where it stands in the log.")],
+    position: Annotated[int, typer.Argument(metavar="POSITION", parser=whole(1), help="Where it stands in the log.")],
     tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:

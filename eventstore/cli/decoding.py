@@ -52,7 +52,11 @@ class JournalCheck:
 
     async def sample(self, store: EventStore, size: int) -> None:
         """Look at the oldest and the newest events of each type that the modules know, and at stretches of the log that
-        lie as far apart as `size` events allow. The same journal gives the same sample."""
+        lie as far apart as `size` events allow; at all of it where it has no more. The same journal gives the same
+        sample."""
+        if size >= await store.end():
+            await self.all(store)
+            return
         seen: set[int] = set()
         async for recorded in self._sampled(store, size):
             if recorded.position not in seen:

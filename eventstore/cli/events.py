@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import Load
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
@@ -22,12 +22,12 @@ def events(
     url: Url,
     stream: Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id, such as Account-alice.")],
     after: Annotated[
-        int, typer.Option(metavar="VERSION", min=0, max=MOST, help="Only events behind this version.")
+        int, typer.Option(metavar="VERSION", parser=whole(0), help="Only events behind this version.")
     ] = 0,
     through: Annotated[
-        int | None, typer.Option(metavar="VERSION", min=0, max=MOST, help="Only events up to this version.")
+        int | None, typer.Option(metavar="VERSION", parser=whole(0), help="Only events up to this version.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="COUNT", min=0, max=MOST, help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="COUNT", parser=whole(0), help="At most so many.")] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Newest first.")] = False,
     tenant: Tenant = None,
     json: Json = False,

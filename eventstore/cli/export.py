@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
@@ -26,7 +26,7 @@ def export(
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Only events with this tag.")] = None,
     stream: Annotated[list[str] | None, typer.Option(metavar="STREAM", help="Only events of this stream.")] = None,
     after: Annotated[
-        int, typer.Option(metavar="POSITION", min=0, max=MOST, help="Only events behind this position.")
+        int, typer.Option(metavar="POSITION", parser=whole(0), help="Only events behind this position.")
     ] = 0,
     source: Annotated[
         str, typer.Option(metavar="URI", help="What CloudEvents calls the source: your application's name as a URI.")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, seconds, whole
 from eventstore.cli.escaping import escaped, of_tenant
 from eventstore.cli.exits import CommandFailed, Exit
 from eventstore.cli.groups import command_group
@@ -108,7 +108,7 @@ def run(
     target: Target,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")] = False,
     lease: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.5, help="Take over from who is silent so long.")
+        float, typer.Option(metavar="SECONDS", parser=seconds(0.5), help="Take over from who is silent so long.")
     ] = 10,
     tenant: Tenant = None,
 ) -> Exit:
@@ -200,7 +200,7 @@ def seek_(
     url: Url,
     target: Target,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=0, max=MOST, help="It goes on with the event behind it.")
+        int, typer.Argument(metavar="POSITION", parser=whole(0), help="It goes on with the event behind it.")
     ],
     tenant: Tenant = None,
 ) -> Exit:

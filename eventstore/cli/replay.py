@@ -15,7 +15,7 @@ import typer
 
 from actors.actor import PersistentActor, stream_id_of
 from eventstore.backend import Load
-from eventstore.cli.arguments import Address, Json, Target, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Target, Tenant, Url, whole
 from eventstore.cli.checking import fold_checker
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
@@ -44,7 +44,10 @@ def replay(
         bool, typer.Option("--check", help="Fold in other processes too, and from each snapshot, and compare.")
     ] = False,
     jobs: Annotated[
-        int, typer.Option(metavar="COUNT", min=1, max=_MOST_JOBS, help="Read so many actors at the same time.")
+        int,
+        typer.Option(
+            metavar="COUNT", parser=whole(1, _MOST_JOBS), help="Read so many actors at the same time, up to 32."
+        ),
     ] = 4,
     resume: Annotated[
         Path | None,

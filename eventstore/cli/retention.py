@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.escaping import escaped, one_line
 from eventstore.cli.exits import Exit, WrongUsage
 from eventstore.cli.groups import command_group
@@ -30,7 +30,7 @@ OlderThan = Annotated[
 ]
 KeepVersions = Annotated[
     int | None,
-    typer.Option("--keep-versions", metavar="COUNT", min=0, max=MOST, help="Keep the newest so many of each stream."),
+    typer.Option("--keep-versions", metavar="COUNT", parser=whole(0), help="Keep the newest so many of each stream."),
 ]
 Kind = Annotated[list[str] | None, typer.Option(metavar="KIND", help="Only streams of this kind.")]
 Actor = Annotated[

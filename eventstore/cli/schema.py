@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.compatibility import Change, Verdict, changes
 from eventstore.cli.decoding import Broken, JournalCheck
 from eventstore.cli.described import Modules, as_json, read_description
@@ -66,7 +66,7 @@ def check(
     url: Url,
     modules: ModuleNames,
     all: Annotated[bool, typer.Option("--all", help="Decode every event, not a sample.")] = False,
-    sample: Annotated[int, typer.Option(metavar="N", min=1, max=MOST, help="About so many events.")] = 1000,
+    sample: Annotated[int, typer.Option(metavar="N", parser=whole(1), help="About so many events.")] = 1000,
     tenant: Tenant = None,
     json: Json = False,
 ) -> Exit:

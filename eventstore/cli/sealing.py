@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventstore.cli.arguments import MOST, Json, Url
+from eventstore.cli.arguments import Json, Url, seconds, whole
 from eventstore.cli.exits import CommandFailed, Exit, OutputFailed, WrongUsage
 from eventstore.cli.files import check_is_new, read_file, write_file
 from eventstore.cli.groups import command_group
@@ -60,11 +60,12 @@ def seal(
     url: Url,
     key: Annotated[Path, typer.Option(metavar="FILE", help="The private key.", show_default=False)],
     every: Annotated[
-        int, typer.Option(metavar="N", min=1, max=MOST_EVENTS, help="Events of one seal, at most.")
+        int, typer.Option(metavar="N", parser=whole(1, MOST_EVENTS), help="Events of one seal, at most, up to 100,000.")
     ] = DEFAULT_EVERY,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")] = False,
     within: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="With --follow: seal at the latest after so long.")
+        float,
+        typer.Option(metavar="SECONDS", parser=seconds(0.1), help="With --follow: seal after so long at the latest."),
     ] = 60,
     anchor: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the newest seal to a file, to be kept elsewhere.")
@@ -114,7 +115,8 @@ def seal(
 def prove(
     url: Url,
     position: Annotated[
-        int, typer.Argument(metavar="POSITION", min=1, max=MOST, help="Where it stands in the log.", show_default=False)
+        int,
+        typer.Argument(metavar="POSITION", parser=whole(1), help="Where it stands in the log.", show_default=False),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new file to put it in, instead of stdout.")

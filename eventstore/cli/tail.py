@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from eventstore.backend import EventFilter
-from eventstore.cli.arguments import MOST, Address, Json, Tenant, Url
+from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.exits import Exit, ReaderGone
 from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing, note_unknown_kinds
@@ -27,7 +27,7 @@ def tail(
     url: Url,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")] = False,
     count: Annotated[
-        int, typer.Option("-n", "--last", metavar="COUNT", min=0, max=MOST, help="Begin with the last so many.")
+        int, typer.Option("-n", "--last", metavar="COUNT", parser=whole(0), help="Begin with the last so many.")
     ] = 10,
     kind: Annotated[list[str] | None, typer.Option(metavar="KIND", help="Only streams of this kind.")] = None,
     type: Annotated[list[str] | None, typer.Option(metavar="TYPE", help="Only events with this stored name.")] = None,

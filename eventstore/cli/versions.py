@@ -33,6 +33,8 @@ async def version_of(store: EventStore, stream_id: str, head: Loaded, wanted: in
 def parse_version(text: str) -> int | datetime:
     """A version's number, or a moment."""
     if text.isdecimal() and text.isascii():
+        if len(text) > len(str(MOST)):
+            raise WrongUsage(f"{text!r} is greater than any version: give one that there is, such as 3")
         return int(text)
     if not ("0" <= text[:1] <= "9"):
         raise WrongUsage(f"{text!r} is neither a version, such as 3, nor a time, such as 2026-01-31T12:00:00Z")
