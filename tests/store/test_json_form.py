@@ -300,6 +300,35 @@ async def test_an_event_that_would_be_read_as_another_is_refused_and_not_stored(
         assert await store.version("x") == 0
 
 
+class Limb(BaseModel):
+    name: str
+    _body: Any = PrivateAttr(None)
+
+
+class Body(Event, name="tests.form-body"):
+    limbs: list[Limb]
+    label: Any = None
+
+    @model_validator(mode="after")
+    def _bind(self) -> Body:
+        for limb in self.limbs:
+            limb._body = self
+        return self
+
+
+async def test_what_leads_back_to_where_it_belongs_comes_back_as_it_was():
+    async with EventStore.open("memory://") as store:
+        again = await stored(store, Body(limbs=[Limb(name="arm"), Limb(name="leg")]))
+        assert isinstance(again, Body)
+        assert [limb.name for limb in again.limbs] == ["arm", "leg"]
+        assert all(limb._body is again for limb in again.limbs)
+
+
+async def test_behind_what_leads_back_a_difference_is_found():
+    with pytest.raises(EventEncodeError, match="label, a tuple, would be read as a list"):
+        encode_event(Body(limbs=[Limb(name="arm")], label=(1, 2)))
+
+
 def test_the_refusal_does_not_tell_the_value():
     class Person(BaseModel):
         name: str
