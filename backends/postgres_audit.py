@@ -142,10 +142,14 @@ class PostgresAudit(PostgresReader):
     async def audit_totals(self, query: AuditQuery, *, top: int) -> AuditTotals | None:
         if not query.is_plain:
             return None
-        end = await self._end(query)
+        end = self._mark.settled
+        if query.through is None or query.through > end:
+            end = await self._mark.settle()
         return await self._planned(lambda session: self._totals(session, query, end, top))
 
     async def _totals(self, session: PostgresSession, query: AuditQuery, end: int, top: int) -> AuditTotals | None:
+        # Where all that is asked for was settled before, nobody has looked at the log's end.
+        await self._mark.check_kept(session)
         self._has_unreadable = self._has_unreadable or bool(await self._unreadable.fetch(session, {}))
         if self._has_unreadable:
             return None
@@ -176,12 +180,6 @@ class PostgresAudit(PostgresReader):
             for column, group in enumerate((_BY_TYPE, _BY_STREAM, _BY_USER))
         ]
         return totals_of(sums, [row[3:5] for row in found.get(_BY_HOUR, ())], counted, end=end)
-
-    async def _end(self, query: AuditQuery) -> int:
-        """A position up to which the log is final, and which reaches as far as the query, if the log does."""
-        if query.through is not None and query.through <= self._mark.settled:
-            return self._mark.settled
-        return await self._mark.settle()
 
 
 def _grouped(chosen: Any, top: int) -> SelectBase:

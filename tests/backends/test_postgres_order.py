@@ -12,7 +12,7 @@ import pytest
 from backends.conformance.events import collect, happened, numbers, outcome, write
 from backends.postgres_session import PostgresSession
 from eventstore import BackendUnavailable, EventStore, EventStoreError, JournalLost, schema
-from eventstore.audit import find
+from eventstore.audit import find, totals
 from eventstore.backend import EventFilter
 from eventstore.contract.audit_query import AuditQuery
 from eventstore.url import parse_store_url
@@ -320,7 +320,10 @@ async def test_an_audit_is_refused_by_a_server_that_has_lost_what_was_seen_of_it
             for reading in (find(store, query), find(store, query), store.read_all()):
                 with pytest.raises(JournalLost, match="at position 3 now|ends at position"):
                     await collect(reading)
+            with pytest.raises(JournalLost, match="at position 3 now|ends at position"):
+                await totals(store, query)
             assert len(await collect(find(another, AuditQuery()))) == 1 + others
+            assert (await totals(another, AuditQuery())).events == 1 + others
 
 
 async def test_positions_that_a_breakdown_takes_back_are_final_no_more(postgres_url: str) -> None:
