@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -48,8 +49,8 @@ class StoreUrl:
         """The absolute path of a store that is one file: `scheme:///relative/path` or `scheme:////absolute/path`.
 
         Refused with `InvalidStoreUrl`: a host, a path that is empty, climbs with `..` or is a URI of its own, any
-        parameter not named in `parameters`, and a file that is a symbolic link (it may lead anywhere, and two names
-        for one file would get two sets of locks).
+        parameter not named in `parameters`, and a file that is a symbolic link, which may lead anywhere, or has several
+        names by hard links: two names for one file would get two sets of locks.
         """
         try:
             text = unquote(self.path.removeprefix("/"), errors="strict")
@@ -77,13 +78,19 @@ class StoreUrl:
             raise InvalidStoreUrl(f"{self}: unknown parameter {', '.join(unknown)}; known: {known}")
         path = Path(text).absolute()
         try:
-            is_link = path.is_symlink()
-        except PermissionError:
-            is_link = False  # Whoever opens the file says so: it is not the URL that is wrong.
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return path  # Whoever opens the file says so: it is not the URL that is wrong.
         except OSError as error:
             raise InvalidStoreUrl(f"{self}: the path cannot be used: {error.strerror}") from error
-        if is_link:
+        if stat.S_ISLNK(found.st_mode):
             raise InvalidStoreUrl(f"{self}: the file is a symbolic link; name the file it points to")
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            raise InvalidStoreUrl(
+                f"{self}: the file has {found.st_nlink} names (hard links), and whoever opened it by another one would "
+                "not see what is written here: remove the others, or copy the file and open the copy; `find DIRECTORY "
+                f"-samefile {path.name}` shows them"
+            )
         return path
 
 

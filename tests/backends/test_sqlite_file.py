@@ -27,9 +27,11 @@ from eventstore import (
     Snapshot,
     SnapshotUnusable,
     StoreClosed,
+    schema,
 )
 from eventstore.backend import Load
 from eventstore.errors import StoreBusy
+from eventstore.url import parse_store_url
 
 
 @pytest.fixture
@@ -90,6 +92,24 @@ def test_a_url_with_a_trick_in_it_is_refused_before_anything_is_opened(
         EventStore.open(wrong)
     assert "secret" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_that_has_another_name_is_refused_by_both(tmp_path: Path):
+    """Each name has a log of its own: what is written by one is not seen by the other, and lost at last."""
+    path, link = tmp_path / "journal.db", tmp_path / "link.db"
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        await store.append("a", happened(1))
+        link.hardlink_to(path)
+        with pytest.raises(InvalidStoreUrl, match=r"2 names \(hard links\)"):
+            EventStore.open(f"sqlite:///{link}")
+        # Who has it open goes on.
+        await store.append("a", happened(2))
+    for each in (path, link):
+        with pytest.raises(InvalidStoreUrl, match="remove the others, or copy the file"):
+            schema.upgrade(parse_store_url(f"sqlite:///{each}"))
+    link.unlink()
+    async with EventStore.open(f"sqlite:///{path}") as store:
+        assert await store.version("a") == 2
 
 
 def test_a_symbolic_link_is_refused(tmp_path: Path):

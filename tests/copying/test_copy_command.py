@@ -249,11 +249,9 @@ def test_one_file_by_two_names_is_one_store(journals: Journals, tmp_path: Path) 
     url = journals("sqlite")
     path = Path(url.removeprefix("sqlite:///"))
     asyncio.run(_made(url))
-    (tmp_path / "hard.db").hardlink_to(path)
-    for other in (f"sqlite:///{tmp_path}/./{path.name}", f"sqlite:///{tmp_path}/hard.db"):
-        done = run("copy", url, other)
-        assert (done.returncode, done.stdout) == (3, b"")
-        assert b"FROM and TO are the same journal" in done.stderr
+    done = run("copy", url, f"sqlite:///{tmp_path}/./{path.name}")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"FROM and TO are the same journal" in done.stderr
 
 
 async def _made(url: str) -> None:
