@@ -154,7 +154,11 @@ class Retention:
         return None
 
     async def _snapshot(self, stream_id: str, version: int) -> tuple[Snapshot | None, EventStoreError | None]:
-        """The newest snapshot that recovery would use; without one, why the newest that is there is none."""
+        """The newest snapshot that recovery would use; without one, why the newest that is there is none.
+
+        A damaged one that is newer counts as none, too: once events are removed it is what stays of its schema when
+        other code saves, and the sound one below it goes.
+        """
         wanted = (self._policy.fingerprints or {})[stream_kind(stream_id)]
         first: EventStoreError | None = None
         through: int | None = version
@@ -162,8 +166,12 @@ class Retention:
             page = await self._store.snapshots(stream_id, through=through, limit=_SNAPSHOTS)
             for snapshot in page:
                 if isinstance(snapshot, SnapshotUnusable):
-                    first = first or RetentionRefused(stream_id, f"its snapshots cannot be used: {snapshot}")
-                elif snapshot.fingerprint != wanted:
+                    return None, RetentionRefused(
+                        stream_id,
+                        f"its snapshot at version {snapshot.version} cannot be used: {snapshot}; take a new one with "
+                        "`eventstore rebuild snapshots`",
+                    )
+                if snapshot.fingerprint != wanted:
                     first = first or RetentionRefused(
                         stream_id,
                         f"its snapshot at version {snapshot.version} is of another schema than its class has now: take "

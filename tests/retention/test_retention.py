@@ -18,7 +18,7 @@ from eventstore import DeadLetterWaits, EventStore, ProjectionBehind, RetentionR
 from eventstore.contract.checkpoint import Checkpoint, DeadLetter
 from eventstore.events import Snapshot
 from eventstore.retention import Cut, Policy, Retention
-from eventstore.snapshots import new_snapshot
+from eventstore.snapshots import new_snapshot, pack
 
 FINGERPRINTS = {"a": "f"}
 
@@ -200,6 +200,26 @@ async def plan_before(
 
     monkeypatch.setattr(retention, "plan", plan)
     return planned
+
+
+async def test_a_damaged_snapshot_above_a_sound_one_keeps_the_events(store: EventStore, others: EventStore) -> None:
+    await store.append("a-1", happened(*range(1, 11)))
+    await snapshot(store, "a-1", 6)
+    damaged = pack(new_snapshot("a-1", 8, "f", b"{}"), limit=100)._replace(checksum=bytes(16))
+    await store._open.save_snapshot(damaged, keep=2)
+    (kept,) = await collect(Retention(store, keeping(1)).apply(reason="test"))
+    # Of each schema the newest stays, sound or not.
+    for version in (9, 10):
+        await snapshot(others, "a-1", version, "other")
+    (info,) = await collect(store.streams())
+    found = [each for each in await store.snapshots("a-1") if isinstance(each, Snapshot)]
+    assert info.truncated == 0 or any(each.fingerprint == "f" and each.version >= info.truncated for each in found)
+    assert isinstance(kept.refusal, RetentionRefused)
+    assert "its snapshot at version 8 cannot be used" in str(kept.refusal)
+    # Taken anew, as the message says, it is no obstacle any more.
+    await snapshot(store, "a-1", 10)
+    (done,) = await collect(Retention(store, keeping(1)).apply(reason="test"))
+    assert (done.through, done.refusal) == (9, None)
 
 
 async def test_a_snapshot_that_goes_before_anything_is_removed_keeps_the_events(
