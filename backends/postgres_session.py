@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 from backends.postgres_driver import DRIVER_ERRORS, Connection, sqlstate
 from backends.postgres_driver import connect as driver_connect
 from backends.postgres_errors import translated
+from backends.server_forks import OPEN_CONNECTIONS
 from eventstore.errors import BackendUnavailable
 from eventstore.postgres_url import PostgresTarget
 
@@ -44,6 +45,12 @@ class PostgresSession:
         """How its statements are planned, unless it `is_pooled`: then that is for each transaction to say."""
         self._seconds = target.command_timeout
         self._pid = os.getpid()
+        OPEN_CONNECTIONS.opened(self)
+
+    @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        """None if the driver does not tell."""
+        return cast("asyncio.BaseTransport | None", getattr(self.connection, "_transport", None))
 
     @property
     def is_usable(self) -> bool:
@@ -142,6 +149,10 @@ class PostgresSession:
         done in the child of a fork."""
         if os.getpid() == self._pid:
             self.connection.terminate()
+
+    def cut_off(self) -> None:
+        # Or the driver would connect, and ask the server to give up what the parent waits for.
+        self.connection.terminate()
 
     @contextmanager
     def _deadline(self) -> Generator[None]:

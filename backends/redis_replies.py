@@ -10,6 +10,8 @@ from typing import Any, cast
 import hiredis
 from redis import exceptions as driver
 
+from backends.server_forks import OPEN_CONNECTIONS
+
 OnReply = Callable[[Any, BaseException | None], None]
 """Takes a reply, or what has become of the connection. An error that the server replied is a reply like any other."""
 
@@ -39,6 +41,16 @@ class RedisReplies(asyncio.Protocol):
         # and in the child of a fork it is the parent's.
         self._stream = stream
         stream.transport.set_protocol(self)
+        OPEN_CONNECTIONS.opened(self)
+
+    @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        return None if self._stream is None else cast("asyncio.BaseTransport", self._stream.transport)
+
+    def cut_off(self) -> None:
+        self._lost = self._lost or driver.ConnectionError(
+            "it is the connection of the process that this was forked from"
+        )
 
     def send(self, command: bytes) -> None:
         self._stream.transport.write(command)
