@@ -96,7 +96,10 @@ async def test_an_audit_that_is_held_up_ends_in_time_and_the_next_one_answers(po
         with pytest.raises(BackendUnavailable):
             await positions(store, query)
         assert time.monotonic() - began < PATIENCE
-        assert await fetch(postgres_url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == []
+        # The server gives it up by itself, on a busy machine a little after the client.
+        async with asyncio.timeout(PATIENCE):
+            while await fetch(postgres_url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+                await asyncio.sleep(0.01)
         await other.execute("ROLLBACK")
         assert len(await positions(store, query)) == 10
 

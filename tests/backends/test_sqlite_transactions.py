@@ -413,7 +413,7 @@ class TestTheConnection:
     async def test_who_is_late_executes_nothing_in_the_transaction_of_another(
         self, path: Path, store: EventStore
     ) -> None:
-        late = await store.begin_sql(seconds=0.1)
+        late = await store.begin_sql(seconds=1)
         raw = await driver(late)
         async with transaction(store) as begun:
             await enter(begun, 1)
