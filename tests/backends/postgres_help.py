@@ -86,6 +86,15 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def has_told(store: EventStore) -> None:
+    """Until the readers have been told of what a store has appended, on a connection that it reads with; a store on
+    another database uses none for that."""
+    backend = store._backend
+    if isinstance(backend, PostgresBackend):
+        wakeup = backend._open.wakeup
+        await until(lambda: wakeup._timer is None and (wakeup._notification is None or wakeup._notification.done()))
+
+
 WAITING = "wait_event_type = 'Lock' AND datname = current_database()"
 
 

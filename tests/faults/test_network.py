@@ -14,7 +14,7 @@ from actors import ActorSystem
 from backends.conformance.events import collect, happened, numbers
 from eventstore import BackendUnavailable, EventStore, OutcomeUnknown
 from eventstore.backend import Load
-from tests.backends.postgres_help import via
+from tests.backends.postgres_help import has_told, via
 from tests.patience import PATIENCE_SECONDS, opened_patiently, patiently
 from tests.servers.proxy import FaultProxy
 
@@ -161,7 +161,7 @@ async def test_a_black_hole_holds_nobody_longer_than_the_time_allowed(
         store_commits._resolve_within = 0.4
         await patiently(lambda: store.append("a", happened(1)))
         await patiently(lambda: collect(store.read("a")))
-        await asyncio.sleep(0.1)  # The readers have been told of the append by then, on a connection that reads.
+        await has_told(store)
         proxy.stall()
         if not is_connected:
             proxy.reset()

@@ -12,7 +12,7 @@ import pytest_asyncio
 from actors import ActorSystem
 from backends.conformance.events import collect, happened, numbers
 from eventstore import BackendUnavailable, ConnectionsBusy, EventStore
-from tests.backends.postgres_help import via
+from tests.backends.postgres_help import has_told, via
 from tests.servers.proxy import FaultProxy
 
 from .vault import Deposit, Vault
@@ -26,7 +26,7 @@ async def store(url: str, proxy: FaultProxy) -> AsyncIterator[EventStore]:
     async with EventStore.open(via(proxy, url, command_timeout=COMMAND_TIMEOUT, pool_size=1)) as store:
         await store.append("held", happened(0))
         await collect(store.read("held"))
-        await asyncio.sleep(0.1)  # The readers have been told of it by then, on the connection that reads.
+        await has_told(store)
         yield store
 
 
