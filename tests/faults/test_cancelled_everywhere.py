@@ -408,7 +408,7 @@ def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
         submit(writer, job, *arguments, **options)
 
     monkeypatch.setattr(SQLiteWriter, "submit", counted)
-    busy_seconds = 60.0 if is_in_time else 0.7
+    busy_seconds = 60.0 if is_in_time else 0.2
 
     async def cancel_behind_the_lock() -> None:
         async with EventStore.open(f"sqlite:///{path}?busy_timeout={busy_seconds}") as store:
@@ -424,7 +424,8 @@ def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
                         await asyncio.sleep(0)
                 assert not task.done(), "it did not wait for the lock"
                 task.cancel()
-                await asyncio.sleep(0.05 if is_in_time else 1.0)
+                # A writer that comes to it late, on a busy machine, has given up by then as well.
+                await asyncio.sleep(0.05 if is_in_time else 2.0)
                 other.execute("ROLLBACK")
                 await asyncio.wait([task], timeout=30)
                 assert task.cancelled()
