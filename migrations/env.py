@@ -77,6 +77,9 @@ def migrate(connection: Connection) -> None:
 def write_sql(dialect: str, schema: str | None) -> None:
     context.configure(
         dialect_name=dialect,
+        # The usual one of Postgres stands for a driver that reads % as the start of a parameter, and doubles it. In
+        # SQL that nothing but the server reads, the trigger that lets events go asked for a schema named %I.
+        dialect_opts={"paramstyle": "named"},
         target_metadata=METADATA[dialect],
         version_table=VERSION_TABLE,
         literal_binds=True,

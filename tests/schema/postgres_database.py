@@ -10,9 +10,10 @@ import asyncpg
 from eventstore.url import StoreUrl, parse_store_url
 from tests.servers.databases import asyncio_run
 
-# Everything a migration can make in a schema, in words that do not name the schema.
+# Everything a migration can make in a schema, in words that do not name the schema. A name among them would cut off what
+# stands in its column at 63 bytes.
 _SHAPE = """
-SELECT 'column', c.relname, a.attname,
+SELECT 'column', c.relname::text, a.attname::text,
        format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull || ' ' || a.attidentity::text,
        replace(coalesce(pg_get_expr(d.adbin, d.adrelid), ''), n.nspname || '.', '')
   FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
