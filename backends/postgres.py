@@ -254,7 +254,7 @@ class _Parts:
 
     def __init__(self, url: StoreUrl, target: PostgresTarget, sql: PostgresSQL, server: PostgresServer) -> None:
         async def session(target: PostgresTarget = target) -> PostgresSession:
-            return await connect(target, is_pooled=server.is_pooled, settings=server.session_settings)
+            return await connect(target, is_pooled=server.is_pooled)
 
         async def checked(opened: PostgresSession) -> PostgresSession:
             try:
@@ -271,8 +271,7 @@ class _Parts:
 
         async def users_session() -> PostgresSession:
             # How the user's own statements are planned is the server's matter.
-            settings = server.session_settings
-            return await checked(await connect(target, is_pooled=server.is_pooled, settings=settings, planning={}))
+            return await checked(await connect(target, is_pooled=server.is_pooled, planning={}))
 
         self.pid = os.getpid()
         self.loop = asyncio.get_running_loop()

@@ -77,7 +77,10 @@ def _refused(error: BaseException, *, writing: bool) -> EventStoreError:
         case "57014":
             return BackendUnavailable(f"the statement ran into its time limit (command_timeout); {_AGAIN}; {reason}")
         case "25006":
-            return BackendUnavailable(f"this server can only be read, as a standby can: name the primary; {reason}")
+            return BackendUnavailable(
+                "this server can only be read, as a standby can: name the primary, or, if it is the role that can only "
+                f"read, turn its default_transaction_read_only off; {reason}"
+            )
         case "42501":
             return CapabilityError(
                 f"the database role may not do this: grant it the right (docs/postgres.md has the list); {reason}"

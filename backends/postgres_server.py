@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,6 @@ class PostgresServer:
     version: str
     revision: str
     is_pooled: bool
-    session_settings: Mapping[str, str]
 
 
 async def check_server(
@@ -58,15 +57,12 @@ async def check_server(
     if target.pooling == "auto":
         # A proxy that may give a client another server session has to tell it a made-up process id.
         is_pooled = session.connection.get_server_pid() != found["pid"]
-    return PostgresServer(
-        version=found["version_name"],
-        revision=_revision(found, revisions, sql, target, url),
-        is_pooled=is_pooled,
-        session_settings=_session_settings(found, target, is_pooled=is_pooled),
-    )
+    revision = _revision(found, revisions, sql, target, url)
+    _check_durability(found, target, is_pooled=is_pooled)
+    return PostgresServer(version=found["version_name"], revision=revision, is_pooled=is_pooled)
 
 
-def _session_settings(found: Any, target: PostgresTarget, *, is_pooled: bool) -> Mapping[str, str]:
+def _check_durability(found: Any, target: PostgresTarget, *, is_pooled: bool) -> None:
     if target.durability == "power-loss":
         off = [name for name in ("fsync", "full_page_writes") if found[name] != "on"]
         if off:
@@ -74,14 +70,11 @@ def _session_settings(found: Any, target: PostgresTarget, *, is_pooled: bool) ->
                 f"{target}: the server runs with {' and '.join(f'{name}=off' for name in off)}, so a loss of power may "
                 "cost what was confirmed: turn it on, or say durability=process-crash in the URL"
             )
-    if found["synchronous_commit"] != "off":
-        return {}
-    if is_pooled:
+    if found["synchronous_commit"] == "off" and is_pooled:
         raise DurabilityError(
             f"{target}: synchronous_commit is off, and behind a proxy a session cannot turn it on for itself: "
             "run ALTER ROLE … SET synchronous_commit = on"
         )
-    return {"synchronous_commit": "on"}
 
 
 def _revision(found: Any, revisions: Any, sql: PostgresSQL, target: PostgresTarget, url: StoreUrl) -> str:

@@ -70,6 +70,15 @@ class PostgresSession:
             await self.connection.execute("; ".join(f"SET {name} = {value}" for name, value in planning.items()))
         self.planning = planning
 
+    async def prepare(self, statements: str, *, seconds: float) -> None:
+        """Run what a new session begins with, or cut the connection."""
+        try:
+            with self._deadline(seconds):
+                await self.connection.execute(statements)
+        except BaseException:
+            self.cut()
+            raise
+
     async def fetch(self, statement: str, *parameters: object) -> Sequence[Any]:
         """The rows of a statement."""
         if self.is_pooled and self.is_usable:
@@ -155,7 +164,8 @@ class PostgresSession:
         self.connection.terminate()
 
     @contextmanager
-    def _deadline(self) -> Generator[None]:
+    def _deadline(self, seconds: float | None = None) -> Generator[None]:
+        limit = self._seconds if seconds is None else seconds
         is_over = False
 
         def end() -> None:
@@ -163,12 +173,12 @@ class PostgresSession:
             is_over = True
             self.cut()
 
-        timer = asyncio.get_running_loop().call_later(self._seconds, end)
+        timer = asyncio.get_running_loop().call_later(limit, end)
         try:
             yield
         except DRIVER_ERRORS as error:
             if is_over:
-                raise TimeoutError(f"the server did not answer within {self._seconds:g} s (command_timeout)") from error
+                raise TimeoutError(f"the server did not answer within {limit:g} s (command_timeout)") from error
             raise
         finally:
             timer.cancel()
@@ -187,29 +197,40 @@ PLANNING = {
 PLANNING_ANEW = {"plan_cache_mode": "force_custom_plan", "jit": "off", "enable_seqscan": "on"}
 
 
+# A role or a database may have it off, also since the store was opened. Stricter settings stay as they are.
+_SYNCHRONOUS = """
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
+
+
 async def connect(
-    target: PostgresTarget,
-    *,
-    is_pooled: bool,
-    settings: Mapping[str, str] | None = None,
-    planning: Mapping[str, str] = PLANNING,
+    target: PostgresTarget, *, is_pooled: bool, planning: Mapping[str, str] = PLANNING
 ) -> PostgresSession:
     """Connect to the server; one that starts or recovers is waited for. Raises this package's errors.
 
-    `settings` are the session's, beside those that every session gets. Behind a proxy it gets none.
+    Unless it `is_pooled`, the session commits synchronously, and has limits to its time.
     """
     arguments = target.connect_arguments()
+    prepared = ""
     if is_pooled:
         arguments["statement_cache_size"] = 0
     else:
+        settings = {**_time_limits(target), **planning}
         arguments["max_cached_statement_lifetime"] = 0
-        arguments["server_settings"].update(_time_limits(target), **planning, **(settings or {}))
+        arguments["server_settings"].update(settings)
+        prepared = _SYNCHRONOUS
+        if target.pooling == "session":
+            # A proxy may leave out what goes with the request to connect, and say nothing.
+            prepared = "; ".join([*(f"SET {name} = {value}" for name, value in settings.items()), _SYNCHRONOUS])
     deadline = time.monotonic() + target.connect_timeout
     cuts = 0
     while True:
         try:
             connection = await driver_connect(**arguments)
-            return PostgresSession(connection, target, is_pooled=is_pooled, planning=planning)
+            session = PostgresSession(connection, target, is_pooled=is_pooled, planning=planning)
+            if prepared:
+                await session.prepare(prepared, seconds=target.connect_timeout)
+            return session
         except (*DRIVER_ERRORS, ValueError) as error:
             is_late = time.monotonic() + _STARTING_SECONDS > deadline
             # A server that has just begun to recover hangs up on who is still introducing himself.
@@ -238,6 +259,13 @@ def _unreachable(target: PostgresTarget, error: Exception) -> Exception:
             f"{target}: no TLS connection that sslmode={target.sslmode} accepts could be made ({error}). It is the "
             "default for every host but this machine: name the authority with sslrootcert=…, or, in a network that "
             "you trust, say sslmode=require or sslmode=disable in the URL"
+        )
+    if sqlstate(error) == "08P01" and "startup parameter" in str(error):
+        names = ", ".join((*_time_limits(target), *PLANNING))
+        return BackendUnavailable(
+            f"{target}: a proxy that pools connections refuses what each session is to be set to ({error}): leave "
+            f"pooling=session out of the URL, or have a proxy in session mode pass over it (with pgbouncer: "
+            f"ignore_startup_parameters = {names})"
         )
     found = translated(error, writing=False)
     return type(found)(f"{target}: {found}") if type(found) is BackendUnavailable else found

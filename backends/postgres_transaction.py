@@ -261,7 +261,10 @@ class PostgresTransaction:
             ((xid, server_started, isolation, *_),) = await self.session.fetch(alone)
             if isolation != "read committed":
                 # What others have stored meanwhile would not be seen.
-                raise TransactionRefused(f"the transaction is {isolation}, and not read committed; {ROLLED_BACK}")
+                raise TransactionRefused(
+                    f"the transaction is {isolation}, and not read committed: that is for the role to have as its "
+                    f"default_transaction_isolation; {ROLLED_BACK}"
+                )
             outcomes = await self._append.append_within(self.session, batches)
             # The user's statements come next.
             await self.session.execute(_PLANNED_AS_BEFORE)

@@ -16,7 +16,7 @@ import pytest
 from backends.conformance.batches import Batches
 from backends.conformance.events import happened, numbers
 from backends.conformance.sql import SQLTransactions
-from backends.postgres_session import PostgresSession
+from backends.postgres_session import PLANNING, PostgresSession
 from eventstore import (
     BackendUnavailable,
     Durability,
@@ -26,7 +26,7 @@ from eventstore import (
     SchemaError,
     schema,
 )
-from eventstore.errors import CapabilityError, ConnectionsBusy, SchemaMissing
+from eventstore.errors import ConnectionsBusy, SchemaMissing
 from eventstore.url import parse_store_url
 from tests.servers.postgres import Postgres
 
@@ -43,6 +43,7 @@ from .postgres_help import (
     via,
     with_parameters,
 )
+from .session_proxy import SessionProxy
 
 
 def writer_pid(store: EventStore) -> int:
@@ -167,6 +168,20 @@ async def test_commits_are_synchronous_whatever_the_databases_default(postgres_u
             assert await parts.pool.run(synchronous_commit) == expected
             assert parts.append._session is not None
             assert await synchronous_commit(parts.append._session) == expected
+
+
+async def test_commits_are_synchronous_also_where_the_default_was_turned_off_since(postgres_url: str) -> None:
+    name = urlsplit(postgres_url).path.removeprefix("/")
+    async with EventStore.open(postgres_url) as store:
+        await execute(postgres_url, f"ALTER DATABASE {name} SET synchronous_commit = off")
+        async with connected(postgres_url) as other:
+            await other.fetch("SELECT pg_terminate_backend($1)", writer_pid(store))
+        await until_the_writer_has_noticed(store)
+        await store.append("a", happened(1))
+        parts = backend_of(store)._open
+        assert parts.append._session is not None
+        assert await synchronous_commit(parts.append._session) == "on"
+        assert await parts.pool.run(synchronous_commit) == "on"
 
 
 async def synchronous_commit(session: PostgresSession) -> str:
@@ -312,10 +327,31 @@ async def test_a_proxy_that_pools_is_recognised_and_nothing_rests_on_a_session(
 
 async def test_without_the_recognition_the_proxy_breaks_a_store(pooled_url: str, pooling_proxy: PoolingProxy) -> None:
     # What the recognition is for: this proxy is as strict as the real one.
-    with pytest.raises((BackendUnavailable, CapabilityError)):
+    with pytest.raises(BackendUnavailable, match="leave pooling=session out of the URL") as raised:
         async with EventStore.open(with_parameters(pooled_url, pooling="session")) as store:
             await store.append("a", happened(1))
+    assert "statement_timeout" in str(raised.value)
     assert pooling_proxy.refused
+
+
+async def test_settings_that_a_proxy_leaves_out_hold_for_its_sessions_all_the_same(postgres_url: str) -> None:
+    parts = urlsplit(postgres_url)
+    await execute(postgres_url, f"ALTER DATABASE {parts.path[1:]} SET synchronous_commit = off")
+    names = ("synchronous_commit", "statement_timeout", "idle_in_transaction_session_timeout", *PLANNING)
+    query = f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}"
+    async with SessionProxy(parts.hostname or "", parts.port or 5432) as proxy:
+        url = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy.host}:{proxy.port}").geturl()
+        async with EventStore.open(with_parameters(url, pooling="session", command_timeout=20)) as store:
+            assert (await store.append("a", happened(1))).versions == (1,)
+            assert await numbers(store.read_all()) == [1]
+            opened = backend_of(store)._open
+            session = opened.append._session
+            assert session is not None
+            assert not session.is_pooled
+            expected = ("on", "18s", "18s", *PLANNING.values())
+            assert [tuple(row) for row in await session.fetch(query)] == [expected]
+            assert [tuple(row) for row in await opened.pool.run(lambda one: one.fetch(query))] == [expected]
+        assert proxy.left_out >= {"statement_timeout", *PLANNING}
 
 
 async def test_a_direct_connection_is_not_taken_for_a_proxy(postgres_url: str) -> None:

@@ -10,8 +10,8 @@ import asyncpg
 from eventstore.url import StoreUrl, parse_store_url
 from tests.servers.databases import asyncio_run
 
-# Everything a migration can make in a schema, in words that do not name the schema. A name among them would cut off what
-# stands in its column at 63 bytes.
+# Everything a migration can make in a schema, in words that do not name the schema. They are texts: a `name` among them
+# would cut off at 63 bytes what stands in its column.
 _SHAPE = """
 SELECT 'column', c.relname::text, a.attname::text,
        format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull || ' ' || a.attidentity::text,
