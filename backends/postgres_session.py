@@ -254,7 +254,8 @@ def _time_limits(target: PostgresTarget) -> dict[str, str]:
 def _unreachable(target: PostgresTarget, error: Exception) -> Exception:
     if isinstance(error, TimeoutError):
         return BackendUnavailable(f"{target}: no connection within {target.connect_timeout:g} s (connect_timeout)")
-    if target.sslmode.startswith("verify") and "SSL" in f"{type(error).__name__} {error}":
+    is_verified = target.sslmode.startswith("verify") or target.sslrootcert is not None
+    if is_verified and "SSL" in f"{type(error).__name__} {error}":
         return BackendUnavailable(
             f"{target}: no TLS connection that sslmode={target.sslmode} accepts could be made ({error}). It is the "
             "default for every host but this machine: name the authority with sslrootcert=…, or, in a network that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from eventstore.errors import InvalidStoreUrl
+from eventstore.postgres_password import password_from_file
 from eventstore.url import StoreUrl
 
 POSTGRES_PARAMETERS = frozenset(
@@ -33,6 +35,15 @@ POSTGRES_PARAMETERS = frozenset(
 )
 """What may stand behind the `?` of a postgresql:// URL."""
 
+# What is taken for parameters that a URL does not have. It names its database itself.
+_VARIABLES = {
+    "host": "PGHOST",
+    "port": "PGPORT",
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+    "sslcert": "PGSSLCERT",
+    "sslkey": "PGSSLKEY",
+}
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _DURABILITIES = ("power-loss", "process-crash")
 _POOLINGS = ("auto", "session", "transaction")
@@ -50,8 +61,8 @@ class PostgresTarget:
     Timeouts are in seconds. `pooling` says what stands between: `transaction` is a proxy such as pgbouncer that may
     give every transaction another server session; `auto` finds out.
 
-    `sslmode` has libpq's words. Where the URL has none it is `verify-full` for every host but the loopback and unix
-    sockets: libpq's default, `prefer`, goes on in clear text with whoever says that he has no TLS.
+    `sslmode` has libpq's words. Where neither the URL nor PGSSLMODE has one it is `verify-full` for every host but the
+    loopback and unix sockets: libpq's default, `prefer`, goes on in clear text with whoever says that he has no TLS.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -80,7 +91,7 @@ class PostgresTarget:
             "host": [host for host, _ in self.hosts],
             "port": [port for _, port in self.hosts],
             "user": self.user,
-            "password": self.password,
+            "password": self.password or password_from_file(self.hosts, self.database, self.user),
             "database": self.database,
             "ssl": self._ssl(),
             "timeout": self.connect_timeout,
@@ -117,7 +128,8 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
     """Read `postgresql://user:password@host:port/database?schema=…`. Raises `InvalidStoreUrl`.
 
     As with libpq, `host`, `port`, `user` and `password` may stand among the parameters instead (`host` is how a unix
-    socket's directory is named), and several hosts may be given with commas between them.
+    socket's directory is named), several hosts may be given with commas between them, and what the URL does not say of
+    the host, the port and TLS is taken from PGHOST, PGPORT, PGSSLMODE, PGSSLROOTCERT, PGSSLCERT and PGSSLKEY.
     """
     if "@" in url.path + "".join(url.parameters):
         # The text before it may be the rest of a password, so the URL is not shown.
@@ -143,13 +155,18 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
     if "/" in database:
         raise InvalidStoreUrl(f"{url}: a database name holds no '/'; write it as %2F if this one does")
     is_local = all(_is_local(host) for host, _ in places)
-    sslmode = _one_of(url, "sslmode", _SSL_MODES, default="prefer" if is_local else "verify-full")
+    usual = _of_environment("sslmode") or ("prefer" if is_local else "verify-full")
+    if usual not in _SSL_MODES:
+        raise InvalidStoreUrl(f"PGSSLMODE is {' or '.join(_SSL_MODES)}, not {usual!r}")
+    sslmode = _one_of(url, "sslmode", _SSL_MODES, default=usual)
     certificates = {name: given.get(name) for name in ("sslrootcert", "sslcert", "sslkey")}
-    if any(certificates.values()) and sslmode in {"disable", "allow", "prefer"}:
+    if sslmode not in {"disable", "allow", "prefer"}:
+        certificates = {name: named or _of_environment(name) for name, named in certificates.items()}
+    elif any(certificates.values()):
         raise InvalidStoreUrl(
             f"{url}: sslmode={sslmode} may go without TLS, so certificates mean nothing; say sslmode=verify-full"
         )
-    if certificates["sslkey"] and not certificates["sslcert"]:
+    if given.get("sslkey") and not certificates["sslcert"]:
         raise InvalidStoreUrl(f"{url}: sslkey is the key of a certificate: name sslcert too")
     schema = given.get("schema", "public")
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
@@ -172,19 +189,26 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
 
 
 def _hosts(url: StoreUrl, authority: str) -> tuple[tuple[str, int], ...]:
-    texts = [text for text in (authority or url.parameters.get("host", "")).split(",") if text]
+    named = authority or url.parameters.get("host") or _of_environment("host") or ""
+    texts = [text for text in named.split(",") if text]
     ports = url.parameters.get("port", "").split(",")
+    # Of the variable a port that stands with its host is none the less taken.
+    usual = (_of_environment("port") or "").split(",")
     places: list[tuple[str, int]] = []
     for index, text in enumerate(texts or _LOCAL_HOSTS):
         host, port = _host_and_port(url, text) if authority else (text, "")
         shared = ports[index] if len(ports) == len(texts) else ports[0]
-        number = _port(url, port or shared)
+        number = _port(url, port or shared or (usual[index] if len(usual) == len(texts) else usual[0]))
         if port and shared:
             raise InvalidStoreUrl(f"{url}: port is given twice, before the database and behind the '?'")
         places.append((_decoded(url, host), number))
     if len(ports) not in {1, len(texts)}:
         raise InvalidStoreUrl(f"{url}: give one port, or one for each of the {len(texts)} hosts")
     return tuple(places)
+
+
+def _of_environment(name: str) -> str | None:
+    return os.environ.get(_VARIABLES[name]) or None
 
 
 def _host_and_port(url: StoreUrl, text: str) -> tuple[str, str]:
@@ -200,7 +224,7 @@ def _port(url: StoreUrl, text: str) -> int:
     if not text:
         return _DEFAULT_PORT
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
-        raise InvalidStoreUrl(f"the {url.scheme} URL's port is not a number from 1 to 65535")
+        raise InvalidStoreUrl(f"the {url.scheme} URL's port is not a number from 1 to 65535, or PGPORT's is not")
     return int(text)
 
 

@@ -84,6 +84,91 @@ def test_each_sslmode_checks_what_its_name_says(sslmode: str, checks_host: bool,
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
+@pytest.mark.parametrize(
+    ("url", "variables", "hosts", "sslmode"),
+    [
+        ("postgresql:///bank", {"PGHOST": "h"}, [("h", 5432)], "verify-full"),
+        ("postgresql:///bank", {"PGHOST": "h,i", "PGPORT": "1,2"}, [("h", 1), ("i", 2)], "verify-full"),
+        ("postgresql://h,i:7/bank", {"PGPORT": "6000"}, [("h", 6000), ("i", 7)], "verify-full"),
+        ("postgresql://h/bank", {"PGHOST": "other", "PGSSLMODE": "require"}, [("h", 5432)], "require"),
+        ("postgresql:///bank?host=h&port=7", {"PGHOST": "other", "PGPORT": "6000"}, [("h", 7)], "verify-full"),
+        ("postgresql://localhost/bank", {"PGSSLMODE": "verify-ca"}, [("localhost", 5432)], "verify-ca"),
+        ("postgresql://h/bank?sslmode=require", {"PGSSLMODE": "disable"}, [("h", 5432)], "require"),
+    ],
+)
+def test_what_a_url_does_not_say_is_taken_from_the_environment(
+    url: str,
+    variables: dict[str, str],
+    hosts: list[tuple[str, int]],
+    sslmode: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = target(url)
+    assert (list(found.hosts), found.sslmode) == (hosts, sslmode)
+
+
+def test_certificates_of_the_environment_are_taken_where_there_is_tls_for_certain(monkeypatch: pytest.MonkeyPatch):
+    for name in ("PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"):
+        monkeypatch.setenv(name, f"/{name}")
+    found = target("postgresql://h/bank?sslkey=/own")
+    assert (found.sslrootcert, found.sslcert, found.sslkey) == ("/PGSSLROOTCERT", "/PGSSLCERT", "/own")
+    assert target("postgresql://h/bank?sslmode=disable").sslrootcert is None
+    assert target("postgresql://localhost/bank").sslrootcert is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("PGSSLMODE", "always"), ("PGPORT", "many")])
+def test_a_variable_that_cannot_be_meant_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidStoreUrl, match=name):
+        target("postgresql://h/bank")
+
+
+@pytest.mark.parametrize(
+    ("line", "url", "password"),
+    [
+        (r"h:5432:bank:ann:plain", "postgresql://ann@h/bank", "plain"),
+        (r"*:*:*:*:a\:b\\c@/ü ", "postgresql://ann@h/bank", "a:b\\c@/ü "),
+        (r"*:*:*:*:a:b", "postgresql://ann@h/bank", "a:b"),
+        (r"localhost:6000:bank:ann:by socket", "postgresql://ann@/bank?host=/run/pg&port=6000", "by socket"),
+        (r"/run/pg:6000:bank:ann:by path", "postgresql://ann@/bank?host=/run/pg&port=6000", "by path"),
+        (r"\:\:1:*:a\\b\:c:ann:escaped", "postgresql://ann@[::1]/a%5Cb%3Ac", "escaped"),
+        (r"*:*:*:ann:hers", "postgresql://ann:own@h/bank", "own"),
+        (r"*:*:*:bob:his", "postgresql://ann@h/bank", None),
+        (r"*:5433:*:*:another port", "postgresql://ann@h/bank", None),
+        (r"*:*:shop:*:another database", "postgresql://ann@h/bank", None),
+        (r"i:*:*:*:of the second host", "postgresql://ann@h,i/bank", "of the second host"),
+        (r"#*:*:*:*:a comment", "postgresql://ann@h/bank", None),
+    ],
+)
+def test_a_password_is_found_in_libpqs_file(
+    line: str, url: str, password: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "pgpass"
+    file.write_text(f"# who may what\n\nincomplete\n{line}\n*:*:*:bea:the last\n", encoding="utf-8")
+    file.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    assert target(url).connect_arguments()["password"] == password
+
+
+def test_a_password_file_that_others_may_read_or_that_pgpassword_overrides_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bank = target("postgresql://ann@h/bank")
+    assert bank.connect_arguments()["password"] is None
+    file = tmp_path / ".pgpass"
+    file.write_text("*:*:*:ann:hers\n")
+    file.chmod(0o600)
+    assert bank.connect_arguments()["password"] == "hers"
+    monkeypatch.setenv("PGPASSWORD", "another")
+    assert bank.connect_arguments()["password"] is None
+    monkeypatch.delenv("PGPASSWORD")
+    file.chmod(0o640)
+    assert bank.connect_arguments()["password"] is None
+
+
 def test_sslmode_disable_uses_no_tls():
     assert target("postgresql://db/bank?sslmode=disable").connect_arguments()["ssl"] is False
 
