@@ -152,7 +152,7 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
     database = _decoded(url, url.path.removeprefix("/"))
     if not database:
         raise InvalidStoreUrl(f"{url}: name a database, as in postgresql://user@host/database")
-    if "/" in database:
+    if "/" in url.path.removeprefix("/"):
         raise InvalidStoreUrl(f"{url}: a database name holds no '/'; write it as %2F if this one does")
     is_local = all(_is_local(host) for host, _ in places)
     usual = _of_environment("sslmode") or ("prefer" if is_local else "verify-full")
@@ -169,8 +169,10 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
     if given.get("sslkey") and not certificates["sslcert"]:
         raise InvalidStoreUrl(f"{url}: sslkey is the key of a certificate: name sslcert too")
     schema = given.get("schema", "public")
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
-        raise InvalidStoreUrl(f"{url}: a schema is 1 to 63 of a-z, 0-9 and _, and starts with no digit")
+    if not re.fullmatch(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", schema):
+        raise InvalidStoreUrl(
+            f"{url}: a schema is 1 to 63 of a-z, 0-9 and _, and starts with no digit and not with pg_"
+        )
     return PostgresTarget(
         hosts=places,
         user=stated["user"] or given.get("user") or None,

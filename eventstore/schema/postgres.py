@@ -42,6 +42,7 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:schema, 73111425701
 _SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
 # For this transaction alone: behind a proxy that pools connections the session belongs to somebody else next.
 _SET_SEARCH_PATH = text("SELECT set_config('search_path', :path, true)")
+_ENCODING = text("SELECT current_setting('server_encoding')")
 # NULL where there is no such schema.
 _MAY_USE_SCHEMA = text("SELECT has_schema_privilege(to_regnamespace(:schema), 'USAGE')")
 
@@ -85,6 +86,13 @@ class PostgresSchema:
         def locked(connection: Connection) -> _T:
             connection.execute(_SET_LOCK_TIMEOUT, {"milliseconds": str(int(_LOCK_SECONDS * 1000))})
             connection.execute(_LOCK, {"schema": self._target.schema})
+            encoding = connection.execute(_ENCODING).scalar_one()
+            if encoding != "UTF8":
+                # A store would not open what is made here.
+                raise BackendUnavailable(
+                    f"{self._url}: the database's encoding is {encoding}, which cannot hold every text: make one with "
+                    "ENCODING 'UTF8'; nothing was changed"
+                )
             # Not CREATE SCHEMA IF NOT EXISTS: that asks for the right to create it even where it is there.
             if not self._has_schema(connection):
                 connection.execute(CreateSchema(self._target.schema))

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -37,6 +38,19 @@ def test_a_database_that_does_not_exist_is_named(url: StoreUrl) -> None:
     for function in (schema.upgrade, schema.check):
         with pytest.raises(InvalidStoreUrl, match='"not_there_.*does not exist.*CREATE DATABASE'):
             function(missing)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_whose_journal_no_store_would_open_gets_none(url: StoreUrl, encoding: str) -> None:
+    name = f"eventstore_test_{os.getpid()}_{encoding.lower()}"
+    PostgresDatabase(url.raw).execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+    try:
+        other = parse_store_url(urlsplit(url.raw)._replace(path=f"/{name}").geturl())
+        with pytest.raises(BackendUnavailable, match=f"encoding is {encoding}"):
+            schema.upgrade(other)
+        assert PostgresDatabase(other.raw).relations() == []
+    finally:
+        PostgresDatabase(url.raw).execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_no_password_is_shown() -> None:
