@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import hiredis
@@ -23,6 +24,7 @@ from backends.redis_url import RedisTarget
 from eventstore.errors import (
     BackendUnavailable,
     EventStoreError,
+    InvalidStoreUrl,
     JournalCorrupt,
     JournalLost,
     LeaseLost,
@@ -44,6 +46,10 @@ _pack: Callable[[tuple[Argument, ...]], bytes] = cast("Any", hiredis).pack_comma
 
 # What a user may not do in a script is told in other words than outside of one: by Valkey, and by Redis 7.
 _NOT_PERMITTED = ("ACL failure in script", "The user executing the script can't")
+
+
+# The parameters that name one.
+_FILES = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
 
 class Script(NamedTuple):
@@ -278,11 +284,17 @@ def unreachable(target: RedisTarget, error: BaseException) -> EventStoreError:
     if isinstance(error, driver.AuthenticationError | driver.ResponseError):
         return translated(error, writing=False)
     where = target.socket or f"{target.host}:{target.port}"
-    return BackendUnavailable(f"Redis at {where} cannot be reached: {_reason(error)}")
+    hint = ""
+    if target.tls is not None and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        hint = "; an authority that is none of the system's is named by ssl_ca_certs=… in the URL"
+    return BackendUnavailable(f"Redis at {where} cannot be reached: {_reason(error)}{hint}")
 
 
 def driver_arguments(target: RedisTarget) -> dict[str, Any]:
-    """What any of redis-py's connections is made with, but for its retries and deadlines."""
+    """What any of redis-py's connections is made with, but for its retries and deadlines.
+
+    Raises `InvalidStoreUrl` where a certificate cannot be read: the driver would take that for a server that is away.
+    """
     arguments: dict[str, Any] = {
         "db": target.database,
         "username": target.username,
@@ -294,6 +306,11 @@ def driver_arguments(target: RedisTarget) -> dict[str, Any]:
     }
     if target.socket:
         return arguments | {"path": target.socket}
+    for name in _FILES & (target.tls or {}).keys():
+        try:
+            Path(str((target.tls or {})[name])).read_bytes()
+        except OSError as error:
+            raise InvalidStoreUrl(f"{target.url}: {name} names a file that cannot be used: {error.strerror}") from error
     return arguments | {"host": target.host, "port": target.port} | (target.tls or {})
 
 
