@@ -58,11 +58,6 @@ async def check_server(
         # A proxy that may give a client another server session has to tell it a made-up process id.
         is_pooled = session.connection.get_server_pid() != found["pid"]
     revision = _revision(found, revisions, sql, target, url)
-    _check_durability(found, target, is_pooled=is_pooled)
-    return PostgresServer(version=found["version_name"], revision=revision, is_pooled=is_pooled)
-
-
-def _check_durability(found: Any, target: PostgresTarget, *, is_pooled: bool) -> None:
     if target.durability == "power-loss":
         off = [name for name in ("fsync", "full_page_writes") if found[name] != "on"]
         if off:
@@ -70,11 +65,7 @@ def _check_durability(found: Any, target: PostgresTarget, *, is_pooled: bool) ->
                 f"{target}: the server runs with {' and '.join(f'{name}=off' for name in off)}, so a loss of power may "
                 "cost what was confirmed: turn it on, or say durability=process-crash in the URL"
             )
-    if found["synchronous_commit"] == "off" and is_pooled:
-        raise DurabilityError(
-            f"{target}: synchronous_commit is off, and behind a proxy a session cannot turn it on for itself: "
-            "run ALTER ROLE … SET synchronous_commit = on"
-        )
+    return PostgresServer(version=found["version_name"], revision=revision, is_pooled=is_pooled)
 
 
 def _revision(found: Any, revisions: Any, sql: PostgresSQL, target: PostgresTarget, url: StoreUrl) -> str:

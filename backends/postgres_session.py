@@ -21,6 +21,10 @@ _SERVER_SHARE = 0.9
 _CLOSE_SECONDS = 2.0
 _STARTING_SECONDS = 0.05
 _MOST_CUTS = 5
+# Behind a proxy each transaction may have another session, of a role or a database that has it off.
+_BEGIN_SYNCHRONOUS = """
+BEGIN; SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+"""
 # The server starts, recovers, or ends all sessions because one of them crashed; or it closed the connection before it
 # said anything, which it does then.
 _COMES_BACK = ("57P01", "57P02", "57P03", "08003", "08006")
@@ -105,18 +109,17 @@ class PostgresSession:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None, None]:
         """Commit when the block ends, roll back when it raises."""
-        transaction = self.connection.transaction()
         with self._deadline():
-            await transaction.start()
+            await self.connection.execute(_BEGIN_SYNCHRONOUS if self.is_pooled else "BEGIN")
         try:
             yield
         except BaseException:
             # What cannot be rolled back is cut off (`is_usable`), and the server rolls it back.
             with suppress(*DRIVER_ERRORS), self._deadline():
-                await transaction.rollback()
+                await self.connection.execute("ROLLBACK")
             raise
         with self._deadline():
-            await transaction.commit()
+            await self.connection.execute("COMMIT")
 
     @asynccontextmanager
     async def reading(self, planning: Mapping[str, str]) -> AsyncGenerator[None, None]:

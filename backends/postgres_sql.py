@@ -193,8 +193,7 @@ _SERVER = """
 SELECT current_setting('server_version_num')::int AS version,
     split_part(current_setting('server_version'), ' ', 1) AS version_name, pg_is_in_recovery() AS is_standby,
     current_setting('server_encoding') AS encoding, current_setting('fsync') AS fsync,
-    current_setting('full_page_writes') AS full_page_writes,
-    current_setting('synchronous_commit') AS synchronous_commit, pg_backend_pid() AS pid,
+    current_setting('full_page_writes') AS full_page_writes, pg_backend_pid() AS pid,
     to_regclass('{schema}.eventstore_version') IS NOT NULL AS has_revision,
     to_regclass('{schema}.journal_events') IS NOT NULL AS has_events,
     ARRAY(SELECT tgname::text FROM pg_catalog.pg_trigger WHERE NOT tgisinternal AND tgenabled IN ('O', 'A')

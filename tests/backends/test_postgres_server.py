@@ -325,6 +325,27 @@ async def test_a_proxy_that_pools_is_recognised_and_nothing_rests_on_a_session(
     assert pooling_proxy.refused == []
 
 
+async def test_commits_through_a_proxy_are_synchronous_whatever_session_each_has(
+    postgres_url: str, pooled_url: str, pooling_proxy: PoolingProxy
+) -> None:
+    name = urlsplit(postgres_url).path.removeprefix("/")
+    await execute(
+        postgres_url,
+        f"ALTER DATABASE {name} SET synchronous_commit = off; CREATE TABLE seen (setting text); "
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN "
+        "INSERT INTO public.seen VALUES (current_setting(''synchronous_commit'')); RETURN NULL; END'; "
+        "CREATE TRIGGER seeing AFTER INSERT ON journal_events FOR EACH STATEMENT EXECUTE FUNCTION see()",
+    )
+    async with EventStore.open(pooled_url) as store:
+        for number in range(10):
+            await store.append("a", happened(number))
+        await asyncio.gather(*(store.append(f"b-{number}", happened(number)) for number in range(10)))
+    assert pooling_proxy.changes > 10
+    settings = await fetch(postgres_url, "SELECT setting, count(*) FROM seen GROUP BY setting")
+    assert [setting for setting, _ in settings] == ["on"]
+    assert settings[0][1] > 10
+
+
 async def test_without_the_recognition_the_proxy_breaks_a_store(pooled_url: str, pooling_proxy: PoolingProxy) -> None:
     # What the recognition is for: this proxy is as strict as the real one.
     with pytest.raises(BackendUnavailable, match="leave pooling=session out of the URL") as raised:
