@@ -355,7 +355,10 @@ class RedisBackend(RedisReader):
         return RedisJournal(self._target.key, identity)
 
     async def _check_rights(self, connection: RedisConnection) -> None:
-        lacking = await connection.run(RIGHTS, self._target.key, [])
+        # As a text, and then by its hash, because both ways take a right of their own: a server may forget its scripts,
+        # and then each is sent as a text again.
+        await connection.call(b"EVAL", RIGHTS.source, 1, self._target.key)
+        lacking = await connection.call(b"EVALSHA", RIGHTS.sha, 1, self._target.key)
         if lacking:
             names = ", ".join(name.decode() for name in lacking)
             raise BackendUnavailable(
