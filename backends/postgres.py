@@ -95,6 +95,8 @@ class PostgresBackend:
             raise
         self.schema_revision = server.revision
         self.database = f"PostgreSQL {server.version}"
+        if server.is_pooled:
+            self.database += ", behind a proxy that pools connections"
         self._parts = parts
 
     async def close(self) -> None:

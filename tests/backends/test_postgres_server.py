@@ -314,6 +314,7 @@ async def test_a_proxy_that_pools_is_recognised_and_nothing_rests_on_a_session(
     pooled_url: str, pooling_proxy: PoolingProxy
 ) -> None:
     async with EventStore.open(pooled_url) as one, EventStore.open(pooled_url) as two:
+        assert one.database.endswith(", behind a proxy that pools connections")
         for number in range(20):
             await one.append("a", happened(number))
             assert len(await numbers(two.read_all())) == number + 1
@@ -380,6 +381,7 @@ async def test_a_direct_connection_is_not_taken_for_a_proxy(postgres_url: str) -
         session = backend_of(store)._open.append._session
         assert session is not None
         assert not session.is_pooled
+        assert "proxy" not in store.database
     async with EventStore.open(with_parameters(postgres_url, pooling="transaction")) as store:
         assert (await store.append("a", happened(1))).versions == (1,)
         assert await numbers(store.read_all()) == [1]
