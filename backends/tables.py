@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 
@@ -63,8 +65,6 @@ journal_streams = Table(
         sqlite_where=text("owner IS NOT NULL"),
         postgresql_where=text("owner IS NOT NULL"),
     ),
-    # Every append writes its streams' rows anew: room on the page keeps that out of the indexes.
-    postgresql_with={"fillfactor": "70"},
 )
 
 journal_events = Table(
@@ -270,6 +270,14 @@ for _label in INDEXED_LABELS:
 # Times rise with the log, but for what clocks do: the ranges of its pages are enough, and cost an append nothing.
 Index(
     "ix_journal_events_recorded_at", postgres_metadata.tables["journal_events"].c.recorded_at, postgresql_using="brin"
+)
+
+# Every append writes its streams' rows anew: room on the page keeps that out of the indexes. As an option of the table
+# SQLAlchemy has it from 2.1 on.
+event.listen(
+    postgres_metadata.tables["journal_streams"],
+    "after_create",
+    DDL("ALTER TABLE %(fullname)s SET (fillfactor = 70)"),
 )
 
 METADATA = {"sqlite": metadata, "postgresql": postgres_metadata}

@@ -21,7 +21,8 @@ SELECT 'column', c.relname::text, a.attname::text,
  WHERE n.nspname = $1 AND c.relkind IN ('r', 'v') AND a.attnum > 0
 UNION ALL
 SELECT 'relation', c.relname, c.relkind::text,
-       replace(coalesce(pg_get_viewdef(CASE c.relkind WHEN 'v' THEN c.oid END), ''), n.nspname || '.', ''), ''
+       replace(coalesce(pg_get_viewdef(CASE c.relkind WHEN 'v' THEN c.oid END), ''), n.nspname || '.', ''),
+       coalesce(array_to_string(c.reloptions, ' '), '')
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1
 UNION ALL
 SELECT 'index', c.relname, replace(pg_get_indexdef(c.oid), n.nspname || '.', ''), '', ''
