@@ -277,7 +277,7 @@ Index(
 event.listen(
     postgres_metadata.tables["journal_streams"],
     "after_create",
-    DDL("ALTER TABLE %(fullname)s SET (fillfactor = 70)"),
+    DDL("ALTER TABLE %(fullname)s SET (fillfactor = 70)"),  # type: ignore[no-untyped-call]
 )
 
 METADATA = {"sqlite": metadata, "postgresql": postgres_metadata}
