@@ -233,6 +233,16 @@ async def test_a_server_that_does_not_answer_is_given_up(postgres_url: str) -> N
         assert time.monotonic() - began < PATIENCE
 
 
+async def test_a_server_that_falls_silent_when_it_is_connected_is_given_up(postgres_url: str) -> None:
+    async with proxy_to(postgres_url) as proxy:
+        proxy.lose_reply(to=b"set_config('synchronous_commit', 'on', false)", reset=False)
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="connect_timeout"):
+            await opening(via(proxy, postgres_url, connect_timeout=3, command_timeout=3 * PATIENCE))
+        assert proxy.lost_replies == 1
+        assert time.monotonic() - began < PATIENCE
+
+
 async def test_a_host_without_tls_is_refused_by_default_with_the_way_out(postgres_url: str) -> None:
     with pytest.raises(BackendUnavailable, match="sslmode=disable"):
         await opening(with_parameters(postgres_url, sslmode="verify-full"))
@@ -493,3 +503,21 @@ async def test_where_nobody_listens_nothing_is_notified(postgres_url: str, monke
         assert asked != [[]]
         async with asyncio.timeout(PATIENCE):
             assert await waiting == 2
+
+
+async def test_where_nobody_listens_it_is_asked_less_often(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    fetch_rows = PostgresSession.fetch
+
+    async def noted(self: PostgresSession, statement: str, *parameters: object) -> Sequence[Any]:
+        nonlocal asked
+        asked += "pg_notify" in statement
+        return await fetch_rows(self, statement, *parameters)
+
+    monkeypatch.setattr(PostgresSession, "fetch", noted)
+    async with EventStore.open(postgres_url) as store:
+        began = time.monotonic()
+        while time.monotonic() - began < 2:
+            await store.append("a", happened(1))
+        # The first time after 20 ms, then for each 200 ms.
+        assert 2 <= asked <= (time.monotonic() - began) / 0.2 + 2
