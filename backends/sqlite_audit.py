@@ -15,7 +15,8 @@ from backends.audit_sql import HOUR_US, PAGE_BYTES
 from backends.sqlite_audit_sql import SQLiteAuditSQL
 from backends.sqlite_log import PAGE, Statement
 from backends.sqlite_page_thread import Ask
-from backends.sqlite_reading import RECORD, SQLiteReader, as_one_row
+from backends.sqlite_reading import SQLiteReader
+from backends.sqlite_records import RECORD, as_one_row
 from backends.tables import journal_events, journal_streams
 from eventstore.contract.audit_query import AuditPage, AuditQuery, AuditTotals, Count
 from eventstore.contract.record_page import RecordPage

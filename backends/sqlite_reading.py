@@ -7,13 +7,12 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import aiosqlite
 import orjson
-from sqlalchemy import ColumnElement, Executable, SelectBase, and_, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Executable, and_, exists, func, or_, select, text
 from sqlalchemy import literal_column as sql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -21,10 +20,10 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from backends import seals_sql
 from backends.records import snapshot_of
-from backends.sql_records import recorded
 from backends.sqlite_connection import HARDENING, is_about_data, read_only_uri, thread_missing, translated
 from backends.sqlite_loader import SQLiteLoader
-from backends.sqlite_log import SQLiteLog, Statement, log_select
+from backends.sqlite_log import SQLiteLog
+from backends.sqlite_records import RECORD, as_one_row, conditions_of, records_of, unindexed_tenant
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
 from backends.tenants_sql import TENANTS, first_tenant
 from eventstore.backend import (
@@ -60,28 +59,6 @@ ORDER BY e.position LIMIT 1
 """
 
 _e, _s, _n, _r = journal_events.c, journal_streams.c, journal_snapshots.c, journal_removals.c
-RECORD = (
-    _e.position,
-    _s.stream_id,
-    _e.version,
-    _e.type,
-    _e.schema_version,
-    _e.payload,
-    _e.metadata,
-    func.hex(_e.event_id).label("event_id"),
-    func.hex(_e.batch_id).label("batch_id"),
-    _e.epoch,
-    _e.recorded_at,
-    _e.checksum,
-    _s.tenant,
-    _e.origin,
-    _e.origin_sequence,
-    _e.clock,
-    _e.concurrent,
-)
-# With the sign no index serves it: the planner would look up all of a tenant's streams, and sort their events, for each
-# page of the log.
-_tenant: ColumnElement[str] = sql("+journal_streams.tenant")
 # A stream that was only claimed, or whose only snapshot was deleted, has a row and nothing to show.
 _IS_KNOWN = or_(_s.truncated > 0, exists().where(_e.stream == _s.id), exists().where(_n.stream == _s.id))
 
@@ -192,7 +169,7 @@ class SQLiteReader:
         newest = (
             select(_s.stream_id, func.max(_e.version))
             .join(journal_streams, _s.id == _e.stream)
-            .where(_e.position > after, _e.position <= through, _tenant == self.tenant)
+            .where(_e.position > after, _e.position <= through, unindexed_tenant == self.tenant)
             .group_by(_e.stream)
             .subquery()
         )
@@ -357,7 +334,7 @@ class SQLiteReader:
 
     async def _page(self, events: str, stream_id: str | None, *part: int) -> Sequence[RecordedEvent]:
         try:
-            return _records(events)
+            return records_of(events)
         except JournalCorrupt as error:
             if error.version is not None:
                 raise
@@ -397,58 +374,6 @@ class SQLiteReader:
                 "this store was opened before a fork, which SQLite does not survive: open the file after the fork "
                 "alone, or start the process by another method: 'spawn' or 'forkserver'"
             )
-
-
-def log_within(connection: sqlite3.Connection, own: str, *, after: int, limit: int, where: EventFilter) -> LogPage:
-    """A page of the log as the transaction sees it that a connection is in. Raises the driver's errors too."""
-    statement = _within(EventFilter(*map(tuple, where)), own)
-    parameters = {**statement.constants, "after": after, "limit": limit}
-    records = [_record(*row) for row in connection.execute(statement.text, parameters)]
-    position = records[-1].position if records else after
-    return LogPage(records, position, len(records) < limit, position)
-
-
-@lru_cache(maxsize=64)
-def _within(where: EventFilter, own: str) -> Statement:
-    # Making a statement takes as long as reading a hundred events.
-    return Statement.of(log_select(RECORD, conditions_of(where, own), is_scan=not where.stream_ids))
-
-
-def as_one_row(page: SelectBase) -> ColumnElement[Any]:
-    rows = page.subquery()
-    return select(func.json_group_array(func.json_array(*rows.c))).scalar_subquery()
-
-
-def conditions_of(where: EventFilter, own: str) -> list[ColumnElement[bool]]:
-    """A filter in SQL: of what a tenant's store shows, or one without a tenant."""
-    conditions: list[ColumnElement[bool]] = [_tenant == own] if own else []
-    if where.kinds:
-        conditions.append(_s.kind.in_(where.kinds))
-    if where.types:
-        conditions.append(_e.type.in_(where.types))
-    if where.stream_ids:
-        conditions.append(_s.stream_id.in_(where.stream_ids))
-    if where.tenants:
-        conditions.append(_tenant.in_(where.tenants))
-    if where.tags:
-        tags = func.json_each(_e.metadata, "$.tags").table_valued("value")
-        conditions.append(exists(select(tags.c.value).where(tags.c.value.in_(where.tags))))
-    return conditions
-
-
-def _records(events: str) -> Sequence[RecordedEvent]:
-    try:
-        rows = orjson.loads(events)
-    except ValueError as error:
-        raise JournalCorrupt(f"a stored event cannot be read: {error}") from error
-    return [_record(*row) for row in rows]
-
-
-def _record(*row: Any) -> RecordedEvent:
-    """The record of a row of `RECORD`, whose ids are hexadecimal, because JSON holds no bytes."""
-    columns = list(row)
-    columns[7:9] = bytes.fromhex(row[7]), bytes.fromhex(row[8]) or None
-    return recorded(*columns)
 
 
 def _read_error(error: BaseException | None) -> EventStoreError:

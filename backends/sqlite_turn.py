@@ -18,7 +18,7 @@ from typing import NamedTuple
 from backends import sqlite_checkpoints
 from backends.sqlite_append import SQLiteAppend
 from backends.sqlite_connection import translated
-from backends.sqlite_reading import log_within
+from backends.sqlite_records import log_within
 from backends.sqlite_user_connection import Tenure, UserConnection, UserConnections
 from backends.thread_outcomes import settle
 from eventstore.backend import Appended, AppendOutcome, Batch, StoredCheckpoint
