@@ -12,6 +12,22 @@ from typing import Any, TypeVar
 import orjson
 
 from backends.deciding import CommandKey, Group, Head, Place, Remembered
+from backends.sqlite_append_sql import (
+    COLUMNS,
+    EVENTS,
+    EVENTS_AND_COMMANDS,
+    FENCED_EVENTS,
+    LOG_END,
+    NEW_STREAMS,
+    REPLICA,
+    SIZES,
+    STATE,
+    STORED_COMMANDS,
+    STORED_IDS,
+    STREAMS,
+    TEMPORARY,
+    WITH_REPLICAS,
+)
 from backends.sqlite_connection import fence_of
 from backends.sqlite_filing import MOST_UNFILED, file_all, unfiled
 from eventstore.backend import AppendOutcome, Batch, CommandOutcome, ReplicaFields
@@ -21,128 +37,11 @@ from eventstore.events import stream_kind
 # How many streams' versions are remembered: beyond it the memory starts anew, and streams are looked up again.
 _MAX_REMEMBERED = 100_000
 
-# A statement is prepared for these many rows, and a group is padded to the next: preparing costs more than padding.
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-
-_COLUMNS = 11
-_ROW = "(" + ",".join("?" * _COLUMNS) + ")"
-
 # Python's sqlite3 binds an int, a str or a bytearray at once. For anything else, bytes and None too, it first looks for
 # an adapter, in three places: 0.3 to 0.4 us each, with the interpreter's lock held. So bytes are bound as bytearrays,
 # and 0 stands for what is not there: no id, position or text is 0.
 _NOTHING = 0
-_PADDING = (_NOTHING,) * _COLUMNS
-
-# One statement is one sqlite3_step, and so one release of the interpreter's lock: beside a busy event loop every
-# further one may wait for many milliseconds. It is safe to decide on remembered versions, because it stores nothing if
-# another connection has appended since (its events have the positions that are given here) or has truncated.
-_INSERT = """
-INSERT INTO {table}
-    (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
-    recorded_at)
-SELECT nullif(column1, 0), column2, column3, column4, column5, CAST(column6 AS TEXT),
-    CAST(nullif(column7, 0) AS TEXT), column8, nullif(column9, 0), column10, column11, ?
-FROM (VALUES {rows})
-WHERE column2 <> 0 AND {guard}
-"""
-_REMOVALS = "(SELECT coalesce(max(id), 0) FROM journal_removals) = ?"
-# A claim leaves no trace but its own row, and forgotten commands leave none: where epochs or commands are checked, any
-# commit of another connection counts.
-_COMMITS = _REMOVALS + " AND (SELECT data_version FROM pragma_data_version) = ?"  # noqa: S608 - two constants
-
-
-def _inserts(table: str, guard: str) -> dict[int, str]:
-    return {size: _INSERT.format(table=table, rows=",".join([_ROW] * size), guard=guard) for size in _SIZES}
-
-
-_EVENTS = _inserts("journal_events", _REMOVALS)
-_FENCED_EVENTS = _inserts("journal_events", _COMMITS)
-_EVENTS_AND_COMMANDS = _inserts("journal_appends", _COMMITS)
-
-# Events and outcomes of commands in one statement: a row without a position is an outcome. In a transaction of four
-# statements they took three times as long beside a busy event loop. View and triggers are this connection's own, so
-# that nobody else can change them.
-_VIEW = """
-CREATE TEMP VIEW {view} AS
-SELECT position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
-    recorded_at{columns}
-FROM journal_events
-"""
-_STORE_EVENT = """
-CREATE TEMP TRIGGER {view}_event INSTEAD OF INSERT ON {view} WHEN NEW.position IS NOT NULL
-BEGIN
-    INSERT INTO journal_events
-        (position, stream, version, type, schema_version, payload, metadata, event_id, batch_id, checksum, epoch,
-        recorded_at{columns})
-    VALUES (NEW.position, NEW.stream, NEW.version, NEW.type, NEW.schema_version, NEW.payload, NEW.metadata,
-        NEW.event_id, NEW.batch_id, NEW.checksum, NEW.epoch, NEW.recorded_at{new_columns});
-END
-"""
-_STORE_COMMAND = """
-CREATE TEMP TRIGGER {view}_command INSTEAD OF INSERT ON {view} WHEN NEW.position IS NULL
-BEGIN
-    INSERT INTO journal_commands
-        (stream, version, command_id, is_rejection, payload, fingerprint, outcome_id, issued_at, recorded_at)
-    VALUES (NEW.stream, NEW.version, NEW.type, NEW.schema_version, NEW.payload, NEW.event_id, NEW.batch_id,
-        NEW.epoch, NEW.recorded_at);
-END
-"""
-
-# Few events come with what a replica says of them, and the others shall not bind four columns in vain: these have
-# statements of their own.
-_REPLICA = (", origin", ", origin_sequence", ", clock", ", concurrent")
-_REPLICA_COLUMNS = _COLUMNS + len(_REPLICA)
-_WITH_REPLICAS = {
-    size: _INSERT.replace("recorded_at)", f"recorded_at{''.join(_REPLICA)})")
-    .replace("column11, ?", "column11, ?, column12, column13, CAST(column14 AS TEXT), column15")
-    .format(
-        table="journal_replica_appends",
-        rows=",".join(["(" + ",".join("?" * _REPLICA_COLUMNS) + ")"] * size),
-        guard=_COMMITS,
-    )
-    for size in _SIZES
-}
-_TEMPORARY = [
-    statement.format(
-        view=view, columns="".join(columns), new_columns="".join(column.replace(" ", " NEW.") for column in columns)
-    )
-    for view, columns in (("journal_appends", ()), ("journal_replica_appends", _REPLICA))
-    for statement in (_VIEW, _STORE_EVENT, _STORE_COMMAND)
-]
-
-LOG_END = """
-SELECT max(
-    coalesce((SELECT max(position) FROM journal_events), 0),
-    coalesce((SELECT log_end FROM journal_removals ORDER BY id DESC LIMIT 1), 0)
-)
-"""
-"""The highest position there ever was: not only the last row's, for that may have been removed."""
-
-_STATE = """
-SELECT (SELECT data_version FROM pragma_data_version), (SELECT coalesce(max(id), 0) FROM journal_removals),
-    coalesce((SELECT recorded_at FROM journal_events ORDER BY position DESC LIMIT 1), 0)
-"""
-# CROSS JOIN: the planner would walk through all streams, and for each through all that are wanted.
-_STREAMS = """
-SELECT s.stream_id, s.id, s.truncated, s.epoch, s.forgotten,
-    (SELECT max(e.version) FROM journal_events e WHERE e.stream = s.id)
-FROM json_each(?2) wanted CROSS JOIN journal_streams s ON s.tenant = ?1 AND s.stream_id = wanted.value
-"""
-_NEW_STREAMS = """
-INSERT INTO journal_streams (tenant, stream_id, kind, created_at)
-SELECT ?1, json_extract(value, '$[0]'), json_extract(value, '$[1]'), ?2 FROM json_each(?3)
-"""
-# No stream has an empty id: what another tenant has stored is never what this one sends again.
-_STORED_IDS = """
-SELECT e.event_id, CASE WHEN s.tenant = ? THEN s.stream_id ELSE '' END, e.version, e.position
-FROM journal_events e JOIN journal_streams s ON s.id = e.stream WHERE e.event_id IN ({ids})
-"""
-_STORED_COMMANDS = """
-SELECT s.stream_id, c.command_id, c.outcome_id, c.version
-FROM json_each(?2) w
-    CROSS JOIN journal_streams s ON s.tenant = ?1 AND s.stream_id = w.value ->> '$[0]'
-    CROSS JOIN journal_commands c ON c.command_id = w.value ->> '$[1]' AND c.stream = s.id
-"""
+_PADDING = (_NOTHING,) * COLUMNS
 
 _T = TypeVar("_T")
 _Row = tuple[Any, ...]
@@ -168,7 +67,7 @@ class SQLiteAppend:
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Prepare a connection that was just opened, and start anew on it."""
-        for statement in _TEMPORARY:
+        for statement in TEMPORARY:
             connection.execute(statement)
         self._unfiled = unfiled(connection)
         self.forget()
@@ -207,7 +106,7 @@ class SQLiteAppend:
         group = Group(self._streams, self._last_position)
         if not group.stores_all(batches):
             return None
-        if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= _SIZES[-1]:
+        if group.has_new_streams or not 0 < len(group.rows) + len(group.commands) <= SIZES[-1]:
             return None
         try:
             is_stored = self._insert(
@@ -282,14 +181,14 @@ class SQLiteAppend:
             self._streams.clear()
             missing = list(stream_ids)
             # Read before the streams: a commit in between makes the guard fail, never pass wrongly.
-            self._data_version, self._removals, recorded_at = connection.execute(_STATE).fetchone()
+            self._data_version, self._removals, recorded_at = connection.execute(STATE).fetchone()
             (self._last_position,) = connection.execute(LOG_END).fetchone()
             self._last_recorded_at = max(self._last_recorded_at, recorded_at)
         if not missing:
             return
         wanted = orjson.dumps(missing).decode()
         for stream_id, id_, truncated, epoch, forgotten, newest in connection.execute(
-            _STREAMS, (self.tenant, wanted)
+            STREAMS, (self.tenant, wanted)
         ).fetchall():
             self._streams[stream_id] = Head(id_, max(truncated, newest or 0), epoch, forgotten)
         for stream_id in missing:
@@ -297,9 +196,9 @@ class SQLiteAppend:
 
     def _create_streams(self, connection: sqlite3.Connection, stream_ids: Sequence[str], now: int) -> None:
         rows = orjson.dumps([(stream_id, stream_kind(stream_id)) for stream_id in stream_ids]).decode()
-        connection.execute(_NEW_STREAMS, (self.tenant, now, rows))
+        connection.execute(NEW_STREAMS, (self.tenant, now, rows))
         wanted = orjson.dumps(stream_ids).decode()
-        for stream_id, id_, *_ in connection.execute(_STREAMS, (self.tenant, wanted)).fetchall():
+        for stream_id, id_, *_ in connection.execute(STREAMS, (self.tenant, wanted)).fetchall():
             self._streams[stream_id].id = id_
 
     def _insert(
@@ -318,7 +217,7 @@ class SQLiteAppend:
         `has_epochs`: they rest on epochs, also where no event has one.
         """
         count = len(rows) + len(commands)
-        size = _SIZES[bisect_left(_SIZES, count)]
+        size = SIZES[bisect_left(SIZES, count)]
         parameters: list[Any] = [recorded_at]
         position = self._last_position
         for stream, version, type_, schema_version, payload, metadata, event_id, batch_id, checksum, epoch in rows:
@@ -346,12 +245,12 @@ class SQLiteAppend:
         if replicas:
             parameters = _with_replicas(parameters, size, replicas)
         parameters.append(self._removals)
-        inserts = _EVENTS
+        inserts = EVENTS
         if replicas:
-            inserts = _WITH_REPLICAS
+            inserts = WITH_REPLICAS
             parameters.append(self._data_version)
         elif commands or has_epochs:
-            inserts = _EVENTS_AND_COMMANDS if commands else _FENCED_EVENTS
+            inserts = EVENTS_AND_COMMANDS if commands else FENCED_EVENTS
             parameters.append(self._data_version)
         before = connection.total_changes
         if begun is not None:
@@ -380,8 +279,8 @@ def _stored_ids(connection: sqlite3.Connection, tenant: str, batches: Sequence[B
     ids = [event.event_id for batch in batches for write in batch for event in write.events]
     found: dict[bytes, Place] = {}
     for chunk in _chunks(ids):
-        size = _SIZES[bisect_left(_SIZES, len(chunk))]
-        statement = _STORED_IDS.format(ids=",".join("?" * size))
+        size = SIZES[bisect_left(SIZES, len(chunk))]
+        statement = STORED_IDS.format(ids=",".join("?" * size))
         parameters = [tenant, *chunk, *(None,) * (size - len(chunk))]
         for event_id, stream_id, version, position in connection.execute(statement, parameters).fetchall():
             found[event_id] = (stream_id, version, position)
@@ -396,7 +295,7 @@ def _stored_commands(
     ]
     if not wanted:
         return {}
-    rows = connection.execute(_STORED_COMMANDS, (tenant, orjson.dumps(wanted).decode())).fetchall()
+    rows = connection.execute(STORED_COMMANDS, (tenant, orjson.dumps(wanted).decode())).fetchall()
     return {(stream_id, command_id): (outcome_id, version) for stream_id, command_id, outcome_id, version in rows}
 
 
@@ -404,7 +303,7 @@ def _portions(group: Group) -> Iterable[tuple[Sequence[_Row], Sequence[_Outcome]
     """What a group stores, in parts that fit one statement each."""
     if group.is_empty:
         return
-    if len(group.rows) + len(group.commands) <= _SIZES[-1]:
+    if len(group.rows) + len(group.commands) <= SIZES[-1]:
         yield group.rows, group.commands, group.replicas
         return
     first = 0
@@ -421,10 +320,10 @@ def _with_replicas(parameters: Sequence[Any], size: int, replicas: Mapping[int, 
     recorded_at, *given = parameters
     wider: list[Any] = [recorded_at]
     for place in range(size):
-        wider += given[place * _COLUMNS : (place + 1) * _COLUMNS]
-        wider += replicas.get(place, (None,) * len(_REPLICA))
+        wider += given[place * COLUMNS : (place + 1) * COLUMNS]
+        wider += replicas.get(place, (None,) * len(REPLICA))
     return wider
 
 
 def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:
-    return (items[start : start + _SIZES[-1]] for start in range(0, len(items), _SIZES[-1]))
+    return (items[start : start + SIZES[-1]] for start in range(0, len(items), SIZES[-1]))

@@ -24,7 +24,7 @@ from backends.archiving import (
     unpacked_fence,
 )
 from backends.records import snapshot_of
-from backends.sqlite_append import LOG_END as THE_LOGS_END
+from backends.sqlite_append_sql import LOG_END as THE_LOGS_END
 from backends.sqlite_changing import microseconds, now, remove_events, transaction
 from backends.sqlite_connection import FENCE as FENCE_TRIGGER
 from backends.sqlite_connection import FENCED

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from backends import sqlite_checkpoints
-from backends.sqlite_append import LOG_END
+from backends.sqlite_append_sql import LOG_END
 from backends.sqlite_filing import OF_STREAM
 from eventstore.backend import StoredSeal, StoredSnapshot
 from eventstore.contract.passed_events import check_passed, no_snapshot

@@ -20,7 +20,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from backends import sqlite_append, sqlite_checkpoints, sqlite_transaction
+from backends import sqlite_append_sql, sqlite_checkpoints, sqlite_transaction
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from backends.sqlite import SQLiteBackend
@@ -274,7 +274,7 @@ class TestWhatTheUserMayNotDo:
             for sql in (
                 "BEGIN IMMEDIATE",
                 "COMMIT",
-                sqlite_append._EVENTS[1],
+                sqlite_append_sql.EVENTS[1],
                 sqlite_checkpoints._INSERT,
                 sqlite_checkpoints._UPDATE,
             ):
