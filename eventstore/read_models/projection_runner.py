@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import platform
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from uuid import getnode, uuid4
 
 from eventstore.backend import LogPage
 from eventstore.contract.checkpoint import Checkpoint, DeadLetter, Status, now, partition_of, version_of
@@ -29,6 +24,7 @@ from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS, Lost, apply_events
 from eventstore.read_models.beginning import begin, check_class, check_partitions, check_tenant
 from eventstore.read_models.delivering import TROUBLE, Poison
+from eventstore.read_models.runner_process import has_ended, new_runner, this_process
 from eventstore.reading.reading_ahead import ReadAhead
 from eventstore.store import EventStore
 
@@ -189,7 +185,7 @@ class ProjectionRunner:
                     if checkpoint.revision != seen:
                         seen, since = checkpoint.revision, time.monotonic()
                     is_silent = time.monotonic() - since >= self._lease_seconds
-                    is_free = checkpoint.runner == "" or is_silent or _has_ended(checkpoint)
+                    is_free = checkpoint.runner == "" or is_silent or has_ended(checkpoint)
                     if is_free:
                         return await self._save(self._mine(checkpoint))
                     if end is None and self._has_less(checkpoint.runner, parts):
@@ -364,42 +360,6 @@ class ProjectionRunner:
         self._handlers_seconds += await apply_events(self._store, self._projection, behind, page)
         self._saved_at = time.monotonic()
         return behind.saved()
-
-
-def this_process() -> str:
-    """What runners of this process are called, so that others on this machine can see whether it is there."""
-    return f"{platform.node()}:{os.getpid()}"
-
-
-def new_runner() -> str:
-    """What a runner is told from all others by, and where it runs."""
-    return f"{uuid4().hex}@{_place()}"
-
-
-@cache
-def _place() -> str:
-    """Where the numbers of processes mean the same as here. Machines may share a name, and containers too, which have
-    numbers of their own."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return f"{getnode():x}"
-
-
-def _has_ended(checkpoint: Checkpoint) -> bool:
-    """Whether a runner was a process of this machine that is there no more: then its lease need not be waited for."""
-    node, _, pid = checkpoint.runner_name.rpartition(":")
-    is_from_here = node == platform.node() and checkpoint.runner.partition("@")[2] == _place()
-    if not is_from_here or not pid.isdecimal() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
 
 
 def _said(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.beginning import begin
 from eventstore.read_models.delivering import Poison, handle_events, new
-from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner, new_runner, this_process
+from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner
+from eventstore.read_models.runner_process import new_runner, this_process
 from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
