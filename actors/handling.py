@@ -26,10 +26,10 @@ class Handling:
 
     __slots__ = ("asking", "is_over", "parent")
 
-    def __init__(self, parent: Handling | None = None) -> None:
+    def __init__(self) -> None:
         self.asking: list[Awaited] = []
         self.is_over = False
-        self.parent = parent
+        self.parent: Handling | None = None
 
     @contextmanager
     def waiting_for(self, target: Awaited) -> Generator[None]:

@@ -70,10 +70,9 @@ class Replication:
         peers: Mapping[str, str | EventStore | Peer],
         seconds: float | None,
         page_timeout: float,
-        wall: WallClock = wall_clock,
     ) -> None:
         self.replica = replica
-        self.wall = wall
+        self.wall: WallClock = wall_clock
         self.page_timeout = page_timeout
         self.refusal: ReplicationError | None = None
         self._runtime = runtime
