@@ -73,10 +73,7 @@ def parse_redis_url(url: StoreUrl) -> RedisTarget:
             f"the {url.scheme} URL holds a '@' behind its host: in a password write / as %2F and ? as %3F, and @ "
             "everywhere as %40"
         )
-    unknown = sorted(url.parameters.keys() - _PARAMETERS[url.scheme])
-    if unknown:
-        known = ", ".join(sorted(_PARAMETERS[url.scheme]))
-        raise InvalidStoreUrl(f"{url}: unknown parameter {', '.join(unknown)}; known: {known}")
+    url.check_parameters(_PARAMETERS[url.scheme])
     userinfo, _, address = url.authority.rpartition("@")
     user, _, password = userinfo.partition(":")
     host, port, socket = "", _DEFAULT_PORT, ""
@@ -96,9 +93,9 @@ def parse_redis_url(url: StoreUrl) -> RedisTarget:
         database=database,
         prefix=_prefix(url),
         durability=_durability(url),
-        connect_timeout=_seconds(url, "connect_timeout", 5.0),
-        command_timeout=_seconds(url, "command_timeout", 10.0),
-        pool_size=_pool_size(url),
+        connect_timeout=url.seconds("connect_timeout", 5.0, most=_MAX_SECONDS),
+        command_timeout=url.seconds("command_timeout", 10.0, most=_MAX_SECONDS),
+        pool_size=url.count("pool_size", 4, most=_MAX_POOL_SIZE),
         tls=_tls(url) if url.scheme == "rediss" else None,
     )
 
@@ -145,24 +142,6 @@ def _durability(url: StoreUrl) -> Durability | None:
             return durability
     names = ", ".join(durability.value for durability in known)
     raise InvalidStoreUrl(f"{url}: durability is {names} or {BEST_EFFORT}, not {name!r}")
-
-
-def _seconds(url: StoreUrl, name: str, default: float) -> float:
-    given = url.parameters.get(name, str(default))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= _MAX_SECONDS:
-        raise InvalidStoreUrl(f"{url}: {name} is a number of seconds up to {_MAX_SECONDS:g}, not {given!r}")
-    return seconds
-
-
-def _pool_size(url: StoreUrl) -> int:
-    given = url.parameters.get("pool_size", "4")
-    if not re.fullmatch(r"\d{1,3}", given) or not 0 < int(given) <= _MAX_POOL_SIZE:
-        raise InvalidStoreUrl(f"{url}: pool_size is a number from 1 to {_MAX_POOL_SIZE}, not {given!r}")
-    return int(given)
 
 
 def _tls(url: StoreUrl) -> dict[str, Any]:

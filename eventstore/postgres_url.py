@@ -48,6 +48,7 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 _DURABILITIES = ("power-loss", "process-crash")
 _POOLINGS = ("auto", "session", "transaction")
 _DEFAULT_PORT = 5432
+_MAX_SECONDS = 3600.0
 # Where libpq's packages put the server's socket, and then the loopback.
 _LOCAL_HOSTS = ("/var/run/postgresql", "/tmp", "localhost")  # noqa: S108  (a socket to connect to, no file to make)
 
@@ -140,10 +141,7 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
     userinfo, _, hosts = url.authority.rpartition("@")
     # First of all: until the ports are known to be numbers, what stands there may be a password.
     places = _hosts(url, hosts)
-    unknown = sorted(given.keys() - POSTGRES_PARAMETERS)
-    if unknown:
-        known = ", ".join(sorted(POSTGRES_PARAMETERS))
-        raise InvalidStoreUrl(f"{url}: unknown parameter {', '.join(unknown)}; known: {known}")
+    url.check_parameters(POSTGRES_PARAMETERS)
     user, _, password = userinfo.partition(":")
     stated = {"user": _decoded(url, user), "password": _decoded(url, password), "host": hosts}
     for name, value in stated.items():
@@ -181,9 +179,9 @@ def postgres_target(url: StoreUrl) -> PostgresTarget:
         schema=schema,
         sslmode=sslmode,
         **certificates,
-        connect_timeout=_seconds(url, "connect_timeout", 10.0),
-        command_timeout=_seconds(url, "command_timeout", 30.0),
-        pool_size=_count(url, "pool_size", 4, most=100),
+        connect_timeout=url.seconds("connect_timeout", 10.0, most=_MAX_SECONDS),
+        command_timeout=url.seconds("command_timeout", 30.0, most=_MAX_SECONDS),
+        pool_size=url.count("pool_size", 4, most=100),
         durability=_one_of(url, "durability", _DURABILITIES, default="power-loss"),
         pooling=_one_of(url, "pooling", _POOLINGS, default="auto"),
         application_name=_application_name(url),
@@ -254,24 +252,6 @@ def _one_of(url: StoreUrl, name: str, words: tuple[str, ...], *, default: str) -
     if given not in words:
         raise InvalidStoreUrl(f"{url}: {name} is {' or '.join(words)}, not {given!r}")
     return given
-
-
-def _seconds(url: StoreUrl, name: str, default: float) -> float:
-    given = url.parameters.get(name, str(default))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise InvalidStoreUrl(f"{url}: {name} is a number of seconds, more than 0 and at most 3600, not {given!r}")
-    return seconds
-
-
-def _count(url: StoreUrl, name: str, default: int, *, most: int) -> int:
-    given = url.parameters.get(name, str(default))
-    if not (given.isascii() and given.isdigit() and len(given) < 6 and 1 <= int(given) <= most):
-        raise InvalidStoreUrl(f"{url}: {name} is a number from 1 to {most}, not {given!r}")
-    return int(given)
 
 
 def _application_name(url: StoreUrl) -> str:

@@ -45,6 +45,32 @@ class StoreUrl:
     def __repr__(self) -> str:
         return f"StoreUrl({str(self)!r})"
 
+    def check_parameters(self, known: frozenset[str]) -> None:
+        """Raise `InvalidStoreUrl` for a parameter that is not among these."""
+        unknown = sorted(self.parameters.keys() - known)
+        if unknown:
+            raise InvalidStoreUrl(f"{self}: unknown parameter {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+    def seconds(self, name: str, default: float, *, most: float) -> float:
+        """A parameter that is a time. Raises `InvalidStoreUrl` for what is none, or is longer than `most`."""
+        given = self.parameters.get(name, str(default))
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= most:
+            raise InvalidStoreUrl(
+                f"{self}: {name} is a number of seconds, more than 0 and at most {most:g}, not {given!r}"
+            )
+        return seconds
+
+    def count(self, name: str, default: int, *, most: int) -> int:
+        """A parameter that says how many. Raises `InvalidStoreUrl` for what is no number from 1 to `most`."""
+        given = self.parameters.get(name, str(default))
+        if not (given.isascii() and given.isdigit() and len(given) < 6 and 1 <= int(given) <= most):
+            raise InvalidStoreUrl(f"{self}: {name} is a number from 1 to {most}, not {given!r}")
+        return int(given)
+
     def file_path(self, *, parameters: frozenset[str]) -> Path:
         """The absolute path of a store that is one file: `scheme:///relative/path` or `scheme:////absolute/path`.
 
@@ -72,10 +98,7 @@ class StoreUrl:
                 f"{self}: the path climbs with '..', which leads out of a folder if somebody else chose a part of it; "
                 f"if it is meant, write {replace(self, path='/' + quote(os.path.realpath(text)))}"
             )
-        unknown = sorted(self.parameters.keys() - parameters)
-        if unknown:
-            known = ", ".join(sorted(parameters))
-            raise InvalidStoreUrl(f"{self}: unknown parameter {', '.join(unknown)}; known: {known}")
+        self.check_parameters(parameters)
         path = Path(text).absolute()
         try:
             found = path.lstat()

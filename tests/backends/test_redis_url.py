@@ -36,6 +36,7 @@ from eventstore.url import parse_store_url
         "redis://host?pool_size=0",
         "redis://host?pool_size=1.5",
         "redis://host?pool_size=1000",
+        "redis://host?pool_size=\u0663",
         "redis://host?db=1",
         "redis://host?ssl_ca_certs=ca.pem",
         "redis://host?socket_timeout=1",
