@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from backends.postgres_driver import DRIVER_ERRORS
 from backends.postgres_errors import is_lost, translated
 from backends.postgres_session import PLANNING, PostgresSession
+from backends.tasks import Tasks
 from eventstore.errors import ConnectionsBusy
 from eventstore.postgres_url import PostgresTarget
 
@@ -31,7 +32,7 @@ class PostgresPool:
         self._free: list[PostgresSession] = []
         self._places = asyncio.Semaphore(target.pool_size)
         self._taken = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
 
     async def run(
         self,
@@ -45,15 +46,11 @@ class PostgresPool:
         Work that only reads is done again if its session turns out to be gone: the server may have been restarted since
         it was used last, or may end all sessions right now because one of them crashed.
         """
-        task = asyncio.ensure_future(self._run(work, writing=writing, planning=planning))
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        return await self._tasks.finish(self._run(work, writing=writing, planning=planning))
 
     async def close(self) -> None:
         """Let the work that is under way end, and close every session."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.join()
         free, self._free = self._free, []
         await asyncio.gather(*(session.close() for session in free))
 
@@ -105,8 +102,3 @@ class PostgresPool:
         if not self._free or self._taken + len(self._free) <= self._target.pool_size:
             return await self._connect()
         return self._free.pop()
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Whoever waited for it has it; a caller that was cancelled does not want it.

@@ -9,9 +9,10 @@ from typing import Any
 
 from backends.redis_connection import Argument, Script
 from backends.redis_journal import RedisJournal
-from backends.redis_pool import RedisPool, Tasks
+from backends.redis_pool import RedisPool
 from backends.redis_tenant import RedisTenant
 from backends.redis_url import RedisTarget
+from backends.tasks import Tasks
 from eventstore.errors import StoreClosed
 
 

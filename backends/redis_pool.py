@@ -1,17 +1,16 @@
-"""RedisPool: the few connections that all reads share, and the tasks that see every command to its end."""
+"""RedisPool: the few connections that all reads share."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from redis import exceptions as driver
 
 from backends.redis_connection import Argument, RedisConnection, ReplyLost, Script, translated
 from backends.redis_url import RedisTarget
-from eventstore.errors import ConnectionsBusy, EventStoreError
+from eventstore.errors import ConnectionsBusy
 
 _T = TypeVar("_T")
 
@@ -49,36 +48,3 @@ class RedisPool:
         """Close the connections. No command may be under way."""
         while self._free:
             await self._free.pop().close()
-
-
-class Tasks:
-    """Commands under way. Each runs to its end, or its deadline, even if whoever asked for it is cancelled: a reply
-    that nobody reads would be taken for that of the next command."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Future[Any]] = set()
-
-    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        task = asyncio.create_task(work)
-        self.watch(task)
-        return task
-
-    def watch(self, work: asyncio.Future[Any]) -> None:
-        """Count among them what is under way without a task."""
-        self._tasks.add(work)
-        work.add_done_callback(self._done)
-
-    async def finish(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return await asyncio.shield(self.start(work))
-
-    async def join(self) -> None:
-        """Wait for all of them."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _done(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Whoever waited for it has its error; a caller that was cancelled does not want it.
-            with suppress(EventStoreError):
-                task.exception()

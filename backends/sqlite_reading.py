@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from backends.sqlite_loader import SQLiteLoader
 from backends.sqlite_log import SQLiteLog
 from backends.sqlite_records import RECORD, as_one_row, conditions_of, records_of, unindexed_tenant
 from backends.tables import journal_events, journal_removals, journal_snapshots, journal_streams
+from backends.tasks import Tasks
 from backends.tenants_sql import TENANTS, first_tenant
 from eventstore.backend import (
     EventFilter,
@@ -75,7 +76,7 @@ class SQLiteReader:
         self._loader: SQLiteLoader | None = None
         self._log: SQLiteLog | None = None
         self._places = asyncio.Semaphore(_READERS)
-        self._reads: set[asyncio.Task[Sequence[Any]]] = set()
+        self._tasks = Tasks()
         self._pid = 0
 
     def open_readers(self) -> None:
@@ -99,8 +100,7 @@ class SQLiteReader:
         engine, self._engine = self._engine, None
         loader, self._loader = self._loader, None
         log, self._log = self._log, None
-        if self._reads:
-            await asyncio.wait(self._reads)
+        await self._tasks.join()
         if loader is not None:
             await loader.close()
         if log is not None:
@@ -265,7 +265,7 @@ class SQLiteReader:
     async def _rows(self, statement: Executable) -> Sequence[Any]:
         """Run a statement on a reading connection."""
         try:
-            return await self._to_its_end(self._execute(self._open_engine, statement))
+            return await self._tasks.finish(self._execute(self._open_engine, statement))
         except DBAPIError as error:
             raise _read_error(error.orig) from error
 
@@ -279,7 +279,7 @@ class SQLiteReader:
     async def _driver_rows(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
         """Run a statement on the driver itself: one hop to its thread instead of four."""
         try:
-            return await self._to_its_end(self._execute_on_driver(self._open_engine, statement, parameters))
+            return await self._tasks.finish(self._execute_on_driver(self._open_engine, statement, parameters))
         except DBAPIError as error:
             # The pool had to connect, and could not.
             raise _read_error(error.orig) from error
@@ -307,19 +307,6 @@ class SQLiteReader:
             yield
         finally:
             self._places.release()
-
-    async def _to_its_end(self, read: Coroutine[Any, Any, Sequence[Any]]) -> Sequence[Any]:
-        """Run a read that ends even if its caller is cancelled: inside the driver, a cancellation would leave a
-        statement running, or a connection and its thread that nobody closes."""
-        task = asyncio.ensure_future(read)
-        self._reads.add(task)
-        task.add_done_callback(self._read_done)
-        return await asyncio.shield(task)
-
-    def _read_done(self, task: asyncio.Task[Sequence[Any]]) -> None:
-        self._reads.discard(task)
-        if not task.cancelled():
-            task.exception()  # Whoever waited for it has it; a caller that was cancelled does not want it.
 
     @property
     def log(self) -> SQLiteLog:
