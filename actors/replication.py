@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
+from actors.merging import Merging
 from actors.replicas.incoming import Gap
 from actors.replicas.lazy_peer import LazyPeer
 from actors.replicas.members import Cursor, Members
-from actors.replicas.merging import Merging
 from actors.replicas.peer import Peer, Pull, StorePeer, in_order
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_cell import ReplicatedCell
