@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from backends.memory_archive import MemoryArchive
-from backends.memory_journal import Entry, Journal, Log
+from backends.memory_journal import Journal, Log
 from backends.memory_owners import MemoryLease
+from backends.memory_stream import Entry
 from eventstore.auditing.audit_scan import scanned_page
 from eventstore.backend import (
     AppendOutcome,

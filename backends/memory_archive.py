@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from backends.archiving import TRUNCATED, check_copy, checked_reason, truncations
-from backends.memory_journal import Entry, Log, Remembered, Stream
+from backends.memory_journal import Log
+from backends.memory_stream import Entry, Remembered, Stream
 from backends.times import nearest_time
 from eventstore.backend import StoredSnapshot
 from eventstore.contract.archive import (
