@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Generator
 from typing import Any, cast
 
-import orjson
-
 from actors.actor import PersistentActor
 from actors.cells.cell_runtime import CellRuntime
 from actors.cells.command_memory import CommandMemory
@@ -15,12 +13,13 @@ from actors.cells.mailbox import Envelope
 from actors.cells.phase import Phase
 from actors.cells.pipeline import Pipeline
 from actors.command_identity import CommandIdentity
+from actors.event_metadata import metadata_of_command
 from actors.handlers import unhandled
 from actors.handling import Handling, deciding
 from actors.message_metadata import merged, sent_with
 from actors.told_error import told_error
 from eventstore.backend import CommandOutcome, EncodedEvent
-from eventstore.codec import encode_event, encode_metadata
+from eventstore.codec import encode_event
 from eventstore.errors import ActorError, BackendUnavailable, TransactionError
 from eventstore.events import Event, Metadata
 
@@ -183,7 +182,7 @@ class StagingCell:
             given = merged(outer, given)
         if given is None and self._identity is None:
             return None
-        return encoded_metadata(given, self._identity)
+        return metadata_of_command(given, self._identity)
 
     def __await__(self) -> Generator[Any, None, None]:
         """A cell is what `persist` returns: awaiting it waits until what was persisted is durable."""
@@ -217,14 +216,3 @@ class StagingCell:
     def _remember(self, outcome: CommandOutcome) -> None:
         if self._memory is not None:
             self._memory.add(outcome.command_id)
-
-
-def encoded_metadata(metadata: Metadata | bytes | None, identity: CommandIdentity | None) -> bytes | None:
-    """The metadata that a command's events are stored with: they name the command. A transaction has encoded them."""
-    if isinstance(metadata, bytes):
-        return metadata
-    if identity is None:
-        return None if metadata is None else encode_metadata(metadata)
-    if metadata is None:
-        return b'{"command_id":' + orjson.dumps(identity.command_id) + b"}"
-    return encode_metadata(metadata.model_copy(update={"command_id": identity.command_id}))

@@ -6,17 +6,14 @@ import asyncio
 import contextvars
 from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, cast
-
-import orjson
-from uuid_utils import uuid7
+from typing import Any, Protocol, Self, TypeVar
 
 from actors.cells.append_failures import outcome_unknown
 from actors.command import Command
 from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
+from actors.event_metadata import metadata_of_transaction
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
-from actors.message_metadata import merged, sent_with
 from actors.ref import ActorRef
 from actors.transactions.participant import Participant, finished
 from actors.transactions.repetition import Repetition
@@ -26,7 +23,6 @@ from eventstore.calls.finishing import finish_then_cancel
 from eventstore.calls.group_commit import GroupCommit
 from eventstore.calls.pending_append import PendingAppend, size_of
 from eventstore.calls.sql_connection import SqlConnection
-from eventstore.codec import encode_metadata
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     ActorStopped,
@@ -348,7 +344,7 @@ class Transaction:
         participant.check_sound()
         version = participant.cell.version
         if self._encoded is None:
-            self._encoded = _encoded(self._metadata, self.command_id)
+            self._encoded = metadata_of_transaction(self._metadata, self.command_id)
         if route.is_async:
             self.ran_async = True
             reply, events = await self._in_time(participant.handle(route, command, self._encoded))
@@ -528,18 +524,3 @@ class Transaction:
 
 def _stream_id(ref: ActorRef[Any]) -> str:
     return ref.stream_id
-
-
-def _encoded(metadata: Metadata | None, command_id: str | None) -> bytes:
-    """What the events of all actors are stored with: by the correlation id they are found together."""
-    metadata = merged(sent_with(), metadata)
-    if metadata is None:
-        if command_id is None:
-            return b'{"correlation_id":"%b"}' % str(uuid7()).encode()
-        return orjson.dumps({"correlation_id": command_id, "command_id": command_id})
-    update: dict[str, str] = {}
-    if command_id is not None:
-        update["command_id"] = command_id
-    if metadata.correlation_id is None:
-        update["correlation_id"] = command_id or str(uuid7())
-    return cast("bytes", encode_metadata(metadata.model_copy(update=update)))
