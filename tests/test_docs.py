@@ -88,7 +88,18 @@ def test_a_story_goes_as_the_page_tells_it(page: str, tmp_path: Path, starter: S
                 assert cells_of(teller.run(step.words)) == cells_of(step.output), step.line
 
 
-@pytest.mark.parametrize("page", sorted(path.stem for path in DOCS.glob("*.md")))
-def test_every_page_that_is_linked_is_there(page: str) -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)", (DOCS / f"{page}.md").read_text("utf-8"))
-    assert [link for link in links if not (DOCS / link).exists()] == []
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT).as_posix() for path in [*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+)
+def test_every_page_and_every_heading_that_is_linked_is_there(page: str) -> None:
+    path = ROOT / page
+    links = [link.partition("#") for link in re.findall(r"\]\((?!http)([^)\s]+)\)", path.read_text("utf-8"))]
+    places = [(path.parent / name if name else path, anchor) for name, _, anchor in links]
+    assert [place.name for place, _ in places if not place.exists()] == []
+    assert [(place.name, anchor) for place, anchor in places if anchor and anchor not in _anchors(place)] == []
+
+
+def _anchors(page: Path) -> set[str]:
+    """What a page's headings are linked by."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
