@@ -17,7 +17,7 @@ from eventstore.contract.record_page import RecordPage
 from eventstore.errors import EventDecodeError, EventEncodeError, InvalidArgument, JournalCorrupt, PayloadTooLarge
 from eventstore.event_array import EventArray
 from eventstore.events import Event, Metadata, NewEvent, RecordedEvent, event_class, is_tag, loss_of
-from eventstore.json_form import JsonForm, form_of_model, reader, survey_of
+from eventstore.json_form import JsonForm, form_of_model, keeping_reader, survey_of
 from eventstore.upcasters import UPCASTERS
 
 DEFAULT_MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
@@ -289,11 +289,7 @@ def decode_all_metadata(encoded: Sequence[bytes | None]) -> Sequence[Metadata | 
     return [None if notes is None else next(one_by_one) for notes in encoded]
 
 
-@lru_cache(maxsize=1024)
-def _one(cls: type[Event]) -> Callable[..., Any]:
-    return reader(cls, cls.__pydantic_validator__.validate_json)
-
-
+_one = lru_cache(maxsize=1024)(keeping_reader)
 _array = lru_cache(maxsize=1024)(EventArray)
 
 
@@ -371,7 +367,7 @@ def decode_stored(
 def decode_payload(cls: type[Event], payload: str | bytes, *, stream_id: str, version: int) -> Event:
     """A payload of a class's current version; fields that the class does not know are kept."""
     try:
-        event: Event = _one(cls)(payload, extra="allow")
+        event: Event = _one(cls)(payload)
         return event
     except ValidationError as error:
         raise EventDecodeError(cls.__event_type__, _reasons(error), stream_id=stream_id, version=version) from error

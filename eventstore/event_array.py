@@ -42,4 +42,7 @@ class EventArray:
             except ValidationError:
                 return None
             self._extra = "allow"
+        except AttributeError:
+            # A dataclass with slots has no room for what it does not know.
+            return None
         return events if len(events) == len(payloads) else None

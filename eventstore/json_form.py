@@ -118,6 +118,23 @@ def reader(cls: type[BaseModel], read: Callable[..., Any]) -> Callable[..., Any]
     return by_any_name(read) if survey_of(cls).has_aliases else read
 
 
+def keeping_reader(cls: type[BaseModel]) -> Callable[[str | bytes], Any]:
+    """What reads one value of a class out of its JSON, with fields that the class does not know. If one of these is a
+    dataclass's with slots, which has no room for it, all of them are left out."""
+    read = reader(cls, cls.__pydantic_validator__.validate_json)
+    keep = partial(read, extra="allow")
+    if not (cls.__pydantic_complete__ and survey_of(cls).has_slots):
+        return keep
+
+    def keep_or_leave(payload: str | bytes) -> Any:
+        try:
+            return keep(payload)
+        except AttributeError:
+            return read(payload, extra="ignore")
+
+    return keep_or_leave
+
+
 def by_any_name(read: Callable[..., Any]) -> Callable[..., Any]:
     """Fields are written by their names; what somebody wrote by their aliases is read as well."""
     return partial(read, by_name=True, by_alias=True)
@@ -169,7 +186,7 @@ class Survey:
         """The values are of the class `owner` and of no subclass, if it is given.
 
         `is_flat` says that there is no class in it but that, and no code of the user's: what becomes of unknown fields
-        decides about nothing else then.
+        decides about nothing else then. `has_slots` says that there is a dataclass that has no room for them at all.
         """
         self.core_schema = core_schema
         self.is_exact = True
@@ -177,6 +194,7 @@ class Survey:
         self.has_aliases = False
         self.has_derived = False
         self.has_floats = False
+        self.has_slots = False
         self.has_strings = owner is not None
         self.losses: list[Loss] = []
         self.models: list[type] = []
@@ -237,6 +255,7 @@ class Survey:
             self._seen.add(ref)
         own: Mapping[str, Any] = schema.get("config") or {}
         config = own if schema["type"] == "model" else {**config, **own}
+        self.has_slots = self.has_slots or (schema["type"] == "dataclass" and bool(schema.get("slots")))
         if schema["type"] != "typed-dict" and schema["cls"] is not self._owner:
             self.models.append(schema["cls"])
         if (

