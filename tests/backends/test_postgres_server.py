@@ -238,7 +238,8 @@ async def test_a_server_that_falls_silent_when_it_is_connected_is_given_up(postg
         proxy.lose_reply(to=b"set_config('synchronous_commit', 'on', false)", reset=False)
         began = time.monotonic()
         with pytest.raises(BackendUnavailable, match="connect_timeout"):
-            await opening(via(proxy, postgres_url, connect_timeout=3, command_timeout=3 * PATIENCE))
+            async with asyncio.timeout(2 * PATIENCE):
+                await opening(via(proxy, postgres_url, connect_timeout=3, command_timeout=3 * PATIENCE))
         assert proxy.lost_replies == 1
         assert time.monotonic() - began < PATIENCE
 
