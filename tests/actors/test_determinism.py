@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import subprocess
@@ -135,7 +136,10 @@ def test_the_call_is_not_done_and_the_error_says_what_to_do(tmp_path: Path) -> N
         pytest.raises(RecoveryError, match=r"its handler for 'determinism\.did' raised NotDeterministic"),
     ):
         Scenario(Writer).given(Did(what="x"))
-    assert caught.value.breach.call == "pathlib.Path.write_text -> pathlib.Path.open -> io.open"
+    # Python 3.13 has the module in parts, and goes one step more.
+    assert re.fullmatch(
+        r"pathlib\S*\.Path\.write_text -> .*pathlib\S*\.Path\.open -> io\.open", caught.value.breach.call
+    )
     assert not made.exists()
 
 
