@@ -21,6 +21,8 @@ STRINGS = "strings"
 _CLASSES = ("model", "dataclass", "typed-dict")
 # A dataclass has no place for what it does not know.
 _FIELDS = ("model-fields", "typed-dict")
+# Behind the name of a part of a schema that takes no other fields than its own.
+_EXACT = ":exact"
 _LEAVES = frozenset({"none", "bool", "int", "float", "str", "bytes", "decimal", "uuid"})
 _TIMES = frozenset({"date", "time", "datetime", "timedelta"})
 # Two of these in a union cannot be told apart by their JSON.
@@ -63,7 +65,7 @@ class JsonForm:
         self._models: Sequence[type] = survey.models
         self._extra = {} if extra is None else {"extra": extra}
         if (survey.has_floats and not survey.has_strings) or extra is not None:
-            serializer, is_everywhere = _everywhere(survey.core_schema, keeps_unknown=extra is not None)
+            serializer, is_everywhere = _everywhere(survey, keeps_unknown=extra is not None)
             self._is_exact = self._is_exact and (is_everywhere or survey.is_flat)
         writing: dict[str, Any] = {"by_alias": False} if survey.has_aliases else {}
         if survey.has_derived:
@@ -148,11 +150,12 @@ def survey_of(cls: type[BaseModel]) -> Survey:
     return Survey(cls.__pydantic_core_schema__, owner=cls)
 
 
-def _everywhere(core_schema: Mapping[str, Any], *, keeps_unknown: bool) -> tuple[SchemaSerializer, bool]:
+def _everywhere(survey: Survey, *, keeps_unknown: bool) -> tuple[SchemaSerializer, bool]:
     """A serializer that writes infinities as texts within nested models too, and what their classes do not know:
     otherwise each goes by its own configuration. And whether it does."""
     config: Any = {"ser_json_inf_nan": STRINGS}
-    schema: Any = _rewritten(core_schema, keeps_unknown=keeps_unknown)
+    rewriting = _Rewriting(survey.definitions, keeps_unknown, doubles=keeps_unknown and survey.has_typed_dicts)
+    schema: Any = rewriting.of(survey.core_schema)
     try:
         # The models' own serializers, which are there already, would be used for what is nested.
         return SchemaSerializer(schema, config, _use_prebuilt=False), True
@@ -160,23 +163,57 @@ def _everywhere(core_schema: Mapping[str, Any], *, keeps_unknown: bool) -> tuple
         return SchemaSerializer(schema, config), False
 
 
-def _rewritten(node: Any, *, keeps_unknown: bool) -> Any:
-    if _is_dict(node):
-        made = {
-            key: each if key in _UNTOUCHED else _rewritten(each, keeps_unknown=keeps_unknown)
-            for key, each in node.items()
-        }
-        if made.get("type") in _CLASSES:
+class _Rewriting(NamedTuple):
+    """A schema made to write infinities as texts, and, if it `keeps_unknown`, what is in models and typed dictionaries
+    besides their fields.
+
+    Of a union the first choice that fits is written, and one that takes all fields fits dictionaries of the others.
+    So where it `doubles`, each choice is there twice: all of them as they are, and behind them, those with the most
+    fields first, as such that take all.
+    """
+
+    definitions: Mapping[str, Mapping[str, Any]]
+    keeps_unknown: bool
+    doubles: bool
+    is_exact: bool = False
+    """Whether typed dictionaries are left as they are. Then what refers to one refers to such a one, too."""
+
+    def of(self, node: Any) -> Any:
+        if _is_list(node):
+            parts = [self.of(each) for each in node]
+            return parts if isinstance(node, list) else tuple(parts)
+        if not _is_dict(node):
+            return node
+        type_ = node.get("type")
+        if not isinstance(type_, str):
+            # The keys are names of fields, or tags.
+            return {key: self.of(each) for key, each in node.items()}
+        made = {key: each if key in _UNTOUCHED else self.of(each) for key, each in node.items()}
+        takes_all = self.keeps_unknown and not (type_ == "typed-dict" and self.is_exact)
+        if type_ in _CLASSES:
             made["config"] = {**(made.get("config") or {}), "ser_json_inf_nan": STRINGS}
-            if keeps_unknown:
+            if takes_all:
                 made["config"]["extra_fields_behavior"] = "allow"
-        if keeps_unknown and made.get("type") in _FIELDS:
+        if takes_all and type_ in _FIELDS:
             made["extra_behavior"] = "allow"
+        if self.is_exact:
+            made |= {key: made[key] + _EXACT for key in ("ref", "schema_ref") if key in made}
+        elif self.doubles and type_ == "definitions":
+            made["definitions"] += self._exactly.of(node["definitions"])
+        elif self.doubles and type_ == "union":
+            made["choices"].sort(key=self._field_count, reverse=True)
+            made["choices"] = self._exactly.of(node["choices"]) + made["choices"]
         return made
-    if _is_list(node):
-        parts = [_rewritten(each, keeps_unknown=keeps_unknown) for each in node]
-        return parts if isinstance(node, list) else tuple(parts)
-    return node
+
+    @property
+    def _exactly(self) -> _Rewriting:
+        return self._replace(is_exact=True)
+
+    def _field_count(self, choice: Any) -> int:
+        schema: Any = choice[0] if _is_list(choice) else choice
+        if schema["type"] == "definition-ref":
+            schema = self.definitions.get(schema["schema_ref"], schema)
+        return len(schema["fields"]) if schema["type"] == "typed-dict" else 0
 
 
 class Survey:
@@ -196,10 +233,11 @@ class Survey:
         self.has_floats = False
         self.has_slots = False
         self.has_strings = owner is not None
+        self.has_typed_dicts = False
         self.losses: list[Loss] = []
         self.models: list[type] = []
+        self.definitions: dict[str, Mapping[str, Any]] = {}
         self._owner = owner
-        self._definitions: dict[str, Mapping[str, Any]] = {}
         self._seen: set[str] = set()
         self._visit(core_schema, "", {})
 
@@ -214,13 +252,13 @@ class Survey:
                 return
         match schema["type"]:
             case "definitions":
-                self._definitions |= {each["ref"]: each for each in schema["definitions"]}
+                self.definitions |= {each["ref"]: each for each in schema["definitions"]}
                 self._visit(schema["schema"], place, config)
             case "definition-ref":
                 self.is_flat = False
                 if schema["schema_ref"] not in self._seen:
                     self._seen.add(schema["schema_ref"])
-                    self._visit(self._definitions[schema["schema_ref"]], place, config)
+                    self._visit(self.definitions[schema["schema_ref"]], place, config)
             case "model" | "dataclass" | "typed-dict":
                 self._visit_class(schema, place, config)
             case "model-fields" | "dataclass-args":
@@ -276,6 +314,7 @@ class Survey:
         ):
             self.is_exact = False
         if schema["type"] == "typed-dict":
+            self.has_typed_dicts = True
             self._visit_fields(schema, place, config)
         else:
             self._visit(schema["schema"], place, config)
