@@ -112,7 +112,7 @@ class PostgresBackend:
         # The next one's statement is made while the server works on this one's.
         appending.may_be_followed = True
         plan = parts.append.plan_behind(batches)
-        task = asyncio.ensure_future(appending.run(parts.append.append(batches, plan)))
+        task = appending.start(parts.append.append(batches, plan))
         parts.appends.add(task)
         task.add_done_callback(parts.appends.discard)
         appending.add_done_callback(parts.appended)

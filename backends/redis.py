@@ -134,7 +134,7 @@ class RedisBackend(RedisReader):
         if self._start(batches, appending):
             self._tasks.watch(appending)
         else:
-            self._tasks.start(appending.run(self._append(batches)))
+            self._tasks.watch(appending.start(self._append(batches)))
         return appending
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
@@ -217,7 +217,7 @@ class RedisBackend(RedisReader):
         def receive(reply: Any, error: BaseException | None) -> None:
             turn.release()
             if isinstance(error, driver.NoScriptError):
-                self._tasks.start(appending.run(self._append(batches)))
+                self._tasks.watch(appending.start(self._append(batches)))
                 return
             outcomes = None
             try:

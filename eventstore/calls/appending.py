@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 from eventstore.backend import AppendOutcome
 
@@ -31,6 +33,18 @@ class Appending(asyncio.Future[Sequence[AppendOutcome]]):
             self.set_exception(error)
         if self.on_end is not None:
             self.on_end(self)
+
+    def start(self, work: Coroutine[Any, Any, Sequence[AppendOutcome]]) -> asyncio.Task[None]:
+        """Do the work in a task, which gives it what that comes to."""
+        task = asyncio.create_task(self.run(work))
+        task.add_done_callback(partial(self._ended, work))
+        return task
+
+    def _ended(self, work: Coroutine[Any, Any, Sequence[AppendOutcome]], _: asyncio.Task[None]) -> None:
+        if not self.done():
+            # The task was cancelled before its first step, as when the event loop ends.
+            work.close()
+            self.end(None, asyncio.CancelledError())
 
     async def run(self, work: Awaitable[Sequence[AppendOutcome]]) -> None:
         """Give it what some work comes to."""
