@@ -52,9 +52,9 @@ class PostgresSession:
         OPEN_CONNECTIONS.opened(self)
 
     @property
-    def transport(self) -> asyncio.BaseTransport | None:
+    def transport(self) -> asyncio.WriteTransport | None:
         """None if the driver does not tell."""
-        return cast("asyncio.BaseTransport | None", getattr(self.connection, "_transport", None))
+        return cast("asyncio.WriteTransport | None", getattr(self.connection, "_transport", None))
 
     @property
     def is_usable(self) -> bool:

@@ -44,8 +44,8 @@ class RedisReplies(asyncio.Protocol):
         OPEN_CONNECTIONS.opened(self)
 
     @property
-    def transport(self) -> asyncio.BaseTransport | None:
-        return None if self._stream is None else cast("asyncio.BaseTransport", self._stream.transport)
+    def transport(self) -> asyncio.WriteTransport | None:
+        return None if self._stream is None else cast("asyncio.WriteTransport", self._stream.transport)
 
     def cut_off(self) -> None:
         self._lost = self._lost or driver.ConnectionError(

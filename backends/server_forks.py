@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 class OpenConnection(Protocol):
     @property
-    def transport(self) -> asyncio.BaseTransport | None: ...
+    def transport(self) -> asyncio.WriteTransport | None: ...
 
     def cut_off(self) -> None:
         """Called in the child, where nothing that is done on the connection reaches the server any more: take it for
@@ -49,7 +49,21 @@ class OpenConnections:
         for connection in connections:
             # Its loop may be another thread's, or closed.
             with suppress(RuntimeError):
+                _abort(connection)
+            with suppress(RuntimeError):
                 connection.cut_off()
+
+
+def _abort(connection: OpenConnection) -> None:
+    """Let whoever waits in the child's loop be told soon, instead of when his time is over."""
+    if connection.transport is None:
+        return
+    try:
+        connection.transport.abort()
+    except OSError:
+        # Something was still to be sent. The loop cannot take back that it wanted to be told when it can be: the system
+        # does not look at the number. But it has forgotten it.
+        connection.transport.abort()
 
 
 def _file_number(connection: OpenConnection) -> int:

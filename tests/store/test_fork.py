@@ -185,6 +185,38 @@ assert runner.run(store.version("a")) == 13
 runner.run(within(20, asyncio.ensure_future(store.close(), loop=runner.get_loop())))
 """
 
+# The child ends the loop when nothing is there to be read, and much is still to be sent.
+LOOP_ENDED_WHILE_SENDING = """
+import signal
+
+class Large(Event, name="fork.large"):
+    text: str
+
+async def begun(version):
+    calling = asyncio.create_task(store.append("a", [Large(text="x" * 3_000_000)] * 6, expected_version=version))
+    for _ in range(version // 2):
+        await asyncio.sleep(0)
+    return calling
+
+async def done(calling):
+    async with asyncio.timeout(40):
+        await calling
+
+store = runner.run(opened(EventStore.open(url + ("&" if "?" in url else "?") + "command_timeout=600")))
+for version in range(0, 24, 6):
+    calling = runner.run(begun(version))
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(20)
+            runner.close()
+        finally:
+            os._exit(7)
+    ended(child)
+    runner.run(done(calling))
+runner.run(store.close())
+"""
+
 CLOSED_BESIDE_A_CHILD = """
 store = runner.run(opened(EventStore.open(url)))
 runner.run(store.append("a", happened(1)))
@@ -302,6 +334,14 @@ def test_a_child_that_ends_its_parents_event_loop_takes_no_answer_from_it(
 ) -> None:
     url: str = request.getfixturevalue(f"{backend}_url")
     run(LOOP_ENDED_BESIDE_CALLS, url)
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis"])
+def test_a_child_that_ends_its_parents_event_loop_waits_for_no_answer_to_what_its_parent_sends(
+    backend: str, request: pytest.FixtureRequest
+) -> None:
+    url: str = request.getfixturevalue(f"{backend}_url")
+    run(LOOP_ENDED_WHILE_SENDING, url)
 
 
 def test_a_store_is_closed_while_a_child_of_a_fork_lives(url: str) -> None:
