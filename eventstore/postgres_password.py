@@ -20,7 +20,7 @@ def password_from_file(places: Sequence[tuple[str, int]], database: str, user: s
     The driver reads the file too, but leaves the backslashes in what it has read, so that no password was right that
     holds a colon or a backslash.
     """
-    if os.environ.get("PGPASSWORD") is not None:
+    if os.environ.get("PGPASSWORD"):
         return None
     try:
         path = Path(os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")

@@ -163,6 +163,8 @@ def test_a_password_file_that_others_may_read_or_that_pgpassword_overrides_is_pa
     file.write_text("*:*:*:ann:hers\n")
     file.chmod(0o600)
     assert bank.connect_arguments()["password"] == "hers"
+    monkeypatch.setenv("PGPASSWORD", "")  # As libpq has it: none.
+    assert bank.connect_arguments()["password"] == "hers"
     monkeypatch.setenv("PGPASSWORD", "another")
     assert bank.connect_arguments()["password"] is None
     monkeypatch.delenv("PGPASSWORD")
