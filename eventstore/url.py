@@ -111,8 +111,9 @@ class StoreUrl:
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
             raise InvalidStoreUrl(
                 f"{self}: the file has {found.st_nlink} names (hard links), and whoever opened it by another one would "
-                "not see what is written here: remove the others, or copy the file and open the copy; `find DIRECTORY "
-                f"-samefile {path.name}` shows them"
+                f"not see what is written here; `find DIRECTORY -samefile {path.name}` shows them. Keep the one by "
+                "which it was opened last, with the -wal file beside it if there is one, which has the newest events, "
+                "and remove the others. Who copies the file copies that one too"
             )
         return path
 

@@ -105,7 +105,7 @@ async def test_a_file_that_has_another_name_is_refused_by_both(tmp_path: Path):
         # Who has it open goes on.
         await store.append("a", happened(2))
     for each in (path, link):
-        with pytest.raises(InvalidStoreUrl, match="remove the others, or copy the file"):
+        with pytest.raises(InvalidStoreUrl, match=r"opened last, with the -wal file .* remove the others"):
             schema.upgrade(parse_store_url(f"sqlite:///{each}"))
     link.unlink()
     async with EventStore.open(f"sqlite:///{path}") as store:
