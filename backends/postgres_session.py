@@ -232,7 +232,7 @@ async def connect(
             connection = await driver_connect(**arguments)
             session = PostgresSession(connection, target, is_pooled=is_pooled, planning=planning)
             if prepared:
-                await session.prepare(prepared, seconds=target.connect_timeout)
+                await session.prepare(prepared, seconds=max(0.0, deadline - time.monotonic()))
             return session
         except (*DRIVER_ERRORS, ValueError) as error:
             is_late = time.monotonic() + _STARTING_SECONDS > deadline

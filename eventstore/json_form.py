@@ -19,10 +19,9 @@ STRINGS = "strings"
 """How infinities and not-a-number are written: JSON has no other word for them than null, which is read as None."""
 
 _CLASSES = ("model", "dataclass", "typed-dict")
-# A dataclass has no place for what it does not know.
-_FIELDS = ("model-fields", "typed-dict")
-# Behind the name of a part of a schema that takes no other fields than its own.
-_EXACT = ":exact"
+# What has a place for fields that nobody knows. A dataclass has none.
+_MODELS = frozenset({"model", "model-fields"})
+_DICTIONARIES = frozenset({"typed-dict"})
 _LEAVES = frozenset({"none", "bool", "int", "float", "str", "bytes", "decimal", "uuid"})
 _TIMES = frozenset({"date", "time", "datetime", "timedelta"})
 # Two of these in a union cannot be told apart by their JSON.
@@ -154,8 +153,9 @@ def _everywhere(survey: Survey, *, keeps_unknown: bool) -> tuple[SchemaSerialize
     """A serializer that writes infinities as texts within nested models too, and what their classes do not know:
     otherwise each goes by its own configuration. And whether it does."""
     config: Any = {"ser_json_inf_nan": STRINGS}
-    rewriting = _Rewriting(survey.definitions, keeps_unknown, doubles=keeps_unknown and survey.has_typed_dicts)
-    schema: Any = rewriting.of(survey.core_schema)
+    # Of a union the first choice that fits is written. A typed dictionary that takes all fields would fit the others'.
+    kinds = _MODELS if survey.has_dictionary_unions else _MODELS | _DICTIONARIES
+    schema: Any = _rewritten(survey.core_schema, kinds if keeps_unknown else frozenset())
     try:
         # The models' own serializers, which are there already, would be used for what is nested.
         return SchemaSerializer(schema, config, _use_prebuilt=False), True
@@ -163,57 +163,25 @@ def _everywhere(survey: Survey, *, keeps_unknown: bool) -> tuple[SchemaSerialize
         return SchemaSerializer(schema, config), False
 
 
-class _Rewriting(NamedTuple):
-    """A schema made to write infinities as texts, and, if it `keeps_unknown`, what is in models and typed dictionaries
-    besides their fields.
-
-    Of a union the first choice that fits is written, and one that takes all fields fits dictionaries of the others.
-    So where it `doubles`, each choice is there twice: all of them as they are, and behind them, those with the most
-    fields first, as such that take all.
-    """
-
-    definitions: Mapping[str, Mapping[str, Any]]
-    keeps_unknown: bool
-    doubles: bool
-    is_exact: bool = False
-    """Whether typed dictionaries are left as they are. Then what refers to one refers to such a one, too."""
-
-    def of(self, node: Any) -> Any:
-        if _is_list(node):
-            parts = [self.of(each) for each in node]
-            return parts if isinstance(node, list) else tuple(parts)
-        if not _is_dict(node):
-            return node
-        type_ = node.get("type")
-        if not isinstance(type_, str):
-            # The keys are names of fields, or tags.
-            return {key: self.of(each) for key, each in node.items()}
-        made = {key: each if key in _UNTOUCHED else self.of(each) for key, each in node.items()}
-        takes_all = self.keeps_unknown and not (type_ == "typed-dict" and self.is_exact)
-        if type_ in _CLASSES:
-            made["config"] = {**(made.get("config") or {}), "ser_json_inf_nan": STRINGS}
-            if takes_all:
-                made["config"]["extra_fields_behavior"] = "allow"
-        if takes_all and type_ in _FIELDS:
-            made["extra_behavior"] = "allow"
-        if self.is_exact:
-            made |= {key: made[key] + _EXACT for key in ("ref", "schema_ref") if key in made}
-        elif self.doubles and type_ == "definitions":
-            made["definitions"] += self._exactly.of(node["definitions"])
-        elif self.doubles and type_ == "union":
-            made["choices"].sort(key=self._field_count, reverse=True)
-            made["choices"] = self._exactly.of(node["choices"]) + made["choices"]
-        return made
-
-    @property
-    def _exactly(self) -> _Rewriting:
-        return self._replace(is_exact=True)
-
-    def _field_count(self, choice: Any) -> int:
-        schema: Any = choice[0] if _is_list(choice) else choice
-        if schema["type"] == "definition-ref":
-            schema = self.definitions.get(schema["schema_ref"], schema)
-        return len(schema["fields"]) if schema["type"] == "typed-dict" else 0
+def _rewritten(node: Any, loose: frozenset[str]) -> Any:
+    """A schema of which all parts write infinities as texts, and the `loose` kinds what they have besides fields."""
+    if _is_list(node):
+        parts = [_rewritten(each, loose) for each in node]
+        return parts if isinstance(node, list) else tuple(parts)
+    if not _is_dict(node):
+        return node
+    kind = node.get("type")
+    if not isinstance(kind, str):
+        # The keys are names of fields, or tags.
+        return {key: _rewritten(each, loose) for key, each in node.items()}
+    made = {key: each if key in _UNTOUCHED else _rewritten(each, loose) for key, each in node.items()}
+    if kind in _CLASSES:
+        made["config"] = {**(made.get("config") or {}), "ser_json_inf_nan": STRINGS}
+        if kind in loose:
+            made["config"]["extra_fields_behavior"] = "allow"
+    if kind in loose:
+        made["extra_behavior"] = "allow"
+    return made
 
 
 class Survey:
@@ -230,14 +198,14 @@ class Survey:
         self.is_flat = True
         self.has_aliases = False
         self.has_derived = False
+        self.has_dictionary_unions = False
         self.has_floats = False
         self.has_slots = False
         self.has_strings = owner is not None
-        self.has_typed_dicts = False
         self.losses: list[Loss] = []
         self.models: list[type] = []
-        self.definitions: dict[str, Mapping[str, Any]] = {}
         self._owner = owner
+        self._definitions: dict[str, Mapping[str, Any]] = {}
         self._seen: set[str] = set()
         self._visit(core_schema, "", {})
 
@@ -252,13 +220,13 @@ class Survey:
                 return
         match schema["type"]:
             case "definitions":
-                self.definitions |= {each["ref"]: each for each in schema["definitions"]}
+                self._definitions |= {each["ref"]: each for each in schema["definitions"]}
                 self._visit(schema["schema"], place, config)
             case "definition-ref":
                 self.is_flat = False
                 if schema["schema_ref"] not in self._seen:
                     self._seen.add(schema["schema_ref"])
-                    self._visit(self.definitions[schema["schema_ref"]], place, config)
+                    self._visit(self._definitions[schema["schema_ref"]], place, config)
             case "model" | "dataclass" | "typed-dict":
                 self._visit_class(schema, place, config)
             case "model-fields" | "dataclass-args":
@@ -314,7 +282,6 @@ class Survey:
         ):
             self.is_exact = False
         if schema["type"] == "typed-dict":
-            self.has_typed_dicts = True
             self._visit_fields(schema, place, config)
         else:
             self._visit(schema["schema"], place, config)
@@ -376,8 +343,21 @@ class Survey:
         is_plain = all(kind in _LEAVES or kind in _TEXTS for kind in kinds)
         if not is_plain or texts > 1 or (texts and "float" in kinds) or schema.get("mode") == "left_to_right":
             self.is_exact = False
+        self.has_dictionary_unions = self.has_dictionary_unions or self._holds_dictionary(choices, set())
         for choice in choices:
             self._visit(choice, place, config)
+
+    def _holds_dictionary(self, node: Any, seen: set[str]) -> bool:
+        """Whether typed dictionaries are in a part of a schema: beside models, which are told apart by their class."""
+        if _is_list(node):
+            return any(self._holds_dictionary(each, seen) for each in node)
+        if not _is_dict(node) or node.get("type") in ("model", "dataclass"):
+            return False
+        ref = node.get("schema_ref")
+        if isinstance(ref, str) and ref not in seen:
+            seen.add(ref)
+            return self._holds_dictionary(self._definitions[ref], seen)
+        return node.get("type") == "typed-dict" or self._holds_dictionary(list(node.values()), seen)
 
     def _visit_container(self, schema: Mapping[str, Any], place: str, config: Mapping[str, Any]) -> None:
         match schema["type"]:

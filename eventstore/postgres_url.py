@@ -192,7 +192,7 @@ def _hosts(url: StoreUrl, authority: str) -> tuple[tuple[str, int], ...]:
     named = authority or url.parameters.get("host") or _of_environment("host") or ""
     texts = [text for text in named.split(",") if text]
     ports = url.parameters.get("port", "").split(",")
-    # Of the variable a port that stands with its host is none the less taken.
+    # The URL gives a port once; the variable may give one as well, for the hosts that the URL gives none.
     usual = (_of_environment("port") or "").split(",")
     places: list[tuple[str, int]] = []
     for index, text in enumerate(texts or _LOCAL_HOSTS):
