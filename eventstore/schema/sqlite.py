@@ -114,13 +114,17 @@ def _connected(url: StoreUrl, path: Path, *, mode: str) -> Generator[Connection]
         # that may have the file open, because two connections that checkpoint can corrupt it (SQLite before 3.51.3).
         uri = f"file://{quote(os.fsencode(path))}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
-        for pragma in (
-            "trusted_schema=OFF",
-            "cell_size_check=ON",
-            "synchronous=FULL",
-            "wal_autocheckpoint=0",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in (
+                "trusted_schema=OFF",
+                "cell_size_check=ON",
+                "synchronous=FULL",
+                "wal_autocheckpoint=0",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=NullPool)

@@ -28,7 +28,7 @@ MOODS = {
     "clock": ["calls datetime.datetime.now", f"{PARTED}20"],
     "random": ["calls random.random", f"{PARTED}0."],
     "uuid": ["calls uuid.uuid4 -> posix.urandom", PARTED],
-    "file": ["calls pathlib.Path.read_bytes -> pathlib.Path.open -> io.open", "-> io.BufferedReader.read"],
+    "file": ["calls io.open", "calls io.BufferedReader.read"],
     "hash": [f'{PARTED}"name-'],
     "unseen": [f"{PARTED}1"],
     "elsewhere": ["it can be folded in one process, and not in another: its handler"],
