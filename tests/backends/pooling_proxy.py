@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import struct
 from types import TracebackType
-from typing import Self
+
+from tests.servers.front import Front
 
 _SSL_REQUEST = 80877103
 _STARTUP = 196608
@@ -14,53 +15,34 @@ _STARTUP = 196608
 _KNOWN = {b"user", b"database", b"application_name", b"client_encoding"}
 
 
-class PoolingProxy:
+class PoolingProxy(Front):
     """Several clients share `sessions` sessions of the server. Each transaction gets the one that was idle longest.
 
     `changes` counts how often a client got another session than the time before.
     """
 
     def __init__(self, host: str, port: int, *, sessions: int = 3) -> None:
-        self._target = (host, port)
+        super().__init__(host, port)
         self._size = sessions
         self._idle: asyncio.Queue[_Session] = asyncio.Queue()
         self._sessions: list[_Session] = []
         self._greeting = b""
         self._packet = b""
         self._keys = itertools.count(1_000_000)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
-        self.host, self.port = "127.0.0.1", 0
         self.changes = 0
         self.refused: list[bytes] = []
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self.host, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().__aexit__(exc_type, exc, traceback)
         for session in self._sessions:
             session.writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            if await self._greet(reader, writer):
-                await self._relay(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await self._greet(reader, writer):
+            await self._relay(reader, writer)
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         while True:

@@ -8,13 +8,13 @@ import ipaddress
 import ssl
 import struct
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.servers.front import Front
 
 _DAYS = datetime.timedelta(days=2)
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)
@@ -82,66 +82,26 @@ class Authority:
         )
 
 
-class TlsFront:
+class TlsFront(Front):
     """Passes on to a server what clients say over TLS, and counts its bytes. One of Postgres is asked for TLS first."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext, *, is_postgres: bool) -> None:
-        self._target = (host, port)
-        self._context = context
-        self._is_postgres = is_postgres
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.port = 0
+        super().__init__(host, port, context=None if is_postgres else context)
+        self._context_when_asked = context if is_postgres else None
         self.bytes_from_clients = 0
 
-    async def __aenter__(self) -> Self:
-        context = None if self._is_postgres else self._context
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A client that does not like the certificate says so, and hangs up.
+        if self._context_when_asked is not None:
+            if await reader.readexactly(len(_SSL_REQUEST)) != _SSL_REQUEST:
+                return
+            writer.write(b"S")
+            await writer.drain()
+            await writer.start_tls(self._context_when_asked)
+        await self.relay(reader, writer)
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            if self._is_postgres:
-                if await reader.readexactly(len(_SSL_REQUEST)) != _SSL_REQUEST:
-                    return
-                writer.write(b"S")
-                await writer.drain()
-                await writer.start_tls(self._context)
-            server_reader, server_writer = await asyncio.open_connection(*self._target)
-            try:
-                ways = [
-                    asyncio.ensure_future(self._pass_on(reader, server_writer, counts=True)),
-                    asyncio.ensure_future(self._pass_on(server_reader, writer)),
-                ]
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
-            finally:
-                server_writer.transport.abort()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            # A client that does not like the certificate says so, and hangs up.
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
-
-    async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counts: bool = False
-    ) -> None:
+    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while some := await reader.read(65536):
-            if counts:
-                self.bytes_from_clients += len(some)
+            self.bytes_from_clients += len(some)
             writer.write(some)
             await writer.drain()

@@ -301,6 +301,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
+@pytest.fixture(params=["postgres", "redis"])
+def server_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
 def run(program: str, url: str, whose_loop: str = "its own") -> None:
     # From 3.12 on Python warns of every fork beside threads. What comes of one here is what the tests are about.
     quiet = "ignore:This process:DeprecationWarning"
@@ -320,28 +325,22 @@ def test_a_child_that_closes_the_store_does_nothing_to_its_parents_connections(u
     run(CLOSED_BY_THE_CHILD, url, whose_loop)
 
 
-@pytest.mark.parametrize("backend", ["postgres", "redis"])
 def test_a_child_that_ends_its_parents_event_loop_says_nothing_on_its_connections(
-    backend: str, request: pytest.FixtureRequest
+    server_url: str,
 ) -> None:
-    url: str = request.getfixturevalue(f"{backend}_url")
-    run(LOOP_ENDED_BY_THE_CHILD, url)
+    run(LOOP_ENDED_BY_THE_CHILD, server_url)
 
 
-@pytest.mark.parametrize("backend", ["postgres", "redis"])
 def test_a_child_that_ends_its_parents_event_loop_takes_no_answer_from_it(
-    backend: str, request: pytest.FixtureRequest
+    server_url: str,
 ) -> None:
-    url: str = request.getfixturevalue(f"{backend}_url")
-    run(LOOP_ENDED_BESIDE_CALLS, url)
+    run(LOOP_ENDED_BESIDE_CALLS, server_url)
 
 
-@pytest.mark.parametrize("backend", ["postgres", "redis"])
 def test_a_child_that_ends_its_parents_event_loop_waits_for_no_answer_to_what_its_parent_sends(
-    backend: str, request: pytest.FixtureRequest
+    server_url: str,
 ) -> None:
-    url: str = request.getfixturevalue(f"{backend}_url")
-    run(LOOP_ENDED_WHILE_SENDING, url)
+    run(LOOP_ENDED_WHILE_SENDING, server_url)
 
 
 def test_a_store_is_closed_while_a_child_of_a_fork_lives(url: str) -> None:

@@ -41,17 +41,6 @@ A_MOMENT = 0.05
 BACK_WITHIN = 20.0
 
 
-@pytest.fixture(params=["postgres", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest_asyncio.fixture
-async def proxy(url: str) -> AsyncIterator[FaultProxy]:
-    async with proxy_to(url) as proxy:
-        yield proxy
-
-
 @pytest_asyncio.fixture
 async def store(proxy: FaultProxy, url: str) -> AsyncIterator[EventStore]:
     async with EventStore.open(via(proxy, url, command_timeout=20, connect_timeout=20)) as store:
