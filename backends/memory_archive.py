@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from backends.archiving import TRUNCATED, check_copy, checked_reason, truncations
 from backends.memory_journal import Log
 from backends.memory_stream import Entry, Remembered, Stream
-from backends.times import nearest_time
+from backends.times import microseconds, nearest_time
 from eventstore.backend import StoredSnapshot
 from eventstore.contract.archive import (
     ArchivedCommand,
@@ -20,8 +20,6 @@ from eventstore.contract.archive import (
     StreamKey,
     StreamRecords,
 )
-
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MemoryArchive:
@@ -41,7 +39,7 @@ class MemoryArchive:
             entry = log[position]
             position += 1
             if entry is not None:
-                found.append(ArchivedEvent(*entry[:-1], _microseconds(entry.recorded_at)))
+                found.append(ArchivedEvent(*entry[:-1], microseconds(entry.recorded_at)))
         truncated = {event.key: self._log.journal(event.tenant).streams[event.stream_id].truncated for event in found}
         return ArchivePage(found, truncated, position, position >= len(log))
 
@@ -65,7 +63,7 @@ class MemoryArchive:
         ids = list(stream.commands)
         start = ids.index(after) + 1 if after in stream.commands else 0
         found = [stream.commands[command_id] for command_id in ids[start : start + limit]]
-        return [ArchivedCommand(each.outcome, each.version, _microseconds(each.recorded_at)) for each in found]
+        return [ArchivedCommand(each.outcome, each.version, microseconds(each.recorded_at)) for each in found]
 
     async def snapshots(self, number: int) -> Sequence[StoredSnapshot]:
         _, stream = self._log.streams[number - 1]
@@ -117,7 +115,7 @@ class MemoryArchive:
 def _archived(number: int, key: StreamKey, stream: Stream) -> ArchivedStream:
     ids = list(stream.commands)
     snapshots = tuple(
-        (version, _microseconds(stream.snapshots[version].recorded_at)) for version in sorted(stream.snapshots)
+        (version, microseconds(stream.snapshots[version].recorded_at)) for version in sorted(stream.snapshots)
     )
     oldest, newest = (ids[0], ids[-1]) if ids else ("", "")
     return ArchivedStream(
@@ -132,7 +130,3 @@ def _archived(number: int, key: StreamKey, stream: Stream) -> ArchivedStream:
         newest,
         snapshots,
     )
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH_START) // timedelta(microseconds=1)

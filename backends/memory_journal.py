@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from backends.memory_owners import Owners
-from backends.memory_stream import EPOCH_START, Entry, Remembered, Stream
+from backends.memory_stream import Entry, Remembered, Stream
+from backends.times import EPOCH_START
 from backends.waiters import Waiters
 from eventstore.backend import (
     Appended,

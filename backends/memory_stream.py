@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from backends.times import EPOCH_START
 from eventstore.backend import (
     CommandLookup,
     CommandOutcome,
@@ -22,8 +23,6 @@ from eventstore.backend import (
 from eventstore.codec import damaged, decode_metadata, verify_checksum
 from eventstore.errors import FencedError
 from eventstore.events import RecordedEvent
-
-EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Entry(NamedTuple):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from backends.checkpoints_sql import stored_checkpoint
 from backends.postgres_pool import PostgresPool
 from backends.postgres_session import PostgresSession
 from backends.postgres_sql import PostgresSQL
+from backends.times import microseconds
 from eventstore.backend import StoredSeal, StoredSnapshot
 from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
 _LARGEST = 2**63 - 1
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Whoever changes a stream locks its row first, as appends do, so that they wait for each other.
 _LOCK_STREAM = """
@@ -169,7 +169,7 @@ class PostgresChanges:
 
     async def forget_commands(self, stream_id: str, *, keep: int, before: datetime | None) -> int:
         """Forget outcomes that are neither among the newest nor recorded late enough. Returns how many."""
-        latest = _LARGEST if before is None else _microseconds(before)
+        latest = _LARGEST if before is None else microseconds(before)
 
         ((count,),) = await self._pool.run(
             lambda session: session.fetch(self._forget_old, stream_id, keep, latest), writing=True
@@ -189,7 +189,7 @@ class PostgresChanges:
             snapshot.payload,
             snapshot.checksum,
             epoch,
-            _microseconds(snapshot.recorded_at),
+            microseconds(snapshot.recorded_at),
         )
 
         async def save(session: PostgresSession) -> bool:
@@ -218,7 +218,3 @@ def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:
 
 def _now() -> int:
     return time.time_ns() // 1000
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH_START) // timedelta(microseconds=1)

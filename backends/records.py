@@ -10,11 +10,10 @@ from itertools import repeat
 from struct import unpack
 from uuid import UUID, SafeUUID
 
-from backends.times import nearest_time
+from backends.times import EPOCH_START, nearest_time
 from eventstore.backend import StoredSnapshot
 from eventstore.contract.record_page import ID_BYTES
 
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND = 1_000_000
 # Up to here seconds in floating point are exact to a fourth of a microsecond, and the time made of them is the right
@@ -77,7 +76,7 @@ def time_of(microseconds: int) -> datetime:
     Raises `OverflowError`.
     """
     # By their places the parts are found a third faster than by name.
-    return _EPOCH_START + timedelta(0, 0, microseconds)
+    return EPOCH_START + timedelta(0, 0, microseconds)
 
 
 def times_of(microseconds: Sequence[int]) -> list[datetime]:
@@ -92,7 +91,7 @@ def times_of(microseconds: Sequence[int]) -> list[datetime]:
 def _times(microseconds: Collection[int]) -> list[datetime]:
     if microseconds and min(microseconds) >= 0 and max(microseconds) < _EXACT_BEFORE:
         return list(map(datetime.fromtimestamp, map(_SECOND.__rtruediv__, microseconds), repeat(UTC)))
-    return list(map(_EPOCH_START.__add__, map(_MICROSECOND.__mul__, microseconds)))
+    return list(map(EPOCH_START.__add__, map(_MICROSECOND.__mul__, microseconds)))
 
 
 def snapshot_of(

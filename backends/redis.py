@@ -27,13 +27,14 @@ from backends.redis_listener import RedisListener
 from backends.redis_ownership import RedisLease, claim_answer, claim_arguments, release_arguments
 from backends.redis_ownership_scripts import CLAIM, RELEASE
 from backends.redis_reading import RedisReader
-from backends.redis_records import MAX_VERSION, Group, microseconds, outcomes_of, packed_group, packed_snapshot
+from backends.redis_records import MAX_VERSION, Group, outcomes_of, packed_group, packed_snapshot
 from backends.redis_scripts import RIGHTS
 from backends.redis_seals import ADD_SEAL, packed_seal
 from backends.redis_server import check_server
 from backends.redis_tenant import RedisTenant
 from backends.redis_turn import RedisTurn
 from backends.redis_url import parse_redis_url
+from backends.times import microseconds
 from backends.waiters import Waiters
 from eventstore.backend import (
     Appended,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -13,7 +12,7 @@ from backends.records import time_of, uuid_of
 from backends.redis_commands import packed_command
 from backends.redis_connection import Argument
 from backends.redis_tenant import RedisTenant
-from backends.times import nearest_time
+from backends.times import microseconds, nearest_time
 from eventstore.backend import (
     Appended,
     AppendOutcome,
@@ -61,8 +60,6 @@ _MAX_TYPE_BYTES = _HAS_REPLICA - 1
 _REPLICA = struct.Struct(">HIQ?")
 
 _SNAPSHOT = struct.Struct(">QqQHHH")
-
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Group(NamedTuple):
@@ -271,11 +268,6 @@ def _layout(record: bytes, schema_version: int, type_bytes: int, metadata_bytes:
     end = start + (type_bytes & _MAX_TYPE_BYTES)
     payload = end + metadata_bytes - 1 if metadata_bytes else end
     return _Layout(start, end, payload, schema_version, not type_bytes & _HAS_REPLICA)
-
-
-def microseconds(time: datetime) -> int:
-    """Since 1970."""
-    return (time - _EPOCH_START) // timedelta(microseconds=1)
 
 
 def packed_snapshot(snapshot: StoredSnapshot) -> bytes:

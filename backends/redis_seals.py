@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import accumulate, pairwise
 from math import ceil
 from struct import Struct, error
@@ -13,10 +13,9 @@ import orjson
 
 from backends.redis_scripts import OPENED, script
 from backends.redis_tenant import split
+from backends.times import EPOCH_START
 from eventstore.backend import Removal, StoredSeal
 from eventstore.errors import JournalCorrupt
-
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The number, so that no two seals are one member of the set; the bytes of statement, signature and leaves, which
 # follow, and then the removals.
@@ -95,7 +94,7 @@ def _removal(number: int, entry: bytes) -> Removal:
     try:
         found: Any = orjson.loads(entry)
         seconds, _, microseconds = found["recorded_at"].partition(".")
-        at = _EPOCH_START + timedelta(seconds=int(seconds), microseconds=int(microseconds))
+        at = EPOCH_START + timedelta(seconds=int(seconds), microseconds=int(microseconds))
         tenant, stream_id = split(found["stream"].encode())
         return Removal(number, stream_id, found["through"], found["removed"], found["reason"], at, tenant)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as damage:

@@ -25,10 +25,11 @@ from backends.archiving import (
 )
 from backends.records import snapshot_of
 from backends.sqlite_append_sql import LOG_END as THE_LOGS_END
-from backends.sqlite_changing import microseconds, now, remove_events, transaction
+from backends.sqlite_changing import now, remove_events, transaction
 from backends.sqlite_connection import FENCE as FENCE_TRIGGER
 from backends.sqlite_connection import FENCED
 from backends.sqlite_filing import FILED_THROUGH, file_all
+from backends.times import microseconds
 from eventstore.backend import CommandOutcome, EncodedEvent, ReplicaFields, StoredSnapshot
 from eventstore.contract.archive import (
     ArchivedCommand,

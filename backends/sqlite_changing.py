@@ -6,18 +6,18 @@ import sqlite3
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from backends import sqlite_checkpoints
 from backends.sqlite_append_sql import LOG_END
 from backends.sqlite_filing import OF_STREAM
+from backends.times import microseconds
 from eventstore.backend import StoredSeal, StoredSnapshot
 from eventstore.contract.passed_events import check_passed, no_snapshot
 from eventstore.errors import FencedError
 from eventstore.events import stream_kind
 
 _MAX_VERSION = 2**63 - 1
-_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 # An id may carry a time that lies ahead of this machine's clock: it counts as issued when it was stored, at the latest.
 _FORGOTTEN = """
@@ -202,8 +202,3 @@ def _check_epoch(stream_id: str, epoch: int | None, claimed: int) -> None:
     """Raise `FencedError` for an epoch that has been overtaken."""
     if epoch is not None and epoch < claimed:
         raise FencedError(stream_id, epoch, claimed)
-
-
-def microseconds(moment: datetime) -> int:
-    """Since 1970."""
-    return (moment - _EPOCH_START) // timedelta(microseconds=1)
