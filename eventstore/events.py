@@ -179,7 +179,8 @@ class RecordedEvent(NamedTuple):
 
     `version` is its place in the stream, from 1 and without holes; `position` its place in the whole log,
     rising, with holes where nothing was stored. `recorded_at` is the store's clock in UTC and never decides
-    an order. Events with one `batch_id` were stored together. `EventStore.decode` makes the `Event` of it.
+    an order. Events with one `batch_id` were stored together and stand in their order; on Postgres those of others may
+    stand between them. `EventStore.decode` makes the `Event` of it.
     `checksum` was made of type, schema version, payload and metadata when the event was appended, and matches them.
     `metadata_bytes` is the metadata's JSON as stored, byte for byte; None where there is none.
     """

@@ -490,6 +490,36 @@ async def test_an_event_that_a_trigger_leaves_out_is_not_acknowledged(
             await backend_of(store).append([[write("a", *payloads, expected=1)]])
 
 
+async def test_a_batch_between_whose_events_another_store_took_a_position_stands_in_order_and_is_told_where(
+    postgres_url: str,
+) -> None:
+    async with (
+        EventStore.open(postgres_url) as store,
+        EventStore.open(postgres_url) as other,
+        connected(postgres_url) as holder,
+    ):
+        await store.append("a", happened(1))
+        # The batch's first event has its position, and its second will be given one when the trigger lets it go on.
+        await holder.execute(
+            "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NEW; END'; "
+            "CREATE TRIGGER hold BEFORE INSERT ON journal_events FOR EACH ROW WHEN (NEW.payload = '2') "
+            "EXECUTE FUNCTION hold(); SELECT pg_advisory_lock(7)"
+        )
+        appending = asyncio.ensure_future(
+            backend_of(store).append([[write("a", b"2", b"3", expected=1)], [write("b", b"4")]])
+        )
+        await waiting_for_locks(postgres_url, 1)
+        between = await other.append("c", happened(5))
+        await holder.execute("SELECT pg_advisory_unlock(7)")
+        outcomes = await appending
+
+        assert between.position == 3
+        assert outcomes == [Appended(4, (3,)), Appended(5, (1,))]
+        log = [(event.position, event.stream_id, event.version) async for event in store.read_all()]
+        assert log == [(1, "a", 1), (2, "a", 2), (3, "c", 1), (4, "a", 3), (5, "b", 1)]
+
+
 @pytest.mark.parametrize("with_commands", [False, True])
 async def test_nothing_is_recorded_as_earlier_than_what_the_store_has_recorded(
     postgres_url: str, with_commands: bool

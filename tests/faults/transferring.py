@@ -209,7 +209,8 @@ def _violations_of_transfers(events: list[Stored], said: Answers) -> Iterator[Vi
             yield Violation("doubled", id_)
         elif found != whole:
             yield Violation("torn", f"{id_}: {found}")
-        elif stored[0].batch_id != stored[1].batch_id or stored[1].position != stored[0].position + 1:
+        # On Postgres another process may have taken a position in between.
+        elif stored[0].batch_id != stored[1].batch_id:
             yield Violation("apart", id_)
 
 
