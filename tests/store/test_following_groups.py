@@ -9,11 +9,13 @@ from functools import partial
 import pytest
 
 from eventstore.backend import Appended, AppendOutcome, Batch, StreamWrite
+from eventstore.calls import group_commit
 from eventstore.calls.appending import Appending
 from eventstore.calls.circuit_breaker import CircuitBreaker
-from eventstore.calls.group_commit import GroupCommit
+from eventstore.calls.group_commit import Append, GroupCommit
 from eventstore.calls.halving import MIN_HALVED, Halving
 from eventstore.calls.pending_append import PendingAppend
+from eventstore.calls.resolving import resolve
 from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, CircuitOpen, ConcurrencyError, EventStoreError, OutcomeUnknown
 
@@ -280,6 +282,38 @@ async def test_what_went_behind_one_that_stayed_unknown_has_waited_as_long(line:
                 line.end(len(line.groups) - 1, error=BackendUnavailable("it is down"))
     assert line.groups[tries - 1 :].count(SECOND) == 1
     assert set(callers.heard.values()) == {Appended, OutcomeUnknown}
+
+
+async def test_of_the_time_to_find_out_the_second_alone_has_lost_what_it_has_waited(
+    line: Line, callers: Callers, monkeypatch: pytest.MonkeyPatch
+):
+    whole = 600.0
+    given: list[float] = []
+
+    async def noted(append: Append, batches: Sequence[Batch], *, within: float) -> object:
+        given.append(within)
+        return await resolve(append, batches, within=within)
+
+    monkeypatch.setattr(callers.commits, "_resolve_within", whole)
+    monkeypatch.setattr(group_commit, "resolve", noted)
+    callers.append(*SECOND)
+    await turns()
+    line.end(1, error=OutcomeUnknown("the connection was lost"))
+    line.end(2, error=OutcomeUnknown("the connection was lost"))
+    await turns()
+    await asyncio.sleep(0.01)
+    callers.append("after them")
+    for index in (3, 4):
+        line.end(index)
+        await turns()
+    line.end(5, error=OutcomeUnknown("the connection was lost"))
+    await turns()
+    line.end(6)
+    await turns()
+    assert callers.heard == dict.fromkeys(("alone", *FIRST, *SECOND, "after them"), Appended)
+    first, second, third = given
+    assert first == third == whole
+    assert whole / 2 < second < whole
 
 
 async def test_what_is_refused_while_the_database_does_not_serve_is_not_what_is_under_way(line: Line, callers: Callers):

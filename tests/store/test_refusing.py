@@ -234,6 +234,7 @@ async def test_what_grew_while_it_waited_leaves_nothing_behind_in_the_count(benc
     bench.fail_reads()
     for _ in range(3):
         bench.commits.grow(bench.owner("a").append(), MAX_WAITING_BYTES)
+        assert bench.commits.is_full
         await bench.drained()
     assert not bench.commits.is_full
 
