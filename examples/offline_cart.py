@@ -114,17 +114,18 @@ async def together(folder: Path, device: str) -> None:
             while len(items) < 4:
                 await asyncio.sleep(0.05)
                 items = await cart.ask(Look())
-        # Until the other one has heard that its sticker arrived.
-        await asyncio.sleep(1)
+        # It need not stay: the other one reads in this one's file that its sticker has arrived.
         print(f"{device}, together: {items}")
 
 
 def run_both(phase: str, folder: Path) -> None:
     """One process for each device."""
     command = [sys.executable, __file__, phase, str(folder)]
-    devices = [subprocess.Popen([*command, device]) for device in DEVICES]
+    devices = [subprocess.Popen([*command, device], stdout=subprocess.PIPE, text=True) for device in DEVICES]
     for device in devices:
-        if device.wait(timeout=60):
+        said, _ = device.communicate(timeout=60)
+        print(said, end="")
+        if device.returncode:
             raise SystemExit(f"a device failed with exit code {device.returncode}")
 
 
