@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -85,4 +86,8 @@ class HoldableCell(LivingCell):
         self.handling = None
         self._failure = self._failure or failure
         self._after_failure()
-        self.pump()
+        if sys.exception() is None:
+            self.pump()
+        else:
+            # What is raised for others from here on would carry the error that ended the transaction as its context.
+            self._runtime.loop.call_soon(self.pump)

@@ -130,6 +130,19 @@ async def test_an_error_of_the_block_is_told_also_when_the_time_is_up(
     await assert_free(system, store, "a")
 
 
+async def test_the_error_of_a_block_is_no_part_of_what_others_are_told(system: ActorSystem):
+    a = system.ref(Notebook, "a")
+    with pytest.raises(ZeroDivisionError):
+        async with system.transaction() as tx:
+            await tx.ask(a, Read())
+            waiting = outside(a.ask(Break()))
+            await asyncio.sleep(0)
+            raise ZeroDivisionError
+    with pytest.raises(ValueError, match="broken") as broken:
+        await waiting
+    assert broken.value.__context__ is None
+
+
 async def test_the_time_is_up_while_it_waits_for_an_actor(
     system: ActorSystem, store: EventStore, clock: LoopClock, gate: asyncio.Event
 ):
