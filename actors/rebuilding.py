@@ -8,7 +8,6 @@ from typing import Any
 from actors.actor import PersistentActor
 from actors.cells.living_cell import LivingCell
 from actors.recovery import catch_up, recover
-from eventstore.errors import RecoveryError
 from eventstore.store import EventStore
 
 
@@ -26,13 +25,8 @@ async def rebuild(store: EventStore, cell: LivingCell, *, page_timeout: float) -
     if cell.base is not None:
         cell.version, state = cell.base
         actor.state = deepcopy(state)
-        try:
-            await catch_up(store, actor, cell, page_timeout=page_timeout)
-        except RecoveryError:
-            # It may have been truncated beyond that version.
-            cell.base = None
-            actor = cell.start_anew()
-    if cell.base is None:
+        await catch_up(store, actor, cell, page_timeout=page_timeout)
+    else:
         await recover(store, actor, cell, page_timeout=page_timeout)
     try:
         cell.base = cell.version, deepcopy(actor.state)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from actors.actor import PersistentActor, Stage
 from actors.replaying.replay import Replay
-from actors.replaying.unfoldable import UNFOLDABLE, removed, unfoldable
+from actors.replaying.unfoldable import UNFOLDABLE, EventsRemoved, removed, unfoldable
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import read_history
 from eventstore.errors import JournalCorrupt, RecoveryError, SnapshotUnusable
@@ -37,7 +38,7 @@ async def recover(
     use_snapshots: bool = True,
     page_timeout: float,
 ) -> int:
-    """Bring an actor in its initial state to what the journal says. Returns the version of the snapshot used.
+    """Bring an actor to what the journal says, by a snapshot. Returns the version of that.
 
     `page_timeout` bounds the wait for each page of events, not the whole: a long replay that makes progress goes on.
     """
@@ -48,12 +49,14 @@ async def recover(
         )
         return found.snapshot_version
     replay = Replay(store, actor, stage, page_timeout=page_timeout)
-    try:
-        begun = await begin(store, actor, stage, replay, through=through, use_snapshots=use_snapshots)
-        await replay.through(begun.stream_version if through is None else min(through, begun.stream_version))
-    except UNFOLDABLE as error:
-        raise unfoldable(stream_id, error) from error
-    return begun.snapshot_version
+    while True:
+        try:
+            begun = await begin(store, actor, stage, replay, through=through, use_snapshots=use_snapshots)
+            with suppress(EventsRemoved):
+                await replay.through(begun.stream_version if through is None else min(through, begun.stream_version))
+                return begun.snapshot_version
+        except UNFOLDABLE as error:
+            raise unfoldable(stream_id, error) from error
 
 
 async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage, *, page_timeout: float) -> None:
@@ -67,9 +70,14 @@ async def catch_up(store: EventStore, actor: PersistentActor[Any], stage: Stage,
                 stream_id=stage.stream_id,
                 version=loaded.version,
             )
-        await replay.through(loaded.version)
+        if stage.version >= loaded.truncated:
+            with suppress(EventsRemoved):
+                await replay.through(loaded.version)
+                return
     except UNFOLDABLE as error:
         raise unfoldable(stage.stream_id, error) from error
+    # What others have stored was removed before it was seen here. Only a snapshot tells of it now.
+    await recover(store, actor, stage, page_timeout=page_timeout)
 
 
 async def begin(
@@ -92,6 +100,8 @@ async def begin(
     elif loaded.snapshot is not None:
         try:
             adopt(actor, stage, unpack(loaded.snapshot, limit=store.max_snapshot_bytes), loaded.version)
+            if stage.version < loaded.truncated:
+                raise removed(stream_id, loaded.truncated)
             return Begun(stage.version, loaded.version)
         except SnapshotUnusable as error:
             logger.warning("%s: going to an older snapshot or to the first event: %s", stream_id, error)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from actors.actor import PersistentActor, Stage
 from actors.handlers import EventRoute
 from actors.replaying.stored_events import apply_one, handler_raised
+from actors.replaying.unfoldable import EventsRemoved
 from actors.told_error import ENDS_THE_PROGRAM
 from eventstore.backend import NO_EVENTS, EventPage, Load, Loaded
 from eventstore.codec import PAYLOAD_BITS, checksum_seed, damaged
@@ -67,15 +68,16 @@ class Replay:
         """Apply every event up to a version that the stream has reached. `on_events` is told how many, page by page;
         `after_each` is called whenever one more version was reached.
 
-        Raises `JournalCorrupt` for a hole, the codec's errors for an event that cannot be read, `RecoveryError` for a
-        handler that raises, and `BackendUnavailable` for a page that does not come in time.
+        Raises `JournalCorrupt` for a hole, `EventsRemoved` for one that a truncation has just made, the codec's errors
+        for an event that cannot be read, `RecoveryError` for a handler that raises, and `BackendUnavailable` for a page
+        that does not come in time.
         """
         stage = self._stage
         # A page that was left in the middle is taken up again.
         page = self._page[bisect_right(self._page.versions, stage.version) :]
         while (before := stage.version) < version:
             if not page:
-                page = (await self._within_time(self._ask(before, _next_limit(self._page)))).events
+                page = await self._next_page(self._ask(before, _next_limit(self._page)))
             if not page or page.versions[0] > version:
                 raise JournalCorrupt(
                     f"the event at version {before + 1} is missing: the stream is at version {version}",
@@ -87,7 +89,7 @@ class Replay:
                 await self._apply(page, version, after_each)
                 if on_events is not None:
                     on_events(stage.version - before)
-                page = NO_EVENTS if page_behind is None else (await self._within_time(page_behind)).events
+                page = NO_EVENTS if page_behind is None else await self._next_page(page_behind)
 
     async def _apply(self, page: EventPage, version: int, after_each: Callable[[], None] | None) -> None:
         """Apply a page part by part. Between two parts the event loop sends for the next page, and serves others."""
@@ -131,6 +133,12 @@ class Replay:
             await asyncio.wait([task])
             if not task.cancelled():
                 task.exception()
+
+    async def _next_page(self, page: Awaitable[Loaded]) -> EventPage:
+        loaded = await self._within_time(page)
+        if loaded.truncated > self._stage.version:
+            raise EventsRemoved(self._stage.stream_id, loaded.truncated)
+        return loaded.events
 
     async def _ask(self, after: int, limit: int, *, use_snapshot: bool = False) -> Loaded:
         loaded = await self._store.load(Load(self._stage.stream_id, after, use_snapshot, limit))

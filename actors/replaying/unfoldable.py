@@ -17,6 +17,14 @@ class NoHandler(DefinitionError):
         self.version = version
 
 
+class EventsRemoved(RecoveryError):
+    """Events were removed while a fold was on its way to them. One that begins anew starts at a snapshot behind them,
+    or is told why it cannot."""
+
+    def __init__(self, stream_id: str, through: int) -> None:
+        super().__init__(stream_id, f"its events up to version {through} were removed while they were read: try again")
+
+
 def unfoldable(stream_id: str, error: Exception) -> RecoveryError:
     """What a fold fails with where the journal, or the code, does not let it go on."""
     return RecoveryError(stream_id, str(error), version=getattr(error, "version", None))

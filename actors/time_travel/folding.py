@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Self, cast
 
 from actors.actor import PersistentActor, new_actor, stream_id_of
 from actors.recovery import adopt, begin
 from actors.replaying.replay import ReadOnlyStage, Replay
-from actors.replaying.unfoldable import UNFOLDABLE, removed, unfoldable
+from actors.replaying.unfoldable import UNFOLDABLE, EventsRemoved, removed, unfoldable
 from actors.replicas.convergence import History
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import extend, newer_entries, read_history
@@ -42,11 +43,13 @@ async def fold(
 
     Raises `RecoveryError` when the events cannot be folded, or a page of them does not come in time.
     """
-    folding = await Fold.newest(
-        store, cls, key, through=through, use_snapshots=use_snapshots, page_timeout=page_timeout
-    )
-    await folding.through(folding.stream_version if through is None else min(through, folding.stream_version))
-    return Folded(folding.state, folding.version, folding.snapshot_version)
+    while True:
+        folding = await Fold.newest(
+            store, cls, key, through=through, use_snapshots=use_snapshots, page_timeout=page_timeout
+        )
+        with suppress(EventsRemoved):
+            await folding.through(folding.stream_version if through is None else min(through, folding.stream_version))
+            return Folded(folding.state, folding.version, folding.snapshot_version)
 
 
 class StoredSnapshotPlace(NamedTuple):

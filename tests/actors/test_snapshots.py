@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -22,7 +23,7 @@ from actors import (
 from actors.state import StateType
 from backends.conformance.cases import case
 from eventstore import EventStore, SnapshotUnusable
-from eventstore.backend import StoredSnapshot
+from eventstore.backend import Load, StoredSnapshot
 from eventstore.events import Snapshot
 from eventstore.snapshots import new_snapshot, pack
 from tests.actors.faults import Faults
@@ -371,6 +372,65 @@ async def test_events_removed_below_a_snapshot_are_not_missed(system: ActorSyste
     await snapshot_at(system.store, Seen, 3)
     await system.store.truncate("Seen-a", 2, reason="a test")
     assert await system.ref(Seen, "a").ask(Read()) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("through", [2, 3, 4])
+async def test_an_actor_in_memory_goes_on_over_events_of_others_that_were_removed(
+    system: ActorSystem, other: EventStore, through: int
+):
+    notebook = system.ref(Seen, "a")
+    assert await notebook.ask(Write(text="1")) == 1
+    await write(other, "2", "3", "4")
+    await snapshot_at(other, Seen, through)
+    await other.truncate("Seen-a", through, reason="a test")
+    assert await notebook.ask(Read(), fresh=True) == ["1", "2", "3", "4"]
+    assert await notebook.ask(Write(text="5")) == 5
+
+
+def remove_behind_the_first_page(system: ActorSystem, other: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a first page of events was read, nothing but a snapshot is there of all that was stored till then."""
+    loads = system.store._open_calls.loads
+    real = loads._call
+
+    async def load(wanted: Sequence[Load]) -> Any:
+        found = await real(wanted)
+        monkeypatch.setattr(loads, "_call", real)
+        end = await other.version("Seen-a")
+        await snapshot_at(other, Seen, end)
+        await other.truncate("Seen-a", end, reason="a test")
+        return found
+
+    monkeypatch.setattr(loads, "_call", load)
+
+
+async def test_events_that_are_removed_while_they_are_read_are_not_missed(
+    system: ActorSystem, other: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    lines = [*map(str, range(500))]
+    await write(system.store, *lines)
+    remove_behind_the_first_page(system, other, monkeypatch)
+    notebook = system.ref(Seen, "a")
+    assert await notebook.ask(Read()) == lines
+    assert await notebook.ask(Write(text="one more")) == 501
+
+
+async def test_events_that_are_removed_while_they_are_folded_are_not_missed(
+    system: ActorSystem, other: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    lines = [*map(str, range(500))]
+    await write(system.store, *lines)
+    remove_behind_the_first_page(system, other, monkeypatch)
+    folded = await fold(system.store, Seen, "a")
+    assert (folded.state.lines, folded.version, folded.snapshot_version) == (lines, 500, 500)
+
+
+async def test_a_fold_that_is_to_use_no_snapshot_says_that_events_were_removed_meanwhile(
+    system: ActorSystem, other: EventStore, monkeypatch: pytest.MonkeyPatch
+):
+    await write(system.store, *map(str, range(500)))
+    remove_behind_the_first_page(system, other, monkeypatch)
+    with pytest.raises(RecoveryError, match=r"Seen-a.*up to version 500 were removed"):
+        await fold(system.store, Seen, "a", use_snapshots=False)
 
 
 async def test_events_removed_above_every_snapshot_are_an_error(system: ActorSystem):
