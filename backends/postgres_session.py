@@ -179,9 +179,14 @@ class PostgresSession:
         timer = asyncio.get_running_loop().call_later(limit, end)
         try:
             yield
-        except DRIVER_ERRORS as error:
+        except (*DRIVER_ERRORS, AttributeError) as error:
+            # The driver stumbles over a connection that was cut between two steps of a statement.
+            if isinstance(error, AttributeError) and not self.connection.is_closed():
+                raise
             if is_over:
                 raise TimeoutError(f"the server did not answer within {limit:g} s (command_timeout)") from error
+            if isinstance(error, AttributeError):
+                raise ConnectionResetError("the connection was cut between two steps of a statement") from error
             raise
         finally:
             timer.cancel()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import event
 from sqlalchemy.engine import Connection as EngineConnection
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
@@ -113,7 +114,7 @@ class PostgresTransactions:
         for tries_left in reversed(range(self._target.pool_size + 1)):
             if self._is_closed:
                 raise StoreClosed("the store was closed: nothing was done")
-            connection = await self._open_engine.connect()
+            connection = await self._new_connection()
             driver: Any = (await connection.get_raw_connection()).driver_connection
             session = PostgresSession(driver, self._target, is_pooled=self._is_pooled, planning={})
             try:
@@ -128,6 +129,16 @@ class PostgresTransactions:
                 if not tries_left or not is_lost(error) or isinstance(error, TimeoutError):
                     raise translated(error, writing=False) from error
         raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _new_connection(self) -> AsyncConnection:
+        try:
+            return await self._open_engine.connect()
+        except (DBAPIError, *DRIVER_ERRORS) as error:
+            # A new session is asked some things within SQLAlchemy, which wraps some of the driver's errors, twice.
+            found: BaseException = error
+            while not isinstance(found, DRIVER_ERRORS) and found.__cause__ is not None:
+                found = found.__cause__
+            raise translated(found, writing=False) from error
 
     def _begin_statement(self, seconds: float) -> str:
         milliseconds = max(1, int(seconds * 1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from eventstore import (
 )
 from eventstore.errors import ConnectionsBusy, SchemaMissing
 from eventstore.url import parse_store_url
+from tests.patience import opened_patiently
 from tests.servers.postgres import Postgres
 
 from .pooling_proxy import PoolingProxy
@@ -522,3 +524,18 @@ async def test_where_nobody_listens_it_is_asked_less_often(postgres_url: str, mo
             await store.append("a", happened(1))
         # The first time after 20 ms, then for each 200 ms.
         assert 2 <= asked <= (time.monotonic() - began) / 0.2 + 2
+
+
+async def test_a_time_limit_that_is_over_between_two_steps_of_a_statement_is_told(postgres_url: str) -> None:
+    async def fetch_late(session: PostgresSession) -> Sequence[Any]:
+        connection: Any = session.connection
+        fetching = asyncio.create_task(session.fetch("SELECT 1 AS never_prepared_before"))
+        await asyncio.sleep(0)
+        # Nothing else runs until the answer to the first step is there, and the time is over.
+        select.select([connection._transport.get_extra_info("socket").fileno()], [], [], PATIENCE)
+        time.sleep(1)
+        return await fetching
+
+    async with opened_patiently(with_parameters(postgres_url, command_timeout=1)) as store:
+        with pytest.raises(BackendUnavailable, match="command_timeout"):
+            await backend_of(store)._open.pool.run(fetch_late)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
+from backends import postgres_session
 from backends.conformance.events import collect, happened, numbers, write
 from backends.conformance.sql import commit, transaction
 from eventstore import (
@@ -331,6 +333,27 @@ class TestOthers:
                     await store.begin_sql(seconds=1)
             async with transaction(store):
                 pass
+
+    async def test_a_connection_that_ends_while_it_is_made_is_a_database_that_cannot_be_reached(
+        self, postgres_url: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Else it would be taken for a server that starts, and be waited for.
+        monkeypatch.setattr(postgres_session, "_COMES_BACK", ())
+        monkeypatch.setattr(postgres_session, "_MOST_CUTS", 0)
+        # Each time it ends a little later, until that is behind all that it begins with.
+        for size in count(step=100):
+            async with EventStore.open(via(proxy, postgres_url)) as store:
+                await store.append("a", happened(1))
+                proxy.cut_after = size
+                try:
+                    begun = await store.begin_sql(seconds=30)
+                except BackendUnavailable:
+                    continue
+                finally:
+                    proxy.cut_after = None
+                await begun.rollback()
+                break
+        assert size > 1000
 
 
 class TestWhatTheUserDoes:
