@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -26,6 +27,7 @@ from eventstore.calls.sql_connection import SqlConnection
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     ActorStopped,
+    BackendUnavailable,
     CapabilityError,
     CodecError,
     CommandRejected,
@@ -163,6 +165,8 @@ class Transaction:
             self.abort(TransactionError("the transaction is over"))
             if self._sql is not None:
                 await self._sql.rollback()
+        if isinstance(exc, Exception) and not isinstance(exc, EventStoreError) and self._sql is not None:
+            await self._explain(exc)
         # What was stored before is not done again: the rest of the block was passed over.
         return isinstance(exc, TransactionRepeated) and exc.command_id == self.command_id
 
@@ -388,6 +392,16 @@ class Transaction:
             self._work = None
 
     # How it ends
+
+    async def _explain(self, error: Exception) -> None:
+        """Raise `ConcurrencyError` where another process has stored the transaction since its actors were asked: then
+        its rows are in the way of the block's own."""
+        if self.command_id is None or self.is_repeated:
+            return
+        with suppress(BackendUnavailable):
+            for participant in self._asked_participants():
+                if await participant.remembers_by_now(self.command_id):
+                    raise ConcurrencyError(participant.stream_id, "", None) from error
 
     def _ended(self, reason: EventStoreError) -> EventStoreError:
         """End it, also if the block catches what is raised."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -28,6 +31,8 @@ from actors import (
 from eventstore import CapabilityError, EventStore
 from tests.actors.journals import new_journal
 from tests.actors.notebook import Notebook, Read, Refuse, Write, Written, texts
+
+T = TypeVar("T")
 
 pages = Table("test_pages", MetaData(), Column("id", Integer, primary_key=True), Column("text", Text, nullable=False))
 
@@ -65,6 +70,11 @@ async def store(sql_url: str) -> AsyncIterator[EventStore]:
 async def system(store: EventStore) -> AsyncIterator[ActorSystem]:
     async with ActorSystem(store, transaction_timeout=60) as system:
         yield system
+
+
+def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Done as by another process, which has nothing to do with the block that it is begun in."""
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 async def rows(system: ActorSystem) -> list[str]:
@@ -185,6 +195,50 @@ async def test_a_function_may_look_whether_it_was_stored_before(system: ActorSys
     with pytest.raises(TransactionRepeated) as repeated:
         await system.transact(unaware, command_id="page-1")
     assert repeated.value.replies == (1,)
+
+
+async def test_one_that_another_process_stores_meanwhile_is_repeated(system: ActorSystem, sql_url: str):
+    runs = 0
+
+    async def write(tx: Transaction, by: ActorSystem) -> int:
+        nonlocal runs
+        lines = await tx.ask(by.ref(Notebook, "a"), Write(text="1"))
+        runs += by is system
+        if by is system and runs == 1:
+            async with ActorSystem(sql_url) as other:
+                assert await outside(other.transact(partial(write, by=other), command_id="page-1")) == 1
+        if not tx.is_repeated:
+            await tx.connection.execute(insert(pages).values(id=1, text="x"))
+        return lines
+
+    assert await system.transact(partial(write, by=system), command_id="page-1") == 1
+    assert runs == 2
+    assert await rows(system) == ["x"]
+    assert await system.ref(Notebook, "a").ask(Read()) == ["1"]
+
+
+async def test_a_block_that_another_process_stores_meanwhile_has_a_conflict(system: ActorSystem, sql_url: str):
+    async def write(by: ActorSystem) -> None:
+        async with by.transaction(command_id="page-1") as tx:
+            await tx.ask(by.ref(Notebook, "a"), Write(text="1"))
+            if by is system:
+                async with ActorSystem(sql_url) as other:
+                    await outside(write(other))
+            await tx.connection.execute(insert(pages).values(id=1, text="x"))
+
+    with pytest.raises(ConcurrencyError, match="Notebook-a") as conflict:
+        await write(system)
+    assert isinstance(conflict.value.__cause__, IntegrityError)
+    assert await rows(system) == ["x"]
+
+
+async def test_with_an_id_a_statement_that_fails_is_sqlalchemys_error_too(system: ActorSystem):
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            async with system.transaction(command_id="page-1") as tx:
+                await tx.ask(system.ref(Notebook, "a"), Write(text="1"))
+                await tx.connection.execute(insert(pages), [{"id": 1, "text": "x"}] * 2)
+    assert await rows(system) == []
 
 
 async def test_with_an_id_an_actor_is_asked_before_the_connection_is_used(system: ActorSystem):
