@@ -164,7 +164,9 @@ class EventStore:
         self._pid = os.getpid()
         breaker = CircuitBreaker()
         self._guarded = GuardedBackend(self._backend, breaker)
-        self._commits = GroupCommit(self._backend.append, breaker, resolve_within=self._resolve_within)
+        self._commits = GroupCommit(
+            self._backend.append, breaker, removed=self._removed, resolve_within=self._resolve_within
+        )
         self._calls = GroupCalls(self._guarded, breaker)
         return self
 
@@ -284,6 +286,15 @@ class EventStore:
             # The error keeps this frame. If that kept the error too, both would stay, with all the events, until the
             # garbage collector comes.
             del outcome
+
+    async def _removed(self, stream_ids: Sequence[str]) -> Mapping[str, int]:
+        loads = [Load(stream_id, use_snapshot=False, limit=0) for stream_id in dict.fromkeys(stream_ids)]
+        found: dict[str, int] = {}
+        for load, loaded in zip(loads, await self._backend.load(loads) if loads else (), strict=True):
+            if isinstance(loaded, JournalCorrupt):
+                raise loaded
+            found[load.stream_id] = loaded.truncated
+        return found
 
     async def _outcome_of(self, writes: list[StreamWrite]) -> AppendOutcome | EventStoreError:
         commits = self._open_commits

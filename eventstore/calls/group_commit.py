@@ -26,7 +26,7 @@ from eventstore.calls.appending import Appending
 from eventstore.calls.circuit_breaker import CircuitBreaker
 from eventstore.calls.halving import MIN_HALVED, Halving
 from eventstore.calls.pending_append import PendingAppend
-from eventstore.calls.resolving import RETRY_SECONDS, resolve
+from eventstore.calls.resolving import RETRY_SECONDS, Removed, resolve
 from eventstore.errors import BackendUnavailable, CircuitOpen, EventStoreError, OutcomeUnknown, StoreClosed
 
 MAX_GROUP_EVENTS = 512
@@ -63,9 +63,11 @@ class GroupCommit:
         append: Append,
         breaker: CircuitBreaker,
         *,
+        removed: Removed,
         resolve_within: float = RESOLVE_WITHIN_SECONDS,
     ) -> None:
         self._append = append
+        self._removed = removed
         self._breaker = breaker
         self._resolve_within = resolve_within
         self._waiting: deque[PendingAppend] = deque()
@@ -289,7 +291,7 @@ class GroupCommit:
             batches = [pending.writes for pending in self._group]
             # What was sent behind one that stayed unknown has waited as long.
             within = max(0.0, self._resolve_within - self._held_seconds)
-            resolving = asyncio.ensure_future(resolve(self._append, batches, within=within))
+            resolving = asyncio.ensure_future(resolve(self._append, batches, within=within, removed=self._removed))
             resolving.add_done_callback(self._on_resolved)
             self._in_flight = resolving
             return

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from eventstore.backend import AppendOutcome, Batch
-from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError, OutcomeUnknown
+from eventstore.errors import (
+    BackendUnavailable,
+    ConcurrencyError,
+    DuplicateEventError,
+    EventStoreError,
+    FencedError,
+    OutcomeUnknown,
+)
+
+Removed = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+"""Up to which version the events of streams were removed."""
+
+_REFUSALS = (ConcurrencyError, DuplicateEventError, FencedError)
 
 # The longest pause between two tries: once the database is back, nobody waits much longer than that.
 RETRY_SECONDS = 1.0
@@ -18,11 +31,13 @@ async def resolve(
     batches: Sequence[Batch],
     *,
     within: float,
+    removed: Removed,
 ) -> Sequence[AppendOutcome | EventStoreError]:
     """Append the identical batches until the database says what became of them. No try begins after `within` seconds.
 
     Nothing is looked up first: between a look and a decision the first try could still be carried out. The backend
-    looks for the ids in the very transaction that decides, so what it refuses now was not stored before.
+    looks for the ids in the very transaction that decides, so what it refuses now was not stored before, unless it was
+    `removed` since, with its ids.
 
     Raises `OutcomeUnknown`.
     """
@@ -41,7 +56,7 @@ async def resolve(
         raise OutcomeUnknown(
             f"the database could not say whether the events were stored ({type(error).__name__}: {error})"
         ) from error
-    return [_of_every_try(outcome) for outcome in outcomes]
+    return await _unless_removed(batches, [_of_every_try(outcome) for outcome in outcomes], removed)
 
 
 async def find_out(commit: Callable[[], Awaitable[AppendOutcome]], *, within: float) -> AppendOutcome:
@@ -81,3 +96,33 @@ def _of_every_try(outcome: AppendOutcome | EventStoreError) -> AppendOutcome | E
             return unknown
         case _:
             return outcome
+
+
+async def _unless_removed(
+    batches: Sequence[Batch], outcomes: Sequence[AppendOutcome | EventStoreError], removed: Removed
+) -> Sequence[AppendOutcome | EventStoreError]:
+    """What the last try was told. A refusal says nothing of an earlier one whose events may have been removed."""
+    refused = [batch for batch, outcome in zip(batches, outcomes, strict=True) if isinstance(outcome, _REFUSALS)]
+    streams = {write.stream_id for batch in refused for write in batch if write.events}
+    if not streams:
+        return outcomes
+    through: Mapping[str, int] | None = None
+    with suppress(EventStoreError):
+        through = await removed(sorted(streams))
+    told: list[AppendOutcome | EventStoreError] = []
+    for batch, outcome in zip(batches, outcomes, strict=True):
+        if isinstance(outcome, _REFUSALS) and _may_be_gone(batch, outcome, through):
+            unknown = OutcomeUnknown(f"what an earlier try has stored may have been removed; the last one: {outcome}")
+            unknown.__cause__ = outcome
+            told.append(unknown)
+        else:
+            told.append(outcome)
+    return told
+
+
+def _may_be_gone(batch: Batch, outcome: EventStoreError, through: Mapping[str, int] | None) -> bool:
+    """Whether the events of a batch may have been stored and removed, up to such versions; None: nobody can say."""
+    versions = [(write.stream_id, max(0, write.expected)) for write in batch if write.events]
+    gone = [through is None or through[stream_id] > version for stream_id, version in versions]
+    # Of a batch that is there in part the rest is gone. Otherwise all of it is: what is left would have been found.
+    return any(gone) if isinstance(outcome, DuplicateEventError) else bool(gone) and all(gone)

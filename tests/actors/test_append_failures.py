@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -11,6 +12,7 @@ from actors import ActorSystem, PersistentActor, Restart, command_handler, event
 from backends.conformance.cases import case
 from eventstore import (
     BackendUnavailable,
+    ConcurrencyError,
     EventStore,
     EventStoreError,
     JournalCorrupt,
@@ -18,7 +20,10 @@ from eventstore import (
     StorageFull,
     StoreClosed,
 )
-from tests.actors.faults import Faults, answer_lost, refused, request_lost
+from eventstore.backend import AppendOutcome, Claim, Load, StreamWrite
+from eventstore.codec import encode_batch
+from eventstore.store import Append
+from tests.actors.faults import Fault, Faults, answer_lost, refused, request_lost
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, WriteSlowly, Written, served, texts
 
 
@@ -303,6 +308,73 @@ async def test_a_batch_that_lost_after_an_unknown_outcome_is_a_conflict_and_deci
     faults.next.append(overtaken)  # type: ignore[arg-type]
     assert await notebook.ask(Write(text="1")) == 2
     assert await texts(faulty.store) == ["other", "1"]
+
+
+def lost_and_removed(faults: Faults, **through: int) -> Fault:
+    """All is stored, nobody is told, and before it is sent again events up to a version of each stream are removed."""
+
+    async def fault(store: Callable[[], Awaitable[Sequence[AppendOutcome]]]) -> Sequence[AppendOutcome]:
+        await store()
+        for stream_id, version in through.items():
+            await faults.journal.truncate(stream_id, version, reason="a test")
+        raise OutcomeUnknown("the answer was lost")
+
+    return fault
+
+
+@pytest.mark.parametrize("removed", [{"a": 2, "b": 1}, {"a": 2}, {"a": 1}, {"b": 1}], ids=str)
+async def test_what_was_removed_before_it_is_sent_again_is_not_called_refused(
+    faults: Faults, faulty: ActorSystem, removed: dict[str, int]
+):
+    faults.next.append(lost_and_removed(faults, **removed))
+    batch = [Append("a", (Written(text="1"), Written(text="2")), 0), Append("b", (Written(text="3"),), 0)]
+    with pytest.raises(OutcomeUnknown, match="may have been removed"):
+        await faulty.store.append_batch(batch)
+
+
+async def test_what_was_removed_before_its_owner_is_overtaken_is_not_called_refused(
+    faults: Faults, faulty: ActorSystem
+):
+    [epoch] = await faults.journal.claim([Claim("a")])
+    stored = lost_and_removed(faults, a=1)
+
+    async def overtaken(store: Callable[[], Awaitable[Sequence[AppendOutcome]]]) -> Sequence[AppendOutcome]:
+        try:
+            return await stored(store)
+        finally:
+            await faults.journal.claim([Claim("a")])
+
+    faults.next.append(overtaken)
+    events = encode_batch([Written(text="1")], limit=1000)
+    with pytest.raises(OutcomeUnknown, match="may have been removed"):
+        await faulty.store.append_writes([StreamWrite("a", 0, events, epoch)])
+
+
+async def test_what_is_refused_when_it_is_sent_again_and_cannot_have_been_removed_is_refused(
+    faults: Faults, faulty: ActorSystem
+):
+    await faults.direct.append("a", [Written(text="1"), Written(text="2")])
+    await faults.journal.truncate("a", 2, reason="a test")
+
+    async def overtaken(_: Callable[[], Awaitable[Sequence[AppendOutcome]]]) -> Sequence[AppendOutcome]:
+        await faults.direct.append("a", [Written(text="3")])
+        raise OutcomeUnknown("the request was lost")
+
+    faults.next.append(overtaken)
+    with pytest.raises(ConcurrencyError):
+        await faulty.store.append("a", [Written(text="mine")], expected_version=2)
+
+
+async def test_what_is_refused_when_it_is_sent_again_is_unknown_if_nobody_can_say_whether_it_was_removed(
+    faults: Faults, faulty: ActorSystem
+):
+    async def gone(_: Load) -> None:
+        raise BackendUnavailable("gone")
+
+    faults.before_load = gone
+    faults.next.append(lost_and_removed(faults, a=1))
+    with pytest.raises(OutcomeUnknown, match="may have been removed"):
+        await faulty.store.append("a", [Written(text="1")], expected_version=0)
 
 
 async def test_a_backend_that_stores_at_another_version_than_it_should_is_found_out(

@@ -26,6 +26,10 @@ FEWEST = MIN_HALVED // 2
 THIRD = [f"third-{number}" for number in range(MIN_HALVED)]
 
 
+async def nothing_removed(stream_ids: Sequence[str]) -> dict[str, int]:
+    return dict.fromkeys(stream_ids, 0)
+
+
 class Line:
     """A backend whose groups end when the test says so."""
 
@@ -58,7 +62,7 @@ class Callers:
     def __init__(self, line: Line) -> None:
         self.line = line
         self.breaker = CircuitBreaker()
-        self.commits = GroupCommit(line.append, self.breaker, resolve_within=0.05)
+        self.commits = GroupCommit(line.append, self.breaker, removed=nothing_removed, resolve_within=0.05)
         self.heard: dict[str, object] = {}
 
     def append(self, *stream_ids: str) -> None:

@@ -40,11 +40,15 @@ class Journal:
         ]
 
 
+async def nothing_removed(stream_ids: Sequence[str]) -> dict[str, int]:
+    return dict.fromkeys(stream_ids, 0)
+
+
 class Callers:
     """Everyone appends, hears the outcome, works for a moment, and appends again."""
 
     def __init__(self, journal: Journal) -> None:
-        self.commits = GroupCommit(journal.append, CircuitBreaker())
+        self.commits = GroupCommit(journal.append, CircuitBreaker(), removed=nothing_removed)
         self.outcomes: list[str] = []
         self.rounds_left = 0
         self.work_seconds = 0.0005
@@ -176,7 +180,7 @@ async def test_a_backend_that_gives_another_number_of_outcomes_leaves_nobody_wai
 
 async def outcomes_by(append: Append) -> list[object]:
     """What four appends hear: one that goes alone, and three behind it in one group."""
-    commits = GroupCommit(append, CircuitBreaker())
+    commits = GroupCommit(append, CircuitBreaker(), removed=nothing_removed)
     heard: list[object] = []
     for _ in range(4):
         write = StreamWrite("a", 0, [encoded_event(bytes(16), "happened", 1, b"{}", None, bytes(16))])
@@ -187,7 +191,7 @@ async def outcomes_by(append: Append) -> list[object]:
 
 
 async def test_neither_a_loser_nor_an_owner_that_fails_to_take_its_outcome_costs_the_others_theirs(journal: Journal):
-    commits = GroupCommit(journal.append, CircuitBreaker())
+    commits = GroupCommit(journal.append, CircuitBreaker(), removed=nothing_removed)
     journal.refused = {"loser"}
     heard: dict[str, object] = {}
     reported: list[str] = []
@@ -209,7 +213,7 @@ async def test_neither_a_loser_nor_an_owner_that_fails_to_take_its_outcome_costs
 
 
 async def test_there_is_room_where_nothing_is_left_but_what_was_withdrawn(journal: Journal):
-    commits = GroupCommit(journal.append, CircuitBreaker())
+    commits = GroupCommit(journal.append, CircuitBreaker(), removed=nothing_removed)
     journal.refused = {"loser"}
 
     def batch(size_bytes: int) -> PendingAppend:
@@ -230,7 +234,7 @@ async def test_there_is_room_where_nothing_is_left_but_what_was_withdrawn(journa
 
 
 async def test_who_fails_when_there_is_room_costs_the_others_nothing(journal: Journal):
-    commits = GroupCommit(journal.append, CircuitBreaker())
+    commits = GroupCommit(journal.append, CircuitBreaker(), removed=nothing_removed)
     heard: list[object] = []
     reported: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(str(context["exception"])))

@@ -32,6 +32,10 @@ GONE = BackendUnavailable("gone")
 LOST = OutcomeUnknown("the answer was lost")
 
 
+async def nothing_removed(stream_ids: Sequence[str]) -> dict[str, int]:
+    return dict.fromkeys(stream_ids, 0)
+
+
 class Time:
     now = 1000.0
 
@@ -101,7 +105,7 @@ class Bench:
         self.time = Time()
         self.journal = Journal()
         self.breaker = CircuitBreaker(clock=self.time)
-        self.commits = GroupCommit(self.journal.append, self.breaker)
+        self.commits = GroupCommit(self.journal.append, self.breaker, removed=nothing_removed)
         self.heard: list[tuple[str, int, object]] = []
 
     def owner(self, name: str) -> Owner:
@@ -361,7 +365,7 @@ async def test_reads_that_are_answered_do_not_let_appends_in_behind_an_unknown_o
 
 @pytest.mark.usefixtures("impatient")
 async def test_what_stays_unknown_is_told_to_its_owner_first_and_then_what_was_behind_it(bench: Bench):
-    commits = GroupCommit(bench.journal.append, bench.breaker, resolve_within=0.05)
+    commits = GroupCommit(bench.journal.append, bench.breaker, removed=nothing_removed, resolve_within=0.05)
     owner = Owner(commits, "a", bench.heard)
     bench.journal.answer = LOST
     owner.append()
@@ -377,7 +381,7 @@ async def test_what_stays_unknown_is_told_to_its_owner_first_and_then_what_was_b
     ids=lambda error: type(error).__name__,
 )
 async def test_a_later_try_that_fails_does_not_settle_what_became_of_the_first(bench: Bench, later: EventStoreError):
-    commits = GroupCommit(bench.journal.append, bench.breaker, resolve_within=0.05)
+    commits = GroupCommit(bench.journal.append, bench.breaker, removed=nothing_removed, resolve_within=0.05)
     bench.journal.next.append(LOST)
     bench.journal.answer = later
     Owner(commits, "a", bench.heard).append()
