@@ -131,7 +131,7 @@ class InlineProjections:
             transaction = await backend.begin_sql(seconds=TRANSACTION_SECONDS)
             try:
                 outcomes, applied = await self.store_and_apply(transaction, projections, batches)
-                if applied:
+                if applied is not None:
                     await self.commit(transaction, applied)
                 return outcomes
             except Behind as behind:
@@ -147,9 +147,9 @@ class InlineProjections:
 
     async def store_and_apply(
         self, transaction: SqlTransaction, projections: Sequence[type[Projection]], batches: Sequence[Batch]
-    ) -> tuple[Sequence[AppendOutcome], Sequence[StoredCheckpoint]]:
+    ) -> tuple[Sequence[AppendOutcome], Sequence[StoredCheckpoint] | None]:
         """Store batches in a transaction, and apply the projections. It is to be committed with their checkpoints then,
-        or rolled back; if there are none, nothing was stored.
+        or rolled back; None instead of them: nothing was stored.
 
         Raises `Behind`, `ProjectionFailed`, `ProjectionStopped`, and what a statement raises."""
         # As many positions hold no more events, so that one page has them all.
@@ -161,14 +161,17 @@ class InlineProjections:
             # A rebuild may have put another version in the place of one.
             self._versions.clear()
             raise
+        is_stored = False
         new: set[bytes] = set()
         end = 0
         for batch, outcome in zip(batches, outcomes, strict=True):
             if isinstance(outcome, Appended) and not outcome.is_duplicate:
+                is_stored = True
                 new.update(event.event_id for write in batch for event in write.events)
                 end = max(end, outcome.position)
         if not new:
-            return outcomes, ()
+            # Beside events that were refused there may be the outcome of a command that has none.
+            return outcomes, () if is_stored else None
         applied: list[StoredCheckpoint] = []
         for projection, (stored, page) in zip(projections, found, strict=True):
             checkpoint = Checkpoint.of(stored)
@@ -255,7 +258,7 @@ class _InlineTransaction(WrappedTransaction):
             return await self._transaction.commit(batch, checkpoints)
         try:
             (outcome,), applied = await self._inline.store_and_apply(self._transaction, concerned, [batch])
-            if applied:
+            if applied is not None:
                 await self._inline.commit(self._transaction, [*applied, *checkpoints])
             return outcome
         except Behind as behind:

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, insert, select
 
-from actors import ActorSystem, Transaction
+from actors import ActorSystem, CommandRejected, Transaction
 from eventstore import (
     CapabilityError,
     ConcurrencyError,
@@ -25,7 +25,7 @@ from eventstore import (
     caught_up,
     rebuild,
 )
-from eventstore.backend import AppendOutcome, Batch, StoredCheckpoint
+from eventstore.backend import AppendOutcome, Batch, CommandLookup, StoredCheckpoint
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.read_models import inline
 from eventstore.read_models.completeness import check_completeness
@@ -96,6 +96,24 @@ async def test_a_handlers_error_refuses_the_command_alone_and_stores_nothing_of_
     assert sorted([recorded.json()["amount"] async for recorded in store.read_all()]) == expected
     # Its actor goes on from what is stored.
     assert await system.ref(Account, "0").ask(Pay(amount=31)) == 10
+    assert await is_complete(store)
+
+
+async def test_a_command_without_events_is_remembered_beside_others_whose_events_are_refused(
+    system: ActorSystem, store: EventStore
+):
+    account = system.ref(Account, "a")
+    await account.ask(Pay(amount=1), command_id="first")
+    # Both are submitted in one turn of the loop, so they go in one group.
+    overtaken, rejected = await asyncio.gather(
+        store.append("account-b", [Paid(amount=1)], expected_version=7),
+        account.ask(Pay(amount=0), command_id="second"),
+        return_exceptions=True,
+    )
+    assert (type(overtaken), type(rejected)) == (ConcurrencyError, CommandRejected)
+    found = await store.find_command(CommandLookup("account-a", "second", 0))
+    assert found.outcome is not None
+    assert found.outcome.is_rejection
     assert await is_complete(store)
 
 
