@@ -126,11 +126,19 @@ REDIS_PLACES = {
 }
 
 
+@pytest.fixture
+def log_of_errors(caplog: pytest.LogCaptureFixture) -> None:
+    """Every damaged snapshot is told to the log, which after the test is as it was."""
+    caplog.set_level(logging.ERROR, "actors")
+
+
+@pytest.mark.usefixtures("log_of_errors")
 async def test_a_flipped_bit_is_noticed_or_harmless_where_it_is_said_to_be(url: str) -> None:
     await assert_effects(url, per_place=5)
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("log_of_errors")
 async def test_every_flipped_bit_is_noticed_or_harmless_where_it_is_said_to_be(url: str) -> None:
     await assert_effects(url, per_place=None)
 
@@ -147,6 +155,7 @@ async def assert_effects(url: str, *, per_place: int | None) -> None:
     assert all(effects.keys() != {IMPOSSIBLE} for effects in summary.values()), summary
 
 
+@pytest.mark.usefixtures("log_of_errors")
 async def test_a_snapshot_without_a_checksum_is_found_guilty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eventstore.snapshots._checksum", lambda *_: b"the same for all")
     found = await survey(f"sqlite:///{tmp_path}/vaults.db", per_place=40, only="snapshots.payload")
@@ -158,8 +167,6 @@ async def survey(url: str, *, per_place: int | None, only: str = "") -> dict[str
     """Flip bits, one at a time, and look at everything: at each place so many, or all."""
     chance = random.Random(1)
     found: dict[str, Counter[str]] = defaultdict(Counter)
-    # Every damaged snapshot is told to the log.
-    logging.getLogger("actors").setLevel(logging.ERROR)
     async with EventStore.open(url) as store:
         await deposit(store)
         whole, others = await looks(store, VICTIM), await looks(store, OTHER)
