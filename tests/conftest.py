@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from .servers.binaries import ServerUnavailable
 from .servers.databases import Databases
@@ -27,6 +28,12 @@ for _name in [name for name in os.environ if name.startswith("PG") and not name.
 # Behind `&` in a script the tests are not to be ended by a Ctrl-C, and what they start would not be either.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Hypothesis takes a fifth of a second for a fault in what it calls, and a second for one in what it draws: on a busy
+# machine a test is put aside for longer, and the first text takes a table of all characters, which is made then.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture
