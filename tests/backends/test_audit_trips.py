@@ -16,6 +16,7 @@ from backends.postgres_session import PLANNING, PLANNING_ANEW, PostgresSession
 from backends.sqlite_page_thread import Ask, SQLitePageThread
 from eventstore import BackendUnavailable, EventFilter, EventStore, Metadata, NewEvent
 from eventstore.contract.audit_query import AuditQuery
+from tests.patience import opened_patiently, patiently
 
 from .pooling_proxy import PoolingProxy
 from .postgres_help import PATIENCE, backend_of, connected, fetch, proxy_to, via, with_parameters
@@ -88,9 +89,10 @@ async def test_a_page_takes_one_turn_of_a_thread_of_sqlite(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["kind", "user"])
 async def test_an_audit_that_is_held_up_ends_in_time_and_the_next_one_answers(postgres_url: str, name: str) -> None:
     url = with_parameters(postgres_url, command_timeout=1, pool_size=1)
-    async with EventStore.open(url) as store, connected(postgres_url) as other:
-        query = (await filled(store))[name]
-        assert len(await positions(store, query)) == 10
+    async with EventStore.open(postgres_url) as writer:
+        query = (await filled(writer))[name]
+    async with opened_patiently(url) as store, connected(postgres_url) as other:
+        assert len(await patiently(lambda: positions(store, query))) == 10
         await other.execute("BEGIN; LOCK TABLE journal_events")
         began = time.monotonic()
         with pytest.raises(BackendUnavailable):
@@ -101,7 +103,7 @@ async def test_an_audit_that_is_held_up_ends_in_time_and_the_next_one_answers(po
             while await fetch(postgres_url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
                 await asyncio.sleep(0.01)
         await other.execute("ROLLBACK")
-        assert len(await positions(store, query)) == 10
+        assert len(await patiently(lambda: positions(store, query))) == 10
 
 
 async def plan_mode(session: PostgresSession) -> str:

@@ -237,11 +237,16 @@ async def test_an_append_of_a_new_stream_whose_answer_is_lost_is_stored_once(
 
 @pytest.mark.parametrize("stream_id", ["a", "new"])
 async def test_a_lost_append_that_commits_later_is_waited_for(
-    distant: PostgresBackend, proxy: FaultProxy, postgres_url: str, stream_id: str
+    proxy: FaultProxy, postgres_url: str, stream_id: str
 ) -> None:
-    await distant.append([[write("a", b"1")]])
     batch = [write(stream_id, b"2", ids=[new_event_id()])]
-    async with connected(postgres_url) as holder:
+    # The server gives no statement up here, however long it takes until both of them wait.
+    async with (
+        EventStore.open(via(proxy, postgres_url, command_timeout=600)) as store,
+        connected(postgres_url) as holder,
+    ):
+        distant = backend_of(store)
+        await distant.append([[write("a", b"1")]])
         # The first try hangs on the server with its event stored and not committed.
         await holder.execute(
             "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS "

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from statistics import median
 
 import pytest
 
 from actors import ActorRef, ActorSystem
-from eventstore import EventStore
 from tests.backends.postgres_help import via
 from tests.faults.asking_again import Asking
 from tests.faults.machine import resident_megabytes
 from tests.faults.outcomes import verdict_on_ids
 from tests.faults.vault import Deposit, Vault
+from tests.patience import opened_patiently
 from tests.servers.proxy import FaultProxy
 
 ACTORS = 40
@@ -22,10 +23,11 @@ LATE = 0.2
 
 
 class Load:
-    """Deposits into forty actors, by five who ask at each, while the database is slow."""
+    """Deposits into forty actors, by five who ask at each, while the database is slow, or for so long at most."""
 
-    def __init__(self, *, command_timeout: float) -> None:
+    def __init__(self, *, command_timeout: float, slow_seconds: float = math.inf) -> None:
         self.command_timeout = command_timeout
+        self.slow_seconds = slow_seconds
         self.asking = Asking()
         self.waits: list[float] = []
         self.was_open = False
@@ -33,12 +35,14 @@ class Load:
 
     async def run(self, proxy: FaultProxy, url: str, seconds: float) -> None:
         distant = via(proxy, url, command_timeout=self.command_timeout, connect_timeout=20)
-        async with EventStore.open(distant) as store, ActorSystem(store, ask_timeout=60) as system:
+        async with opened_patiently(distant) as store, ActorSystem(store, ask_timeout=60) as system:
             store.commits.breaker.on_change.append(self._changed)
             vaults = [system.ref(Vault, str(number)) for number in range(ACTORS)]
             await asyncio.gather(*(self.asking.deposit(vault, Deposit(id=vault.stream_id)) for vault in vaults))
             before = resident_megabytes()
             proxy.late_replies = LATE
+            if self.slow_seconds < math.inf:
+                asyncio.get_running_loop().call_later(self.slow_seconds, setattr, proxy, "late_replies", 0.0)
             end = time.monotonic() + seconds
             async with asyncio.TaskGroup() as tellers:
                 for vault in vaults:
@@ -95,8 +99,7 @@ async def test_a_database_that_is_slow_for_a_minute_makes_callers_wait_and_refus
 async def test_a_store_that_takes_a_slow_database_for_one_that_is_away_is_found_guilty(
     proxy: FaultProxy, url: str
 ) -> None:
-    load = Load(command_timeout=LATE / 2)
     # It would go on for ever.
-    asyncio.get_running_loop().call_later(2.5, setattr, proxy, "late_replies", 0.0)
+    load = Load(command_timeout=LATE / 2, slow_seconds=2.5)
     await load.run(proxy, url, 2)
     assert load.was_open
