@@ -16,6 +16,7 @@ from eventstore.audit import find, totals
 from eventstore.backend import EventFilter
 from eventstore.contract.audit_query import AuditQuery
 from eventstore.url import parse_store_url
+from tests.patience import opened_patiently, patiently
 
 from .postgres_help import (
     PATIENCE,
@@ -111,9 +112,9 @@ async def test_a_subscriber_gets_what_was_held_back_before_what_came_later(postg
 
 
 async def test_an_append_that_never_ends_stops_readers_with_an_error_and_not_for_ever(postgres_url: str) -> None:
-    async with EventStore.open(with_parameters(postgres_url, command_timeout=1.5)) as store:
+    async with opened_patiently(with_parameters(postgres_url, command_timeout=1.5)) as store:
         await store.append("a", happened(1, 2, 3))
-        assert await numbers(store.read_all()) == [1, 2, 3]
+        assert await patiently(lambda: numbers(store.read_all())) == [1, 2, 3]
         async with unfinished_append(postgres_url, "held"):
             await store.append("a", happened(4))
             began = time.monotonic()
@@ -121,10 +122,10 @@ async def test_an_append_that_never_ends_stops_readers_with_an_error_and_not_for
                 await collect(store.read_all())
             assert time.monotonic() - began < PATIENCE
             # What is final is served all the same.
-            page = await store.read_page(limit=3)
+            page = await patiently(lambda: store.read_page(limit=3))
             assert [recorded.version for recorded in page.events] == [1, 2, 3]
             assert not page.is_end
-        assert await numbers(store.read_all()) == [1, 2, 3, 4]
+        assert await patiently(lambda: numbers(store.read_all())) == [1, 2, 3, 4]
 
 
 async def test_a_long_transaction_of_somebody_else_holds_no_reader_up(postgres_url: str) -> None:
