@@ -15,7 +15,7 @@ from eventstore.calls.circuit_breaker import CircuitBreaker
 from eventstore.calls.group_commit import Append, GroupCommit
 from eventstore.calls.halving import MIN_HALVED, Halving
 from eventstore.calls.pending_append import PendingAppend
-from eventstore.calls.resolving import resolve
+from eventstore.calls.resolving import Removed, resolve
 from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, CircuitOpen, ConcurrencyError, EventStoreError, OutcomeUnknown
 
@@ -294,9 +294,9 @@ async def test_of_the_time_to_find_out_the_second_alone_has_lost_what_it_has_wai
     whole = 600.0
     given: list[float] = []
 
-    async def noted(append: Append, batches: Sequence[Batch], *, within: float) -> object:
+    async def noted(append: Append, batches: Sequence[Batch], *, within: float, removed: Removed) -> object:
         given.append(within)
-        return await resolve(append, batches, within=within)
+        return await resolve(append, batches, within=within, removed=removed)
 
     monkeypatch.setattr(callers.commits, "_resolve_within", whole)
     monkeypatch.setattr(group_commit, "resolve", noted)
