@@ -107,7 +107,10 @@ async def test_a_renewal_whose_reply_is_lost_raises_and_the_lease_can_be_ended(s
     proxied = FaultProxy(server.host, server.port)
     async with proxied as proxy, EventStore.open(journal_url(server, port=proxy.port)) as store:
         # In this loop, which is the proxy's.
-        lease = backend_of(store).lease(Owner(new_event_id(), "alice", 30.0))
+        lease, other = (backend_of(store).lease(Owner(new_event_id(), name, 30.0)) for name in ("alice", "bob"))
+        # Now the server knows the scripts: else what is lost is that it does not.
+        await other.renew(b"{}")
+        await other.end()
         proxy.lose_reply(to=b"EVAL")
         with pytest.raises(OutcomeUnknown):
             await lease.renew(b"{}")
