@@ -269,7 +269,7 @@ class ReplicatedCell(Cell):
         await self._be_held(age)
         failure: EventStoreError | None = None
         try:
-            await self.catch_up()
+            await self.catch_up(is_fresh=self._has_own(events))
             new = self._new(events)
             if new:
                 failure = TransactionError(f"{self.stream_id!r}: what was to be merged was not stored")
@@ -313,6 +313,13 @@ class ReplicatedCell(Cell):
         for _, stamp in new:
             self.hear(stamp.origin, stamp.clock)
         self.stored(before, None)
+
+    def _has_own(self, events: Sequence[RecordedEvent]) -> bool:
+        """Whether events came back that this replica has written, as it seems, and this process does not know: another
+        process of it has, if they are in the journal."""
+        own = self._membership.replica
+        known = self.history.clock[own]
+        return any(recorded.origin == own and (recorded.origin_sequence or 0) > known for recorded in events)
 
     def _new(self, events: Sequence[RecordedEvent]) -> list[tuple[RecordedEvent, Stamp]]:
         return new_events(events, self.history, own=self._membership.replica, stream_id=self.stream_id)

@@ -11,6 +11,7 @@ import pytest
 
 from actors import ActorSystem
 from eventstore import EventStore, ReplicaRefused
+from eventstore.backend import Moved
 from tests.actors.journals import new_journal
 from tests.replication.ledger import Ledger, Note, Read
 from tests.replication.replicas import journaled
@@ -77,6 +78,36 @@ async def test_it_finds_its_own_events_with_others_and_stops_writing(restored: t
         with pytest.raises(ReplicaRefused, match="others have its event 2"):
             await note(eu, "no more")
         assert await eu.ref(Ledger, "x").ask(Read()) == ["a"]
+
+
+async def test_what_another_process_of_the_replica_has_just_written_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*, after: int) -> Moved:
+        return Moved({}, after, True)
+
+    for name in ("eu", "us"):
+        (tmp_path / name).mkdir()
+    one, other = (new_journal("sqlite", tmp_path / name) for name in ("eu", "us"))
+    async with (
+        pair(one, other) as (eu, us),
+        EventStore.open(one) as store,
+        ActorSystem(
+            store, replica="eu", peers={"us": us.store}, replicated=[Ledger], replication_seconds=None
+        ) as process,
+    ):
+        # It is sooner that another replica tells than that the store does.
+        monkeypatch.setattr(store, "moved", nothing)
+        ledger = process.ref(Ledger, "x")
+        for _ in range(2):
+            assert await ledger.ask(Read(), fresh=True) == []
+        await note(eu, "a")
+        await us.replication.pull_from("eu")
+        await note(us, "b")
+        await process.replication.pull_from("us")
+        assert await ledger.ask(Read()) == ["a", "b"]
+        await note(process, "c")
+        assert await eu.ref(Ledger, "x").ask(Read(), fresh=True) == ["a", "b", "c"]
 
 
 async def test_two_events_under_one_number_are_found(restored: tuple[str, str]) -> None:
