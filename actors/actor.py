@@ -74,10 +74,12 @@ class PersistentActor(Generic[S]):
         annotation = _state_annotation(cls)
         if isinstance(annotation, TypeVar):
             return  # A generic base of actors, not an actor yet.
-        cls.kind = cls.__name__ if kind is None else kind
-        if not cls.kind or "-" in cls.kind:
-            raise DefinitionError(f"{cls.__qualname__}: a kind is a name without a dash, not {cls.kind!r}")
+        # First, as long as the class has what it was given.
         cls.handlers = collect_handlers(cls)
+        cls.kind = cls.__name__ if kind is None else kind
+        # Whoever has no type checker gives anything.
+        if not isinstance(cast("object", cls.kind), str) or not cls.kind or "-" in cls.kind:
+            raise DefinitionError(f"{cls.__qualname__}: a kind is a name without a dash, not {cls.kind!r}")
         cls.state_type = StateType(annotation, place=cls.__qualname__, revision=cls.snapshot_policy.revision)
         if cls.initial_state is _DEFAULT_INITIAL_STATE:
             try:

@@ -12,7 +12,7 @@ from actors.command import Command, reply_type
 from eventstore.codec import checksum_seed
 from eventstore.errors import DefinitionError
 from eventstore.event_array import EventArray
-from eventstore.event_handlers import ROLE
+from eventstore.event_handlers import ROLE, check_plain, is_awaited
 from eventstore.events import Event
 from eventstore.json_form import reader
 
@@ -27,7 +27,7 @@ def command_handler(function: _H) -> _H:
     `async def` may do I/O; it is never run twice by the runtime, and starts only when all earlier events are durable.
 
     What it returns may be part of the state: of lists, tuples, dictionaries, sets, dataclasses and pydantic models the
-    asker gets a copy. Return what was asked for, not a large state as a whole.
+    asker gets a copy. Return what was asked for, not a large state as a whole. What has to be awaited is no reply.
     """
     setattr(function, ROLE, _COMMAND)
     return function
@@ -86,7 +86,7 @@ def collect_handlers(cls: type) -> Handlers:
                     f"{place}: {handled.__qualname__} already has a {role}: {owners[handled]}; keep one of them"
                 )
             owners[handled] = place
-            is_async = inspect.iscoroutinefunction(function)
+            is_async = is_awaited(function, place)
             if role == _COMMAND:
                 commands[handled] = CommandRoute(name, function, is_async)
             elif is_async:
@@ -129,10 +129,19 @@ def unhandled(cls: type, event: object) -> DefinitionError:
 def _marked(cls: type) -> Iterator[tuple[str, Callable[..., Any], str]]:
     """Every handler the class has, with those of its bases; an override must be marked as well."""
     found: dict[str, tuple[Callable[..., Any], str]] = {}
+    of_every_actor: set[str] = set()
     for klass in reversed(cls.__mro__):
+        if klass.__module__.partition(".")[0] == "actors":
+            of_every_actor |= {*vars(klass), *inspect.get_annotations(klass)}
         for name, value in vars(klass).items():
             role = getattr(value, ROLE, None)
+            check_plain(value, f"{klass.__qualname__}.{name}")
             if role is not None:
+                if name in of_every_actor:
+                    raise DefinitionError(
+                        f"{klass.__qualname__}.{name}: every actor has something of that name, which this would take "
+                        f"the place of: give the {role} another"
+                    )
                 found[name] = (value, role)
             elif name in found:
                 raise DefinitionError(

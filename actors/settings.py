@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 from actors.supervision import Supervision, check_supervision
@@ -40,7 +41,7 @@ class Settings:
             "transaction_timeout",
         )
         for name in (*above_zero, "recovery_timeout", "shutdown_timeout"):
-            if not isinstance(getattr(self, name), int | float):
+            if not isinstance(getattr(self, name), int | float) or isnan(getattr(self, name)):
                 raise DefinitionError(f"ActorSystem: {name} is a number, not {getattr(self, name)!r}")
         for name in above_zero:
             if getattr(self, name) <= 0:

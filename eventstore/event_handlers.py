@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from eventstore.errors import DefinitionError
 
 ROLE = "__eventstore_role__"
 EVENT = "event_handler"
@@ -20,3 +23,21 @@ def event_handler(function: _H) -> _H:
     """
     setattr(function, ROLE, EVENT)
     return function
+
+
+def is_awaited(function: Callable[..., Any], place: str) -> bool:
+    """Whether what a handler returns is to be awaited, also where a decorator has made a plain function of an `async
+    def` one. Raises `DefinitionError` for one of which a call runs nothing."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DefinitionError(
+            f"{place}: it has a `yield`, so that to call it runs nothing of it: a handler is a function that returns"
+        )
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
+
+
+def check_plain(value: object, place: str) -> None:
+    """Raises `DefinitionError` where a handler was made something else afterwards, as which nobody would find it."""
+    made: object = value.fget if isinstance(value, property) else getattr(value, "__func__", None)
+    role = getattr(made, ROLE, None)
+    if role is not None:
+        raise DefinitionError(f"{place}: it is a plain method that @{role} marks, not a {type(value).__name__}")

@@ -12,7 +12,7 @@ from eventstore.backend import EventFilter
 from eventstore.class_options import refusing_unknown_options
 from eventstore.errors import DefinitionError
 from eventstore.event_batch import EventBatch
-from eventstore.event_handlers import EVENT, ROLE
+from eventstore.event_handlers import EVENT, ROLE, check_plain, is_awaited
 from eventstore.events import Event, RecordedEvent
 from eventstore.read_model_tables import while_building
 from eventstore.tenant import checked_tenant
@@ -153,9 +153,10 @@ def _handlers(cls: type[Projection], local_names: Mapping[str, Any]) -> Iterator
     found: dict[type[Event], str] = {}
     for name in dir(cls):
         function = inspect.getattr_static(cls, name)
+        place = f"{cls.__qualname__}.{name}"
+        check_plain(function, place)
         if getattr(function, ROLE, None) != EVENT:
             continue
-        place = f"{cls.__qualname__}.{name}"
         arguments = list(inspect.signature(function).parameters.values())[1:]
         if not 1 <= len(arguments) <= _MOST_ARGUMENTS or any(a.kind is not a.POSITIONAL_OR_KEYWORD for a in arguments):
             raise DefinitionError(
@@ -181,7 +182,7 @@ def _handlers(cls: type[Projection], local_names: Mapping[str, Any]) -> Iterator
             takes_record=len(arguments) > 1 and not takes_batch,
             takes_connection=len(arguments) == (2 if takes_batch else _MOST_ARGUMENTS),
             takes_batch=takes_batch,
-            is_async=inspect.iscoroutinefunction(function),
+            is_async=is_awaited(function, place),
         )
         is_union = get_origin(handled) in (Union, types.UnionType)
         for event in get_args(handled) if is_union else (handled,):
@@ -199,7 +200,7 @@ def _hint(function: Any, name: str, place: str, local_names: Mapping[str, Any]) 
         return None
     probe = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
     try:
-        return get_type_hints(probe, function.__globals__, dict(local_names))[name]
+        return get_type_hints(probe, inspect.unwrap(function).__globals__, dict(local_names))[name]
     except NameError as error:
         raise DefinitionError(
             f"{place}: the annotation names {error.name!r}, which is not defined here: define or import it first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -26,6 +27,24 @@ from eventstore import Event, Projection
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, Written
 
 S = TypeVar("S")
+
+
+class Do(Command[Any]):
+    """Answered with whatever a handler returns."""
+
+
+def _passed_through(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator as people write them for all kinds of functions."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+def _defined(**body: Any) -> type:
+    return types.new_class("Bad", (PersistentActor[Page],), exec_body=lambda namespace: namespace.update(body))
 
 
 def test_a_handler_without_an_annotation():
@@ -150,6 +169,57 @@ def test_an_async_event_handler():
             async def added(self, event: Written) -> None: ...
 
 
+def test_a_handler_with_a_yield():
+    # To call it makes a generator, and runs nothing: an event would be stored, and never be in the state.
+    with pytest.raises(DefinitionError, match=r"\bBad\.added: it has a `yield`, so that to call it runs nothing"):
+
+        class Bad(PersistentActor[Page]):
+            @event_handler
+            def added(self, event: Written) -> None:
+                yield
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_command_handler_with_a_yield(is_async: bool):
+    def plain(self: Any, command: Do) -> Any:
+        yield
+
+    async def asynchronous(self: Any, command: Do) -> Any:
+        yield
+
+    with pytest.raises(DefinitionError, match=r"\bBad\.do: it has a `yield`"):
+
+        class Bad(PersistentActor[Page]):
+            do = command_handler(asynchronous if is_async else plain)
+
+
+def test_an_async_event_handler_that_a_decorator_has_made_plain():
+    with pytest.raises(DefinitionError, match=r"\bBad\.added: an event handler cannot be async"):
+
+        class Bad(PersistentActor[Page]):
+            @event_handler
+            @_passed_through
+            async def added(self, event: Written) -> None: ...
+
+
+@pytest.mark.parametrize("decorator", [staticmethod, classmethod, property])
+@pytest.mark.parametrize("role", [command_handler, event_handler])
+def test_a_handler_that_is_no_plain_method(decorator: Callable[..., Any], role: Callable[..., Any]):
+    def handle(self: Any, given: Any) -> None: ...
+
+    # Nothing would find it, and whoever is asked would have no handler.
+    with pytest.raises(DefinitionError, match=rf"\bBad\.handle: it is a plain method that @{role.__name__} marks"):
+        _defined(handle=decorator(role(handle)))
+
+
+@pytest.mark.parametrize("name", ["persist", "recovered", "version", "key", "state", "kind", "handlers"])
+def test_a_handler_by_the_name_of_what_every_actor_has(name: str):
+    def handle(self: Any, command: Wait) -> int: ...
+
+    with pytest.raises(DefinitionError, match=rf"\bBad\.{name}: every actor has something of that name"):
+        _defined(**{name: command_handler(handle)})
+
+
 def test_an_event_handler_that_returns_something():
     with pytest.raises(DefinitionError, match=r"\bBad\.added: it returns .*Page.* let it change self\.state"):
 
@@ -230,8 +300,8 @@ def test_a_constructor():
             def __init__(self) -> None: ...
 
 
-@pytest.mark.parametrize("kind", ["a-b", "-", ""])
-def test_a_kind_with_a_dash_or_without_a_name(kind: str):
+@pytest.mark.parametrize("kind", ["a-b", "-", "", 5, b"a"])
+def test_a_kind_with_a_dash_or_without_a_name(kind: Any):
     with pytest.raises(DefinitionError, match=r"\bBad: a kind is a name without a dash"):
 
         class Bad(PersistentActor[Page], kind=kind): ...
@@ -386,9 +456,10 @@ def test_a_policy_that_another_one_is_made_of_may_have_a_name():
 
 
 @pytest.mark.parametrize("name", ["ask_timeout", "max_live", "recovery_timeout", "shutdown_timeout"])
-def test_a_setting_that_is_no_number(name: str):
-    options: dict[str, Any] = {name: "5"}
-    with pytest.raises(DefinitionError, match=f"ActorSystem: {name} is a number, not '5'"):
+@pytest.mark.parametrize("value", ["5", float("nan")])
+def test_a_setting_that_is_no_number(name: str, value: Any):
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(DefinitionError, match=f"ActorSystem: {name} is a number, not {value!r}"):
         ActorSystem("memory://", **options)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import functools
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -535,3 +536,64 @@ async def test_a_reply_may_hold_what_cannot_be_copied(system: ActorSystem):
     ref, pair = await system.ref(Holder, "h").ask(Hold())
     assert pair == (1, "x")
     assert await ref.ask(Guests()) == []
+
+
+class Give(Command[Any]):
+    what: str
+
+
+class Giver(PersistentActor[list[str]]):
+    """Gives what is no reply yet."""
+
+    @command_handler
+    def give(self, command: Give) -> Any:
+        if command.what == "a coroutine":
+            return asyncio.sleep(0)
+        if command.what == "a future":
+            return asyncio.get_running_loop().create_future()
+        return self.persist(Written(text=command.what))
+
+    @event_handler
+    def written(self, event: Written) -> None:
+        self.state.append(event.text)
+
+
+@pytest.mark.parametrize("what", ["a coroutine", "a future", "what persist returns"])
+@pytest.mark.parametrize("command_id", [None, "c"])
+async def test_what_would_have_to_be_awaited_is_no_reply(system: ActorSystem, what: str, command_id: str | None):
+    giver = system.ref(Giver, "g")
+    for _ in range(2):  # Brought to life by the first, and handled without a mailbox by the second.
+        with pytest.raises(ActorError, match=r"a handler returned what has to be awaited \(\w+\), .* `async def`"):
+            await giver.ask(Give(what=what), command_id=command_id)
+    with pytest.raises(ActorError, match="what has to be awaited"):
+        async with system.transaction() as transaction:
+            await transaction.ask(giver, Give(what=what))
+    assert await texts(system.store, "g", "Giver") == []
+
+
+def _logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator as people write them for all kinds of functions."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+async def test_a_decorator_leaves_an_async_handler_what_it_is(system: ActorSystem):
+    class Slow(PersistentActor[list[str]]):
+        @command_handler
+        @_logged
+        async def wait(self, command: Wait) -> int:
+            await self.persist(Written(text=command.text))
+            return len(self.state)
+
+        @event_handler
+        @_logged
+        def written(self, event: Written) -> None:
+            self.state.append(event.text)
+
+    slow = system.ref(Slow, "s")
+    assert [await slow.ask(Wait(text=text)) for text in "xy"] == [1, 2]
+    assert await texts(system.store, "s", "Slow") == ["x", "y"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -434,6 +435,38 @@ def test_wrong_handlers_are_errors_when_the_class_is_defined():
         class Swapped(Projection):
             @event_handler
             def paid(self, event: Paid, connection: int) -> None: ...
+
+    with pytest.raises(DefinitionError, match="Yielding.paid: it has a `yield`, so that to call it runs nothing"):
+
+        class Yielding(Projection):
+            @event_handler
+            def paid(self, event: Paid) -> Any:
+                yield
+
+    with pytest.raises(
+        DefinitionError, match="Static.paid: it is a plain method that @event_handler marks, not a staticmethod"
+    ):
+
+        class Static(Projection):
+            @staticmethod
+            @event_handler
+            def paid(event: Paid) -> None: ...
+
+
+def test_a_decorator_leaves_an_async_handler_what_it_is():
+    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            return function(*args)
+
+        return call
+
+    class Wrapped(Projection):
+        @event_handler
+        @logged
+        async def paid(self, event: Paid) -> None: ...
+
+    assert Wrapped.handlers[Paid].is_async
 
 
 @pytest.mark.parametrize("given", [Ledger(), "ledger", Paid])
