@@ -68,6 +68,11 @@ class Participant:
         return self.cell.stream_id
 
     @property
+    def is_owned(self) -> bool:
+        """Whether only this process may store what becomes of the actor's commands."""
+        return self.cell.epoch is not None
+
+    @property
     def is_repeated(self) -> bool:
         """Whether the transaction was stored before, so that this actor's part of it is known."""
         return self._told_before is not None

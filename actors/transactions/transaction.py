@@ -188,11 +188,9 @@ class Transaction:
         try:
             participant = self._participants.get(ref.stream_id) or await self._join(ref)
             self._deciding = participant
+            if participant.is_taken_for_new and (self.is_repeated or (route.is_async and not participant.is_owned)):
+                await self._look(participant)
             if not participant.is_asked:
-                if participant.is_taken_for_new and self.is_repeated:
-                    # It was held before it was known that another process has stored the transaction.
-                    participant.is_taken_for_new = False
-                    await self._in_time(participant.prepare(self.command_id, self._issued_at))
                 await self._compare(participant)
                 participant.is_asked = True
             if identity is None:
@@ -321,6 +319,17 @@ class Transaction:
             participant.expect_new(self.command_id, self._issued_at)
         if participant.must_prepare(self.command_id):
             await self._in_time(participant.prepare(self.command_id, self._issued_at))
+
+    async def _look(self, participant: Participant) -> None:
+        """Ask the journal after all whether it has an outcome: another process may have stored the transaction since
+        this one was told. That is known by now, or a handler that does I/O must not find it out at the end."""
+        command_id = self.command_id or ""
+        participant.is_taken_for_new = False
+        if not participant.is_asked:
+            await self._in_time(participant.prepare(command_id, self._issued_at))
+        elif await self._in_time(participant.remembers_by_now(command_id)):
+            # What it has decided here was decided before.
+            raise self._ended(ConcurrencyError(participant.stream_id, "", None))
 
     async def _compare(self, participant: Participant) -> None:
         """End unless what one more participant knows goes with what is known already."""

@@ -153,6 +153,42 @@ async def test_a_block_is_told_to_begin_again_where_it_was_stored_elsewhere_mean
     assert await lines(store) == STORED
 
 
+class Mailing(Account, kind="Notebook"):
+    """What its async handler did outside of the journal is counted by the test."""
+
+    @command_handler
+    async def wait(self, command: Wait) -> int:
+        self.handled.append(command.text)
+        self.persist(Written(text=command.text))
+        return len(self.state.lines)
+
+
+@pytest.mark.parametrize("asked", ["A", "aA", "aB", "bAa"])
+async def test_an_async_handler_is_not_run_for_what_another_process_has_stored(
+    store: EventStore, other: EventStore, handled: list[str], asked: str
+):
+    """Each letter is a command to that actor, a capital one to its async handler."""
+    async with ActorSystem(store) as one, ActorSystem(other) as two:
+
+        async def run(system: ActorSystem) -> list[int]:
+            async def work(tx: Transaction) -> list[int]:
+                return [
+                    await tx.ask(
+                        system.ref(Mailing, letter.lower()),
+                        Wait(text="mailed") if letter.isupper() else Write(text="written"),
+                    )
+                    for letter in asked
+                ]
+
+            return await system.transact(work, command_id="x")
+
+        for key in "ab":  # This process knows what was remembered until now, and takes what follows for new.
+            await two.ref(Mailing, key).ask(Read(), command_id="before")
+        replies = await run(one)
+        assert await run(two) == replies
+        assert handled.count("mailed") == 1
+
+
 async def test_two_processes_at_once_store_it_once(store: EventStore, other: EventStore):
     async with ActorSystem(store) as one, ActorSystem(other) as two:
         for number in range(10):
