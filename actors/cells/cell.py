@@ -301,9 +301,12 @@ class Cell(HoldableCell):
 
     def _refused(self, envelope: Envelope, error: BaseException) -> None:
         """The handler raised. Unless it had persisted something, nothing has changed and the actor goes on."""
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None and isinstance(error, CommandRejected):
+            # It has taken that for its own: as a rejection it would be remembered, and the database comes back.
+            error = refusal
         envelope.error = error = told_error(error, self.stream_id)
         envelope.attempts += 1
-        self._refusal = None
         is_touched, self._is_touched = self._is_touched, False
         if is_touched:
             self._staged = None

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from actors import ActorSystem, PersistentActor, Restart, command_handler, event_handler
+from actors import ActorSystem, CommandRejected, PersistentActor, Restart, command_handler, event_handler
 from backends.conformance.cases import case
 from eventstore import (
     BackendUnavailable,
@@ -390,6 +390,28 @@ async def test_a_backend_that_stores_at_another_version_than_it_should_is_found_
     faults.next.append(misplaced)
     with pytest.raises(JournalCorrupt):
         await notebook.ask(Write(text="1"))
+
+
+async def test_a_database_that_is_away_is_remembered_as_no_rejection(faults: Faults, faulty: ActorSystem):
+    breaker = faulty.store.commits.breaker
+
+    class Polite(Notebook, kind="Notebook"):
+        @command_handler
+        async def wait(self, command: Wait) -> int:
+            try:
+                self.persist(Written(text=command.text))
+            except BackendUnavailable:
+                breaker.answered()  # It serves again, before the handler has made up its mind.
+                raise CommandRejected("not now") from None
+            return len(self.state.lines)
+
+    notebook = faulty.ref(Polite, "a")
+    await notebook.ask(Read(), command_id="0")
+    for command_id in (None, "1"):
+        breaker.give_up(OutcomeUnknown("no answer"))
+        with pytest.raises(BackendUnavailable):
+            await notebook.ask(Wait(text="x"), command_id=command_id)
+    assert await notebook.ask(Wait(text="x"), command_id="1") == 1
 
 
 # The store is gone
