@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from math import inf
+from typing import Any, cast
 
 # A timer of its own for each ask costs as much as deciding the command: made, put in order, and cancelled again.
 # Here those that end within one tick share one, so a timeout may come up to a tick late.
@@ -53,3 +54,10 @@ class Deadlines:
         for future, about in self._due.pop(tick).items():
             if not future.done():
                 self._give_up(future, about)
+
+
+def check_seconds(seconds: float, name: str) -> None:
+    """Raises `ValueError` for what is no number of seconds: found out later, the command would have been handled."""
+    # Whoever has no type checker gives anything.
+    if not isinstance(cast("object", seconds), int | float) or not seconds > -inf:
+        raise ValueError(f"{name} is a number of seconds, not {seconds!r}: nothing was done")

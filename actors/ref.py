@@ -15,7 +15,7 @@ from actors.cells.mailbox import Envelope
 from actors.cells.phase import Phase
 from actors.command import Command, without_handler
 from actors.command_identity import identify
-from actors.deadlines import Deadlines
+from actors.deadlines import Deadlines, check_seconds
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling
 from eventstore.errors import ActorStopped, AskTimeout, DefinitionError, MailboxFull, StoreClosed
@@ -101,6 +101,8 @@ class ActorRef(Generic[A]):
         """
         cell = self._cell
         runtime = self._runtime
+        if timeout is not None:
+            check_seconds(timeout, "timeout")
         identity = None if command_id is None else identify(command, command_id)
         # In another loop or thread than the system's the way by the mailbox refuses it.
         if cell is not None and cell.is_ready and not fresh and get_running_loop() is runtime.loop:

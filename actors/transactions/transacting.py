@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -29,6 +29,9 @@ async def transact(begin: Callable[[], Transaction], work: Callable[[Transaction
 
     Nothing is run again in which an `async def` handler took part.
     """
+    # Whoever has no type checker gives anything.
+    if not isinstance(cast("object", retries), int) or retries < 0:
+        raise ValueError(f"retries is 0 or more, not {retries!r}: nothing was done")
     last: Transaction | None = None
 
     async def run() -> T:

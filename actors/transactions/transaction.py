@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 from actors.cells.append_failures import outcome_unknown
 from actors.command import Command
 from actors.command_identity import CommandIdentity, check_command_id, identify, issued_at
+from actors.deadlines import check_seconds
 from actors.event_metadata import metadata_of_transaction
 from actors.handlers import CommandRoute
 from actors.handling import Handling, current_handling, serving
@@ -86,6 +87,7 @@ class Transaction:
         self._runtime = runtime
         self.age = age
         """Of two transactions, the older has the lower one. It is kept when a transaction is run again."""
+        check_seconds(seconds, "timeout")
         self._seconds = seconds
         if command_id is not None:
             check_command_id(command_id)

@@ -388,6 +388,21 @@ async def test_a_timeout_that_is_over_ends_the_waiting_at_once(url: str, gate: a
         await first
 
 
+@pytest.mark.parametrize("timeout", ["5", float("nan"), float("-inf")])
+async def test_a_timeout_that_is_no_number_is_refused_before_anything_is_done(system: ActorSystem, timeout: Any):
+    notebook = system.ref(Notebook, "a")
+    for _ in range(2):  # By its mailbox, and then without one.
+        with pytest.raises(ValueError, match=r"timeout is a number of seconds, not .*: nothing was done"):
+            await notebook.ask(Write(text="x"), timeout=timeout)
+        assert await notebook.ask(Read()) == []
+    with pytest.raises(ValueError, match="timeout is a number of seconds"):
+        async with system.transaction(timeout=timeout) as tx:
+            await tx.ask(notebook, Write(text="x"))
+    with pytest.raises(ValueError, match="timeout is a number of seconds"):
+        await notebook.batch([Write(text="x")], timeout=timeout)
+    assert await notebook.ask(Read()) == []
+
+
 async def test_the_timeout_of_the_system_holds_where_none_is_given(url: str, gate: asyncio.Event):
     async with ActorSystem(url, ask_timeout=0.02) as system:
         with pytest.raises(AskTimeout):
