@@ -285,9 +285,40 @@ async def test_what_is_being_stored_is_not_ended_by_its_time(faults: Faults, fau
     await faults.held()
     await clock.forward(2 * LONG)
     assert not working.done()
+    # Its actor serves nobody else as long as it is not known what will be in the journal.
+    reading = outside(a.ask(Read(), timeout=10 * LONG))
+    await clock.forward(0.1)
+    assert not reading.done()
+    assert len(faults.loads) == 1
     faults.release()
     await working
-    assert await a.ask(Read()) == await texts(faulty.store) == ["1"]
+    assert await reading == await a.ask(Read()) == await texts(faulty.store) == ["1"]
+
+
+async def test_the_time_is_up_while_the_queue_of_the_store_is_full(
+    faults: Faults, faulty: ActorSystem, clock: LoopClock, monkeypatch: pytest.MonkeyPatch
+):
+    a, b = faulty.ref(Notebook, "a"), faulty.ref(Notebook, "b")
+    await asyncio.gather(a.ask(Read()), b.ask(Read()))
+    faults.hold()
+    others = [outside(b.ask(Write(text="x"), timeout=10 * LONG))]
+    await faults.held()
+    others.append(outside(b.ask(Write(text="x"), timeout=10 * LONG)))
+    await asyncio.sleep(0)
+    monkeypatch.setattr("eventstore.calls.group_commit.MAX_WAITING_BYTES", 1)
+    assert faulty.store.commits.is_full
+
+    async def work() -> None:
+        async with faulty.transaction(timeout=LONG) as tx:
+            await tx.ask(a, Write(text="1"))
+
+    working = outside(work())
+    await clock.forward(2 * LONG)
+    faults.release()
+    with pytest.raises(TransactionExpired):
+        await working
+    await asyncio.gather(*others)
+    assert await a.ask(Read()) == await texts(faulty.store) == []
 
 
 # Failures

@@ -15,6 +15,7 @@ from actors import (
     Command,
     CommandForgotten,
     CommandRejected,
+    CommandRetention,
     ConcurrencyError,
     DuplicateCommandMismatch,
     InvalidCommandId,
@@ -24,6 +25,7 @@ from actors import (
     new_command_id,
 )
 from eventstore import CodecError, EventStore
+from eventstore.backend import CommandLookup
 from tests.actors.faults import Faults, answer_lost, request_lost
 from tests.actors.notebook import Notebook, Read, Refuse, Wait, Write, Written, served, texts
 
@@ -264,6 +266,58 @@ async def test_a_single_ask_under_the_id_of_a_transaction_is_an_error(
         with pytest.raises(DuplicateCommandMismatch):
             await function(asker, "y", [("b", Write(text="1"))])
         assert await texts(store, "a") == await texts(store, "b") == ["1"]
+
+
+class Tell(Command[dict[str, Any]]):
+    """Answered with what a transaction remembers, as far as its form goes."""
+
+
+class Impostor(Account, kind="Notebook"):
+    @command_handler
+    def tell(self, command: Tell) -> dict[str, Any]:
+        return {"participants": ["Notebook-a"], "told": []}
+
+
+async def test_a_reply_that_looks_like_a_transaction_is_taken_for_none(system: ActorSystem):
+    a = system.ref(Impostor, "a")
+    await a.ask(Tell(), command_id="c")
+    with pytest.raises(DuplicateCommandMismatch):
+        async with system.transaction(command_id="c") as tx:
+            await tx.ask(a, Write(text="1"))
+    assert await texts(system.store) == []
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+async def test_what_was_expected_then_is_not_expected_again(system: ActorSystem, is_before: bool):
+    a = system.ref(Account, "a")
+    for number in range(3):
+        async with system.transaction(command_id="c") as tx:
+            if is_before:
+                tx.expect(a, version=0)
+            assert await tx.ask(a, Write(text="1")) == 1
+            if not is_before:
+                tx.expect(a, version=0)
+        assert tx.is_repeated == (number > 0)
+        await a.ask(Write(text="later"))
+
+
+async def test_what_transactions_leave_behind_is_forgotten_in_time(system: ActorSystem, store: EventStore):
+    class Kiosk(Account):
+        command_retention = CommandRetention(count=10)
+
+    kiosk = system.ref(Kiosk, "a")
+    for number in range(1500):
+        await kiosk.batch([Read()], command_id=f"{number:05}")
+
+    async def is_forgotten() -> bool:
+        return (await store.find_command(CommandLookup("Kiosk-a", "00000"))).outcome is None
+
+    for _ in range(2000):
+        if await is_forgotten():
+            break
+        await asyncio.sleep(0.01)
+    # One in 64 has the oldest forgotten: that none of 1,490 did so has a probability of 10 to the minus 10.
+    assert await is_forgotten()
 
 
 async def test_a_batch_with_an_id_is_stored_once(system: ActorSystem, store: EventStore):

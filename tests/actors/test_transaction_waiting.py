@@ -487,6 +487,19 @@ async def test_a_handler_may_begin_a_transaction_over_others(
     assert await asyncio.gather(*(ref.ask(Read()) for ref in (a, b, c))) == [["transfer"], ["1"], ["2"]]
 
 
+async def test_after_its_transaction_a_handler_still_cannot_ask_its_own_actor(
+    a: ActorRef[Calling], b: ActorRef[Calling], system: ActorSystem, calls: Calls
+):
+    async def transfer() -> None:
+        async with system.transaction() as tx:
+            await tx.ask(b, Write(text="1"))
+        with pytest.raises(AskCycle, match="Notebook-a"):
+            await a.ask(Read())
+
+    calls["transfer"] = transfer
+    assert await a.ask(Wait(text="transfer")) == 1
+
+
 async def test_handlers_that_want_each_other_in_transactions_are_told_at_once(
     a: ActorRef[Calling], b: ActorRef[Calling], system: ActorSystem, calls: Calls
 ):

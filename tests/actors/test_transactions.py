@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
@@ -39,6 +42,8 @@ from tests.actors.notebook import (
     until,
 )
 
+T = TypeVar("T")
+
 
 class Always(Notebook, kind="Notebook"):
     always_fresh = True
@@ -59,6 +64,11 @@ class Patient(Notebook, kind="Notebook"):
 
 async def log(store: EventStore) -> list[RecordedEvent]:
     return [recorded async for recorded in store.read_all()]
+
+
+def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task that is no part of the transaction it is started in."""
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 async def write_elsewhere(other: EventStore, key: str, *lines: str) -> None:
@@ -125,6 +135,14 @@ async def test_what_the_user_says_of_the_events_is_kept(system: ActorSystem):
         ("y", "y", "bob"),
         ("y", "y", "bob"),
     ]
+
+
+async def test_what_comes_after_it_needs_no_second_append(faults: Faults, faulty: ActorSystem):
+    a = faulty.ref(Notebook, "a")
+    async with faulty.transaction() as tx:
+        await tx.ask(a, WriteAll(texts=("1", "2")))
+    assert await a.ask(Write(text="3")) == 3
+    assert len(faults.appends) == 2
 
 
 async def test_the_actors_go_on_from_what_was_stored(system: ActorSystem, store: EventStore):
@@ -209,6 +227,17 @@ async def test_of_a_batch_of_five_the_fourth_is_rejected_and_no_reply_has_been_s
     with pytest.raises(CommandRejected, match="no"):
         await batch
     assert await a.ask(Read()) == await texts(store) == ["before"]
+
+
+async def test_what_an_actor_was_asked_after_it_had_persisted_hides_nothing_of_that(system: ActorSystem):
+    a = system.ref(Notebook, "a")
+    await a.ask(Write(text="before"))
+    with pytest.raises(ZeroDivisionError):
+        async with system.transaction() as tx:
+            await tx.ask(a, Write(text="1"))
+            assert await tx.ask(a, Read()) == ["before", "1"]
+            raise ZeroDivisionError
+    assert await a.ask(Read()) == await texts(system.store) == ["before"]
 
 
 async def test_a_rejection_that_the_block_catches_lets_it_go_on(system: ActorSystem, store: EventStore):
@@ -596,6 +625,28 @@ async def test_a_function_is_run_again_when_another_process_was_faster(system: A
     assert await texts(system.store, "b") == ["other", "2"]
 
 
+async def test_what_a_function_took_is_taken_before_it_is_run_again(system: ActorSystem, other: EventStore):
+    a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
+    await asyncio.gather(a.ask(Read()), b.ask(Read()))
+    early: list[asyncio.Task[list[str]]] = []
+    runs = 0
+
+    async def work(tx: Transaction) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            early.append(outside(b.ask(Read())))
+            await asyncio.sleep(0)
+        await tx.ask(a, Write(text="1"))
+        await tx.ask(b, Write(text="2"))
+        if runs == 1:
+            await write_elsewhere(other, "b", "other")
+
+    await system.transact(work)
+    # Who asked at the beginning of the second run came after it.
+    assert [await reading for reading in early] == [["other", "2"]]
+
+
 @pytest.mark.parametrize("retries", [0, 1, 3])
 async def test_a_function_is_run_so_often_and_no_more(system: ActorSystem, other: EventStore, retries: int):
     a, b = system.ref(Notebook, "a"), system.ref(Notebook, "b")
@@ -613,6 +664,14 @@ async def test_a_function_is_run_so_often_and_no_more(system: ActorSystem, other
     assert runs == retries + 1
     assert await texts(system.store, "b") == []
     assert await a.ask(Read()) == ["other"] * (retries + 1)
+
+
+@pytest.mark.parametrize("retries", [-1, 1.5, "3", None])
+async def test_retries_that_are_no_number_are_refused_before_anything_is_done(system: ActorSystem, retries: Any):
+    a = system.ref(Notebook, "a")
+    with pytest.raises(ValueError, match="retries is 0 or more, not "):
+        await system.transact(lambda tx: tx.ask(a, Write(text="1")), retries=retries)
+    assert await texts(system.store) == []
 
 
 async def test_a_batch_is_decided_again_as_a_whole(system: ActorSystem, other: EventStore):
