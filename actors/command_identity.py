@@ -62,8 +62,12 @@ def issued_at(command_id: str) -> int:
     """The milliseconds since 1970 that a UUIDv7 begins with; 0 for every other id."""
     if len(command_id) != _UUID_CHARACTERS or command_id[14] != "7" or command_id[8:24:5] != "----":
         return 0
+    digits = command_id[:8] + command_id[9:13]
+    # For Python a number may have a sign, underscores, spaces around it, and the digits of any script.
+    if not (digits.isascii() and digits.isalnum()):
+        return 0
     try:
-        return int(command_id[:8] + command_id[9:13], 16)
+        return int(digits, 16)
     except ValueError:
         return 0
 

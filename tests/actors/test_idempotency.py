@@ -355,7 +355,17 @@ async def test_an_id_that_cannot_be_stored_is_refused(system: ActorSystem, comma
     assert Shop.handled == []
 
 
-@pytest.mark.parametrize("command_id", ["x", "x" * 255, " ", "'; drop table", "日本", "a:b/{c}"])
+LIKE_A_UUID = (
+    "-192abcd-abcd-7abc-8abc-abcdabcdabcd",
+    "+192abcd-abcd-7abc-8abc-abcdabcdabcd",
+    "0_92abcd-abcd-7abc-8abc-abcdabcdabcd",
+    " 192abcd-abcd-7abc-8abc-abcdabcdabcd",
+    "٠١٢٣٤٥٦٧-٠١٢٣-7abc-8abc-abcdabcdabcd",
+)
+"""What Python takes for a number, and no UUID begins with."""
+
+
+@pytest.mark.parametrize("command_id", ["x", "x" * 255, " ", "'; drop table", "日本", "a:b/{c}", *LIKE_A_UUID])
 async def test_any_other_id_is_remembered_as_it_is(system: ActorSystem, command_id: str):
     shop = system.ref(Shop, "a")
     assert await shop.ask(Count(), command_id=command_id) == 0
@@ -445,6 +455,16 @@ async def test_retention_keeps_the_newest_and_forgets_the_oldest_in_time(system:
         await asyncio.sleep(0.01)
     # One in 64 has the oldest forgotten: that none of 1,400 did so has a probability of 10 to the minus 10.
     assert all(each.outcome is None for each in found)
+
+
+async def test_an_id_that_only_looks_like_a_uuid_tells_no_time(system: ActorSystem, store: EventStore):
+    shop = system.ref(Shop, "a")
+    for command_id in LIKE_A_UUID:
+        await shop.ask(Buy(what="tea"), command_id=command_id)
+    await store.forget_commands("Shop-a", keep=0)
+    for command_id in LIKE_A_UUID:
+        found = await store.find_command(CommandLookup("Shop-a", command_id))
+        assert (found.outcome, found.forgotten) == (None, 0)
 
 
 async def test_beyond_the_ids_an_actor_knows_it_asks_for_each(store: EventStore, other: EventStore):
