@@ -7,6 +7,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, cast
 
+from eventstore.errors import InvalidArgument
+
 # A timer of its own for each ask costs as much as deciding the command: made, put in order, and cancelled again.
 # Here those that end within one tick share one, so a timeout may come up to a tick late.
 _TICKS_PER_SECOND = 64
@@ -57,7 +59,7 @@ class Deadlines:
 
 
 def check_seconds(seconds: float, name: str) -> None:
-    """Raises `ValueError` for what is no number of seconds: found out later, the command would have been handled."""
+    """Raises `InvalidArgument` for what is no number of seconds: later, the command would have been handled."""
     # Whoever has no type checker gives anything.
     if not isinstance(cast("object", seconds), int | float) or not seconds > -inf:
-        raise ValueError(f"{name} is a number of seconds, not {seconds!r}: nothing was done")
+        raise InvalidArgument(f"{name} is a number of seconds, not {seconds!r}: nothing was done")

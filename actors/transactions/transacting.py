@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from actors.transactions.transaction import Transaction
-from eventstore.errors import ConcurrencyError, TransactionConflict, TransactionRepeated
+from eventstore.errors import ConcurrencyError, InvalidArgument, TransactionConflict, TransactionRepeated
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ async def transact(begin: Callable[[], Transaction], work: Callable[[Transaction
     """
     # Whoever has no type checker gives anything.
     if not isinstance(cast("object", retries), int) or retries < 0:
-        raise ValueError(f"retries is 0 or more, not {retries!r}: nothing was done")
+        raise InvalidArgument(f"retries is 0 or more, not {retries!r}: nothing was done")
     last: Transaction | None = None
 
     async def run() -> T:

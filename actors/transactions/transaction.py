@@ -35,6 +35,7 @@ from eventstore.errors import (
     ConcurrencyError,
     DuplicateCommand,
     EventStoreError,
+    InvalidArgument,
     OutcomeUnknown,
     StoreClosed,
     TransactionError,
@@ -238,7 +239,7 @@ class Transaction:
         """
         self._check_open()
         if version < 0:
-            raise ValueError(f"a stream is at version 0 or a later one, not {version}")
+            raise InvalidArgument(f"a stream is at version 0 or a later one, not {version}")
         participant = self._participants.get(ref.stream_id)
         if participant is None or not participant.is_asked:
             # One that is only held has no part in what is stored: so this has to have one.

@@ -10,7 +10,7 @@ import pytest
 
 from actors import ActorRef, ActorStopped, ActorSystem, AskTimeout, Command, MailboxFull, Restart, command_handler
 from backends.conformance.cases import case
-from eventstore import BackendUnavailable, EventStore
+from eventstore import BackendUnavailable, EventStore, InvalidArgument
 from eventstore.backend import Load
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Break, Notebook, Read, Refuse, Wait, Write, Written, texts, until
@@ -392,13 +392,13 @@ async def test_a_timeout_that_is_over_ends_the_waiting_at_once(url: str, gate: a
 async def test_a_timeout_that_is_no_number_is_refused_before_anything_is_done(system: ActorSystem, timeout: Any):
     notebook = system.ref(Notebook, "a")
     for _ in range(2):  # By its mailbox, and then without one.
-        with pytest.raises(ValueError, match=r"timeout is a number of seconds, not .*: nothing was done"):
+        with pytest.raises(InvalidArgument, match=r"timeout is a number of seconds, not .*: nothing was done"):
             await notebook.ask(Write(text="x"), timeout=timeout)
         assert await notebook.ask(Read()) == []
-    with pytest.raises(ValueError, match="timeout is a number of seconds"):
+    with pytest.raises(InvalidArgument, match="timeout is a number of seconds"):
         async with system.transaction(timeout=timeout) as tx:
             await tx.ask(notebook, Write(text="x"))
-    with pytest.raises(ValueError, match="timeout is a number of seconds"):
+    with pytest.raises(InvalidArgument, match="timeout is a number of seconds"):
         await notebook.batch([Write(text="x")], timeout=timeout)
     assert await notebook.ask(Read()) == []
 

@@ -23,7 +23,7 @@ from actors import (
 )
 from actors.transactions.transacting import RETRIES
 from backends.conformance.cases import case
-from eventstore import EventStore, Metadata, RecordedEvent
+from eventstore import EventStore, InvalidArgument, Metadata, RecordedEvent
 from tests.actors.faults import Faults
 from tests.actors.notebook import (
     Break,
@@ -669,7 +669,7 @@ async def test_a_function_is_run_so_often_and_no_more(system: ActorSystem, other
 @pytest.mark.parametrize("retries", [-1, 1.5, "3", None])
 async def test_retries_that_are_no_number_are_refused_before_anything_is_done(system: ActorSystem, retries: Any):
     a = system.ref(Notebook, "a")
-    with pytest.raises(ValueError, match="retries is 0 or more, not "):
+    with pytest.raises(InvalidArgument, match="retries is 0 or more, not "):
         await system.transact(lambda tx: tx.ask(a, Write(text="1")), retries=retries)
     assert await texts(system.store) == []
 
