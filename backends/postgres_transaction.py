@@ -156,6 +156,7 @@ class PostgresTransaction:
         """Called before each of the user's statements."""
         if self._is_expired:
             raise TransactionExpired(self._seconds)
+        self._check_inside()
 
     def check_end(self) -> None:
         """Called when the connection is told to commit or to roll back."""
@@ -191,6 +192,14 @@ class PostgresTransaction:
             return BackendUnavailable(f"the connection was lost; {ROLLED_BACK}; {first_line(error)}")
         return None
 
+    def _check_inside(self) -> None:
+        # Outside, each statement of an append would be a transaction by itself, without the locks of those before it.
+        if self._state is _State.OPEN and self.session.is_usable:
+            raise TransactionRefused(
+                "a statement has ended the transaction that it shares with events (COMMIT, ROLLBACK), so no event was "
+                "stored, and what came before a COMMIT is; use begin_nested() for a part that may be undone"
+            )
+
     # Committing
 
     async def _commit(self, batch: Batch, checkpoints: Sequence[StoredCheckpoint]) -> AppendOutcome:
@@ -204,6 +213,7 @@ class PostgresTransaction:
                 raise TransactionRefused("its connection was closed before the commit: nothing was stored")
             committed = False
             try:
+                self._check_inside()
                 for checkpoint in checkpoints:
                     if not await self._is_saved(checkpoint):
                         raise TransactionConflict(f"somebody else has changed a checkpoint; {ROLLED_BACK}")
@@ -273,6 +283,7 @@ class PostgresTransaction:
         async with self._turn:
             if self._state is _State.ENDED:
                 raise self._ended()
+            self._check_inside()
             checkpoints: list[StoredCheckpoint] = []
             for one in unread:
                 found = await self._locked(one.name, one.version)
