@@ -13,7 +13,7 @@ of `vault.py`, there are
 
     read STREAM BEGAN VERSION    a read that was begun at a time, and answered
     told STREAM ERROR            one that was refused
-    took STREAM VERSION          it was answered, and the one before was not
+    took STREAM BEGAN VERSION    it was answered, and the one before was not
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Keeper:
             self._write(f"read {stream_id} {began:.6f} {receipt.version}")
             if self._owned_since is None:
                 self._owned_since = time.monotonic()
-                self._write(f"took {stream_id} {receipt.version}")
+                self._write(f"took {stream_id} {began:.6f} {receipt.version}")
         await self._pause()
 
     async def deposit(self) -> None:

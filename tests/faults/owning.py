@@ -31,7 +31,10 @@ class Read(NamedTuple):
 
 
 class Took(NamedTuple):
+    """Who has taken a vault: some time after he `began` to ask for it, and before he said so."""
+
     at: float
+    began: float
     version: int
     name: str
 
@@ -55,8 +58,8 @@ class OwnerRecord:
         match said.split(" "):
             case ["read", stream_id, began, version]:
                 self.reads[stream_id].append(Read(float(began) - clock_offset, int(version)))
-            case ["took", stream_id, version]:
-                self.took[stream_id].append(Took(at, int(version), name))
+            case ["took", stream_id, began, version]:
+                self.took[stream_id].append(Took(at, float(began) - clock_offset, int(version), name))
             case ["told", stream_id, error]:
                 self.told[stream_id].append((at, error))
             case _:
@@ -192,8 +195,14 @@ class Owning:
 
 
 def owner_of(stream_id: str, processes: Iterable[Owning]) -> str | None:
-    """The name of the process that took a vault last."""
-    took = [each for process in processes for each in process.said().took[stream_id]]
+    """The name of the process that took a vault last, and was not told since that it has it no more."""
+    took: list[Took] = []
+    for process in processes:
+        said = process.said()
+        if said.took[stream_id] and (
+            not said.told[stream_id] or said.told[stream_id][-1][0] < said.took[stream_id][-1].at
+        ):
+            took.append(said.took[stream_id][-1])
     return max(took).name if took else None
 
 
@@ -222,13 +231,14 @@ def _violations_of_owners(url: str, said: Sequence[OwnerRecord]) -> Iterator[Vio
         for stream_id, some in each.took.items():
             took[stream_id] += some
     for stream_id, some in took.items():
-        some.sort()
-        if [each.version for each in some] != sorted(each.version for each in some):
+        # What was surely later: somebody who was stopped meanwhile says late that he had it.
+        if any(later.began > each.at and later.version < each.version for each in some for later in some):
             yield Violation("stale read", f"{stream_id} was taken at an earlier version than before")
     for event in stored_events(url):
         # It saw the stream as it was: what comes behind that version is its own, until the next one sees it.
-        owners = [each.name for each in took[event.stream_id] if each.version < event.version]
-        if not owners or owners[-1] != event.id.partition("/")[0]:
+        before = [each for each in took[event.stream_id] if each.version < event.version]
+        own = [each.at for each in before if each.name == event.id.partition("/")[0]]
+        if not own or any(each.began > max(own) for each in before if each.name != event.id.partition("/")[0]):
             yield Violation("not the owner's", f"{event.stream_id} {event.version}: {event.id}")
 
 

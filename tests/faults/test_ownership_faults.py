@@ -66,7 +66,7 @@ def wait_for_owner(pair: list[Owning]) -> tuple[Owning, Owning, list[str]]:
         other, owner = sorted(pair, key=lambda each: list(owners.values()).count(each.name))
         owned = [stream_id for stream_id, name in owners.items() if name == owner.name]
         acks = owner.said().acks
-        if all(acks[stream_id] and acks[stream_id][-1][0] > begun for stream_id in owned):
+        if owned and all(acks[stream_id] and acks[stream_id][-1][0] > begun for stream_id in owned):
             return owner, other, owned
         time.sleep(0.01)
     raise AssertionError("nobody deposits into what he owns")
