@@ -76,14 +76,22 @@ class PoolingProxy(Front):
 
     async def _start_one(self) -> None:
         reader, writer = await asyncio.open_connection(*self._target)
+        try:
+            self._greeting = await self._greeted(reader, writer)
+        except BaseException:
+            # The proxy may be closed meanwhile.
+            writer.transport.abort()
+            raise
+        self._sessions.append(_Session(reader, writer))
+        self._idle.put_nowait(self._sessions[-1])
+
+    async def _greeted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         writer.write(struct.pack("!I", len(self._packet) + 4) + self._packet)
         greeting = b""
         while (message := await _message(reader))[:1] != b"Z":
             # The process id and the key for cancelling are the proxy's own.
             greeting += b"" if message[:1] == b"K" else message
-        self._greeting = greeting
-        self._sessions.append(_Session(reader, writer))
-        self._idle.put_nowait(self._sessions[-1])
+        return greeting
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         last: _Session | None = None
