@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,38 @@ async def old_commands_forgotten(store: EventStore) -> None:
     await store.forget_commands("vault-1", keep=0)
 
 
+@dataclass
+class Jobs:
+    """How many SQLite's writer was given, and how many have ended, one way or the other."""
+
+    given: int = 0
+    ended: int = 0
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    jobs = Jobs()
+    submit = SQLiteWriter.submit
+
+    def noted(writer: SQLiteWriter, job: Any, on_end: Callable[..., None], **options: Any) -> None:
+        def told(*outcome: Any) -> None:
+            jobs.ended += 1
+            on_end(*outcome)
+
+        jobs.given += 1
+        submit(writer, job, told, **options)
+
+    monkeypatch.setattr(SQLiteWriter, "submit", noted)
+    return jobs
+
+
+async def given(jobs: Jobs, before: int) -> None:
+    """Wait until the writer has something more to do."""
+    async with asyncio.timeout(20):
+        while jobs.given == before:
+            await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("is_in_time", [True, False], ids=["let go in time", "held too long"])
 @pytest.mark.parametrize(
     "change",
@@ -395,19 +428,11 @@ async def old_commands_forgotten(store: EventStore) -> None:
 )
 def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    jobs: Jobs,
     change: Callable[[EventStore], Coroutine[Any, Any, None]],
     is_in_time: bool,
 ) -> None:
     path = tmp_path / "vaults.db"
-    jobs: list[object] = []
-    submit = SQLiteWriter.submit
-
-    def counted(writer: SQLiteWriter, job: Any, *arguments: Any, **options: Any) -> None:
-        jobs.append(job)
-        submit(writer, job, *arguments, **options)
-
-    monkeypatch.setattr(SQLiteWriter, "submit", counted)
     busy_seconds = 60.0 if is_in_time else 0.2
 
     async def cancel_behind_the_lock() -> None:
@@ -416,16 +441,17 @@ def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
                 await system.ref(Vault, "1").ask(COMMAND, command_id="before")
             before = _all_rows(path)
             with lock_held(path) as other:
-                jobs.clear()
+                before_it = jobs.given
                 task = asyncio.create_task(change(store))
-                async with asyncio.timeout(20):
-                    # Before that it looks, and who is cancelled then has changed nothing.
-                    while not jobs:
-                        await asyncio.sleep(0)
+                # Before that it looks, and who is cancelled then has changed nothing.
+                await given(jobs, before_it)
                 assert not task.done(), "it did not wait for the lock"
                 task.cancel()
-                # A writer that comes to it late, on a busy machine, has given up by then as well.
-                await asyncio.sleep(0.05 if is_in_time else 2.0)
+                await asyncio.sleep(0.05)
+                if not is_in_time:
+                    async with asyncio.timeout(30):
+                        while jobs.ended < jobs.given:
+                            await asyncio.sleep(0.01)
                 other.execute("ROLLBACK")
                 await asyncio.wait([task], timeout=30)
                 assert task.cancelled()
@@ -443,7 +469,7 @@ def test_a_change_cancelled_behind_the_lock_leaves_no_transaction(
 
 
 def test_an_ask_cancelled_behind_a_lock_that_is_held_too_long_stores_nothing_and_may_be_repeated(
-    tmp_path: Path,
+    tmp_path: Path, jobs: Jobs
 ) -> None:
     path = tmp_path / "vaults.db"
 
@@ -452,8 +478,9 @@ def test_an_ask_cancelled_behind_a_lock_that_is_held_too_long_stores_nothing_and
             vault = system.ref(Vault, "1")
             await vault.ask(Deposit(id="before"), command_id="before")
             with lock_held(path):
+                before_it = jobs.given
                 ask = asyncio.create_task(vault.ask(COMMAND, command_id="victim"))
-                await asyncio.sleep(0.05)
+                await given(jobs, before_it)
                 ask.cancel()
                 await asyncio.wait([ask])
                 assert ask.cancelled()
