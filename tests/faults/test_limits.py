@@ -247,9 +247,9 @@ def test_without_files_or_threads_for_readers_callers_are_told_and_are_served_wh
     assert facts["foreign"] == []
     assert facts["errors"].keys() <= {"BackendUnavailable", "CircuitOpen"}
     assert sum(facts["errors"].values()) > 0
-    # They are told at once, and nobody has to open the store anew.
-    assert facts["took"] < 5
-    assert facts["served_after"] < 5
+    # They are told at once, not when the time of each is over, and nobody has to open the store anew.
+    assert facts["took"] < 20
+    assert facts["served_after"] < 20
     assert verdict(url, record) == []
     assert record.unknown == set()
 

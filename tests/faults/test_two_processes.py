@@ -52,7 +52,7 @@ def test_two_processes_on_one_file_lose_nothing_and_double_nothing(path: Path) -
     # Both were at work all the time, and none waited long for its turn.
     deposits = Counter(event.id.partition("/")[0] for event in events)
     assert min(deposits.values()) > max(deposits.values()) / 20, deposits
-    assert longest < 5.0
+    assert longest < 20.0
     # They met: wherever the other's events follow in a stream, somebody had decided on a state that was passed by.
     turns = [name for name, _ in groupby(e.id.partition("/")[0] for e in events if e.stream_id == "vault-shared")]
     assert len(turns) > 10

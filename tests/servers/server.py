@@ -20,8 +20,10 @@ from .privileges import Account, leash
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
 
-# Below the range the kernel takes clients' ports from: a server must get its port back when it is started again.
-_PORTS = range(20_000, 32_000)
+# Below the range the kernel takes clients' ports from: a server must get its port back when it is started again. Each
+# of several workers has its own, or one would take what another's server has let go of meanwhile.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(20_000, 32_000)[_WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 class Server:
