@@ -51,8 +51,8 @@ async def recover(
     replay = Replay(store, actor, stage, page_timeout=page_timeout)
     while True:
         try:
-            begun = await begin(store, actor, stage, replay, through=through, use_snapshots=use_snapshots)
             with suppress(EventsRemoved):
+                begun = await begin(store, actor, stage, replay, through=through, use_snapshots=use_snapshots)
                 await replay.through(begun.stream_version if through is None else min(through, begun.stream_version))
                 return begun.snapshot_version
         except UNFOLDABLE as error:
@@ -89,8 +89,8 @@ async def begin(
     through: int | None,
     use_snapshots: bool,
 ) -> Begun:
-    """Adopt the newest snapshot that serves, of at most version `through`. Raises `RecoveryError`, and what is
-    `UNFOLDABLE`."""
+    """Adopt the newest snapshot that serves, of at most version `through`. Raises `RecoveryError`, as `EventsRemoved`
+    where another one may serve by now, and what is `UNFOLDABLE`."""
     stream_id = stage.stream_id
     newest_will_do = use_snapshots and through is None
     loaded = await replay.look(use_snapshot=newest_will_do)
@@ -112,6 +112,8 @@ async def begin(
         raise removed(stream_id, loaded.truncated, use_snapshots=use_snapshots)
     if stage.version or loaded.snapshot is not None:
         loaded = await replay.look()
+        if stage.version < loaded.truncated:
+            raise EventsRemoved(stream_id, loaded.truncated)
     return Begun(stage.version, loaded.version)
 
 

@@ -44,10 +44,10 @@ async def fold(
     Raises `RecoveryError` when the events cannot be folded, or a page of them does not come in time.
     """
     while True:
-        folding = await Fold.newest(
-            store, cls, key, through=through, use_snapshots=use_snapshots, page_timeout=page_timeout
-        )
         with suppress(EventsRemoved):
+            folding = await Fold.newest(
+                store, cls, key, through=through, use_snapshots=use_snapshots, page_timeout=page_timeout
+            )
             await folding.through(folding.stream_version if through is None else min(through, folding.stream_version))
             return Folded(folding.state, folding.version, folding.snapshot_version)
 

@@ -414,6 +414,31 @@ async def test_events_that_are_removed_while_they_are_read_are_not_missed(
     assert await notebook.ask(Write(text="one more")) == 501
 
 
+@pytest.mark.parametrize("is_live", [True, False])
+async def test_events_that_are_removed_behind_an_older_snapshot_are_not_missed(
+    system: ActorSystem, other: EventStore, monkeypatch: pytest.MonkeyPatch, is_live: bool
+):
+    await write(system.store, "1", "2", "3", "4")
+    await snapshot_at(system.store, Seen, 2)
+    await snapshot_at(system.store, Seen, 4, fingerprint="another")
+    loads = system.store._open_calls.loads
+    real = loads._call
+
+    async def load(wanted: Sequence[Load]) -> Any:
+        if not wanted[0].use_snapshot:
+            # The older one was adopted, and what is behind it is asked for.
+            monkeypatch.setattr(loads, "_call", real)
+            await snapshot_at(other, Seen, 3)
+            await other.truncate("Seen-a", 3, reason="a test")
+        return await real(wanted)
+
+    monkeypatch.setattr(loads, "_call", load)
+    if is_live:
+        assert await system.ref(Seen, "a").ask(Read()) == ["1", "2", "3", "4"]
+    else:
+        assert (await fold(system.store, Seen, "a")).state.lines == ["1", "2", "3", "4"]
+
+
 async def test_events_that_are_removed_while_they_are_folded_are_not_missed(
     system: ActorSystem, other: EventStore, monkeypatch: pytest.MonkeyPatch
 ):
