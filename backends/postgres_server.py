@@ -41,6 +41,7 @@ async def check_server(
     try:
         (found,) = await session.fetch(sql.server)
         revisions: Sequence[Any] = await session.fetch(sql.revision) if found["has_revision"] else ()
+        pid = session.server_pid
     except DRIVER_ERRORS as error:
         raise translated(error, writing=False) from error
     version = int(found["version"]) // 10_000
@@ -56,7 +57,7 @@ async def check_server(
     is_pooled = target.pooling == "transaction"
     if target.pooling == "auto":
         # A proxy that may give a client another server session has to tell it a made-up process id.
-        is_pooled = session.connection.get_server_pid() != found["pid"]
+        is_pooled = pid != found["pid"]
     revision = _revision(found, revisions, sql, target, url)
     if target.durability == "power-loss":
         off = [name for name in ("fsync", "full_page_writes") if found[name] != "on"]

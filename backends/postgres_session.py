@@ -66,6 +66,14 @@ class PostgresSession:
         """Whether the connection is there, as far as is known here."""
         return not self.connection.is_closed()
 
+    @property
+    def server_pid(self) -> int:
+        """The server's process, as it, or a proxy, has told when the connection was made."""
+        if self.connection.is_closed():
+            # The driver would stumble over one that was cut.
+            raise ConnectionResetError("the connection was cut as the server had answered")
+        return self.connection.get_server_pid()
+
     async def plan(self, planning: Mapping[str, str]) -> None:
         """Have all statements planned so from now on. It takes a trip, unless they are already, or it `is_pooled`."""
         if self.planning is planning or self.is_pooled:

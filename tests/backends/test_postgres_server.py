@@ -9,6 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -540,3 +541,27 @@ async def test_a_time_limit_that_is_over_between_two_steps_of_a_statement_is_tol
     async with opened_patiently(with_parameters(postgres_url, command_timeout=1)) as store:
         with pytest.raises(BackendUnavailable, match="command_timeout"):
             await backend_of(store)._open.pool.run(fetch_late)
+
+
+async def test_a_time_limit_that_is_over_as_the_server_has_answered_is_told(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_rows = PostgresSession.fetch
+    answers = last = 0
+
+    async def cut_after_the_last(self: PostgresSession, statement: str, *parameters: object) -> Sequence[Any]:
+        nonlocal answers
+        rows = await fetch_rows(self, statement, *parameters)
+        answers += 1
+        if answers == last:
+            self.cut()
+        return rows
+
+    monkeypatch.setattr(PostgresSession, "fetch", cut_after_the_last)
+    # After each of those that the opening needs.
+    while answers >= last:
+        answers, last = 0, last + 1
+        with suppress(BackendUnavailable):
+            async with EventStore.open(postgres_url):
+                pass
+    assert last > 2
