@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import repeat
+from math import isfinite
 from typing import Any, NamedTuple, cast
 from zlib import crc32
 
@@ -146,12 +147,27 @@ def encode_metadata(metadata: Metadata | None, *, limit: int = DEFAULT_MAX_PAYLO
     if metadata is None:
         return None
     try:
+        # As null it would be read as None.
+        if metadata.values and (number := _no_json_number(metadata.values)) is not None:
+            raise ValueError(f"JSON has no number {number}")
         encoded = metadata.__pydantic_serializer__.to_json(metadata, exclude_defaults=True)
     except (PydanticSerializationError, ValueError) as error:
         raise EventEncodeError(f"metadata cannot be written as JSON, nothing was stored: {error}") from error
     if len(encoded) > limit:
         raise PayloadTooLarge("metadata", len(encoded), limit)
     return encoded
+
+
+def _no_json_number(value: object) -> float | None:
+    """What is not a number, or infinite, in what is JSON otherwise; None if nothing is."""
+    if isinstance(value, float):
+        return None if isfinite(value) else value
+    held: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        held = cast("Mapping[str, object]", value).values()
+    elif isinstance(value, list):
+        held = cast("list[object]", value)
+    return next((found for each in held if (found := _no_json_number(each)) is not None), None)
 
 
 @lru_cache(maxsize=1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -147,6 +148,18 @@ async def test_what_is_no_tag_refuses_the_command_and_leaves_the_actor_as_it_was
         await ref.ask(Mark(text=wrong))
     await ref.ask(Mark(text="1"))
     assert len(await stored(system.store, "a")) == 2
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("within", ["{}", "[{}]", '{{"a": {}}}'])
+async def test_a_number_that_json_does_not_have_is_not_stored_as_none(
+    system: ActorSystem, store: EventStore, number: float, within: str
+):
+    value = json.loads(within.format(json.dumps(number)))
+    notes = system.ref(Notes, "a")
+    with pytest.raises(EventEncodeError, match=f"JSON has no number {number}"):
+        await notes.ask(Note(text="1"), metadata=Metadata(values={"ok": 1.5, "measured": value}))
+    assert [recorded async for recorded in store.read_all()] == []
 
 
 def test_tags_of_a_class_are_several_texts_and_its_subclasses_have_them_too():
