@@ -392,6 +392,26 @@ async def test_a_backend_that_stores_at_another_version_than_it_should_is_found_
         await notebook.ask(Write(text="1"))
 
 
+async def test_a_handler_cannot_pass_over_that_its_events_were_refused(faulty: ActorSystem):
+    breaker = faulty.store.commits.breaker
+
+    class Careless(Notebook, kind="Notebook"):
+        @command_handler
+        def wait(self, command: Wait) -> int:
+            breaker.give_up(OutcomeUnknown("no answer"))
+            try:
+                self.persist(Written(text=command.text))
+            except BackendUnavailable:
+                breaker.answered()
+            return 7
+
+    notebook = faulty.ref(Careless, "a")
+    for _ in range(2):  # By its mailbox, and then without one.
+        with pytest.raises(BackendUnavailable):
+            await notebook.ask(Wait(text="x"))
+    assert await notebook.ask(Read()) == []
+
+
 async def test_a_database_that_is_away_is_remembered_as_no_rejection(faulty: ActorSystem):
     breaker = faulty.store.commits.breaker
 

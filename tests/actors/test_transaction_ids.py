@@ -24,6 +24,7 @@ from actors import (
     command_handler,
     new_command_id,
 )
+from actors.command_identity import identify
 from eventstore import CodecError, EventStore
 from eventstore.backend import CommandLookup
 from tests.actors.faults import Faults, answer_lost, request_lost
@@ -275,7 +276,8 @@ class Tell(Command[dict[str, Any]]):
 class Impostor(Account, kind="Notebook"):
     @command_handler
     def tell(self, command: Tell) -> dict[str, Any]:
-        return {"participants": ["Notebook-a"], "told": []}
+        told = identify(Write(text="1"), "c").fingerprint.hex(), "7", False
+        return {"participants": ["Notebook-a"], "told": [list(told)]}
 
 
 async def test_a_reply_that_looks_like_a_transaction_is_taken_for_none(system: ActorSystem):

@@ -23,8 +23,8 @@ from actors import (
 )
 from actors.transactions.transacting import RETRIES
 from backends.conformance.cases import case
-from eventstore import EventStore, InvalidArgument, Metadata, RecordedEvent
-from tests.actors.faults import Faults
+from eventstore import BackendUnavailable, EventStore, InvalidArgument, Metadata, RecordedEvent
+from tests.actors.faults import Faults, refused
 from tests.actors.notebook import (
     Break,
     Notebook,
@@ -318,6 +318,30 @@ async def test_what_was_decided_before_is_stored_first(faults: Faults, faulty: A
     faults.release()
     assert (await before, await whole, await after) == (1, [2, 3], 4)
     assert await texts(faulty.store) == ["before", "1", "2", "after"]
+
+
+async def test_it_decides_nothing_on_what_may_not_be_stored(faults: Faults, faulty: ActorSystem):
+    a = faulty.ref(Notebook, "a")
+    await a.ask(Read())
+    faults.hold()
+    before = asyncio.create_task(a.ask(Write(text="before")))
+    await faults.held()
+    seen: list[list[str]] = []
+
+    async def work() -> None:
+        async with faulty.transaction() as tx:
+            seen.append(await tx.ask(a, Read()))
+
+    working = asyncio.create_task(work())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert seen == []
+    faults.next.append(refused(BackendUnavailable("gone")))
+    faults.release()
+    with pytest.raises(BackendUnavailable):
+        await before
+    await working
+    assert seen == [[]]
 
 
 async def test_a_block_without_commands_stores_nothing(faults: Faults, faulty: ActorSystem):
