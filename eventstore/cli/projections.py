@@ -204,9 +204,9 @@ def seek_(
     ],
     tenant: Tenant = None,
 ) -> Exit:
-    """Let a projection go on behind another position. Events that it had come again, those that are passed over it
-    does not get, and `check` takes them as applied: what its read model makes of that is up to you. To have it right,
-    rebuild it instead.
+    """Let a projection go on behind another position. Events that it had come again, dead letters among them; those
+    that are passed over it does not get, and `check` takes them as applied: what its read model makes of that is up to
+    you. To have it right, rebuild it instead.
 
     \b
     Example:

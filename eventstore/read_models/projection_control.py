@@ -70,8 +70,9 @@ async def resume(store: EventStore, name: str) -> list[Checkpoint]:
 
 
 async def seek(store: EventStore, projection: type[Projection], position: int) -> list[Checkpoint]:
-    """Let the projection go on behind another position. Events behind it come again, those before it are taken as
-    applied: what the read model makes of that is up to who calls this. Raises `PartitionsChanged`."""
+    """Let the projection go on behind another position. Events behind it come again, dead letters among them, those
+    before it are taken as applied: what the read model makes of that is up to who calls this. Raises
+    `PartitionsChanged`."""
     parts = await live_checkpoints(store, projection.name)
     check_partitions(projection, parts)
     sums = {part.partition: (0, NOTHING) for part in parts}
@@ -85,7 +86,11 @@ async def seek(store: EventStore, projection: type[Projection], position: int) -
     def moved(found: Checkpoint) -> Checkpoint:
         events, checksum = sums[found.partition]
         marks = (Mark(position, events, checksum),) if events else ()
-        return replace(found, position=position, events=events, checksum=checksum, marks=marks, runner="")
+        # Those behind it come again with all others. As a dead letter such an event could be applied once more.
+        letters = tuple(letter for letter in found.letters if letter.position <= position)
+        return replace(
+            found, position=position, events=events, checksum=checksum, marks=marks, letters=letters, runner=""
+        )
 
     return await change(store, projection.name, moved)
 

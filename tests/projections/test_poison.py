@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventstore import DeadLetterWaits, EventStore, ProjectionError, ProjectionRunner, ProjectionStopped
-from eventstore.read_models.projection_control import live_checkpoint, purge_letters, replay_letter, resume
+from eventstore.read_models.projection_control import live_checkpoint, purge_letters, replay_letter, resume, seek
 
 from .ledger import Ledger, PlainLedger, amounts, pay, write_raw
 
@@ -111,6 +111,24 @@ async def test_a_dead_letter_is_applied_once_its_cause_is_mended(store: EventSto
     assert (checkpoint.letters, checkpoint.events) == ((), 3)
     with pytest.raises(ProjectionError, match="no dead letter at position"):
         await replay_letter(store, PlainLedger, letter)
+
+
+async def test_a_dead_letter_that_comes_again_after_a_seek_is_none_any_more(store: EventStore):
+    PlainLedger.fails_on = 2
+    first, second, _ = [await pay(store, amount) for amount in (1, 2, 3)]
+    await run(store, PlainLedger)
+    await seek(store, PlainLedger, second)
+    (letter,) = (await live_checkpoint(store, "plain")).letters
+    await seek(store, PlainLedger, first)
+    await run(store, PlainLedger)
+    assert len((await live_checkpoint(store, "plain")).letters) == 1, "it failed again"
+    PlainLedger.fails_on = None
+    await seek(store, PlainLedger, first)
+    PlainLedger.got.clear()
+    await run(store, PlainLedger)
+    with pytest.raises(ProjectionError, match="no dead letter"):
+        await replay_letter(store, PlainLedger, letter)
+    assert [amount for _, amount in PlainLedger.got] == [2, 3]
 
 
 async def test_the_event_of_a_dead_letter_is_not_truncated_before_it_was_applied(store: EventStore):
