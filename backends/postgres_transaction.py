@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -62,6 +63,13 @@ _EXPIRED = ("25P03", "25P04")
 _CONFLICTS = ("40001", "40P01")
 # A lock that was not to be had, a statement that took too long.
 _TIMEOUTS = ("55P03", "57014")
+
+# The words that end a transaction, behind spaces and comments. To go back to a savepoint ends none.
+_ENDS = re.compile(
+    r"(?>\s|;|--[^\n]*+|/\*(?>.*?\*/))*+"
+    r"(?:commit|end|abort|prepare\s+transaction|rollback(?!(?:\s+(?:work|transaction))?\s+to\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 _CLOCKS_DIFFER_SECONDS = 0.1
 
@@ -152,10 +160,15 @@ class PostgresTransaction:
 
     # What SQLAlchemy tells of the connection
 
-    def check_statement(self) -> None:
+    def check_statement(self, statement: str) -> None:
         """Called before each of the user's statements."""
         if self._is_expired:
             raise TransactionExpired(self._seconds)
+        if self._state is _State.OPEN and _ENDS.match(statement):
+            raise CapabilityError(
+                "this statement was not executed: the user's own SQL may not end the transaction that it shares with "
+                "events; use begin_nested() for a part of it that may be undone"
+            )
         self._check_inside()
 
     def check_end(self) -> None:
@@ -193,11 +206,12 @@ class PostgresTransaction:
         return None
 
     def _check_inside(self) -> None:
-        # Outside, each statement of an append would be a transaction by itself, without the locks of those before it.
+        # As on the driver's own connection. Outside, each statement of an append would be a transaction by itself,
+        # without the locks of those before it, and COMMIT be answered as if all were still there to be committed.
         if self._state is _State.OPEN and self.session.is_usable:
             raise TransactionRefused(
-                "a statement has ended the transaction that it shares with events (COMMIT, ROLLBACK), so no event was "
-                "stored, and what came before a COMMIT is; use begin_nested() for a part that may be undone"
+                "something has ended the transaction that the user's own SQL shares with events: no more is stored, and "
+                "what came before only if it was committed; use begin_nested() for a part that may be undone"
             )
 
     # Committing

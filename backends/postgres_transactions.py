@@ -216,9 +216,9 @@ class PostgresTransactions:
         return session.connection
 
 
-def _check_statement(connection: EngineConnection, *_: Any) -> None:
+def _check_statement(connection: EngineConnection, _cursor: Any, statement: str, *_: Any) -> None:
     if (transaction := transaction_of(connection)) is not None:
-        transaction.check_statement()
+        transaction.check_statement(statement)
 
 
 def _check_end(connection: EngineConnection) -> None:

@@ -461,6 +461,26 @@ class TestWhatTheUserDoes:
         assert "s3cret" not in "".join(shown)
 
 
+@pytest.mark.parametrize("is_stored_first", [True, False])
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_one_that_was_ended_on_the_drivers_own_connection_stores_nothing_more_and_says_so(
+    store: EventStore, postgres_url: str, end: str, is_stored_first: bool
+):
+    async with transaction(store) as begun:
+        if is_stored_first:
+            await begun.store([[write("a", b"1")]])
+        await enter(begun, 1)
+        driver: Any = (await begun.connection.get_raw_connection()).driver_connection
+        await driver.execute(end)
+        with pytest.raises(TransactionRefused, match="has ended the transaction"):
+            await enter(begun, 2)
+        with pytest.raises(TransactionRefused, match="has ended the transaction"):
+            await begun.commit([] if is_stored_first else [write("a", b"1")])
+    is_committed = end == "COMMIT"
+    assert await entered(postgres_url) == [1] * is_committed
+    assert await store.version("a") == is_committed * is_stored_first
+
+
 async def test_a_kill_leaves_rows_and_events_together_or_neither(postgres_url: str) -> None:
     await execute(postgres_url, "DROP TABLE ledger")
     await survives_kills(postgres_url, 8)
