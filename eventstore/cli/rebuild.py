@@ -84,7 +84,8 @@ def projections_(
     """Build a new version of each read model beside the live one, from the first event, one after another. When it has
     all that the live one has it takes its place, on SQL stores in one transaction, and the old one is dropped.
 
-    An event that cannot be applied stops it, and the live read model stays. One that was killed is taken up again.
+    An event that cannot be applied stops it, and the live read model stays. One that was killed is taken up again, or
+    begun anew if its class has changed.
 
     \b
     Example:

@@ -91,6 +91,8 @@ class Checkpoint:
     partitions: int = 1
     tables: tuple[str, ...] = ()
     """Which tables were made for this version; none where that was before it was noted."""
+    made_by: str = ""
+    """A fingerprint of the code that this version was begun with."""
 
     @property
     def stored_name(self) -> str:
@@ -132,6 +134,7 @@ class Checkpoint:
                 int(partition or 0),
                 fields["partitions"],
                 tuple(fields.get("tables", ())),
+                fields.get("made_by", ""),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise JournalCorrupt(
@@ -150,6 +153,7 @@ class Checkpoint:
             "tenants": self.tenants,
             "partitions": self.partitions,
             "tables": self.tables,
+            "made_by": self.made_by,
             "letters": [list(letter) for letter in self.letters],
             "marks": [[mark.position, mark.events, mark.checksum.hex()] for mark in self.marks],
             "updated_at": now(),

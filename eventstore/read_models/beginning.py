@@ -11,6 +11,7 @@ from eventstore.errors import DefinitionError, PartitionsChanged
 from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.delivering import new
+from eventstore.read_models.made_by import made_by
 from eventstore.store import EventStore
 
 
@@ -20,7 +21,13 @@ async def begin(store: EventStore, projection: type[Projection], version: int, s
     count = projection.partitions
     names = tuple(table.fullname for table in projection.tables)
     whole = Checkpoint(
-        projection.name, version, status, kinds=projection.kinds, tenants=projection.tenants, tables=names
+        projection.name,
+        version,
+        status,
+        kinds=projection.kinds,
+        tenants=projection.tenants,
+        tables=names,
+        made_by=made_by(projection),
     )
     parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
     made = new(projection, parts[0])

@@ -17,6 +17,7 @@ from eventstore import (
     ProjectionError,
     ProjectionRunner,
     ProjectionStopped,
+    RecordedEvent,
     caught_up,
     event_handler,
     rebuild,
@@ -27,7 +28,7 @@ from eventstore.read_models.projection_control import live_checkpoint, pause
 from eventstore.read_models.rebuild import give_up
 
 from .broken_off import rebuilt_in_part
-from .ledger import Ledger, Paid, amounts, entries, pay, table_names
+from .ledger import ENTRIES, Ledger, Paid, amounts, entries, pay, table_names
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,42 @@ async def test_one_that_was_killed_is_taken_up_where_it_was(store: EventStore):
     await rebuild(store, Ledger, on_progress=lambda position, count, end: seen.append(count))
     assert sum(seen) == 18
     assert await amounts(store) == list(range(30))
+
+
+class Doubled(Ledger, name="ledger", kinds=("account",)):
+    """What the ledger has become after a look at it."""
+
+    @event_handler
+    def paid(self, event: Paid, recorded: RecordedEvent) -> None:
+        self.rows.append({"position": recorded.position, "account": recorded.stream_id, "amount": 2 * event.amount})
+
+
+class OfTwoKinds(Ledger, name="ledger", kinds=("account", "other")):
+    pass
+
+
+class WithNotes(Ledger, name="ledger", kinds=("account",)):
+    tables = (ENTRIES, Table("ledger_notes", MetaData(), Column("id", Integer, primary_key=True)))
+
+
+class Revised(Ledger, name="ledger", kinds=("account",)):
+    """What its methods call is other than before, and this says so."""
+
+    revision = 2
+
+
+@pytest.mark.sql_alone
+@pytest.mark.parametrize("projection", [Doubled, OfTwoKinds, WithNotes, Revised])
+async def test_one_that_was_killed_and_is_other_code_by_now_begins_anew(store: EventStore, projection: type[Ledger]):
+    await pay(store, *range(30))
+    await run(store)
+    (building,) = await rebuilt_in_part(store, Ledger)
+    assert await store.save_checkpoint(replace(building, runner=""))
+    seen: list[int] = []
+    await rebuild(store, projection, on_progress=lambda position, count, end: seen.append(count))
+    assert sum(seen) == 30
+    factor = 2 if projection is Doubled else 1
+    assert await amounts(store) == [factor * amount for amount in range(30)]
 
 
 @pytest.mark.sql_alone
