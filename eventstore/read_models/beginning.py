@@ -16,10 +16,12 @@ from eventstore.store import EventStore
 
 
 async def begin(store: EventStore, projection: type[Projection], version: int, status: Status) -> bool:
-    """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already."""
+    """Make a version of a read model, with nothing in it, in all its partitions. False if it is there already. Raises
+    `DefinitionError` for tables that another projection writes."""
     check_tenant(store, projection)
     count = projection.partitions
     names = tuple(table.fullname for table in projection.tables)
+    await _check_tables(store, projection, names)
     whole = Checkpoint(
         projection.name,
         version,
@@ -48,6 +50,20 @@ async def begin(store: EventStore, projection: type[Projection], version: int, s
         return True
     finally:
         await transaction.rollback()
+
+
+async def _check_tables(store: EventStore, projection: type[Projection], names: Sequence[str]) -> None:
+    """Raises `DefinitionError` where another projection has one of the tables: a class with another name by now would
+    put every event into them once more."""
+    for one in await store.checkpoints():
+        shared = sorted({*names}.intersection(one.tables))
+        if shared and one.name != projection.name:
+            raise DefinitionError(
+                f"projection {projection.name!r} has tables that projection {one.name!r} writes ({', '.join(shared)}): "
+                f'nothing was done. If it is the same under another name, give the class name="{one.name}", or forget '
+                f"the other one (`eventstore projections forget URL {one.name}`) and rebuild this one; else rebuild "
+                "the other one without these tables first"
+            )
 
 
 def check_partitions(projection: type[Projection], found: Sequence[Checkpoint]) -> None:

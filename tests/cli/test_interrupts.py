@@ -88,8 +88,11 @@ class Sums(Projection, name="sums", kinds=("Counter",)):
             await connection.execute(insert(self.table(sums)), self.rows)
 
 
+picked = Table("picked", MetaData(), Column("id", Integer, primary_key=True), Column("amount", Integer))
+
+
 class Picky(Projection, name="picky", kinds=("Picky",)):
-    tables = (sums,)
+    tables = (picked,)
     retries = 0
 
     @event_handler

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from eventstore import EventStore, JournalCorrupt, ProjectionBehind, ProjectionError, ProjectionRunner, rebuild
+from eventstore import (
+    DefinitionError,
+    EventStore,
+    JournalCorrupt,
+    ProjectionBehind,
+    ProjectionError,
+    ProjectionRunner,
+    rebuild,
+)
 from eventstore.read_models.projection_control import forget
 
 from .ledger import Ledger, PartedLedger, PlainLedger, PlainPartedLedger, amounts, pay
@@ -81,3 +89,21 @@ async def test_it_is_not_forgotten_while_it_is_run(store: EventStore):
     with pytest.raises(ProjectionError, match="'plain-parted' is run by web-1: end that first"):
         await forget(store, "plain-parted")
     assert len(await store.checkpoints()) == 2
+
+
+class Renamed(Ledger, kinds=("account",)):
+    pass
+
+
+@pytest.mark.sql_alone
+async def test_one_under_another_name_gets_the_tables_only_when_the_other_is_forgotten(store: EventStore):
+    await pay(store, 1, 2)
+    await run(store, Ledger)
+    for refused in (run(store, Renamed), rebuild(store, Renamed)):
+        with pytest.raises(DefinitionError, match=r"'ledger' writes \(ledger_entries\): .* name=\"ledger\""):
+            await refused
+    assert await amounts(store) == [1, 2]
+    await forget(store, "ledger")
+    await rebuild(store, Renamed)
+    assert await amounts(store) == [1, 2]
+    assert [one.name for one in await store.checkpoints()] == ["Renamed"]
