@@ -95,6 +95,11 @@ async def _blame(
                 changes.flush()
                 if is_empty:
                     messages.note(f"no event changed {pointer or 'the state'}")
+                if head.truncated:
+                    messages.note(
+                        f"the events of {stream_id!r} up to version {head.truncated} were removed: what changed before "
+                        "the oldest snapshot is not told"
+                    )
                 return Exit.FINE
             try:
                 found = await blame(store, cls, key, pointer=pointer, through=through, on_events=progress.advance)

@@ -146,6 +146,11 @@ class TestBlame:
         assert [row[7] for row in rows] == ["", "open-1", "", "close-1", "close-2", ""]
         assert [row[8] for row in rows] == ["", "", "boss", "boss", "", ""]
 
+    def test_that_the_first_events_were_removed_is_told_beside_the_rest(self, cli: Run, url: str) -> None:
+        for pointer in ("/amount", "/nothing"):
+            result = cli("blame", url, ACCOUNT, "carol", pointer, "--all", "--json")
+            assert "events of 'Account-carol' up to version 3 were removed" in result.err
+
     def test_what_was_removed_is_told_of_with_what_removed_it(self, cli: Run, desk_url: str) -> None:
         (row,) = cli("blame", desk_url, DESK, "a", "/tickets/t~11/owner", "--json").objects
         assert (row["is_removed"], row["version"], "value" in row) == (True, 4, False)
