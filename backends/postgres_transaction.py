@@ -210,8 +210,8 @@ class PostgresTransaction:
         # without the locks of those before it, and COMMIT be answered as if all were still there to be committed.
         if self._state is _State.OPEN and self.session.is_usable:
             raise TransactionRefused(
-                "something has ended the transaction that the user's own SQL shares with events: no more is stored, and "
-                "what came before only if it was committed; use begin_nested() for a part that may be undone"
+                "something has ended the transaction that the user's own SQL shares with events: no more is stored, "
+                "and what came before only if it was committed; use begin_nested() for a part that may be undone"
             )
 
     # Committing
