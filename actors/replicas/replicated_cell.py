@@ -269,7 +269,12 @@ class ReplicatedCell(Cell):
         await self._be_held(age)
         failure: EventStoreError | None = None
         try:
-            await self.catch_up(is_fresh=self._has_own(events))
+            has_own = self._has_own(events)
+            await self.catch_up(is_fresh=has_own)
+            if has_own and self.epoch is not None:
+                failure = TransactionError(f"{self.stream_id!r}: it was not found out whether it is owned elsewhere")
+                await self._be_owner(store)
+                failure = None
             new = self._new(events)
             if new:
                 failure = TransactionError(f"{self.stream_id!r}: what was to be merged was not stored")
@@ -320,6 +325,14 @@ class ReplicatedCell(Cell):
         own = self._membership.replica
         known = self.history.clock[own]
         return any(recorded.origin == own and (recorded.origin_sequence or 0) > known for recorded in events)
+
+    async def _be_owner(self, store: EventStore) -> None:
+        """Raise `ConcurrencyError` if another process has taken the stream over and written to it. An owner does not
+        look before it serves, so it is this that tells."""
+        before = self.version
+        await self.catch_up_with(store)
+        if self.version != before:
+            raise ConcurrencyError(self.stream_id, before, self.version)
 
     def _new(self, events: Sequence[RecordedEvent]) -> list[tuple[RecordedEvent, Stamp]]:
         return new_events(events, self.history, own=self._membership.replica, stream_id=self.stream_id)

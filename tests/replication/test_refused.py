@@ -6,11 +6,12 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from actors import ActorSystem
-from eventstore import EventStore, ReplicaRefused
+from eventstore import EventStore, OwnedElsewhere, ReplicaRefused
 from eventstore.backend import Moved
 from tests.actors.journals import new_journal
 from tests.replication.ledger import Ledger, Note, Read
@@ -18,9 +19,15 @@ from tests.replication.replicas import journaled
 
 
 @asynccontextmanager
-async def pair(one: str, other: str, names: tuple[str, str] = ("eu", "us")) -> AsyncIterator[tuple[ActorSystem, ...]]:
+async def pair(
+    one: str,
+    other: str,
+    names: tuple[str, str] = ("eu", "us"),
+    *,
+    ownership: Literal["shared", "exclusive"] = "shared",
+) -> AsyncIterator[tuple[ActorSystem, ...]]:
     async with EventStore.open(one) as eu, EventStore.open(other) as us:
-        options = {"replicated": [Ledger], "replication_seconds": None}
+        options = {"replicated": [Ledger], "replication_seconds": None, "ownership": ownership}
         async with (
             ActorSystem(eu, replica=names[0], peers={names[1]: us}, **options) as first,  # type: ignore[arg-type]
             ActorSystem(us, replica=names[1], peers={names[0]: eu}, **options) as second,  # type: ignore[arg-type]
@@ -108,6 +115,43 @@ async def test_what_another_process_of_the_replica_has_just_written_is_its_own(
         assert await ledger.ask(Read()) == ["a", "b"]
         await note(process, "c")
         assert await eu.ref(Ledger, "x").ask(Read(), fresh=True) == ["a", "b", "c"]
+
+
+async def test_what_another_process_has_written_that_took_the_actor_over_is_the_replicas_own(tmp_path: Path) -> None:
+    for name in ("eu", "us"):
+        (tmp_path / name).mkdir()
+    one, other = (new_journal("sqlite", tmp_path / name) for name in ("eu", "us"))
+    async with pair(one, other, ownership="exclusive") as (eu, us), EventStore.open(one) as store:
+        await note(eu, "a")
+        await store.claim("Ledger-x")
+        async with ActorSystem(
+            store,
+            replica="eu",
+            peers={"us": us.store},
+            replicated=[Ledger],
+            replication_seconds=None,
+            ownership="exclusive",
+        ) as taker:
+            await note(taker, "b")
+            await us.replication.pull_from("eu")
+            await note(us, "c")
+            # It is not told by anything else that it has lost the actor.
+            with pytest.raises(OwnedElsewhere):
+                await eu.replication.pull_from("us")
+            with pytest.raises(OwnedElsewhere):
+                await note(eu, "no more")
+        await eu.replication.pull_from("us")
+        await note(eu, "d")
+        assert await eu.ref(Ledger, "x").ask(Read()) == ["a", "b", "c", "d"]
+
+
+async def test_an_owner_in_memory_finds_its_own_events_with_others_and_stops_writing(restored: tuple[str, str]) -> None:
+    async with pair(*restored, ownership="exclusive") as (eu, _):
+        assert await eu.ref(Ledger, "x").ask(Read()) == ["a"]
+        with pytest.raises(ReplicaRefused, match="others have its event 2"):
+            await eu.replication.pull_from("us")
+        with pytest.raises(ReplicaRefused, match="others have its event 2"):
+            await note(eu, "no more")
 
 
 async def test_two_events_under_one_number_are_found(restored: tuple[str, str]) -> None:
