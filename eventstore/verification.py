@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from eventstore.backend import EventFilter, Statistics, StreamInfo
-from eventstore.errors import JournalCorrupt, SnapshotUnusable
+from eventstore.backend import EventFilter, Load, Statistics, StreamInfo
+from eventstore.errors import InvalidArgument, JournalCorrupt, SnapshotUnusable
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
@@ -43,8 +43,9 @@ _Stream = tuple[str, str]
 class Verification:
     """Reads a journal page by page. Of each stream it remembers the last version, and nothing else.
 
-    Others may write meanwhile: what they add is read as well, or left out, and is no damage. The store of a tenant is
-    looked through as far as it is that tenant's; with one without a tenant it is the whole journal.
+    Others may write meanwhile: what they add is read as well, or left out, and is no damage, nor is what a truncation
+    removes. The store of a tenant is looked through as far as it is that tenant's; with one without a tenant it is the
+    whole journal.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Verification:
         # Of streams whose first event is not version 1.
         self._first: dict[_Stream, int] = {}
         self._position = 0
-        self._found: list[Damage] = []
+        # Each with the version up to which events are missing before it, where some are.
+        self._found: list[tuple[Damage, int | None]] = []
         self.verified = Verified()
 
     async def problems(self) -> AsyncGenerator[Damage, None]:
@@ -92,26 +94,26 @@ class Verification:
         try:
             async for recorded in self._store.read_all(where=where, on_damage=self._unreadable):
                 self._readable(recorded)
-                for damage in self._drained():
+                async for damage in self._drained():
                     yield damage
         except JournalCorrupt as error:
             self._unreadable(error)
             text = f"the log could not be read behind position {self._position}: what is there was not looked at"
-            self._found.append(Damage(None, None, None, text))
-        for damage in self._drained():
+            self._tell(Damage(None, None, None, text))
+        async for damage in self._drained():
             yield damage
 
     def _readable(self, recorded: RecordedEvent) -> None:
         stream_id, version, position = recorded.stream_id, recorded.version, recorded.position
         if position <= self._position:
             text = f"position {position} follows {self._position} in the log"
-            self._found.append(Damage(stream_id, version, position, text, recorded.tenant))
+            self._tell(Damage(stream_id, version, position, text, recorded.tenant))
         self._position = position
         self._count((recorded.tenant, stream_id), version, position)
 
     def _unreadable(self, error: JournalCorrupt) -> None:
         tenant = self._store.tenant or error.tenant
-        self._found.append(Damage(error.stream_id, error.version, error.position, str(error), tenant))
+        self._tell(Damage(error.stream_id, error.version, error.position, str(error), tenant))
         self._position = max(self._position, error.position or 0)
         if error.stream_id is not None and error.version is not None and error.position is not None:
             self._count((tenant, error.stream_id), error.version, error.position)
@@ -125,14 +127,34 @@ class Verification:
         elif version != last + 1:
             tenant, stream_id = stream
             text = f"the versions have a hole or a repeat: {version} follows {last}"
-            self._found.append(Damage(stream_id, version, position, text, tenant))
+            damage = Damage(stream_id, version, position, text, tenant)
+            self._tell(damage, missing_through=version - 1 if version > last else None)
         self._last[stream] = version
         if self._on_events is not None:
             self._on_events(1)
 
-    def _drained(self) -> list[Damage]:
-        found, self._found = self._found, []
-        return found
+    def _tell(self, damage: Damage, *, missing_through: int | None = None) -> None:
+        self._found.append((damage, missing_through))
+
+    async def _drained(self) -> AsyncGenerator[Damage, None]:
+        if self._found:
+            found, self._found = self._found, []
+            for damage, through in found:
+                if through is None or not await self._is_removed(damage, through):
+                    yield damage
+
+    async def _is_removed(self, damage: Damage, through: int) -> bool:
+        """Whether the events that are missing have been removed by a truncation, since the log is read."""
+        stream_id = damage.stream_id
+        if stream_id is None:
+            return False
+        try:
+            async with self._of(damage.tenant) as store:
+                head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
+        except (JournalCorrupt, InvalidArgument):
+            # It cannot even be asked for: then it is not that it was truncated.
+            return False
+        return head.truncated >= through
 
     async def _stream(
         self, store: EventStore, info: StreamInfo, *, has_snapshots: bool

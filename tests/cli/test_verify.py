@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,9 @@ import redis
 
 from actors import ActorSystem, RecoveryError
 from eventstore import EventStore, JournalCorrupt, Metadata, NewEvent
+from eventstore.backend import EventFilter, LogPage
 from eventstore.snapshots import new_snapshot
+from eventstore.verification import Damage, Verification
 from tests.actors.notebook import Notebook, Read, Write, Written
 from tests.backends.postgres_help import connected
 
@@ -226,3 +228,46 @@ def test_a_truncated_stream_is_fine(cli: Run, any_url: str) -> None:
     asyncio.run(truncated())
     result = cli("verify", any_url)
     assert (result.code, result.out) == (0, "2 streams, 1 event, 1 snapshot read: no damage\n")
+
+
+async def problems_where_events_go_meanwhile(
+    url: str, monkeypatch: pytest.MonkeyPatch, remove: Callable[[EventStore], Awaitable[object]]
+) -> list[Damage]:
+    """What verification finds where something is removed after two events were read."""
+    async with EventStore.open(url) as store:
+        read_page = store.read_page
+
+        async def read_two(*, after: int, limit: int, where: EventFilter) -> LogPage:
+            page = await read_page(after=after, limit=2, where=where)
+            if after == 0:
+                await remove(store)
+            return page
+
+        monkeypatch.setattr(store, "read_page", read_two)
+        return [damage async for damage in Verification(store).problems()]
+
+
+@pytest.mark.parametrize("through", [2, 3])
+def test_a_stream_that_is_truncated_meanwhile_is_fine(
+    any_url: str, monkeypatch: pytest.MonkeyPatch, through: int
+) -> None:
+    found = problems_where_events_go_meanwhile(
+        any_url, monkeypatch, lambda store: store.truncate("Notebook-a", through, reason="test")
+    )
+    assert asyncio.run(found) == []
+
+
+def test_a_hole_beside_what_is_truncated_meanwhile_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/own.db"
+    asyncio.run(filled(url))
+    with unprotected(url) as connection:
+        connection.execute("DELETE FROM journal_events WHERE version = 2 AND stream = 1")
+    found = problems_where_events_go_meanwhile(
+        url, monkeypatch, lambda store: store.truncate("Notebook-a", 1, reason="test")
+    )
+    (hole,) = asyncio.run(found)
+    assert (hole.stream_id, hole.version, hole.problem) == (
+        "Notebook-a",
+        3,
+        "the versions have a hole or a repeat: 3 follows 1",
+    )
