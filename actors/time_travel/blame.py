@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from actors.actor import PersistentActor
+from actors.replaying.unfoldable import EventsRemoved
 from actors.time_travel.folding import Fold
 from actors.time_travel.state_changes import Nothing, StateChange, leaves, names_of, state_changes, value_at
+from eventstore.backend import Load
 from eventstore.errors import ActorError, JournalCorrupt
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
@@ -180,8 +182,9 @@ class _Reader:
             reading = self._store.read(self._stream_id, after=version - 1, limit=_STRIDE)
             self._page = [recorded async for recorded in reading]
         index = version - self._page[0].version if self._page else 0
-        if not self._page or self._page[index].version != version:
-            raise JournalCorrupt(
-                f"the event at version {version} is missing", stream_id=self._stream_id, version=version
-            )
-        return self._page[index]
+        if 0 <= index < len(self._page) and self._page[index].version == version:
+            return self._page[index]
+        head = await self._store.load(Load(self._stream_id, use_snapshot=False, limit=0))
+        if head.truncated >= version:
+            raise EventsRemoved(self._stream_id, head.truncated)
+        raise JournalCorrupt(f"the event at version {version} is missing", stream_id=self._stream_id, version=version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eventstore.backend import EncodedEvent, ReplicaFields, StreamWrite
+from eventstore.backend import EncodedEvent, Load, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event
 from eventstore.errors import EventStoreError, JournalCorrupt
 from eventstore.events import RecordedEvent
@@ -33,7 +33,7 @@ async def fork(source: EventStore, target: EventStore, stream_id: str, *, throug
     the target has a beginning of the stream already it goes on from there, so one that was interrupted is taken up
     again. Snapshots and the outcomes of commands stay behind.
 
-    Raises `ForkRefused` if the first events were removed, the target's stream is another one, or the target is the
+    Raises `ForkRefused` if events were removed that the target has not got, its stream is another one, or it is the
     journal that it comes from.
     """
     if await _is_one_journal(source, target):
@@ -45,10 +45,11 @@ async def fork(source: EventStore, target: EventStore, stream_id: str, *, throug
     while done < through:
         page = [recorded async for recorded in source.read(stream_id, after=done, through=through, limit=_PAGE)]
         if not page or page[0].version != done + 1:
-            if done == 0 and page:
+            removed = (await source.load(Load(stream_id, use_snapshot=False, limit=0))).truncated
+            if removed > done:
                 raise ForkRefused(
-                    f"the events of {stream_id!r} up to version {page[0].version - 1} were removed: what they led to "
-                    "cannot be forked"
+                    f"the events of {stream_id!r} up to version {removed} were removed: what they led to cannot be "
+                    "forked"
                 )
             raise JournalCorrupt(f"the event at version {done + 1} is missing", stream_id=stream_id, version=done + 1)
         await target.append_writes([StreamWrite(stream_id, done, _as_stored(page))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -21,10 +21,11 @@ from actors import (
     fold,
 )
 from actors.state import StateType
+from actors.time_travel.blame import blame
 from backends.conformance.cases import case
 from eventstore import EventStore, SnapshotUnusable
 from eventstore.backend import Load, StoredSnapshot
-from eventstore.events import Snapshot
+from eventstore.events import RecordedEvent, Snapshot
 from eventstore.snapshots import new_snapshot, pack
 from tests.actors.faults import Faults
 from tests.actors.notebook import Notebook, Page, Read, Wait, Write, WriteAll, Written, texts, until
@@ -456,6 +457,23 @@ async def test_a_fold_that_is_to_use_no_snapshot_says_that_events_were_removed_m
     remove_behind_the_first_page(system, other, monkeypatch)
     with pytest.raises(RecoveryError, match=r"Seen-a.*up to version 500 were removed"):
         await fold(system.store, Seen, "a", use_snapshots=False)
+
+
+@pytest.mark.parametrize("through", [3, 4, 5])
+async def test_blame_says_that_the_event_it_found_was_removed_meanwhile(
+    system: ActorSystem, monkeypatch: pytest.MonkeyPatch, through: int
+):
+    await write(system.store, "1", "2", "3", "4", "5")
+    read = EventStore.read
+
+    async def read_what_is_left(store: EventStore, stream_id: str, **options: Any) -> AsyncGenerator[RecordedEvent]:
+        await store.truncate(stream_id, through, reason="a test")
+        async for recorded in read(store, stream_id, **options):
+            yield recorded
+
+    monkeypatch.setattr(EventStore, "read", read_what_is_left)
+    with pytest.raises(RecoveryError, match=rf"Seen-a.*up to version {through} were removed"):
+        await blame(system.store, Seen, "a", pointer="/lines/1")
 
 
 async def test_events_removed_above_every_snapshot_are_an_error(system: ActorSystem):
