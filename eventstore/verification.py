@@ -94,8 +94,9 @@ class Verification:
         try:
             async for recorded in self._store.read_all(where=where, on_damage=self._unreadable):
                 self._readable(recorded)
-                async for damage in self._drained():
-                    yield damage
+                if self._found:
+                    async for damage in self._drained():
+                        yield damage
         except JournalCorrupt as error:
             self._unreadable(error)
             text = f"the log could not be read behind position {self._position}: what is there was not looked at"
@@ -137,11 +138,10 @@ class Verification:
         self._found.append((damage, missing_through))
 
     async def _drained(self) -> AsyncGenerator[Damage, None]:
-        if self._found:
-            found, self._found = self._found, []
-            for damage, through in found:
-                if through is None or not await self._is_removed(damage, through):
-                    yield damage
+        found, self._found = self._found, []
+        for damage, through in found:
+            if through is None or not await self._is_removed(damage, through):
+                yield damage
 
     async def _is_removed(self, damage: Damage, through: int) -> bool:
         """Whether the events that are missing have been removed by a truncation, since the log is read."""
