@@ -427,7 +427,9 @@ class EventStore:
     ) -> AsyncGenerator[RecordedEvent, None]:
         """The events of one stream with after < version <= through, in version order, or falling if `backwards`.
 
-        An unknown stream has none. What is appended meanwhile may or may not come. `limit` bounds the count.
+        An unknown stream has none. What is appended meanwhile may or may not come, and what a truncation removes
+        meanwhile does not, where it was not read yet: a version that does not follow the one before it tells that
+        those between were removed. `limit` bounds the count.
         """
         return stream_events(
             lambda after, through, limit: self._open.read_stream(
@@ -461,9 +463,10 @@ class EventStore:
         """The events of the whole log after a position, in position order, up to its end at that moment: those of the
         store's tenant, or of all if it was opened without one (`EventFilter.tenants` chooses some).
 
-        `last` starts so that only the last so many matching events come. `limit` bounds the count. An event that is
-        damaged ends the reading with `JournalCorrupt`; with `on_damage` it is passed over, after that was called with
-        the error, which names stream, version and position.
+        What is removed meanwhile, before its page was read, does not come. `last` starts so that only the last so many
+        matching events come. `limit` bounds the count. An event that is damaged ends the reading with
+        `JournalCorrupt`; with `on_damage` it is passed over, after that was called with the error, which names stream,
+        version and position.
         """
         log = LogReader(self.read_page, self._start_of_last, self.wait, on_damage)
         return log.up_to_now(after=after, last=last, limit=limit, where=where, page_size=page_size)

@@ -42,6 +42,23 @@ class Truncation(StoreFixtures):
         assert await numbers(store.read_all(page_size=1)) == [4, 5, 6]
         assert await numbers(store.read_all(last=2)) == [5, 6]
 
+    @pytest.mark.parametrize("is_log", [True, False])
+    async def test_what_is_removed_while_it_is_read_page_by_page_does_not_come(
+        self, store: EventStore, is_log: bool
+    ) -> None:
+        await store.append("a", happened(1, 2, 3, 4, 5))
+        reading = store.read_all(page_size=2) if is_log else store.read("a", page_size=2)
+        found = [(await anext(reading)).version]
+        await store.truncate("a", 4, reason="test")
+        assert found + await versions(reading) == [1, 2, 5]
+
+    async def test_what_is_removed_while_it_is_read_backwards_does_not_come(self, store: EventStore) -> None:
+        await store.append("a", happened(1, 2, 3, 4, 5))
+        reading = store.read("a", backwards=True, page_size=2)
+        found = [(await anext(reading)).version]
+        await store.truncate("a", 4, reason="test")
+        assert found + await versions(reading) == [5, 4]
+
     async def test_truncation_tells_how_many_events_it_removed(self, store: EventStore) -> None:
         await store.append("a", happened(1, 2, 3, 4, 5))
         assert await store.truncate("a", 2, reason="test") == 2

@@ -25,7 +25,7 @@ async def find(
     """The events that match, in the order of the log, or the newest first if `backwards`; at most `limit`.
 
     To go on another time, give the position of the last event as `cursor`: no event comes twice or is left out,
-    whatever is written meanwhile. What is appended after the first page was read does not come.
+    whatever is written meanwhile, unless it is removed. What is appended after the first page was read does not come.
 
     Raises `JournalCorrupt` for an event that is damaged, at the latest when its turn comes, and what reading the log
     raises.
