@@ -45,7 +45,8 @@ def switch(connection: Connection, tables: Sequence[Table], building: int) -> No
                 f"ALTER TABLE {prepare.format_table(copy)} RENAME TO {prepare.quote(table.name)}"
             )
     finally:
-        if is_by_name:
+        # Where it was cancelled the connection is lost, and to use it would raise another error.
+        if is_by_name and not connection.invalidated:
             connection.exec_driver_sql("PRAGMA legacy_alter_table = OFF")
 
 

@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, text
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, event, text
 
 from eventstore import (
     EventStore,
@@ -202,6 +202,28 @@ async def test_one_that_cannot_take_its_place_leaves_the_live_one_as_it_was(stor
     assert await amounts(store) == [1, 2, 3]
     assert (await rebuild(store, Ledger)).version == 2
     assert (await amounts(store), await names(store)) == ([1, 2, 3], {"ledger_entries"})
+
+
+@pytest.mark.sql_alone
+async def test_one_that_is_cancelled_as_it_takes_its_place_passes_that_on_and_can_be_taken_up(store: EventStore):
+    await pay(store, 1, 2)
+    await run(store)
+
+    def cancel(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("ALTER TABLE"):
+            rebuilding.cancel()
+
+    event.listen(Engine, "before_cursor_execute", cancel)
+    try:
+        rebuilding = asyncio.create_task(rebuild(store, Ledger))
+        with pytest.raises(asyncio.CancelledError):
+            await rebuilding
+    finally:
+        event.remove(Engine, "before_cursor_execute", cancel)
+    assert rebuilding.cancelled()
+    assert await amounts(store) == [1, 2]
+    assert (await rebuild(store, Ledger)).version == 2
+    assert await amounts(store) == [1, 2]
 
 
 @pytest.mark.sql_alone
