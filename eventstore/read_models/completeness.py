@@ -163,15 +163,25 @@ async def _first_gone(store: EventStore, projection: type[Projection]) -> Gone |
     async for info in _streams(store, projection):
         stream = (info.tenant, info.stream_id)
         ends[stream], heads[stream] = info.version, info.truncated
+    # Each with the version that the hole ends at.
+    holes: list[tuple[Gone, int]] = []
     async for recorded in store.read_all(where=EventFilter(kinds=projection.kinds, tenants=projection.tenants)):
         stream = (recorded.tenant, recorded.stream_id)
         version = heads.get(stream, 0) + 1
         if recorded.version > version:
-            return Gone(recorded.stream_id, version, recorded.tenant)
+            holes.append((Gone(recorded.stream_id, version, recorded.tenant), recorded.version - 1))
         heads[stream] = recorded.version
     for (tenant, stream_id), end in ends.items():
         if (head := heads[tenant, stream_id]) < end:
-            return Gone(stream_id, head + 1, tenant)
+            holes.append((Gone(stream_id, head + 1, tenant), end))
+    if not holes:
+        return None
+    # Retention may have removed them meanwhile.
+    removed = {(info.tenant, info.stream_id): info.truncated async for info in _streams(store, projection)}
+    for gone, through in holes:
+        truncated = removed.get((gone.tenant, gone.stream_id), 0)
+        if truncated < through:
+            return gone._replace(version=max(gone.version, truncated + 1))
     return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ import pytest
 
 from eventstore import EventStore, ProjectionRunner
 from eventstore.contract.checkpoint import Checkpoint, added
+from eventstore.events import RecordedEvent
 from eventstore.read_models.completeness import Place, check_completeness, first_missing
 from eventstore.read_models.projection_control import live_checkpoint
 
@@ -127,3 +129,25 @@ async def lose(url: str, stream_id: str, version: int) -> None:
         )
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize("through", [3, 5])
+async def test_what_is_truncated_while_the_journal_is_looked_through_is_not_lost(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch, through: int
+):
+    await pay(store, *range(5))
+    await ProjectionRunner(store, PlainLedger).run(follow=False)
+    await store.truncate("account-a", 1, reason="a test")
+    read_all, reads = store.read_all, 0
+
+    async def read_after_more_was_removed(**options: Any) -> AsyncGenerator[RecordedEvent]:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            await store.truncate("account-a", through, reason="a test")
+        async for recorded in read_all(**options):
+            yield recorded
+
+    monkeypatch.setattr(store, "read_all", read_after_more_was_removed)
+    found = await check_completeness(store, PlainLedger)
+    assert (found.is_complete, found.truncated, found.gone, reads) == (False, True, None, 2)
