@@ -181,8 +181,9 @@ class SealChain:
         number = through = 0
         # Whether a list is missing, so that nobody knows what there was before the next one.
         is_gap = False
+        newest = self._links[-1].number if self._links else 0
         async for stored in self._store.seals():
-            if stored.number > self._links[-1].number:
+            if stored.number > newest:
                 break
             is_gap = is_gap or stored.number != number + 1 or stored.number not in self.trusted
             number = stored.number

@@ -69,6 +69,23 @@ async def test_of_many_sealers_each_event_is_sealed_by_one(url: str, key: Signin
         assert verification.verified.events == events
 
 
+async def test_a_first_seal_that_is_made_while_the_journal_is_verified_is_not_looked_at(
+    url: str, key: SigningKey
+) -> None:
+    async with EventStore.open(url) as store:
+        await fill(store)
+        await store.append("c", happened(1, 2))
+        await store.truncate("c", 1, reason="test")
+        verification = SealVerification(store, key.public)
+        found: list[Finding] = []
+        async for finding in verification.findings():
+            found.append(finding)
+            await seal_all(Sealer(store, key))
+        assert [finding.text for finding in found] == ["there is no seal: nothing is proven"]
+        assert (verification.verified.seals, verification.verified.sealed) == (0, 0)
+        assert (await verified(store, key))[1] == []
+
+
 async def test_the_streams_of_two_tenants_under_one_id_are_told_apart(url: str, key: SigningKey) -> None:
     async with (
         EventStore.open(url) as store,
