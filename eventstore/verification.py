@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from eventstore.backend import EventFilter, Load, Statistics, StreamInfo
-from eventstore.errors import InvalidArgument, JournalCorrupt, SnapshotUnusable
+from eventstore.errors import InvalidStreamId, JournalCorrupt, SnapshotUnusable
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
 
@@ -140,18 +140,19 @@ class Verification:
     async def _drained(self) -> AsyncGenerator[Damage, None]:
         found, self._found = self._found, []
         for damage, through in found:
-            if through is None or not await self._is_removed(damage, through):
+            if through is None or damage.stream_id is None:
+                yield damage
+                continue
+            async with self._of(damage.tenant) as store:
+                is_removed = await self._is_removed(store, damage.stream_id, through)
+            if not is_removed:
                 yield damage
 
-    async def _is_removed(self, damage: Damage, through: int) -> bool:
-        """Whether the events that are missing have been removed by a truncation, since the log is read."""
-        stream_id = damage.stream_id
-        if stream_id is None:
-            return False
+    async def _is_removed(self, store: EventStore, stream_id: str, through: int) -> bool:
+        """Whether events that are missing have been removed by a truncation, since the log is read."""
         try:
-            async with self._of(damage.tenant) as store:
-                head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
-        except (JournalCorrupt, InvalidArgument):
+            head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
+        except (JournalCorrupt, InvalidStreamId):
             # It cannot even be asked for: then it is not that it was truncated.
             return False
         return head.truncated >= through
@@ -165,7 +166,8 @@ class Verification:
         if first > truncated + 1:
             text = f"its first event is version {first}, but only those up to {truncated} were removed"
             yield Damage(stream_id, truncated + 1, None, text)
-        if max(last, truncated) != version and not await self._goes_on(store, stream_id, last):
+        is_behind = max(last, truncated) != version and not await self._goes_on(store, stream_id, last)
+        if is_behind and not await self._is_removed(store, stream_id, version):
             yield Damage(stream_id, version, None, f"it is at version {version}, but its last event is version {last}")
         if has_snapshots:
             async for damage in self._snapshots(store, stream_id, version):

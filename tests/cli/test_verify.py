@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import redis
 
 from actors import ActorSystem, RecoveryError
 from eventstore import EventStore, JournalCorrupt, Metadata, NewEvent
-from eventstore.backend import EventFilter, LogPage
+from eventstore.backend import EventFilter, LogPage, StreamInfo
 from eventstore.snapshots import new_snapshot
 from eventstore.verification import Damage, Verification
 from tests.actors.notebook import Notebook, Read, Write, Written
@@ -255,6 +255,26 @@ def test_a_stream_that_is_truncated_meanwhile_is_fine(
         any_url, monkeypatch, lambda store: store.truncate("Notebook-a", through, reason="test")
     )
     assert asyncio.run(found) == []
+
+
+async def problems_where_new_events_go_meanwhile(url: str, monkeypatch: pytest.MonkeyPatch) -> list[Damage]:
+    """What verification finds where events come after the log was read, and go after the streams were listed."""
+    async with EventStore.open(url) as store:
+        listed = store.streams
+
+        async def streams(**options: Any) -> AsyncGenerator[StreamInfo]:
+            await store.append("Notebook-a", [Written(text="new"), Written(text="newer")])
+            infos = [info async for info in listed(**options)]
+            await store.truncate("Notebook-a", 5, reason="test")
+            for info in infos:
+                yield info
+
+        monkeypatch.setattr(store, "streams", streams)
+        return [damage async for damage in Verification(store).problems()]
+
+
+def test_new_events_that_are_truncated_meanwhile_are_fine(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asyncio.run(problems_where_new_events_go_meanwhile(any_url, monkeypatch)) == []
 
 
 def test_a_hole_beside_what_is_truncated_meanwhile_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
