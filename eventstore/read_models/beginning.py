@@ -11,7 +11,7 @@ from eventstore.errors import DefinitionError, PartitionsChanged
 from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.delivering import new
-from eventstore.read_models.made_by import made_by
+from eventstore.read_models.fingerprint import fingerprint
 from eventstore.store import EventStore
 
 
@@ -29,7 +29,7 @@ async def begin(store: EventStore, projection: type[Projection], version: int, s
         kinds=projection.kinds,
         tenants=projection.tenants,
         tables=names,
-        made_by=made_by(projection),
+        made_by=fingerprint(projection),
     )
     parts = [replace(whole, partition=number, partitions=count) for number in range(count)]
     made = new(projection, parts[0])

@@ -15,7 +15,7 @@ from eventstore.projections import Projection
 from eventstore.read_models.applying import TRANSACTION_SECONDS
 from eventstore.read_models.beginning import begin
 from eventstore.read_models.delivering import Poison, handle_events, new
-from eventstore.read_models.made_by import made_by
+from eventstore.read_models.fingerprint import fingerprint
 from eventstore.read_models.projection_runner import FIRST_BATCH, ProjectionRunner
 from eventstore.read_models.runner_process import new_runner, this_process
 from eventstore.store import EventStore
@@ -33,9 +33,9 @@ async def rebuild(
     store: EventStore, projection: type[Projection], *, on_progress: Callable[[int, int, int], None] | None = None
 ) -> Checkpoint:
     """Build the read model anew from the first event, and put it in the place of the live one, which is read, and goes
-    on, until then. One that was killed is taken up where it was, if the class is as it was (`made_by`); else it begins
-    anew. This is how the number of partitions is changed, too. Returns the new version's checkpoint, that of the first
-    partition if there are several.
+    on, until then. One that was killed is taken up where it was, if the class is as it was (`fingerprint`); else it
+    begins anew. This is how the number of partitions is changed, too. Returns the new version's checkpoint, that of the
+    first partition if there are several.
 
     On SQL stores the places are changed in one transaction, in which the new version also gets what the live one had
     got ahead of it: nobody who reads sees it go back. Elsewhere the live one is held up at last if it stays ahead, for
@@ -85,9 +85,10 @@ async def _begin(store: EventStore, projection: type[Projection]) -> int:
     """The version that is being built: the one that a rebuild before this has left, or a new one."""
     while True:
         live, building = await _versions(store, projection)
+        made_by = fingerprint(projection)
         # What other handlers have made of the events before would stay among what these make of the others.
         is_sound = all(
-            part.pause is None and part.partitions == projection.partitions and part.made_by == made_by(projection)
+            part.pause is None and part.partitions == projection.partitions and part.made_by == made_by
             for part in building
         )
         if building and is_sound:

@@ -1,4 +1,4 @@
-"""Made by: a fingerprint of the code that a version of a read model is made by."""
+"""Fingerprint: that of the code that a version of a read model is made by."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eventstore.projections import Projection
 _CHANGES_NOTHING = {*vars(Projection), *Projection.__annotations__} - {"flush", "prepare", "table"}
 
 
-def made_by(projection: type[Projection]) -> str:
+def fingerprint(projection: type[Projection]) -> str:
     """The same for the same class in the same version of Python. What its methods call is not in it, but every plain
     value among its attributes is: who changes the one can say so by the other."""
     return sha256(repr(list(_parts(projection))).encode()).hexdigest()[:32]
