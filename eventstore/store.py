@@ -450,6 +450,10 @@ class EventStore:
         )
         return page.version
 
+    async def head(self, stream_id: str) -> Loaded:
+        """How far a stream has come, and up to which version it was truncated; neither events nor a snapshot."""
+        return await self.load(Load(stream_id, use_snapshot=False, limit=0))
+
     def read_all(
         self,
         *,

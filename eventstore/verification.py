@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from eventstore.backend import EventFilter, Load, Statistics, StreamInfo
+from eventstore.backend import EventFilter, Statistics, StreamInfo
 from eventstore.errors import InvalidStreamId, JournalCorrupt, SnapshotUnusable
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
@@ -151,7 +151,7 @@ class Verification:
     async def _is_removed(self, store: EventStore, stream_id: str, through: int) -> bool:
         """Whether events that are missing have been removed by a truncation, since the log is read."""
         try:
-            head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
+            head = await store.head(stream_id)
         except (JournalCorrupt, InvalidStreamId):
             # It cannot even be asked for: then it is not that it was truncated.
             return False

@@ -11,7 +11,6 @@ from actors.actor import PersistentActor
 from actors.replaying.unfoldable import EventsRemoved
 from actors.time_travel.folding import Fold
 from actors.time_travel.state_changes import Nothing, StateChange, leaves, names_of, state_changes, value_at
-from eventstore.backend import Load
 from eventstore.errors import ActorError, JournalCorrupt
 from eventstore.events import RecordedEvent
 from eventstore.store import EventStore
@@ -184,7 +183,7 @@ class _Reader:
         index = version - self._page[0].version if self._page else 0
         if 0 <= index < len(self._page) and self._page[index].version == version:
             return self._page[index]
-        head = await self._store.load(Load(self._stream_id, use_snapshot=False, limit=0))
+        head = await self._store.head(self._stream_id)
         if head.truncated >= version:
             raise EventsRemoved(self._stream_id, head.truncated)
         raise JournalCorrupt(f"the event at version {version} is missing", stream_id=self._stream_id, version=version)

@@ -13,7 +13,6 @@ from actors.replaying.unfoldable import UNFOLDABLE, EventsRemoved, removed, unfo
 from actors.replicas.convergence import History
 from actors.replicas.replicated_actor import ReplicatedActor
 from actors.replicas.replicated_recovery import extend, newer_entries, read_history
-from eventstore.backend import Load
 from eventstore.errors import RecoveryError, SnapshotUnusable
 from eventstore.events import Snapshot
 from eventstore.store import EventStore
@@ -228,7 +227,7 @@ class Fold:
         self._history = History(self._actor) if isinstance(self._actor, ReplicatedActor) else None
 
     async def _look(self) -> None:
-        loaded = await self._store.load(Load(self.stream_id, use_snapshot=False, limit=0))
+        loaded = await self._store.head(self.stream_id)
         self.stream_version, self.truncated = loaded.version, loaded.truncated
 
     def _begin_with(self, snapshot: Snapshot) -> None:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from actors.replaying.determinism import Breach
 from actors.time_travel.folding import snapshot_places
 from actors.time_travel.state_changes import state_changes
-from eventstore.backend import Load
 from eventstore.cli.arguments import Address
 from eventstore.cli.changes import short
 from eventstore.cli.fold_process import FoldAnswer, FoldProcess, fold_process
@@ -34,7 +33,7 @@ class FoldChecker(NamedTuple):
         """Fold an actor that was replayed in both, and once from each of its snapshots, and add what is wrong to its
         problems: what its event handlers call, and the first event after which two folds differ."""
         stream_id = replayed.stream_id
-        head = await self.store.load(Load(stream_id, use_snapshot=False, limit=0))
+        head = await self.store.head(stream_id)
         if head.version == 0:
             return
         places = await snapshot_places(self.store, stream_id)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from eventstore.backend import Load
 from eventstore.cli.arguments import Address, Json, Tenant, Url, whole
 from eventstore.cli.exits import CommandFailed, Exit, WrongUsage
 from eventstore.cli.messages import Messages
@@ -62,7 +61,7 @@ async def _events(
 ) -> Exit:
     is_empty = True
     async with address.store() as store:
-        head = await store.load(Load(stream, use_snapshot=False, limit=0))
+        head = await store.head(stream)
         if head.version == 0:
             raise CommandFailed(f"stream {stream!r} has no events: `eventstore streams` lists what there is")
         if after < head.truncated:

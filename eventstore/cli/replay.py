@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from actors.actor import PersistentActor, stream_id_of
-from eventstore.backend import Load
 from eventstore.cli.arguments import Address, Json, Target, Tenant, Url, whole
 from eventstore.cli.checking import fold_checker
 from eventstore.cli.escaping import escaped, one_line
@@ -190,7 +189,7 @@ async def _count_events(store: EventStore, cls: type[PersistentActor[Any]], keys
         async for info in store.streams(kind=cls.kind):
             total += info.version - info.truncated
     for key in keys:
-        head = await store.load(Load(stream_id_of(cls, key), use_snapshot=False, limit=0))
+        head = await store.head(stream_id_of(cls, key))
         total += head.version - head.truncated
     return total
 

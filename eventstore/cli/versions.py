@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from eventstore.backend import Load, Loaded
+from eventstore.backend import Loaded
 from eventstore.cli.arguments import MOST
 from eventstore.cli.exits import CommandFailed, WrongUsage
 from eventstore.cli.output import timestamp
@@ -15,7 +15,7 @@ from eventstore.store import EventStore
 
 async def head_of(store: EventStore, stream_id: str) -> Loaded:
     """Where an actor's stream is. Raises `CommandFailed` if it has no events."""
-    head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
+    head = await store.head(stream_id)
     if head.version == 0:
         raise CommandFailed(f"there is no actor {stream_id!r}: it has no events")
     return head

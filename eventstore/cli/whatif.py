@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from actors.time_travel.state_changes import StateChange, state_changes
-from eventstore.backend import Load, StreamInfo
+from eventstore.backend import StreamInfo
 from eventstore.cli.arguments import Address, Json, Tenant, Url
 from eventstore.cli.candidates import candidate
 from eventstore.cli.changes import record_of, short
@@ -169,7 +169,7 @@ async def _started(address: Address, target: str, name: str, code: str, stack: A
 async def _streams(store: EventStore, kind: str, keys: Sequence[str]) -> AsyncIterator[StreamInfo]:
     for key in keys:
         stream_id = checked_stream_id(f"{kind}-{key}")
-        head = await store.load(Load(stream_id, use_snapshot=False, limit=0))
+        head = await store.head(stream_id)
         if head.version == 0:
             raise CommandFailed(f"there is no actor {stream_id!r}: it has no events")
         yield StreamInfo(stream_id, head.version, head.truncated)

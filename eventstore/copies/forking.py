@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from eventstore.backend import EncodedEvent, Load, ReplicaFields, StreamWrite
+from eventstore.backend import EncodedEvent, ReplicaFields, StreamWrite
 from eventstore.codec import encode_metadata, encoded_event
 from eventstore.errors import EventStoreError, JournalCorrupt
 from eventstore.events import RecordedEvent
@@ -45,7 +45,7 @@ async def fork(source: EventStore, target: EventStore, stream_id: str, *, throug
     while done < through:
         page = [recorded async for recorded in source.read(stream_id, after=done, through=through, limit=_PAGE)]
         if not page or page[0].version != done + 1:
-            removed = (await source.load(Load(stream_id, use_snapshot=False, limit=0))).truncated
+            removed = (await source.head(stream_id)).truncated
             if removed > done:
                 raise ForkRefused(
                     f"the events of {stream_id!r} up to version {removed} were removed: what they led to cannot be "
