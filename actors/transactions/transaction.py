@@ -28,7 +28,6 @@ from eventstore.calls.sql_connection import SqlConnection
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.errors import (
     ActorStopped,
-    BackendUnavailable,
     CapabilityError,
     CodecError,
     CommandRejected,
@@ -410,10 +409,13 @@ class Transaction:
         its rows are in the way of the block's own."""
         if self.command_id is None or self.is_repeated:
             return
-        with suppress(BackendUnavailable):
-            for participant in self._asked_participants():
-                if await participant.remembers_by_now(self.command_id):
-                    raise ConcurrencyError(participant.stream_id, "", None) from error
+        for participant in self._asked_participants():
+            is_stored = False
+            # What cannot be found out must not take the place of the block's own error.
+            with suppress(EventStoreError):
+                is_stored = await participant.remembers_by_now(self.command_id)
+            if is_stored:
+                raise ConcurrencyError(participant.stream_id, "", None) from error
 
     def _ended(self, reason: EventStoreError) -> EventStoreError:
         """End it, also if the block catches what is raised."""

@@ -28,7 +28,7 @@ from actors import (
     TransactionOvertaken,
     TransactionRepeated,
 )
-from eventstore import CapabilityError, EventStore
+from eventstore import BackendUnavailable, CapabilityError, EventStore, EventStoreError, JournalCorrupt, StoreClosed
 from tests.actors.journals import new_journal
 from tests.actors.notebook import Notebook, Read, Refuse, Write, Written, texts
 
@@ -239,6 +239,22 @@ async def test_with_an_id_a_statement_that_fails_is_sqlalchemys_error_too(system
                 await tx.ask(system.ref(Notebook, "a"), Write(text="1"))
                 await tx.connection.execute(insert(pages), [{"id": 1, "text": "x"}] * 2)
     assert await rows(system) == []
+
+
+@pytest.mark.parametrize(
+    "other", [BackendUnavailable("gone"), StoreClosed("closed"), JournalCorrupt("damaged")], ids=repr
+)
+async def test_what_nobody_can_find_out_takes_not_the_place_of_the_blocks_own_error(
+    system: ActorSystem, monkeypatch: pytest.MonkeyPatch, other: EventStoreError
+):
+    async def fail(_: object) -> Any:
+        raise other
+
+    with pytest.raises(IntegrityError):
+        async with system.transaction(command_id="page-1") as tx:
+            await tx.ask(system.ref(Notebook, "a"), Write(text="1"))
+            monkeypatch.setattr(system.store._open_calls.commands, "_call", fail)
+            await tx.connection.execute(insert(pages), [{"id": 1, "text": "x"}] * 2)
 
 
 async def test_with_an_id_an_actor_is_asked_before_the_connection_is_used(system: ActorSystem):
