@@ -148,6 +148,7 @@ class PostgresTransaction:
     async def _checkpoint_rows(self, statement: str, *parameters: object) -> Sequence[Any]:
         if self._state is not _State.OPEN or self._is_expired:
             raise self._ended()
+        self._check_inside()
         try:
             # Who waits here for another runner's transaction has as much time as this one.
             return await self.session.connection.fetch(statement, *parameters)

@@ -25,6 +25,7 @@ from eventstore import (
     TransactionExpired,
     TransactionRefused,
 )
+from eventstore.backend import StoredCheckpoint
 from eventstore.contract.sql_transaction import SqlTransaction
 from eventstore.schema import upgrade
 from eventstore.store import Append
@@ -475,10 +476,13 @@ async def test_one_that_was_ended_on_the_drivers_own_connection_stores_nothing_m
         with pytest.raises(TransactionRefused, match="has ended the transaction"):
             await enter(begun, 2)
         with pytest.raises(TransactionRefused, match="has ended the transaction"):
+            await begun.save_checkpoint(StoredCheckpoint("reader", 1, 0, 0, 0, bytes(16), b"{}"))
+        with pytest.raises(TransactionRefused, match="has ended the transaction"):
             await begun.commit([] if is_stored_first else [write("a", b"1")])
     is_committed = end == "COMMIT"
     assert await entered(postgres_url) == [1] * is_committed
     assert await store.version("a") == is_committed * is_stored_first
+    assert await store.stored_checkpoints() == []
 
 
 async def test_a_kill_leaves_rows_and_events_together_or_neither(postgres_url: str) -> None:
