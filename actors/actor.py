@@ -74,7 +74,7 @@ class PersistentActor(Generic[S]):
         annotation = _state_annotation(cls)
         if isinstance(annotation, TypeVar):
             return  # A generic base of actors, not an actor yet.
-        # First, as long as the class has what it was given.
+        # Before anything is set on the class, which could take the place of a handler.
         cls.handlers = collect_handlers(cls)
         cls.kind = cls.__name__ if kind is None else kind
         # Whoever has no type checker gives anything.

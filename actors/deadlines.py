@@ -59,7 +59,7 @@ class Deadlines:
 
 
 def check_seconds(seconds: float, name: str) -> None:
-    """Raises `InvalidArgument` for what is no number of seconds: later, the command would have been handled."""
+    """Raises `InvalidArgument` for what is no number of seconds: a timer would raise only after the command."""
     # Whoever has no type checker gives anything.
     if not isinstance(cast("object", seconds), int | float) or not seconds > -inf:
         raise InvalidArgument(f"{name} is a number of seconds, not {seconds!r}: nothing was done")

@@ -38,7 +38,7 @@ async def recover(
     use_snapshots: bool = True,
     page_timeout: float,
 ) -> int:
-    """Bring an actor to what the journal says, by a snapshot. Returns the version of that.
+    """Bring an actor, wherever it stands, to what the journal says. Returns the version of the snapshot used (0: none).
 
     `page_timeout` bounds the wait for each page of events, not the whole: a long replay that makes progress goes on.
     """
@@ -49,6 +49,7 @@ async def recover(
         )
         return found.snapshot_version
     replay = Replay(store, actor, stage, page_timeout=page_timeout)
+    # It begins anew only where events were removed since it has looked, which the next look knows of.
     while True:
         try:
             with suppress(EventsRemoved):

@@ -303,7 +303,7 @@ class Cell(HoldableCell):
         """The handler raised. Unless it had persisted something, nothing has changed and the actor goes on."""
         refusal, self._refusal = self._refusal, None
         if refusal is not None and isinstance(error, CommandRejected):
-            # It has taken that for its own: as a rejection it would be remembered, and the database comes back.
+            # The handler made a rejection of it. As such it would be remembered, and the database comes back.
             error = refusal
         envelope.error = error = told_error(error, self.stream_id)
         envelope.attempts += 1
