@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 import pytest
 
@@ -25,9 +22,8 @@ from eventstore import BackendUnavailable, EventStore, JournalCorrupt
 from eventstore.backend import CommandLookup, CommandsFound, Load
 from tests.actors.faults import Faults, refused
 from tests.actors.notebook import Break, Notebook, Read, Wait, Write, Written, texts, until
+from tests.actors.outside import outside
 from tests.loop_clock import LoopClock
-
-T = TypeVar("T")
 
 LONG = 20.0
 """What runs out when a test puts the clock forward, and not before. An ask waits a little longer than that."""
@@ -74,11 +70,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     for name, value in {"gate": gate, "inside": asyncio.Event(), "cancelled": 0, "may_die": may_die}.items():
         monkeypatch.setattr(Gated, name, value, raising=False)
     return gate
-
-
-def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Done as by somebody who has nothing to do with the block that it is begun in."""
-    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 async def assert_free(system: ActorSystem, store: EventStore, *keys: str, cls: type[Notebook] = Notebook) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
 import pytest
@@ -31,8 +30,7 @@ from actors import (
 from eventstore import BackendUnavailable, CapabilityError, EventStore, EventStoreError, JournalCorrupt, StoreClosed
 from tests.actors.journals import new_journal
 from tests.actors.notebook import Notebook, Read, Refuse, Write, Written, texts
-
-T = TypeVar("T")
+from tests.actors.outside import outside
 
 pages = Table("test_pages", MetaData(), Column("id", Integer, primary_key=True), Column("text", Text, nullable=False))
 
@@ -70,11 +68,6 @@ async def store(sql_url: str) -> AsyncIterator[EventStore]:
 async def system(store: EventStore) -> AsyncIterator[ActorSystem]:
     async with ActorSystem(store, transaction_timeout=60) as system:
         yield system
-
-
-def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Done as by another process, which has nothing to do with the block that it is begun in."""
-    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 async def rows(system: ActorSystem) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -26,8 +25,7 @@ from actors import (
 )
 from eventstore import EventStore
 from tests.actors.notebook import Notebook, Read, Wait, Write, WriteSlowly, Written, texts, until
-
-T = TypeVar("T")
+from tests.actors.outside import outside
 
 
 class Calling(Notebook, kind="Notebook"):
@@ -73,11 +71,6 @@ async def turn() -> None:
     """Let everybody come to where they wait."""
     for _ in range(20):
         await asyncio.sleep(0)
-
-
-def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Done as by somebody who has nothing to do with the block that it is begun in."""
-    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 class Silent(Calling, kind="Notebook"):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -41,8 +39,7 @@ from tests.actors.notebook import (
     texts,
     until,
 )
-
-T = TypeVar("T")
+from tests.actors.outside import outside
 
 
 class Always(Notebook, kind="Notebook"):
@@ -64,11 +61,6 @@ class Patient(Notebook, kind="Notebook"):
 
 async def log(store: EventStore) -> list[RecordedEvent]:
     return [recorded async for recorded in store.read_all()]
-
-
-def outside(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task that is no part of the transaction it is started in."""
-    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 async def write_elsewhere(other: EventStore, key: str, *lines: str) -> None:

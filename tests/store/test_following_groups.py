@@ -18,16 +18,13 @@ from eventstore.calls.pending_append import PendingAppend
 from eventstore.calls.resolving import Removed, resolve
 from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, CircuitOpen, ConcurrencyError, EventStoreError, OutcomeUnknown
+from tests.store.removals import nothing_removed
 
 FIRST = [f"first-{number}" for number in range(MIN_HALVED)]
 SECOND = [f"second-{number}" for number in range(MIN_HALVED)]
 # So many go behind the first.
 FEWEST = MIN_HALVED // 2
 THIRD = [f"third-{number}" for number in range(MIN_HALVED)]
-
-
-async def nothing_removed(stream_ids: Sequence[str]) -> dict[str, int]:
-    return dict.fromkeys(stream_ids, 0)
 
 
 class Line:

@@ -15,6 +15,7 @@ from eventstore.calls.halving import MIN_HALVED
 from eventstore.calls.pending_append import PendingAppend
 from eventstore.codec import encoded_event
 from eventstore.errors import BackendUnavailable, ConcurrencyError, EventStoreError, OutcomeUnknown
+from tests.store.removals import nothing_removed
 
 CALLERS = 2 * MIN_HALVED
 QUICK, SLOW = 0.0, 0.05
@@ -38,10 +39,6 @@ class Journal:
             ConcurrencyError(write.stream_id, 0, 1) if write.stream_id in self.refused else Appended(1, (1,))
             for [write] in batches
         ]
-
-
-async def nothing_removed(stream_ids: Sequence[str]) -> dict[str, int]:
-    return dict.fromkeys(stream_ids, 0)
 
 
 class Callers:

@@ -27,13 +27,10 @@ from eventstore.errors import (
     StorageFull,
     StoreBusy,
 )
+from tests.store.removals import nothing_removed
 
 GONE = BackendUnavailable("gone")
 LOST = OutcomeUnknown("the answer was lost")
-
-
-async def nothing_removed(stream_ids: Sequence[str]) -> dict[str, int]:
-    return dict.fromkeys(stream_ids, 0)
 
 
 class Time:
