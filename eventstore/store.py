@@ -288,12 +288,13 @@ class EventStore:
             del outcome
 
     async def _removed(self, stream_ids: Sequence[str]) -> Mapping[str, int]:
-        loads = [Load(stream_id, use_snapshot=False, limit=0) for stream_id in dict.fromkeys(stream_ids)]
+        # Past the breaker, which may be open while an outcome is unknown.
+        loads = [Load(stream_id, use_snapshot=False, limit=0) for stream_id in stream_ids]
         found: dict[str, int] = {}
-        for load, loaded in zip(loads, await self._backend.load(loads) if loads else (), strict=True):
+        for stream_id, loaded in zip(stream_ids, await self._backend.load(loads), strict=True):
             if isinstance(loaded, JournalCorrupt):
                 raise loaded
-            found[load.stream_id] = loaded.truncated
+            found[stream_id] = loaded.truncated
         return found
 
     async def _outcome_of(self, writes: list[StreamWrite]) -> AppendOutcome | EventStoreError:

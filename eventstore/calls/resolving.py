@@ -18,7 +18,7 @@ from eventstore.errors import (
 )
 
 Removed = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
-"""Up to which version the events of streams were removed."""
+"""Up to which version the events of streams were removed. It is asked for one at least, and for each once."""
 
 _REFUSALS = (ConcurrencyError, DuplicateEventError, FencedError)
 

@@ -24,6 +24,7 @@ from eventstore.cli.messages import Messages
 from eventstore.cli.nothing import note_nothing
 from eventstore.cli.output import View, counted, listing, write_json, write_line
 from eventstore.cli.progress import Progress, Silent, bar, is_shown
+from eventstore.cli.versions import head_of
 from eventstore.events import checked_stream_id
 from eventstore.store import EventStore
 
@@ -169,9 +170,7 @@ async def _started(address: Address, target: str, name: str, code: str, stack: A
 async def _streams(store: EventStore, kind: str, keys: Sequence[str]) -> AsyncIterator[StreamInfo]:
     for key in keys:
         stream_id = checked_stream_id(f"{kind}-{key}")
-        head = await store.head(stream_id)
-        if head.version == 0:
-            raise CommandFailed(f"there is no actor {stream_id!r}: it has no events")
+        head = await head_of(store, stream_id)
         yield StreamInfo(stream_id, head.version, head.truncated)
     if not keys:
         async for info in store.streams(kind=kind):
