@@ -126,20 +126,22 @@ async def test_a_call_of_every_kind_closes_it_again(store: EventStore, proxy: Fa
         await asyncio.gather(*(store.version("a") for _ in range(20)), store.append("b", happened(1)))
 
 
-def hold_its_clock(store: EventStore) -> None:
-    """A probe that hangs lets another one through after a pause, which a busy machine may take to do anything."""
-    now = time.monotonic()
-    store.commits.breaker._clock = lambda: now
-
-
-async def test_half_open_it_lets_exactly_one_call_through(store: EventStore, proxy: FaultProxy) -> None:
+async def half_open(store: EventStore, proxy: FaultProxy) -> int:
+    """The next call is the probe, and hangs until the proxy resumes. Returns how many connections there were before."""
     go_down(proxy)
     await opened(store)
     proxy.stall()
     await proxy.accept()
     await until(lambda: store.commits.refusal() is None)
     before = proxy.accepted
-    hold_its_clock(store)
+    # A probe that hangs lets another one through after a pause, which a busy machine may take to do anything.
+    now = time.monotonic()
+    store.commits.breaker._clock = lambda: now
+    return before
+
+
+async def test_half_open_it_lets_exactly_one_call_through(store: EventStore, proxy: FaultProxy) -> None:
+    before = await half_open(store, proxy)
     calls = [asyncio.create_task(store.version("a")) for _ in range(50)]
     await until(lambda: proxy.accepted > before)
     done, waiting = await asyncio.wait(calls, timeout=A_MOMENT)
@@ -152,13 +154,7 @@ async def test_half_open_it_lets_exactly_one_call_through(store: EventStore, pro
 
 
 async def test_half_open_it_lets_exactly_one_group_of_recoveries_through(store: EventStore, proxy: FaultProxy) -> None:
-    go_down(proxy)
-    await opened(store)
-    proxy.stall()
-    await proxy.accept()
-    await until(lambda: store.commits.refusal() is None)
-    before = proxy.accepted
-    hold_its_clock(store)
+    before = await half_open(store, proxy)
     crowd = [asyncio.create_task(store.load(Load("a"))) for _ in range(50)]
     await until(lambda: proxy.accepted > before)
     late = [asyncio.create_task(store.load(Load("a"))) for _ in range(50)]
