@@ -35,9 +35,14 @@ def is_awaited(function: Callable[..., Any], place: str) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
 
 
+def made_of(value: object) -> object:
+    """The function that a property, a class method or a static one was made of; anything else as it is."""
+    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+
+
 def check_plain(value: object, place: str) -> None:
     """Raises `DefinitionError` where a handler was made something else afterwards, as which nobody would find it."""
-    made: object = value.fget if isinstance(value, property) else getattr(value, "__func__", None)
-    role = getattr(made, ROLE, None)
+    made = made_of(value)
+    role = None if made is value else getattr(made, ROLE, None)
     if role is not None:
         raise DefinitionError(f"{place}: it is a plain method that @{role} marks, not a {type(value).__name__}")

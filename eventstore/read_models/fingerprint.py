@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Iterator
 from hashlib import sha256
 from types import CodeType
-from typing import Any, cast
+from typing import cast
 
+from eventstore.event_handlers import made_of
 from eventstore.projections import Projection
 
 # How it is run, and what is called when it is made already.
@@ -34,9 +35,10 @@ def _parts(projection: type[Projection]) -> Iterator[object]:
                 yield name, code
 
 
-def _code_of(value: Any) -> object:
+def _code_of(value: object) -> object:
     """What a method does; None for what is none."""
-    function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    function = made_of(value)
+    # A decorator may have been given an object that can be called.
     function = inspect.unwrap(function) if inspect.isfunction(function) else function
     return _told(function.__code__) if inspect.isfunction(function) else None
 
